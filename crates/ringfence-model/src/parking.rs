@@ -269,7 +269,7 @@ impl Waker {
     }
 
     /// Whether a sleeper with this word must be woken. Remembers the number if so.
-    fn must_ring(&mut self, at: usize, parked: u8) -> bool {
+    fn must_wake(&mut self, at: usize, parked: u8) -> bool {
         let asleep = parked % 2 == 1 && parked != self.rung[at];
         if asleep {
             self.rung[at] = parked;
@@ -524,7 +524,7 @@ impl Parking {
                 } else {
                     reader
                 };
-                if me.waker.must_ring(number, parked) {
+                if me.waker.must_wake(number, parked) {
                     self.found_asleep(me, at)
                 } else {
                     self.after_look(at)
@@ -719,7 +719,7 @@ impl Parking {
             }
             Reads::LooksAtWriter => {
                 let parked = words.load(thread, word::WRITER_PARKED, choice, Order::Relaxed);
-                if me.waker.must_ring(0, parked) {
+                if me.waker.must_wake(0, parked) {
                     let promised = me.waker.fences[0] > 0;
                     me.waker.fences[0] = self.fences;
                     if promised || self.fences == 0 || self.barriers == Barriers::Both {

@@ -234,9 +234,7 @@ unsafe extern "C" fn deliver<T>(
         gone();
     }
     // On an error, JavaScript has run out of memory or is ending.
-    let Ok(arguments) = converted else {
-        return;
-    };
+    let Ok(arguments) = converted else { return };
     // SAFETY: the engine calls this on the environment's thread, inside a handle scope.
     unsafe { call(env, callback, &arguments) };
 }

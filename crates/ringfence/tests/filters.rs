@@ -211,9 +211,7 @@ fn options() -> Options {
 /// The other processes of these tests.
 #[test]
 fn role() {
-    let Some((role, _)) = support::role() else {
-        return;
-    };
+    let Some((role, _)) = support::role() else { return };
     if role.starts_with("landlocked") {
         close_files(role.ends_with("reads"));
     }

@@ -226,7 +226,7 @@ impl EndpointKind for Service {
         endpoint.check_seats(who).or_else(|_| {
             // Agents may have left while no call on their channel noticed.
             for channel in endpoint.channels() {
-                channel.doorbell.look();
+                channel.doorbell.check_peer();
                 channel.notice();
             }
             endpoint.check_seats(who)

@@ -372,9 +372,9 @@ impl Shared {
     }
 
     /// The line, for an event loop that watches nothing else.
-    pub(crate) fn line_alone(&self) -> BorrowedFd<'_> {
+    pub(crate) fn line_only(&self) -> BorrowedFd<'_> {
         // `arm` reports an error of this.
-        let _ = self.doorbell.poll_line_alone();
+        let _ = self.doorbell.poll_line_only();
         self.doorbell.line()
     }
 
@@ -491,7 +491,7 @@ impl Shared {
         self.lost
             .store(!peers.is_some_and(|phase| phase.ended), Ordering::Relaxed);
         self.state.set(end);
-        self.doorbell.hang_up();
+        self.doorbell.shut_both();
         drop(guard);
         Some(Untold {
             tie: self.tie.clone(),
@@ -518,14 +518,14 @@ impl Shared {
         self.state.set(ChannelState::ClosedHere);
         held.phase.advance(Step::Left);
         let peer = held.peer.clone();
-        self.doorbell.fall_silent();
+        self.doorbell.shut_write();
         drop(guard);
         let ends = self.doorbell.ends();
         let watched: Vec<_> = ends.watched().collect();
         // A failed wait counts as one that timed out.
         let answered = matches!(deadline.wait(&watched), Ok(Woken::Ready));
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
-        self.doorbell.hang_up();
+        self.doorbell.shut_both();
         // Kept until now for the alarm, which wipes it.
         let held = self.held.lock().map(|mut held| held.take());
         // The tracing subscriber is notified before the program.
@@ -662,7 +662,7 @@ impl Partner {
     /// The channel, if it is still open.
     pub(crate) fn open(&self) -> Option<Arc<Shared>> {
         let shared = self.shared.upgrade()?;
-        shared.doorbell.look();
+        shared.doorbell.check_peer();
         shared.notice();
         shared.close_reason().is_none().then_some(shared)
     }

@@ -246,7 +246,7 @@ impl<R: Inlet> Inbound<R> {
         self.fruitless += 1;
         if self.fruitless >= LOOKS_PER_GLANCE {
             self.fruitless = 0;
-            self.shared.doorbell.look();
+            self.shared.doorbell.check_peer();
             self.shared.notice();
             self.check()?;
         }
@@ -268,8 +268,8 @@ impl<R: Inlet> Inbound<R> {
 
     #[inline]
     pub(super) fn ring_if_published(&mut self) {
-        if self.link.as_mut().is_some_and(|link| link.waker.must_ring()) {
-            self.shared.doorbell.ring();
+        if self.link.as_mut().is_some_and(|link| link.waker.must_wake()) {
+            self.shared.doorbell.wake_peer();
         }
     }
 
@@ -650,7 +650,7 @@ impl<R> AsFd for Inbound<R> {
     /// created when the first of them waits. If a thread slept in a call when the loop started, the loop gets an epoll instance of its
     /// own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.line_alone()
+        self.shared.line_only()
     }
 }
 

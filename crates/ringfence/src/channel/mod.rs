@@ -52,7 +52,7 @@ use crate::{
     options::Options,
     ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
-    wake::attachments::MOST,
+    wake::attachments::MAX_COUNT,
     wake::parking::ParkingSpot,
 };
 
@@ -81,7 +81,7 @@ impl Channel {
         let mut consumer = SpscReader::new(own, peer, terms.peer_capacity, terms.longest_in);
         let accepts = options.attachments;
         if accepts.any() {
-            consumer.accept_attachments(MOST.min(accepts.max_count as usize));
+            consumer.accept_attachments(MAX_COUNT.min(accepts.max_count as usize));
         }
         consumer.count_in(&shared.counters.received);
         consumer.accept_calls(false);

@@ -54,7 +54,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         role: parts.role,
         peer: parts.identity.pid,
         subscribes,
-        counters: Counters::new(doorbell.rung()),
+        counters: Counters::new(doorbell.wakeups_sent()),
         doorbell: Arc::new(doorbell),
         state: AtomicState::open(parts.mark),
         sending_ended: AtomicBool::new(false),

@@ -62,8 +62,8 @@ impl Outlet for Spsc {
 
     #[inline]
     fn published(writing: &mut Writing<Self>) {
-        if writing.link.waker.must_ring() {
-            writing.shared.doorbell.ring();
+        if writing.link.waker.must_wake() {
+            writing.shared.doorbell.wake_peer();
         }
     }
 
@@ -73,7 +73,7 @@ impl Outlet for Spsc {
 
     fn refused(writing: &mut Writing<Self>, _size: usize) {
         if writing.link.must_check_line() {
-            writing.shared.doorbell.look();
+            writing.shared.doorbell.check_peer();
             writing.shared.notice();
         }
     }
@@ -200,7 +200,7 @@ impl Sender {
 
     /// Reads the wakeups on the line, and notices a peer that is gone: see [`Sender::close_reason`].
     pub fn poll_line(&mut self) {
-        self.shared.doorbell.read_bells();
+        self.shared.doorbell.read_wakeups();
         self.shared.notice();
         self.refresh();
     }
@@ -276,7 +276,7 @@ impl AsFd for Sender {
     /// [`Receiver::wait_readable`](crate::Receiver::wait_readable)). Threads beside a loop cost the channel two descriptors, made when the first of
     /// them waits. If a thread slept in a call when the loop began, the loop gets an epoll of its own for the line (two more).
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.shared.line_alone()
+        self.shared.line_only()
     }
 }
 

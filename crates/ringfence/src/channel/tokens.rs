@@ -118,11 +118,11 @@ impl Tokens {
             let bell = self.inbox.wakeup()?;
             let woken = if seen_gone {
                 // Whatever ends the channel triggers the wakeup.
-                doorbell::wait_for(bell, deadline)?
+                doorbell::wait_for_last_token(bell, deadline)?
             } else {
                 // Another thread may have seen in the meantime that the peer is gone, without notifying
                 // anyone yet. The line still reports it.
-                doorbell.wait_beside(bell, deadline)?
+                doorbell.wait_for_token(bell, deadline)?
             };
             if !woken {
                 return Err(Error::TimedOut);
@@ -165,7 +165,7 @@ impl Shared {
     pub(crate) fn send_token(&self, token: u64) -> Result<()> {
         let doorbell = &self.doorbell;
         let is_there = || {
-            doorbell.look();
+            doorbell.check_peer();
             !doorbell.is_gone()
         };
         if !is_there() {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::{
     error::{Error, Result},
-    wake::attachments::{Attachment, AttachmentRef, Attachments, MOST, discard},
+    wake::attachments::{Attachment, AttachmentRef, Attachments, MAX_COUNT, discard},
 };
 
 /// The most messages with attachments that the peer has not read. The line's buffer has room for about 220 of their parcels (212,992
 /// bytes, up to 960 for each), and the remainder is for wakeups.
-const MOST_ON_LINE: usize = 128;
+const MAX_ON_LINE: usize = 128;
 
 /// Sent attachments that the peer has not read.
 #[derive(Debug, Default)]
@@ -66,7 +66,7 @@ impl Outgoing {
             load.count += 1;
             load.bytes = load.bytes.saturating_add(attachment.bytes());
         }
-        let most = (MOST as u64).min(self.accepts.max_count.into());
+        let most = (MAX_COUNT as u64).min(self.accepts.max_count.into());
         if load.count > most {
             let reason = "the number of attachments that the peer takes";
             return Err(Error::too_large(attachments.len(), most, reason));
@@ -109,7 +109,7 @@ impl Outgoing {
     pub(crate) fn goal(&self, more: Load) -> u64 {
         let (mut messages, mut sum, mut goal) = (self.unread.len(), self.sum, 0);
         for (end, load) in &self.unread {
-            if messages < MOST_ON_LINE
+            if messages < MAX_ON_LINE
                 && sum.count + more.count <= self.accepts.max_count.into()
                 && sum.bytes + more.bytes <= self.accepts.max_bytes
             {

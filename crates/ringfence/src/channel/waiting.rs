@@ -99,7 +99,7 @@ pub trait Waits {
     /// Reads everything that has arrived on the line, and notices a peer that is gone.
     fn read_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
-        shared.doorbell.read_bells();
+        shared.doorbell.read_wakeups();
         shared.notice();
         self.check()
     }
@@ -107,7 +107,7 @@ pub trait Waits {
     /// As [`Waits::read_line`], but the line is read when this side is armed next, or by the next call.
     fn leave_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
-        shared.doorbell.leave_bells();
+        shared.doorbell.defer_wakeups();
         shared.notice();
         self.check()
     }
@@ -249,7 +249,7 @@ impl<W: Waits> SpinThenPark for W {
 
     fn glance(&mut self) -> Result<()> {
         let shared = self.parking().shared;
-        shared.doorbell.look();
+        shared.doorbell.check_peer();
         shared.notice();
         Ok(())
     }

@@ -48,7 +48,7 @@ use bytemuck::{Pod, Zeroable, bytes_of, pod_read_unaligned, try_pod_read_unalign
 use crate::{
     error::{Error, Refusal, Result, cut, steers},
     signal::inbox::TokenAddress,
-    wake::attachments::{Attachments, MOST_UNREAD},
+    wake::attachments::{Attachments, MAX_UNREAD},
 };
 
 const MAGIC: [u8; 8] = *b"ringfnce";
@@ -119,7 +119,7 @@ impl Hello {
         Attachments::none()
             .sealed(self.features & TAKES_SEALED != 0)
             .descriptors(self.features & TAKES_DESCRIPTORS != 0)
-            .max_count(self.max_attachments.min(MOST_UNREAD))
+            .max_count(self.max_attachments.min(MAX_UNREAD))
             .max_bytes(self.max_attached_bytes)
     }
 }

@@ -33,8 +33,8 @@ use crate::{
     options::Options,
     sys::socket::peer_credentials,
     trace::{self, Handshake},
-    wait::deadline::{self, CancelToken, Deadline, RECOVERY, RetryBudget, Wakeup},
-    wait::threads::{FairShare, begin_own_thread},
+    wait::deadline::{self, CancelToken, Deadline, RETRY_PAUSE, RetryBudget, Wakeup},
+    wait::threads::{FairShare, mark_own_thread},
 };
 
 /// The number of connections of one process that wait or run a handshake. An honest process stays far below.
@@ -245,7 +245,7 @@ impl Acceptor<'_> {
             ClientStage::Fresh(stream) => {
                 match handshake.within(|| side.look_at(stream, self.record.clone())) {
                     Err(error) => return Attempt::refused(error, Identity::of(client.who)),
-                    Ok(caller) if client.deadline.is_spoken_to(caller.as_fd(), GRACE) => Box::new(caller),
+                    Ok(caller) if client.deadline.becomes_readable(caller.as_fd(), GRACE) => Box::new(caller),
                     Ok(caller) => {
                         let stage = ClientStage::Silent(Box::new(caller));
                         return Attempt::Silent(Client { stage, ..client });
@@ -291,7 +291,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
         let partners = self.host.partners();
         watched.extend(partners.iter().flat_map(Partner::watched));
-        let deadlines = queue.waiting.iter().filter_map(|client| client.deadline.moment());
+        let deadlines = queue.waiting.iter().filter_map(|client| client.deadline.at());
         let mut until = deadlines.min();
         if !self.has_recovered() {
             until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
@@ -402,7 +402,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         let (results, bell) = (self.results.clone(), acceptor.bell.clone());
         let (hand_over, handed) = mpsc::sync_channel::<(Client, HandshakeThread)>(1);
         let run = move || {
-            begin_own_thread();
+            mark_own_thread();
             while let Ok((client, thread)) = handed.recv() {
                 let who = client.who;
                 // The names tell an operator how many handshakes run.
@@ -442,7 +442,7 @@ impl<H: Host> Accepting<'_, '_, H> {
 
     /// A local error (no descriptors, for example) keeps this process from accepting. It tries again a little later.
     fn failed(&mut self, error: Error) -> ControlFlow<H::End> {
-        self.recovered = Instant::now() + RECOVERY;
+        self.recovered = Instant::now() + RETRY_PAUSE;
         self.host.failed(error)
     }
 }

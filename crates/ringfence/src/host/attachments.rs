@@ -18,8 +18,8 @@ use crate::{
     ring::fan_out::Delivery,
     ring::fan_out::readers::ActiveReader,
     ring::record::Tag,
-    wake::attachments::{AttachmentRef, MOST},
-    wake::doorbell::{Doorbell, is_gone, not_passed},
+    wake::attachments::{AttachmentRef, MAX_COUNT},
+    wake::doorbell::{Doorbell, is_gone, passing_failed},
 };
 
 impl Broadcaster {
@@ -34,9 +34,9 @@ impl Broadcaster {
             return self.try_send(message);
         }
         let count = u8::try_from(attachments.len()).ok();
-        let count = count.filter(|count| usize::from(*count) <= MOST);
+        let count = count.filter(|count| usize::from(*count) <= MAX_COUNT);
         let reason = "the number of attachments that the kernel passes at once";
-        let count = count.ok_or(Error::too_large(attachments.len(), MOST as u64, reason))?;
+        let count = count.ok_or(Error::too_large(attachments.len(), MAX_COUNT as u64, reason))?;
         self.writing()?;
         if !self.has_room(message.len())? {
             return self.not_sent(Ok(false), message.len());
@@ -158,7 +158,7 @@ impl Broadcaster {
                 {
                     return Ok(None);
                 }
-                Err(errno) => return Err(not_passed(errno, attachments.len())),
+                Err(errno) => return Err(passing_failed(errno, attachments.len())),
             }
         }
         Ok(Some(passed))

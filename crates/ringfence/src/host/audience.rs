@@ -332,7 +332,7 @@ impl Endpoint<Broadcast> {
         };
         let admitted = admit(&self.region, self.barriers, barriers);
         // It may have parked or made room before the sender knew of it.
-        link.doorbell.ring();
+        link.doorbell.wake_peer();
         self.watches.wake_sender();
         let guard = SubscriberGuard {
             publisher: Arc::clone(self),
@@ -413,9 +413,9 @@ impl Endpoint<Broadcast> {
     pub(crate) fn look_at(&self, number: u64, rung: bool) {
         if let Some(link) = self.link(number) {
             if rung {
-                link.doorbell.read_bells();
+                link.doorbell.read_wakeups();
             } else {
-                link.doorbell.look();
+                link.doorbell.check_peer();
             }
             link.notice();
         }
@@ -431,7 +431,7 @@ impl Endpoint<Broadcast> {
         if let Some(link) = member.link.upgrade() {
             link.end_reading_at(self.tail());
             if link.end_sending() {
-                link.doorbell.ring();
+                link.doorbell.wake_peer();
             }
         }
     }

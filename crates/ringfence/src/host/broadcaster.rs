@@ -245,7 +245,7 @@ fn update_waker(
 #[cold]
 fn wake_reader(doorbell: &Weak<Doorbell>) {
     if let Some(doorbell) = doorbell.upgrade() {
-        doorbell.ring();
+        doorbell.wake_peer();
     }
 }
 

@@ -42,7 +42,7 @@ use crate::{
     sys::lock::{Mutex, MutexGuard},
     trace,
     wait::deadline::{Backoff, CancelToken, Deadline, Wakeup},
-    wait::threads::{begin_own_thread, is_own_thread},
+    wait::threads::{is_own_thread, mark_own_thread},
 };
 
 /// A kind of endpoint. The value is what the kind has in addition to its locked state.
@@ -532,7 +532,7 @@ impl<W: Send + 'static> Idle<W> {
         let thread = thread::Builder::new()
             .name(name.into())
             .spawn(move || {
-                begin_own_thread();
+                mark_own_thread();
                 if let Ok(work) = beginning.recv() {
                     run(work);
                 }

@@ -452,7 +452,7 @@ impl MemberWorker {
 fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
     let mut retries = RetryBudget::default();
     loop {
-        match stay.look().and_then(|_| call()) {
+        match stay.check().and_then(|_| call()) {
             Err(error @ Error::NoSpace { .. }) if retries.should_retry(&error) => retries.pause(),
             result => return result,
         }

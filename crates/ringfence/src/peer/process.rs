@@ -736,7 +736,7 @@ impl Look {
         let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
         let read = move || content_of(&directory, wanted, &within);
-        let content = threads::ask(executable::READING, deadline, read)??;
+        let content = threads::run(executable::READING, deadline, read)??;
         if let Content::Hash(digest) = content {
             executable.sha256 = Some(digest);
         }
@@ -817,7 +817,7 @@ fn executable_of(
         executable_at(directory, named)
     } else {
         let directory = Arc::clone(directory);
-        threads::ask("inspecting the peer's executable", deadline, move || {
+        threads::run("inspecting the peer's executable", deadline, move || {
             executable_at(&directory, named)
         })?
     };
@@ -863,7 +863,7 @@ pub(crate) fn own_executable() -> KernelResult<Executable> {
 /// the path may lie on a mount whose server is gone.
 pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<KernelResult<Executable>> {
     let path = path.to_owned();
-    threads::ask(
+    threads::run(
         "inspecting an executable that the policy names",
         deadline,
         move || executable_behind(&path),

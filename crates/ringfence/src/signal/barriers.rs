@@ -43,9 +43,7 @@ pub(crate) fn are_offered() -> bool {
     if accepted == Some(&false) || process::knows_barriers() != Ok(true) {
         return false;
     }
-    let Ok(issued) = ISSUED.get() else {
-        return false;
-    };
+    let Ok(issued) = ISSUED.get() else { return false };
     let can_issue = issued.get().is_some() || process::issue_barrier().is_ok();
     if can_issue {
         issued.get_or_init(|| ());

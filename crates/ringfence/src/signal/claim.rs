@@ -36,7 +36,7 @@ use crate::{
     signal::barriers,
     sys::lock::{Condvar, Mutex},
     sys::{self, signal::SignalInfo},
-    wait::threads::begin_own_thread,
+    wait::threads::mark_own_thread,
 };
 
 /// A function that is called for received signals, on the thread that received them. A process has at most
@@ -431,7 +431,7 @@ fn start(number: c_int) -> Result<SignalThread> {
         .name("ringfence-signal".into())
         .spawn(move || {
             HEARS.set(true);
-            begin_own_thread();
+            mark_own_thread();
             let progress = &ending.0;
             let begun = sys::signal::block_signals()
                 .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));

@@ -171,7 +171,7 @@ impl Line {
             return Ok(());
         };
         if let Some(exit) = exit {
-            doorbell.look();
+            doorbell.check_peer();
             if doorbell.is_gone() {
                 exit.was_read();
             }

@@ -44,7 +44,7 @@ pub(crate) enum Woken {
 /// A deadline, and the tokens that cancel the wait.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline {
-    moment: Option<Instant>,
+    at: Option<Instant>,
     /// The duration of the deadline, for errors.
     pub(crate) allowed: Duration,
     cancel_tokens: Vec<CancelToken>,
@@ -56,7 +56,7 @@ impl Deadline {
         // The tokens of a parent do not apply in a forked child.
         cancel_tokens.retain(CancelToken::is_here);
         Self {
-            moment: None,
+            at: None,
             allowed,
             cancel_tokens,
         }
@@ -65,7 +65,7 @@ impl Deadline {
     /// Makes a deadline from now on with the same cancel tokens.
     pub(crate) fn within(&self, time: Duration) -> Self {
         Self {
-            moment: Instant::now().checked_add(time),
+            at: Instant::now().checked_add(time),
             allowed: time,
             cancel_tokens: self.cancel_tokens.clone(),
         }
@@ -78,27 +78,26 @@ impl Deadline {
         more
     }
 
-    pub(crate) fn moment(&self) -> Option<Instant> {
-        self.moment
+    pub(crate) fn at(&self) -> Option<Instant> {
+        self.at
     }
 
     /// Moves the deadline to `moment`, if that is earlier.
     pub(crate) fn until(&self, moment: Option<Instant>) -> Self {
         let mut sooner = self.clone();
-        sooner.moment = self.moment.into_iter().chain(moment).min();
+        sooner.at = self.at.into_iter().chain(moment).min();
         sooner
     }
 
     /// Returns how much of the allowed time has passed.
     pub(crate) fn elapsed(&self) -> Duration {
         let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
-        self.allowed
-            .saturating_sub(self.moment.map_or(self.allowed, left))
+        self.allowed.saturating_sub(self.at.map_or(self.allowed, left))
     }
 
     /// Whether a descriptor becomes readable within a time. Also `true` if the wait was cancelled, because
     /// the following read reports that.
-    pub(crate) fn is_spoken_to(&self, descriptor: BorrowedFd<'_>, within: Duration) -> bool {
+    pub(crate) fn becomes_readable(&self, descriptor: BorrowedFd<'_>, within: Duration) -> bool {
         let moment = Instant::now().checked_add(within);
         !matches!(
             self.until(moment).wait(&[(descriptor, PollFlags::POLLIN)]),
@@ -126,9 +125,9 @@ impl Deadline {
         }
     }
 
-    /// As [`Deadline::look`]. The deadline is an error.
+    /// As [`Deadline::check`]. The deadline is an error.
     pub(crate) fn check_at(&self, step: &'static str) -> Result<()> {
-        match self.look()? {
+        match self.check()? {
             Woken::Ready => Ok(()),
             Woken::Late => Err(self.late(step)),
         }
@@ -136,7 +135,7 @@ impl Deadline {
 
     /// Whether the deadline has not passed yet.
     pub(crate) fn is_left(&self) -> bool {
-        self.moment.is_none_or(|deadline| Instant::now() < deadline)
+        self.at.is_none_or(|deadline| Instant::now() < deadline)
     }
 
     /// Waits until one of the descriptors is ready. Fails with [`Error::Aborted`] if cancelled.
@@ -147,11 +146,11 @@ impl Deadline {
             .map(|cancel_token| PollFd::new(cancel_token.as_fd(), PollFlags::POLLIN))
             .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
             .collect();
-        match ready_by(self.moment, |timeout| {
+        match ready_by(self.at, |timeout| {
             poll(&mut polled, timeout).map(|ready| ready > 0)
         }) {
             // A caller that retries after a failed wait must still be cancelled.
-            Err(_) if self.cancel_tokens.iter().any(CancelToken::is_used) => return Err(Error::Aborted),
+            Err(_) if self.cancel_tokens.iter().any(CancelToken::is_cancelled) => return Err(Error::Aborted),
             Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
             Ok(false) => return Ok(Woken::Late),
             Ok(true) => {}
@@ -168,15 +167,15 @@ impl Deadline {
 
     /// Checks the deadline without waiting, for long computations. Fails with [`Error::Aborted`] if
     /// cancelled.
-    pub(crate) fn look(&self) -> Result<Woken> {
-        if self.moment.is_some_and(|deadline| deadline <= Instant::now()) {
+    pub(crate) fn check(&self) -> Result<Woken> {
+        if self.at.is_some_and(|deadline| deadline <= Instant::now()) {
             return Ok(Woken::Late);
         }
         if self.cancel_tokens.is_empty() {
             return Ok(Woken::Ready);
         }
         let now = Self {
-            moment: Some(Instant::now()),
+            at: Some(Instant::now()),
             ..self.clone()
         };
         now.wait(&[]).map(|_| Woken::Ready)
@@ -224,7 +223,7 @@ pub(crate) fn readable<'a>(descriptors: impl Iterator<Item = BorrowedFd<'a>>) ->
 }
 
 /// The number of attempts to write to a descriptor of this process.
-const TRIES: u32 = 64;
+const WRITE_TRIES: u32 = 64;
 
 /// Cancels the waiting of a [`join`](crate::join) on another thread. Clones share one state, and a cancelled
 /// token stays cancelled. It holds one descriptor (eventfd(2)). In a forked child it cancels nothing, neither
@@ -244,14 +243,14 @@ const TRIES: u32 = 64;
 /// # }
 /// ```
 #[derive(Debug, Clone)]
-pub struct CancelToken(Arc<Called>);
+pub struct CancelToken(Arc<CancelState>);
 
 #[derive(Debug)]
-struct Called {
+struct CancelState {
     event: Event,
     /// Whether it was cancelled, for a wait that cannot poll its descriptors (poll(2) may fail for lack of
     /// memory).
-    off: AtomicBool,
+    cancelled: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -271,8 +270,8 @@ impl CancelToken {
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map(|descriptor| {
                 let event = Event { descriptor, birth };
-                let off = AtomicBool::new(false);
-                Self(Arc::new(Called { event, off }))
+                let cancelled = AtomicBool::new(false);
+                Self(Arc::new(CancelState { event, cancelled }))
             })
             .or_system("a descriptor for cancelling a wait")
     }
@@ -284,16 +283,16 @@ impl CancelToken {
         if !self.is_here() {
             return;
         }
-        self.0.off.store(true, Ordering::Release);
-        let mut left = TRIES;
+        self.0.cancelled.store(true, Ordering::Release);
+        let mut left = WRITE_TRIES;
         while left > 0 && self.0.event.descriptor.write(1).is_err() {
             left -= 1;
         }
     }
 
     /// Whether it was cancelled, without reading its descriptor.
-    pub(super) fn is_used(&self) -> bool {
-        self.0.off.load(Ordering::Acquire)
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
     }
 
     pub(super) fn is_here(&self) -> bool {
@@ -353,7 +352,7 @@ pub(crate) struct Backoff<'a> {
 
 /// The number of consecutive hang-ups before a peer is considered lost. A handshake may take long before it
 /// ends in a hang-up, so a few hang-ups prove nothing.
-const MANY_HANG_UPS: u32 = 8;
+const MAX_HANG_UPS: u32 = 8;
 
 impl<'a> Backoff<'a> {
     pub(crate) fn new(deadline: &'a Deadline) -> Self {
@@ -379,7 +378,7 @@ impl<'a> Backoff<'a> {
     pub(crate) fn hung_up(&mut self, why: Option<Error>) -> Result<()> {
         let (since, count) = self.hung_up.get_or_insert_with(|| (Instant::now(), 0));
         *count += 1;
-        if *count >= MANY_HANG_UPS && since.elapsed() >= self.deadline.allowed {
+        if *count >= MAX_HANG_UPS && since.elapsed() >= self.deadline.allowed {
             return Err(why.unwrap_or_else(|| {
                 Error::PeerLost(
                     "the process at the address closes each connection before a handshake starts: it is closing, or its queue is full"
@@ -392,9 +391,9 @@ impl<'a> Backoff<'a> {
 }
 
 /// The default pause after a failure.
-pub(crate) const RECOVERY: Duration = Duration::from_millis(100);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// The maximum number of consecutive failures.
-const FAILURES: u32 = 100;
+const MAX_FAILURES: u32 = 100;
 
 /// The retry budget of a call that is repeated, and that may fail from a lack of something that becomes
 /// available again in a moment.
@@ -406,7 +405,7 @@ pub(crate) struct RetryBudget {
 
 impl Default for RetryBudget {
     fn default() -> Self {
-        Self::pausing(RECOVERY)
+        Self::pausing(RETRY_PAUSE)
     }
 }
 
@@ -423,7 +422,7 @@ impl RetryBudget {
     /// Whether to retry after this error. A cancellation is never retried.
     pub(crate) fn should_retry(&mut self, error: &Error) -> bool {
         self.failures += 1;
-        !matches!(error, Error::Aborted) && self.failures <= FAILURES
+        !matches!(error, Error::Aborted) && self.failures <= MAX_FAILURES
     }
 
     /// Sleeps before the next attempt, because the failed one may have taken no time.

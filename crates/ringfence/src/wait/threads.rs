@@ -32,7 +32,7 @@ use crate::{
 
 /// The maximum number of such calls at the same time in this process. Each holds a thread and two descriptors
 /// while it hangs.
-const MOST: usize = 64;
+const MAX_THREADS: usize = 64;
 
 /// The number of calls that are running. Changed by the thread that starts a call, and by the call's own
 /// thread when it ends.
@@ -58,7 +58,7 @@ impl Drop for CallInFlight {
 /// [`Error::HandshakeTimeout`] after the deadline; it names `what` as the step. [`Error::Aborted`] if the
 /// wait was cancelled. [`Error::NoSpace`] if no descriptor or thread is available, or if too many calls hang
 /// already.
-pub(crate) fn ask<T: Send + 'static>(
+pub(crate) fn run<T: Send + 'static>(
     what: &'static str,
     deadline: &Deadline,
     call: impl FnOnce() -> T + Send + 'static,
@@ -69,26 +69,27 @@ pub(crate) fn ask<T: Send + 'static>(
     let under_way = UNDER_WAY.get()?;
     let before = under_way.fetch_add(1, Ordering::AcqRel);
     // Dropping this on any path decrements the counter.
-    let call_under_way = CallInFlight {
+    let call_in_flight = CallInFlight {
         under_way,
         answered: answered.clone(),
     };
-    if before >= MOST {
+    if before >= MAX_THREADS {
         return Err(no_space(format!(
-            "{MOST} such threads wait for filesystems that do not answer"
+            "{MAX_THREADS} such threads wait for filesystems that do not answer"
         )));
     }
-    let (tell, told) = mpsc::channel();
+    let (sender, result) = mpsc::channel();
     thread::Builder::new()
         .name("ringfence-look".into())
         .spawn(move || {
-            let _under_way = call_under_way;
-            // Without a receiver, the caller's deadline has passed.
-            let _ = tell.send(call());
+            let _under_way = call_in_flight;
+            // Without a result, the caller's deadline has passed.
+            let _ = sender.send(call());
         })
         .map_err(|error| no_space(error.to_string()))?;
     deadline.wait_at(what, &[(answered.as_fd(), PollFlags::POLLIN)])?;
-    told.try_recv()
+    result
+        .try_recv()
         .map_err(|_| Error::unsupported(format!("{what}: its thread has panicked")))
 }
 
@@ -175,7 +176,7 @@ thread_local! {
 }
 
 /// Marks a thread of this crate. Must be called first on that thread.
-pub(crate) fn begin_own_thread() {
+pub(crate) fn mark_own_thread() {
     IS_OWN.set(true);
 }
 

@@ -1,10 +1,10 @@
 //! Attachments on the line: how they travel, and those whose message was not read yet.
 //!
 //! The sender of a message with attachments first sends one *parcel*: the byte [`PARCEL`], the number of attachments,
-//! and one word for each: the size of a sealed buffer, or [`DESCRIPTOR`]. Their descriptors come with it
+//! and one word for each: the size of a sealed buffer, or [`DESCRIPTOR`]. Their descriptors are passed with it
 //! (`SCM_RIGHTS`). On the line of a subscriber, which may miss messages, the number of the message stands before the
 //! words, and a parcel without attachments withdraws the one before it. All other bytes on the line are wakeups. The reader takes parcels off the line in
-//! [`Arrived::read`], the only function that reads a line on which attachments may come; the lock of the doorbell's
+//! [`Parcels::read`], the only function that reads a line on which attachments may arrive; the lock of the doorbell's
 //! state guards it.
 
 use std::{
@@ -34,9 +34,9 @@ use crate::{
 };
 
 /// The most attachments of one message: the most descriptors that the kernel passes at once (`SCM_MAX_FD`).
-pub(crate) const MOST: usize = 253;
+pub(crate) const MAX_COUNT: usize = 253;
 /// The most attachments that a receiver may hold unread. Their parcels fit the line's buffer.
-pub(crate) const MOST_UNREAD: u32 = 1024;
+pub(crate) const MAX_UNREAD: u32 = 1024;
 /// The first byte of a parcel. A wakeup has another value.
 const PARCEL: u8 = 2;
 /// The word of an attachment that is not a sealed buffer.
@@ -44,9 +44,9 @@ const DESCRIPTOR: u64 = u64::MAX;
 /// Bytes of a parcel without attachments on the line of a subscriber, which withdraws the parcel before it.
 const WITHDRAWAL: usize = 2 + 8;
 /// Bytes of the buffer for one read. No parcel is longer.
-const READ: usize = 4096;
+const READ_SIZE: usize = 4096;
 /// The number of attempts to see the descriptors of a parcel: without memory the kernel shows none, and reports no error.
-const PEEKS: u32 = 8;
+const MAX_PEEKS: u32 = 8;
 
 /// The attachments that one side accepts. None by default.
 ///
@@ -114,11 +114,11 @@ impl Attachments {
     }
 
     pub(crate) fn check(&self) -> Result<()> {
-        if (1..=MOST_UNREAD).contains(&self.max_count) {
+        if (1..=MAX_UNREAD).contains(&self.max_count) {
             return Ok(());
         }
         Err(Error::invalid(format!(
-            "attachments: max_count must be 1 to {MOST_UNREAD}, not {}",
+            "attachments: max_count must be 1 to {MAX_UNREAD}, not {}",
             self.max_count
         )))
     }
@@ -219,7 +219,7 @@ impl Parcel {
         self.parts.len()
     }
 
-    /// The bytes of its sealed buffers. [`Arrived::check`] has found that they do not overflow.
+    /// The bytes of its sealed buffers. [`Parcels::check`] has found that they do not overflow.
     fn bytes(&self) -> u64 {
         let sizes = self.parts.iter().map(|(word, _)| *word);
         sizes.filter(|word| *word != DESCRIPTOR).sum()
@@ -232,7 +232,7 @@ impl Parcel {
 
 /// Attachments that were read from the line, and whose message was not read yet.
 #[derive(Debug)]
-pub(super) struct Arrived {
+pub(super) struct Parcels {
     /// The key of its descriptors in [`UNCLOSED`].
     line: u64,
     accepts: Attachments,
@@ -240,21 +240,21 @@ pub(super) struct Arrived {
     pub(super) numbered: bool,
     /// This side reads no message before this one; its parcels are dropped.
     next: u64,
-    parcels: VecDeque<Parcel>,
+    queue: VecDeque<Parcel>,
     count: u64,
     bytes: u64,
     /// The first protocol violation on the line. After it, nothing more is read.
     pub(super) violation: Option<String>,
 }
 
-impl Arrived {
+impl Parcels {
     pub(super) fn new(accepts: Attachments, numbered: bool) -> Self {
         Self {
-            line: LINES.fetch_add(1, Ordering::Relaxed),
+            line: NEXT_LINE.fetch_add(1, Ordering::Relaxed),
             accepts,
             numbered,
             next: 0,
-            parcels: VecDeque::new(),
+            queue: VecDeque::new(),
             count: 0,
             bytes: 0,
             violation: None,
@@ -269,7 +269,7 @@ impl Arrived {
         if self.violation.is_some() {
             return Ok(0);
         }
-        let mut bytes = [0; READ];
+        let mut bytes = [0; READ_SIZE];
         let peeked = sys::socket::peek_with_descriptors(line, &mut bytes, 0);
         let peeked = match peeked {
             // Only this function reads the line, so a line that was readable before is not empty now.
@@ -286,22 +286,22 @@ impl Arrived {
         }?;
         // Empty, unless the peer has turned off the credentials of this socket: a descriptor may then fill their room.
         self.discard(peeked.descriptors);
-        let mut seen = &bytes[..peeked.bytes];
-        let wakeups = seen.iter().take_while(|byte| **byte != PARCEL).count();
-        if wakeups > 0 && (wakeups < seen.len() || peeked.control == ControlStatus::Expected) {
+        let mut head = &bytes[..peeked.bytes];
+        let wakeups = head.iter().take_while(|byte| **byte != PARCEL).count();
+        if wakeups > 0 && (wakeups < head.len() || peeked.control == ControlStatus::Expected) {
             return consume(line, wakeups);
         }
-        if seen.is_empty() {
+        if head.is_empty() {
             return Ok(0);
         }
         if self.numbered
-            && let [PARCEL, 0, ..] = seen
+            && let [PARCEL, 0, ..] = head
         {
             // The kernel joins bytes without descriptors with those behind them.
-            seen = seen.get(..WITHDRAWAL).unwrap_or(seen);
+            head = head.get(..WITHDRAWAL).unwrap_or(head);
         }
-        let parcel = self.parcel(line, seen).map_err(not_empty)?;
-        let consumed = consume(line, seen.len());
+        let parcel = self.peek_parcel(line, head).map_err(not_empty)?;
+        let consumed = consume(line, head.len());
         match parcel {
             Ok(parcel) if consumed.is_ok() => self.add(parcel),
             // It stays on the line, and the next call reads it again.
@@ -311,12 +311,12 @@ impl Arrived {
         consumed
     }
 
-    /// Gets the descriptors of a parcel that was seen at the head of the line, or finds a violation.
-    fn parcel(&mut self, line: BorrowedFd<'_>, seen: &[u8]) -> Result<Result<Parcel, String>, Errno> {
-        let Some((number, words)) = words(seen, self.numbered) else {
+    /// Gets the descriptors of a parcel that was peeked at the head of the line, or finds a violation.
+    fn peek_parcel(&mut self, line: BorrowedFd<'_>, head: &[u8]) -> Result<Result<Parcel, String>, Errno> {
+        let Some((number, words)) = parse_parcel(head, self.numbered) else {
             return Ok(Err(format!(
                 "{} bytes on the line are no parcel of attachments",
-                seen.len()
+                head.len()
             )));
         };
         if let Err(violation) = self.check(number, &words) {
@@ -329,7 +329,7 @@ impl Arrived {
                 parts: Vec::new(),
             }));
         }
-        for _ in 0..PEEKS {
+        for _ in 0..MAX_PEEKS {
             let Received {
                 descriptors, control, ..
             } = sys::socket::peek_with_descriptors(line, &mut [0], words.len())?;
@@ -361,7 +361,7 @@ impl Arrived {
         )))
     }
 
-    /// Checks whether this side accepts the attachments of a parcel beside the unread ones.
+    /// Checks whether this side accepts the attachments of a parcel in addition to the unread ones.
     fn check(&mut self, number: u64, words: &[u64]) -> Result<(), String> {
         let sealed = words.iter().filter(|word| **word != DESCRIPTOR);
         let (sealed, bytes) = sealed.fold((0, Some(0_u64)), |(count, sum), word| {
@@ -370,7 +370,7 @@ impl Arrived {
         if !((self.accepts.sealed || sealed == 0) && (self.accepts.descriptors || sealed == words.len())) {
             return Err("an attachment of a kind that this side does not accept".into());
         }
-        let last = self.parcels.back().map_or(0, |parcel| parcel.number);
+        let last = self.queue.back().map_or(0, |parcel| parcel.number);
         if number < last {
             return Err(format!(
                 "attachments of message {number} after those of message {last}"
@@ -382,7 +382,7 @@ impl Arrived {
         }
         if self.numbered {
             if number == last
-                && let Some(replaced) = self.parcels.pop_back()
+                && let Some(replaced) = self.queue.pop_back()
             {
                 // The publisher has not published that message.
                 self.subtract(&replaced);
@@ -416,7 +416,7 @@ impl Arrived {
         if parcel.len() > 0 {
             self.count += parcel.len() as u64;
             self.bytes += parcel.bytes();
-            self.parcels.push_back(parcel);
+            self.queue.push_back(parcel);
         }
     }
 
@@ -428,7 +428,7 @@ impl Arrived {
     pub(super) fn drop_missed(&mut self, next: u64) {
         self.next = next;
         while self
-            .parcels
+            .queue
             .front()
             .is_some_and(|first| self.is_missed(first.number))
         {
@@ -437,8 +437,8 @@ impl Arrived {
     }
 
     /// Removes the parcel of the message that is read next, which has this number if its sender is a publisher. `None`: there is none.
-    pub(super) fn take(&mut self, number: u64) -> Option<Parcel> {
-        let first = self.parcels.front()?;
+    pub(super) fn pop_next(&mut self, number: u64) -> Option<Parcel> {
+        let first = self.queue.front()?;
         (!self.numbered || first.number == number).then(|| self.pop())?
     }
 
@@ -452,13 +452,13 @@ impl Arrived {
 
     /// Closes descriptors of the peer. Never blocks.
     fn discard(&mut self, descriptors: impl IntoIterator<Item = OwnedFd>) {
-        if close_on_threads(self.line, 1, descriptors) > MOST_UNREAD as usize {
+        if close_on_threads(self.line, 1, descriptors) > MAX_UNREAD as usize {
             self.violation = Some("descriptors that do not close".into());
         }
     }
 
     fn pop(&mut self) -> Option<Parcel> {
-        let parcel = self.parcels.pop_front()?;
+        let parcel = self.queue.pop_front()?;
         self.subtract(&parcel);
         Some(parcel)
     }
@@ -468,17 +468,17 @@ impl Arrived {
         self.bytes -= parcel.bytes();
     }
 
-    /// Takes the oldest parcel back: its message was not read.
+    /// Restores the oldest parcel, whose message was not read.
     pub(super) fn put_back(&mut self, parcel: Parcel) {
         self.count += parcel.len() as u64;
         self.bytes += parcel.bytes();
-        self.parcels.push_front(parcel);
+        self.queue.push_front(parcel);
     }
 }
 
-impl Drop for Arrived {
+impl Drop for Parcels {
     fn drop(&mut self) {
-        let descriptors = self.parcels.drain(..).flat_map(Parcel::descriptors);
+        let descriptors = self.queue.drain(..).flat_map(Parcel::descriptors);
         close_on_threads(self.line, 1, descriptors);
     }
 }
@@ -505,7 +505,7 @@ pub(super) fn unpack(parcel: Parcel) -> Result<Vec<Attachment>, (Error, Parcel)>
 }
 
 /// Returns the number and the words of a parcel that is exactly this long. `None` if it is malformed.
-fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
+fn parse_parcel(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
     let [PARCEL, count, words @ ..] = parcel else {
         return None;
     };
@@ -516,7 +516,7 @@ fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
         [number, words @ ..] if numbered => (u64::from_le_bytes(*number), words, 0),
         words => (0, words, 1),
     };
-    let is_whole = usize::from(*count) == words.len() && (fewest..=MOST).contains(&words.len());
+    let is_whole = usize::from(*count) == words.len() && (fewest..=MAX_COUNT).contains(&words.len());
     is_whole.then(|| {
         let words = words.iter().map(|word| u64::from_le_bytes(*word));
         (number, words.collect())
@@ -524,10 +524,10 @@ fn words(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
 }
 
 /// The number of threads that close descriptors of the program.
-const MOST_CLOSERS: usize = 16;
+const MAX_CLOSERS: usize = 16;
 /// The key of [`UNCLOSED`] for descriptors that belong to no line.
 const NO_LINE: u64 = 0;
-static LINES: AtomicU64 = AtomicU64::new(NO_LINE + 1);
+static NEXT_LINE: AtomicU64 = AtomicU64::new(NO_LINE + 1);
 
 /// Descriptors that no thread has closed yet.
 #[derive(Debug, Default)]
@@ -543,7 +543,7 @@ static UNCLOSED: PerProcess<Mutex<BTreeMap<u64, Unclosed>>> = PerProcess::new();
 /// Closes descriptors of the peer on separate threads, because closing a file of a filesystem that the peer serves may never
 /// return. If no thread can be started, the thread of a later call closes them. Never blocks.
 pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
-    close_on_threads(NO_LINE, MOST_CLOSERS, descriptors);
+    close_on_threads(NO_LINE, MAX_CLOSERS, descriptors);
 }
 
 /// Returns how many descriptors of this line wait to be closed. 0 if that is not the peer's fault.
@@ -596,12 +596,12 @@ fn not_empty(errno: Errno) -> Errno {
     if errno == Errno::EAGAIN { Errno::EIO } else { errno }
 }
 
-/// Reads this many bytes, which have been seen on the line, without their descriptors.
+/// Reads this many bytes, which have been peeked on the line, without their descriptors.
 fn consume(line: BorrowedFd<'_>, count: usize) -> Result<usize, Errno> {
     if count == 0 {
         return Ok(0);
     }
-    let mut bytes = [0; READ];
+    let mut bytes = [0; READ_SIZE];
     uninterrupted(|| sys::socket::receive_bytes(line, &mut bytes[..count])).map_err(not_empty)
 }
 

@@ -14,11 +14,11 @@ use nix::{
     sys::socket::{Shutdown, shutdown},
 };
 
-mod bells;
-mod beside;
+mod peer_waker;
+mod polls;
 
-use bells::PeerWaker;
-use beside::{Heard, LoopPoll, ThreadPoll};
+use peer_waker::PeerWaker;
+use polls::{LineEvents, LoopPoll, ThreadPoll};
 
 use crate::{
     error::{Error, Result, is_shortage},
@@ -27,7 +27,7 @@ use crate::{
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
     wake::attachments::{
-        Arrived, Attachment, AttachmentRef, Attachments, MOST_UNREAD, Parcel, discard, post, unpack,
+        Attachment, AttachmentRef, Attachments, MAX_UNREAD, Parcel, Parcels, discard, post, unpack,
     },
     wake::exit_watch::ExitWatch,
 };
@@ -36,14 +36,14 @@ use crate::{
 /// 60 to 210 µs for its thread, and 1.5 µs for each further channel (measured on the same two cores).
 const POLLS_BEFORE_A_READ: u32 = 32;
 
-/// The number of reads of the line at once. The buffer of an honest line holds less than [`MOST_UNREAD`] of them.
-const READS: u32 = 16;
+/// The number of reads of the line at once. The buffer of an honest line holds less than [`MAX_UNREAD`] of them.
+const MAX_READS: u32 = 16;
 
 /// Memory for 80 wakeups. An honest peer leaves a few.
-const MOST_FOR_WAKEUPS: usize = 64 << 10;
+const WAKEUP_MEMORY: usize = 64 << 10;
 
 /// The time for which a wait for a token may miss a hang-up in a process that may not call shutdown(2).
-const RECHECK: Duration = Duration::from_millis(50);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The line, shared by all waiters of this process: threads in a call, and the program's event loop.
 ///
@@ -56,16 +56,16 @@ const RECHECK: Duration = Duration::from_millis(50);
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
     /// This process may call shutdown(2). Otherwise no waiter may sleep on the line itself, because
-    /// [`Doorbell::hang_up`] could not end that sleep.
-    shuts: bool,
-    bells: Arc<PeerWaker>,
+    /// [`Doorbell::shut_both`] could not end that sleep.
+    can_shut: bool,
+    peer_waker: Arc<PeerWaker>,
     pidfd: Option<Arc<OwnedFd>>,
-    /// Guards reads of the line too, except the read of a thread that sleeps in it ([`WatchMode::Reads`]).
+    /// Guards reads of the line too, except the read of a thread that sleeps in it ([`WatchMode::Read`]).
     state: ProcessMutex<DoorbellState>,
     changed: Condvar,
     /// The descriptor that the program's event loop polls; `None` is the line. Set once, under the lock of the state, because the loop
     /// keeps it.
-    lent: OnceLock<Option<LoopPoll>>,
+    loop_poll: OnceLock<Option<LoopPoll>>,
     /// The descriptor on which threads sleep once a loop exists. Set once, in the same way.
     thread_poll: OnceLock<ThreadPoll>,
 }
@@ -82,36 +82,36 @@ struct DoorbellState {
     /// the thread that received it, and by the loop.
     generation: u64,
     /// Written by the thread or loop that leaves or reads it.
-    left: Left,
+    leftover: Leftover,
     /// The peer has closed its end or died, or this side has shut the line. Never reset.
     gone: bool,
     /// Written by the thread that is about to park, and by the one whose read has failed.
     sleep: Sleep,
     /// The program waits for a half in an event loop, or has done so. Written by the loop, never reset.
-    looped: bool,
+    has_loop: bool,
     /// The loop polls only the line, so the peer's death must end the line. Written as `looped`.
-    polled_alone: bool,
+    polls_line_only: bool,
     /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
     /// The attachments that have arrived. `None` if this side accepts none: a descriptor on the line is then dropped. Written by
     /// whichever reads the line, and by the receiving half.
-    arrived: Option<Arrived>,
+    arrived: Option<Parcels>,
 }
 
 /// The way in which a thread watches the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WatchMode {
     /// In a plain read, which consumes the wakeup.
-    Reads,
+    Read,
     /// In poll(2), which returns while a wakeup is on the line.
-    Polls,
+    Poll,
     /// In the epoll that threads use while a loop exists.
-    Beside,
+    Epoll,
 }
 
 /// The known content of the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Left {
+enum Leftover {
     #[default]
     Nothing,
     /// A wakeup that was noticed and not read, because the woken thread handles the message first.
@@ -148,17 +148,17 @@ impl Doorbell {
     ) -> Self {
         let line = Arc::new(line);
         let state = DoorbellState {
-            arrived: accepts.any().then(|| Arrived::new(accepts, numbered)),
+            arrived: accepts.any().then(|| Parcels::new(accepts, numbered)),
             ..DoorbellState::default()
         };
         Self {
-            bells: PeerWaker::new(&line, birth),
-            shuts: sys::socket::may_shut_down(&*line),
+            peer_waker: PeerWaker::new(&line, birth),
+            can_shut: sys::socket::may_shut_down(&*line),
             line,
             pidfd,
             state: ProcessMutex::new(state, birth),
             changed: Condvar::new(),
-            lent: OnceLock::new(),
+            loop_poll: OnceLock::new(),
             thread_poll: OnceLock::new(),
         }
     }
@@ -167,8 +167,8 @@ impl Doorbell {
     /// there is no descriptor to notify the loop of a wakeup that another reader consumes.
     pub(crate) fn try_line(&self) -> Result<BorrowedFd<'_>> {
         let mut state = self.state.lock()?;
-        state.looped = true;
-        self.lend(&state)
+        state.has_loop = true;
+        self.loop_descriptor(&state)
     }
 
     /// As [`Doorbell::try_line`], for a caller that handles no error.
@@ -176,19 +176,19 @@ impl Doorbell {
         let Ok(mut state) = self.state.lock() else {
             return self.line.as_fd();
         };
-        state.looped = true;
+        state.has_loop = true;
         // Without descriptors, a read may consume the loop's wakeup. `arm` fails while that can happen.
-        self.lend(&state).unwrap_or_else(|_| {
-            let _ = self.lent.set(None);
+        self.loop_descriptor(&state).unwrap_or_else(|_| {
+            let _ = self.loop_poll.set(None);
             self.line.as_fd()
         })
     }
 
     /// Makes the [`Doorbell::line`] readable once the peer's process has ended, for an event loop that polls nothing else.
     /// If this fails with [`Error::NoSpace`], [`Doorbell::arm`] tries again.
-    pub(crate) fn poll_line_alone(&self) -> Result<()> {
+    pub(crate) fn poll_line_only(&self) -> Result<()> {
         let mut state = self.state.lock()?;
-        state.polled_alone = true;
+        state.polls_line_only = true;
         self.end_line_on_exit(&mut state).map(drop)
     }
 
@@ -201,10 +201,10 @@ impl Doorbell {
     /// system has no pidfds, or this process may not shut the line: a [`LoopPoll`] then watches the peer. Fails with [`Error::NoSpace`] if there is no descriptor or thread for the watch.
     fn end_line_on_exit(&self, state: &mut DoorbellState) -> Result<bool> {
         if state.exit_watch.is_none()
-            && self.shuts
+            && self.can_shut
             && let Some(pidfd) = &self.pidfd
         {
-            state.exit_watch = Some(ExitWatch::over(&self.line, pidfd)?);
+            state.exit_watch = Some(ExitWatch::new(&self.line, pidfd)?);
         }
         Ok(state.exit_watch.is_some())
     }
@@ -214,54 +214,54 @@ impl Doorbell {
         if state.waiting > 0 {
             self.changed.notify_all();
         }
-        if state.watch == Some(WatchMode::Beside)
+        if state.watch == Some(WatchMode::Epoll)
             && let Some(thread_poll) = self.thread_poll.get()
         {
-            thread_poll.tell();
+            thread_poll.notify();
         }
     }
 
     /// Whether the line may fail to notify a loop, which then needs a [`LoopPoll`]: a thread or the receiving half may read the
     /// loop's wakeup, or a hang-up may not end the line.
-    fn must_be_told(&self, state: &DoorbellState) -> bool {
-        state.watch == Some(WatchMode::Reads) || state.arrived.is_some() || !self.shuts
+    fn needs_loop_poll(&self, state: &DoorbellState) -> bool {
+        state.watch == Some(WatchMode::Read) || state.arrived.is_some() || !self.can_shut
     }
 
     /// Returns the descriptor for the loop to poll, which never changes after the first call.
-    fn lend(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
-        if self.lent.get().is_none() {
-            let lent = if self.must_be_told(state) {
+    fn loop_descriptor(&self, state: &DoorbellState) -> Result<BorrowedFd<'_>> {
+        if self.loop_poll.get().is_none() {
+            let loop_poll = if self.needs_loop_poll(state) {
                 // The peer's death cannot end a line that this process may not shut.
-                let pidfd = self.pidfd().filter(|_| !self.shuts);
+                let pidfd = self.pidfd().filter(|_| !self.can_shut);
                 Some(LoopPoll::new(self.line.as_fd(), pidfd)?)
             } else {
                 None
             };
-            let _ = self.lent.set(lent);
+            let _ = self.loop_poll.set(loop_poll);
         }
-        Ok(self.apart().map_or(self.line.as_fd(), LoopPoll::as_fd))
+        Ok(self.loop_poll().map_or(self.line.as_fd(), LoopPoll::as_fd))
     }
 
-    fn apart(&self) -> Option<&LoopPoll> {
-        self.lent.get()?.as_ref()
+    fn loop_poll(&self) -> Option<&LoopPoll> {
+        self.loop_poll.get()?.as_ref()
     }
 
     /// Records a wakeup or the end of the line.
-    fn note(&self, state: &mut DoorbellState, gone: bool) {
+    fn record(&self, state: &mut DoorbellState, gone: bool) {
         state.gone |= gone;
         state.generation += 1;
         self.wake(state);
     }
 
-    /// Wakes the peer. Does not block: see [`PeerWaker::ring`].
+    /// Wakes the peer. Does not block: see [`PeerWaker::wake_peer`].
     #[cold]
-    pub(crate) fn ring(&self) {
-        self.bells.ring();
+    pub(crate) fn wake_peer(&self) {
+        self.peer_waker.wake_peer();
     }
 
     /// The number of wakeups that this side has sent.
-    pub(crate) fn rung(&self) -> &Arc<AtomicU64> {
-        self.bells.rung()
+    pub(crate) fn wakeups_sent(&self) -> &Arc<AtomicU64> {
+        self.peer_waker.wakeups_sent()
     }
 
     /// Prepares the loop's wait for a half: reads old wakeups, because after the half has parked, a wakeup on the line may be
@@ -271,13 +271,13 @@ impl Doorbell {
     /// the peer's death.
     pub(crate) fn arm(&self) -> Result<bool> {
         let mut state = self.state.lock()?;
-        state.looped = true;
-        if state.polled_alone {
+        state.has_loop = true;
+        if state.polls_line_only {
             self.end_line_on_exit(&mut state)?;
         }
-        if self.must_be_told(&state) {
-            self.lend(&state)?;
-            if self.apart().is_none() {
+        if self.needs_loop_poll(&state) {
+            self.loop_descriptor(&state)?;
+            if self.loop_poll().is_none() {
                 return Err(Error::system(
                     "an event loop beside a thread that reads the line",
                     Errno::EMFILE,
@@ -285,7 +285,9 @@ impl Doorbell {
             }
         }
         // A thread that watches as if no loop existed is woken by the leftover wakeup.
-        if state.left == Left::Nothing || matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
+        if state.leftover == Leftover::Nothing
+            || matches!(state.watch, Some(WatchMode::Read | WatchMode::Poll))
+        {
             return Ok(false);
         }
         self.read_all(&mut state, false);
@@ -293,20 +295,20 @@ impl Doorbell {
     }
 
     /// For the loop: reads all wakeups and returns whether the peer still exists. The values of the bytes mean nothing.
-    pub(crate) fn read_bells(&self) -> bool {
+    pub(crate) fn read_wakeups(&self) -> bool {
         self.state
             .lock()
-            .is_ok_and(|mut state| self.read_bells_with(&mut state))
+            .is_ok_and(|mut state| self.read_wakeups_locked(&mut state))
     }
 
-    fn read_bells_with(&self, state: &mut DoorbellState) -> bool {
-        if let Some(loop_poll) = self.apart() {
-            loop_poll.heard();
+    fn read_wakeups_locked(&self, state: &mut DoorbellState) -> bool {
+        if let Some(loop_poll) = self.loop_poll() {
+            loop_poll.clear();
         }
-        if matches!(state.watch, Some(WatchMode::Reads | WatchMode::Polls)) {
+        if matches!(state.watch, Some(WatchMode::Read | WatchMode::Poll)) {
             // That thread sleeps as if no loop existed. Only a wakeup on the line wakes it, so it gets this one.
             let gone = self.has_ended();
-            self.note(state, gone);
+            self.record(state, gone);
         } else {
             // Read to the end of the line: an event loop may report the end only once (libuv stops watching a descriptor that
             // has failed, as a line whose peer left wakeups unread does), and wakeups may precede the end.
@@ -316,33 +318,33 @@ impl Doorbell {
     }
 
     /// Reads the line and notifies the threads, unless they are already notified.
-    fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
-        let read = self.empty_line(state, to_its_end);
-        if let Some(loop_poll) = self.apart() {
+    fn read_all(&self, state: &mut DoorbellState, to_its_end: bool) -> DrainResult {
+        let read = self.drain_line(state, to_its_end);
+        if let Some(loop_poll) = self.loop_poll() {
             // After a local error the line stays readable, which must not wake the loop forever.
             loop_poll.watch_line(self.line.as_fd(), read.failure.is_some());
         }
-        let known = state.left == Left::ForLoop && read.bells == 1 && !read.ended;
-        state.left = Left::Nothing;
+        let known = state.leftover == Leftover::ForLoop && read.bytes == 1 && !read.ended;
+        state.leftover = Leftover::Nothing;
         if !known {
-            self.note(state, read.ended);
+            self.record(state, read.ended);
         }
         read
     }
 
-    /// As [`Doorbell::read_bells`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
+    /// As [`Doorbell::read_wakeups`], but leaves the wakeup on the line until a half is armed, so that an answer need not wait
     /// for the read. If a wakeup was left before, or if the loop is woken only once for each, it reads.
-    pub(crate) fn leave_bells(&self) {
+    pub(crate) fn defer_wakeups(&self) {
         let Ok(mut state) = self.state.lock() else { return };
-        if state.left == Left::Wakeup || self.apart().is_some_and(LoopPoll::is_on_change) {
-            self.read_bells_with(&mut state);
+        if state.leftover == Leftover::Wakeup || self.loop_poll().is_some_and(LoopPoll::is_edge) {
+            self.read_wakeups_locked(&mut state);
             return;
         }
-        if let Some(loop_poll) = self.apart() {
-            loop_poll.heard();
+        if let Some(loop_poll) = self.loop_poll() {
+            loop_poll.clear();
         }
-        state.left = Left::Wakeup;
-        self.note(&mut state, false);
+        state.leftover = Leftover::Wakeup;
+        self.record(&mut state, false);
     }
 
     /// For a thread, before it parks: reads old wakeups. Leaves one if a loop may need it. Returns whether anything was done.
@@ -351,14 +353,14 @@ impl Doorbell {
             return false;
         };
         // The thread that watches the line waits for a wakeup anyway, and notices this one immediately.
-        if state.left != Left::Wakeup || state.watch.is_some() {
+        if state.leftover != Leftover::Wakeup || state.watch.is_some() {
             return false;
         }
-        if state.looped && state.arrived.is_none() {
+        if state.has_loop && state.arrived.is_none() {
             self.read_all_but_one(&mut state);
         } else {
             self.read_all(&mut state, false);
-            self.tell_the_loop();
+            self.notify_loop();
         }
         true
     }
@@ -372,7 +374,7 @@ impl Doorbell {
     }
 
     /// Checks whether the peer is gone. Reads no wakeup, because a thread may be waiting for it.
-    pub(crate) fn look(&self) {
+    pub(crate) fn check_peer(&self) {
         if self.has_ended() {
             self.set_gone();
         }
@@ -388,7 +390,7 @@ impl Doorbell {
     fn has_ended(&self) -> bool {
         let mut polled = [
             PollFd::new(self.line.as_fd(), sys::socket::HUNG_UP),
-            self.peers_process(),
+            self.peer_exit(),
         ];
         // A failed poll has seen nothing. The next one will.
         poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
@@ -396,7 +398,7 @@ impl Doorbell {
 
     /// Becomes ready once the peer's process has ended. The line alone is not enough, because another process may hold the
     /// peer's end open. Without a pidfd this is the line again, because a list of a fixed length needs no allocation.
-    fn peers_process(&self) -> PollFd<'_> {
+    fn peer_exit(&self) -> PollFd<'_> {
         match &self.pidfd {
             Some(pidfd) => PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
             None => PollFd::new(self.line.as_fd(), PollFlags::empty()),
@@ -405,65 +407,66 @@ impl Doorbell {
 
     /// Leaves one wakeup, which keeps the line readable. The following wait finds the end of the line.
     fn read_all_but_one(&self, state: &mut DoorbellState) {
-        let mut bells = [0_u8; 512];
+        let mut bytes = [0_u8; 512];
         for _ in 0..16 {
             // If the count is unknown, nothing is read. The next call tries again.
             let Ok(count) = sys::socket::unread(&*self.line) else {
                 break;
             };
             if count <= 1 {
-                state.left = if count == 1 { Left::ForLoop } else { Left::Nothing };
+                let left = [Leftover::Nothing, Leftover::ForLoop];
+                state.leftover = left[count];
                 break;
             }
-            let surplus = (count - 1).min(bells.len());
-            match sys::socket::receive_bytes(&*self.line, &mut bells[..surplus]) {
+            let surplus = (count - 1).min(bytes.len());
+            match sys::socket::receive_bytes(&*self.line, &mut bytes[..surplus]) {
                 Ok(1..) | Err(Errno::EINTR) => {}
                 _ => break,
             }
         }
-        self.note(state, false);
+        self.record(state, false);
     }
 
     /// Reads all wakeups. Unless `to_its_end` is set, it stops after a read that did not fill the buffer, which may miss the end
     /// of the line.
-    fn empty_line(&self, state: &mut DoorbellState, to_its_end: bool) -> Emptied {
-        let mut bells = [0_u8; 512];
-        let mut emptied = Emptied::default();
+    fn drain_line(&self, state: &mut DoorbellState, to_its_end: bool) -> DrainResult {
+        let mut bytes = [0_u8; 512];
+        let mut drained = DrainResult::default();
         // Bounded, so that a peer that sends faster than this reads cannot keep this thread here. The line stays readable.
-        for _ in 0..READS {
+        for _ in 0..MAX_READS {
             let read = match &mut state.arrived {
-                None => sys::socket::receive_bytes(&*self.line, &mut bells),
+                None => sys::socket::receive_bytes(&*self.line, &mut bytes),
                 Some(arrived) => arrived.read(self.line.as_fd()),
             };
             match read {
-                Ok(0) => emptied.ended = true,
+                Ok(0) => drained.ended = true,
                 Ok(count) => {
-                    emptied.bells += count;
+                    drained.bytes += count;
                     // A read of attachments stops behind each parcel.
-                    if count == bells.len() || to_its_end || state.arrived.is_some() {
+                    if count == bytes.len() || to_its_end || state.arrived.is_some() {
                         continue;
                     }
                 }
                 Err(Errno::EINTR) => continue,
                 // Nothing was read. The loop may have been woken by the peer's death.
-                Err(Errno::EAGAIN) => emptied.ended = !self.shuts && self.has_ended(),
+                Err(Errno::EAGAIN) => drained.ended = !self.can_shut && self.has_ended(),
                 // This does not concern the peer. The line stays readable, and its end may follow.
                 Err(errno) if is_shortage(errno) => {
-                    emptied.failure = Some(errno);
-                    emptied.ended = to_its_end && self.has_ended();
+                    drained.failure = Some(errno);
+                    drained.ended = to_its_end && self.has_ended();
                 }
                 // A peer that left wakeups unread resets the line. A filter or a security module on this side may also forbid the read.
                 Err(errno) => {
-                    emptied.ended = self.has_ended();
-                    emptied.failure = Some(errno).filter(|errno| !is_gone(*errno));
+                    drained.ended = self.has_ended();
+                    drained.failure = Some(errno).filter(|errno| !is_gone(*errno));
                 }
             }
-            emptied.ended |= violation(state).is_some();
-            return emptied;
+            drained.ended |= violation(state).is_some();
+            return drained;
         }
         // The line holds more than an honest peer sends, and its end may follow.
-        emptied.ended = to_its_end && self.has_ended();
-        emptied
+        drained.ended = to_its_end && self.has_ended();
+        drained
     }
 
     /// Puts the attachments of one message on the line, all or none. Fails with [`Error::NoSpace`] if the line is full or too many
@@ -471,7 +474,7 @@ impl Doorbell {
     pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>]) -> Result<()> {
         self.state.birth().check()?;
         self.try_post(attachments, None)
-            .map_err(|errno| not_passed(errno, attachments.len()))
+            .map_err(|errno| passing_failed(errno, attachments.len()))
     }
 
     /// As [`Doorbell::post`], at a publisher with the number of the message, for a caller that handles the errors of the system call.
@@ -487,7 +490,7 @@ impl Doorbell {
         posted
     }
 
-    /// Whether the peer has read all that this side has put on the line, as the kernel says.
+    /// Whether the kernel reports that the peer has read all that this side has put on the line.
     pub(crate) fn is_line_read(&self) -> bool {
         sys::socket::unreceived(&*self.line) == Ok(0)
     }
@@ -495,7 +498,7 @@ impl Doorbell {
     /// Whether the peer leaves more on the line than wakeups and parcels of this much memory: if it has read all messages, it has not
     /// received their attachments.
     pub(crate) fn is_hoarded(&self, parcels: usize) -> bool {
-        sys::socket::unreceived(&*self.line).is_ok_and(|memory| memory > MOST_FOR_WAKEUPS + parcels)
+        sys::socket::unreceived(&*self.line).is_ok_and(|memory| memory > WAKEUP_MEMORY + parcels)
     }
 
     /// Returns the attachments of the next message that has any, of which its record announces this number. The record was
@@ -510,11 +513,11 @@ impl Doorbell {
             arrived.numbered
         });
         // A later parcel on the line may replace one that has arrived.
-        let mut parcel = if numbered { None } else { take(&mut state, number)? };
+        let mut parcel = if numbered { None } else { pop(&mut state, number)? };
         let mut failure = None;
         if parcel.is_none() {
-            failure = self.read_to_the_last(&mut state);
-            parcel = take(&mut state, number)?;
+            failure = self.read_all_unread(&mut state);
+            parcel = pop(&mut state, number)?;
         }
         // Descriptors are inspected without the lock, since that may take long.
         drop(state);
@@ -547,23 +550,23 @@ impl Doorbell {
         let Ok(mut state) = self.state.lock() else {
             return true;
         };
-        state.arrived.is_none() || self.read_to_the_last(&mut state).is_none()
+        state.arrived.is_none() || self.read_all_unread(&mut state).is_none()
     }
 
     /// Reads all that an honest peer may have sent. Returns the local error that ended the reading. Each waiter is notified, because the
     /// wakeups that are read here may be for any of them.
-    fn read_to_the_last(&self, state: &mut DoorbellState) -> Option<Errno> {
+    fn read_all_unread(&self, state: &mut DoorbellState) -> Option<Errno> {
         let (mut failure, mut found) = (None, false);
-        for _ in 0..MOST_UNREAD / READS {
+        for _ in 0..MAX_UNREAD / MAX_READS {
             let read = self.read_all(state, false);
-            found |= read.bells > 0 || read.ended;
+            found |= read.bytes > 0 || read.ended;
             failure = read.failure;
-            if read.bells == 0 || failure.is_some() {
+            if read.bytes == 0 || failure.is_some() {
                 break;
             }
         }
         if found {
-            self.tell_the_loop();
+            self.notify_loop();
         }
         failure
     }
@@ -574,7 +577,7 @@ impl Doorbell {
         if let Some(arrived) = &mut state.arrived {
             arrived.drop_missed(next);
             // A local shortage leaves the others on the line.
-            self.read_to_the_last(&mut state);
+            self.read_all_unread(&mut state);
         }
     }
 
@@ -591,7 +594,7 @@ impl Doorbell {
         let Ok(mut state) = self.state.lock() else { return };
         if state.arrived.take().is_some() {
             // The kernel closes those that are still on the line. The other half may wait for a wakeup among them.
-            self.read_to_the_last(&mut state);
+            self.read_all_unread(&mut state);
         }
     }
 
@@ -623,26 +626,26 @@ impl Doorbell {
                 return Ok(false);
             }
             if state.watch.is_some() {
-                state = self.wait_for_the_watch(state, deadline);
+                state = self.wait_for_watcher(state, deadline);
                 continue;
             }
-            let (watch, thread_poll) = self.choose(&mut state, deadline)?;
+            let (watch, thread_poll) = self.choose_watch_mode(&mut state, deadline)?;
             state.watch = Some(watch);
             drop(state);
             let found = match thread_poll {
                 Some(thread_poll) => thread_poll.sleep(deadline),
-                None if watch == WatchMode::Reads => Ok(self.read()),
+                None if watch == WatchMode::Read => Ok(self.read()),
                 None => self.poll(deadline),
             };
             state = self.state.lock()?;
             state.watch = None;
             if let Ok(found) = &found {
                 state.gone |= found.gone;
-                state.generation += u64::from(found.rung);
+                state.generation += u64::from(found.wakeup);
                 // Only a read takes the wakeup from the line.
                 match watch {
-                    WatchMode::Reads if found.rung => self.tell_the_loop(),
-                    WatchMode::Polls | WatchMode::Beside if found.rung => state.left = Left::Wakeup,
+                    WatchMode::Read if found.wakeup => self.notify_loop(),
+                    WatchMode::Poll | WatchMode::Epoll if found.wakeup => state.leftover = Leftover::Wakeup,
                     _ => {}
                 }
             }
@@ -652,7 +655,7 @@ impl Doorbell {
         }
     }
 
-    fn wait_for_the_watch<'a>(
+    fn wait_for_watcher<'a>(
         &self,
         mut state: MutexGuard<'a, DoorbellState>,
         deadline: Option<Instant>,
@@ -669,39 +672,39 @@ impl Doorbell {
         state
     }
 
-    /// Notifies the loop of a wakeup that this thread has consumed. There was no loop when the thread parked, but `lend` or
+    /// Notifies the loop of a wakeup that this thread has consumed. There was no loop when the thread parked, but `loop_descriptor` or
     /// `arm` may have created one since.
-    fn tell_the_loop(&self) {
-        if let Some(loop_poll) = self.apart() {
-            loop_poll.tell();
+    fn notify_loop(&self) {
+        if let Some(loop_poll) = self.loop_poll() {
+            loop_poll.notify();
         }
     }
 
     /// Chooses the way in which this thread watches the line, and the epoll if a loop exists.
-    fn choose(
+    fn choose_watch_mode(
         &self,
         state: &mut DoorbellState,
         deadline: Option<Instant>,
     ) -> Result<(WatchMode, Option<&ThreadPoll>)> {
         // A thread in poll(2) would miss a wakeup that the receiving half reads with the attachments.
-        if state.looped || state.arrived.is_some() || !self.shuts {
+        if state.has_loop || state.arrived.is_some() || !self.can_shut {
             if self.thread_poll.get().is_none() {
                 let _ = self
                     .thread_poll
                     .set(ThreadPoll::new(self.line.as_fd(), self.pidfd())?);
             }
-            return Ok((WatchMode::Beside, self.thread_poll.get()));
+            return Ok((WatchMode::Epoll, self.thread_poll.get()));
         }
-        if deadline.is_none() && self.may_read(state) {
+        if deadline.is_none() && self.may_sleep_in_read(state) {
             // A later call that leaves a wakeup records that again.
-            state.left = Left::Nothing;
-            return Ok((WatchMode::Reads, None));
+            state.leftover = Leftover::Nothing;
+            return Ok((WatchMode::Read, None));
         }
-        Ok((WatchMode::Polls, None))
+        Ok((WatchMode::Poll, None))
     }
 
     /// Whether a wait may sleep in a read: the peer's death ends the read, and no other waiter needs the wakeup.
-    fn may_read(&self, state: &mut DoorbellState) -> bool {
+    fn may_sleep_in_read(&self, state: &mut DoorbellState) -> bool {
         match state.sleep {
             Sleep::Reading => return true,
             Sleep::Polling => return false,
@@ -711,51 +714,51 @@ impl Doorbell {
                 return false;
             }
         }
-        let reads = self.may_block().is_some() && matches!(self.end_line_on_exit(state), Ok(true));
+        let reads = self.make_blocking().is_some() && matches!(self.end_line_on_exit(state), Ok(true));
         state.sleep = if reads { Sleep::Reading } else { Sleep::Polling };
         reads
     }
 
     /// Makes reads of the line block. All other calls on the line pass MSG_DONTWAIT.
-    fn may_block(&self) -> Option<()> {
+    fn make_blocking(&self) -> Option<()> {
         let flags = fcntl(&*self.line, FcntlArg::F_GETFL).ok()?;
         let blocking = OFlag::from_bits_retain(flags) - OFlag::O_NONBLOCK;
         fcntl(&*self.line, FcntlArg::F_SETFL(blocking)).ok().map(drop)
     }
 
     /// Sleeps in a read: one system call instead of the two of poll(2), and a shorter way to sleep and wake in the kernel.
-    fn read(&self) -> Heard {
-        let mut bells = [0_u8; 64];
-        let (rung, gone) = match sys::socket::wait_for_bytes(&*self.line, &mut bells) {
+    fn read(&self) -> LineEvents {
+        let mut bytes = [0_u8; 64];
+        let (wakeup, gone) = match sys::socket::wait_for_bytes(&*self.line, &mut bytes) {
             Ok(0) => (false, true),
             Ok(_) => (true, false),
             Err(Errno::EINTR) => (false, false),
             Err(errno) if errno == Errno::EAGAIN || is_shortage(errno) => {
                 // The guest made the line, and may have changed the mode or the timeout of the open file that both share. Or the
                 // kernel is short of memory, which does not concern the peer.
-                self.read_no_more();
+                self.stop_reading_blocking();
                 (false, false)
             }
-            // As in `empty_line`.
+            // As in `drain_line`.
             Err(_) => {
-                self.read_no_more();
+                self.stop_reading_blocking();
                 (false, self.has_ended())
             }
         };
-        Heard { rung, gone }
+        LineEvents { wakeup, gone }
     }
 
     /// Makes later waits poll the line.
-    fn read_no_more(&self) {
+    fn stop_reading_blocking(&self) {
         if let Ok(mut state) = self.state.lock() {
             state.sleep = Sleep::Polling;
         }
     }
 
-    fn poll(&self, deadline: Option<Instant>) -> Result<Heard> {
+    fn poll(&self, deadline: Option<Instant>) -> Result<LineEvents> {
         let mut polled = [
             PollFd::new(self.line.as_fd(), PollFlags::POLLIN | sys::socket::HUNG_UP),
-            self.peers_process(),
+            self.peer_exit(),
         ];
         match ready_by(deadline, |timeout| {
             poll(&mut polled, timeout).map(|ready| ready > 0)
@@ -766,8 +769,8 @@ impl Doorbell {
                     let found: Option<_> = polled[index].revents();
                     found.unwrap_or(PollFlags::POLLIN | sys::socket::HUNG_UP)
                 };
-                Ok(Heard {
-                    rung: found(0).contains(PollFlags::POLLIN),
+                Ok(LineEvents {
+                    wakeup: found(0).contains(PollFlags::POLLIN),
                     // A wakeup is no sign of life: another process may hold a dead peer's end of the line.
                     gone: !(found(0) - PollFlags::POLLIN).is_empty() || !found(1).is_empty(),
                 })
@@ -778,17 +781,17 @@ impl Doorbell {
 
     /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Reads no wakeup. Returns
     /// immediately if the peer is already gone, because the caller may not know.
-    pub(crate) fn wait_beside(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+    pub(crate) fn wait_for_token(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
         self.state.birth().check()?;
         loop {
             // A hang-up does not end this poll if this process may not shut the line, so check again soon.
-            let soon = (!self.shuts).then(|| Instant::now() + RECHECK);
+            let soon = (!self.can_shut).then(|| Instant::now() + RECHECK_INTERVAL);
             let until = [deadline, soon].into_iter().flatten().min();
             // POLLHUP is reported without being requested.
             let mut polled = [
                 PollFd::new(other, PollFlags::POLLIN),
                 PollFd::new(self.line.as_fd(), PollFlags::empty()),
-                self.peers_process(),
+                self.peer_exit(),
             ];
             if !poll_for_token(&mut polled, until)? {
                 if until == deadline {
@@ -804,12 +807,12 @@ impl Doorbell {
     }
 
     /// Shuts the line for writing: the peer sees its end, and can still end it from its side as an answer.
-    pub(crate) fn fall_silent(&self) {
+    pub(crate) fn shut_write(&self) {
         self.shut(Shutdown::Write);
     }
 
     /// Shuts the line in both directions. The peer notices, and so do the waiting threads of this process.
-    pub(crate) fn hang_up(&self) {
+    pub(crate) fn shut_both(&self) {
         self.shut(Shutdown::Both);
     }
 
@@ -817,17 +820,17 @@ impl Doorbell {
         if !self.state.birth().is_here() {
             return;
         }
-        if self.shuts {
+        if self.can_shut {
             // A line that is no longer connected has already ended.
             let _ = shutdown(self.line.as_raw_fd(), how);
         } else if how == Shutdown::Both && self.read_attachments() {
             // If there is no descriptor for it, the line ends once this side drops it.
             let _ = sys::socket::replace_with_dead_end(&self.line);
         }
-        // The loop looks at this once it wakes up.
+        // The loop checks this once it wakes up.
         self.set_gone();
-        if !self.shuts && how == Shutdown::Both {
-            self.tell_the_loop();
+        if !self.can_shut && how == Shutdown::Both {
+            self.notify_loop();
         }
     }
 }
@@ -838,14 +841,14 @@ pub(crate) const fn is_gone(errno: Errno) -> bool {
 }
 
 /// The error of a call that could not put `count` attachments on the line.
-pub(crate) fn not_passed(errno: Errno, count: usize) -> Error {
+pub(crate) fn passing_failed(errno: Errno, count: usize) -> Error {
     match errno {
         Errno::EAGAIN | Errno::ETOOMANYREFS => Error::no_space(
             format!("passing {count} attachments"),
             "too many are on their way: send again once the peer has read some",
         ),
         errno if is_gone(errno) => Error::PeerLost("its end of the line is closed".into()),
-        // A ring of io_uring, or what a security module or a filter forbids. Other messages can still be sent.
+        // An io_uring, or a descriptor that a security module or a filter forbids. Other messages can still be sent.
         Errno::EINVAL | Errno::EPERM | Errno::EACCES => Error::invalid(format!(
             "attachments: the system does not let this process pass one of them: {}",
             errno.desc()
@@ -858,17 +861,17 @@ fn violation(state: &DoorbellState) -> Option<&String> {
     state.arrived.as_ref()?.violation.as_ref()
 }
 
-fn take(state: &mut DoorbellState, number: u64) -> Result<Option<Parcel>> {
+fn pop(state: &mut DoorbellState, number: u64) -> Result<Option<Parcel>> {
     let arrived = state.arrived.as_mut();
-    let parcel = arrived.and_then(|arrived| arrived.take(number));
+    let parcel = arrived.and_then(|arrived| arrived.pop_next(number));
     match violation(state) {
         Some(what) if parcel.is_none() => Err(Error::RingCorrupt(what.clone())),
         _ => Ok(parcel),
     }
 }
 
-/// As [`Doorbell::wait_beside`], once the peer is known to be gone.
-pub(crate) fn wait_for(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
+/// As [`Doorbell::wait_for_token`], once the peer is known to be gone.
+pub(crate) fn wait_for_last_token(descriptor: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
     poll_for_token(&mut [PollFd::new(descriptor, PollFlags::POLLIN)], deadline)
 }
 
@@ -879,8 +882,8 @@ fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Resul
 
 /// The result of reading the line.
 #[derive(Debug, Default)]
-struct Emptied {
-    bells: usize,
+struct DrainResult {
+    bytes: usize,
     ended: bool,
     /// The local error that ended the reading.
     failure: Option<Errno>,

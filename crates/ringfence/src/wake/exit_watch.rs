@@ -41,7 +41,7 @@ pub(crate) struct ExitWatch {
 
 struct Watcher {
     epoll: Arc<Epoll>,
-    over: EventFd,
+    stop: EventFd,
     lines: BTreeMap<u64, Arc<OwnedFd>>,
     join: JoinHandle<()>,
 }
@@ -50,19 +50,19 @@ static WATCHER: PerProcess<Mutex<Option<Watcher>>> = PerProcess::new();
 
 /// The next key. Keys are never reused, unlike descriptor numbers, so an event of a line that was just dropped is never
 /// attributed to another line.
-static KEYS: AtomicU64 = AtomicU64::new(OVER + 1);
+static NEXT_KEY: AtomicU64 = AtomicU64::new(STOP_KEY + 1);
 
 /// The key of the descriptor that ends the thread.
-const OVER: u64 = 0;
+const STOP_KEY: u64 = 0;
 
 /// The maximum number of consecutive failures of the thread's wait.
-const FAILURES: u32 = 100;
-const PAUSE: Duration = Duration::from_millis(10);
+const MAX_FAILURES: u32 = 100;
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
 impl ExitWatch {
     /// Makes the end of that process end the line, immediately if the process has already ended. Fails with
     /// [`Error::NoSpace`] if no descriptor or thread is available.
-    pub(crate) fn over(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Result<Self> {
+    pub(crate) fn new(line: &Arc<OwnedFd>, pidfd: &Arc<OwnedFd>) -> Result<Self> {
         let failed = |errno| Error::system("watching for the end of the peer's process", errno);
         let mut guard = WATCHER.get()?.lock();
         let watcher = match guard.take() {
@@ -71,7 +71,7 @@ impl ExitWatch {
         };
         let watcher = guard.insert(watcher);
         let exit_watch = Self {
-            key: KEYS.fetch_add(1, Ordering::Relaxed),
+            key: NEXT_KEY.fetch_add(1, Ordering::Relaxed),
             pidfd: Arc::clone(pidfd),
         };
         // A pidfd stays readable, so request one event only.
@@ -103,7 +103,7 @@ impl Drop for ExitWatch {
         }
         let Some(watcher) = guard.take() else { return };
         drop(guard);
-        if watcher.over.write(1).is_ok() {
+        if watcher.stop.write(1).is_ok() {
             // The panic hook has already reported a panic of that thread.
             let _ = watcher.join.join();
         }
@@ -113,8 +113,8 @@ impl Drop for ExitWatch {
 impl Watcher {
     fn new() -> Result<Self, Errno> {
         let epoll = Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        let over = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&over, EpollEvent::new(EpollFlags::EPOLLIN, OVER))?;
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP_KEY))?;
         let watched = Arc::clone(&epoll);
         let join = thread::Builder::new()
             .name("ringfence-exits".into())
@@ -122,7 +122,7 @@ impl Watcher {
             .map_err(|_| Errno::EAGAIN)?;
         Ok(Self {
             epoll,
-            over,
+            stop,
             lines: BTreeMap::new(),
             join,
         })
@@ -142,9 +142,9 @@ fn watch(epoll: &Epoll) {
             Err(Errno::EINTR) => continue,
             // Retry, because without this thread no death would be noticed again. A wait that keeps failing does so because the
             // program has closed a descriptor of this crate.
-            Err(_) if failures < FAILURES => {
+            Err(_) if failures < MAX_FAILURES => {
                 failures += 1;
-                thread::sleep(PAUSE);
+                thread::sleep(RETRY_PAUSE);
                 continue;
             }
             Err(_) => return,
@@ -154,7 +154,7 @@ fn watch(epoll: &Epoll) {
             return;
         };
         for event in &events[..count] {
-            if event.data() == OVER {
+            if event.data() == STOP_KEY {
                 return;
             }
             let line = guard

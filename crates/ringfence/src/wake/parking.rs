@@ -19,7 +19,7 @@ use crate::{
 
 /// The number of publications without a sleeper after which the publisher stops making fences. One fence takes some 20 ns, the
 /// sleeper's barrier 9 µs (both measured on two cores of an AMD EPYC under KVM).
-const FENCED_AFTER_A_BELL: u32 = 64;
+const FENCES_AFTER_WAKEUP: u32 = 64;
 
 /// The side that makes the barrier between a publication and the read of the sleeper's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl ParkingSpot {
     };
 
     /// Whether this publisher makes no fences. Acquire: the re-check that follows sees everything that the publisher published before it
-    /// started making fences. One that stopped making fences unnoticed sees that this side sleeps. One that lies here only loses its own
+    /// started making fences. One that stopped making fences unnoticed sees that this side sleeps. A hostile one only loses its own
     /// wakeup.
     fn is_unfenced(self, publisher: &impl Readable) -> bool {
         publisher.load(self.fenced, Ordering::Acquire) != 1
@@ -120,7 +120,7 @@ pub(crate) struct Waker<O, P> {
     own: O,
     peer: P,
     spot: ParkingSpot,
-    rung: u64,
+    last_woken: u64,
     barriers: Barriers,
     /// The number of publications for which this side will still make a fence.
     fences: u32,
@@ -134,7 +134,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
             own,
             peer,
             spot,
-            rung: 0,
+            last_woken: 0,
             barriers,
             fences: 0,
             are_received: None,
@@ -144,7 +144,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
     /// Makes this side fence each publication until the process receives the barriers of its peer. It checks that from time to time.
     pub(crate) fn fenced_until(mut self, are_received: fn() -> bool) -> Self {
         if self.barriers == Barriers::Sleeper {
-            self.fence_for(FENCED_AFTER_A_BELL);
+            self.fence_for(FENCES_AFTER_WAKEUP);
             self.are_received = Some(are_received);
         }
         self
@@ -152,7 +152,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
 
     /// Whether the peer sleeps and no wakeup was sent since it parked. Must be called after a publication.
     #[inline]
-    pub(crate) fn must_ring(&mut self) -> bool {
+    pub(crate) fn must_wake(&mut self) -> bool {
         if self.barriers == Barriers::Both {
             self.peer.full_fence();
         } else if self.fences > 0 {
@@ -163,17 +163,17 @@ impl<O: Writable, P: Readable> Waker<O, P> {
             compiler_fence(Ordering::SeqCst);
         }
         let word = self.peer.load(self.spot.parked, Ordering::Relaxed);
-        if word.is_multiple_of(2) || word == self.rung {
+        if word.is_multiple_of(2) || word == self.last_woken {
             return false;
         }
-        self.rung = word;
-        self.fence_for(FENCED_AFTER_A_BELL);
+        self.last_woken = word;
+        self.fence_for(FENCES_AFTER_WAKEUP);
         true
     }
 
     fn make_fence(&mut self) {
         self.fences -= 1;
-        if self.fences == 0 && self.may_stop() {
+        if self.fences == 0 && self.may_stop_fencing() {
             // Before the fence, so that the following load sees a sleeper that does not see this store yet.
             self.own.store(self.spot.fenced, 0, Ordering::Relaxed);
         }
@@ -182,12 +182,12 @@ impl<O: Writable, P: Readable> Waker<O, P> {
 
     /// Whether this side may publish without fences now.
     #[cold]
-    fn may_stop(&mut self) -> bool {
+    fn may_stop_fencing(&mut self) -> bool {
         let Some(are_received) = self.are_received else {
             return true;
         };
         if !are_received() {
-            self.fences = FENCED_AFTER_A_BELL;
+            self.fences = FENCES_AFTER_WAKEUP;
             return false;
         }
         self.are_received = None;

@@ -97,7 +97,7 @@ impl Core {
 
     /// Notices a peer that is gone, although nothing is read.
     pub(super) fn notice(&self) {
-        self.shared.doorbell.look();
+        self.shared.doorbell.check_peer();
         self.shared.notice();
     }
 

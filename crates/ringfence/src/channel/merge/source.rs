@@ -53,7 +53,7 @@ macro_rules! reading {
             /// Reads the line after a descriptor became readable.
             fn hear(&mut self, waited: PolledFd) {
                 if waited == PolledFd::Process {
-                    self.parking().shared.doorbell.look();
+                    self.parking().shared.doorbell.check_peer();
                 }
                 // The next read reports an error again.
                 let _ = self.read_line();
@@ -165,7 +165,7 @@ impl Waits for AnySource {
 /// Errors with [`Error::NoSpace`](crate::error::Error::NoSpace) if there is no descriptor or thread to notice the death with.
 pub fn line(source: &mut impl Source) -> Result<BorrowedFd<'_>> {
     let shared = source.parking().shared;
-    shared.doorbell.poll_line_alone()?;
+    shared.doorbell.poll_line_only()?;
     shared.doorbell.try_line()
 }
 

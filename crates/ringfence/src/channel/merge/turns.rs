@@ -85,9 +85,7 @@ impl Turns {
     /// Charges the turn for messages that were returned. Returns whether the turn is over.
     #[inline]
     pub(super) fn spend(&mut self, messages: u32, bytes: u64) -> bool {
-        let Some(turn) = &mut self.turn else {
-            return false;
-        };
+        let Some(turn) = &mut self.turn else { return false };
         turn.left = turn.left.saturating_sub(bytes);
         turn.until_look = turn.until_look.saturating_sub(messages);
         if turn.left > 0 && (turn.until_look > 0 || !is_long(turn)) {

@@ -193,11 +193,11 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
     ] {
         let mut side = Side::new(false);
         side.shared().notice();
-        side.shared().doorbell.look();
+        side.shared().doorbell.check_peer();
         side.shared().notice();
         assert_eq!(side.state(), ChannelState::Open, "nobody has hung up");
         side.peer_ends(word);
-        side.shared().doorbell.look();
+        side.shared().doorbell.check_peer();
         side.shared().notice();
         assert_eq!((side.state(), side.told()), (end, vec![end]), "{word}");
     }

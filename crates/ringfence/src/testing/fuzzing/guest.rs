@@ -74,9 +74,7 @@ pub fn guest(bytes: &[u8]) {
     static HOST: Mutex<Option<Beside>> = Mutex::new(None);
     let mut host = HOST.lock().expect("no panic before");
     let host = host.get_or_insert_with(|| Beside::start("host"));
-    let Some(begun) = host.begin(bytes) else {
-        return;
-    };
+    let Some(begun) = host.begin(bytes) else { return };
     let comes = Comes::ALL[begun.comes];
     let options = Options::new().capacity(CAPACITY_MIN).backing(begun.backing);
     let options = options.checked().expect("options");

@@ -14,7 +14,7 @@ use nix::{
     sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair},
 };
 
-use super::{Arrived, AttachmentRef, Attachments, DESCRIPTOR, PARCEL, Parcel, UNCLOSED, post, unpack};
+use super::{AttachmentRef, Attachments, DESCRIPTOR, PARCEL, Parcel, Parcels, UNCLOSED, post, unpack};
 use crate::sys;
 
 const STEPS: u32 = 100;
@@ -41,7 +41,7 @@ fn open_descriptors() -> usize {
 
 /// Both ends of a line.
 struct Line {
-    arrived: Arrived,
+    arrived: Parcels,
     ours: OwnedFd,
     theirs: OwnedFd,
     null: OwnedFd,
@@ -68,7 +68,7 @@ fn run(script: &mut Unstructured<'_>) -> Result<()> {
         sys::socket::settle_line(&ours).expect("SO_PASSCRED");
     }
     let mut line = Line {
-        arrived: Arrived::new(accepts, script.arbitrary()?),
+        arrived: Parcels::new(accepts, script.arbitrary()?),
         ours,
         theirs,
         null: File::open("/dev/null").expect("/dev/null").into(),
@@ -117,7 +117,11 @@ impl Line {
     }
 
     fn check(&self) {
-        let Arrived { accepts, parcels, .. } = &self.arrived;
+        let Parcels {
+            accepts,
+            queue: parcels,
+            ..
+        } = &self.arrived;
         let count: usize = parcels.iter().map(Parcel::len).sum();
         let bytes: u64 = parcels.iter().map(Parcel::bytes).sum();
         assert_eq!((self.arrived.count, self.arrived.bytes), (count as u64, bytes));
@@ -156,7 +160,7 @@ impl Line {
             return;
         };
         while self.read().is_ok_and(|count| count > 0) {}
-        let parcel = self.arrived.take(number).expect("a parcel that was posted");
+        let parcel = self.arrived.pop_next(number).expect("a parcel that was posted");
         assert_eq!(unpack(parcel).expect("no sealed buffer").len(), count);
         self.check();
     }
@@ -200,7 +204,7 @@ impl Line {
         if script.arbitrary()? {
             self.arrived.drop_missed(number);
         }
-        if let Some(parcel) = self.arrived.take(number)
+        if let Some(parcel) = self.arrived.pop_next(number)
             && let Err((_, parcel)) = unpack(parcel)
         {
             self.arrived.put_back(parcel);

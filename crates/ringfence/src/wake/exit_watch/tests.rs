@@ -34,7 +34,7 @@ impl Watched {
         let read = line.try_clone().unwrap();
         read.set_read_timeout(Some(FAR)).unwrap();
         Self {
-            watch: Some(ExitWatch::over(&Arc::new(line.into()), &Arc::new(pidfd)).unwrap()),
+            watch: Some(ExitWatch::new(&Arc::new(line.into()), &Arc::new(pidfd)).unwrap()),
             child,
             read,
             _end: end,
@@ -81,5 +81,8 @@ fn a_wait_that_fails_is_tried_again_and_not_for_ever() {
     }
     thread.join().unwrap();
     // No pause is shorter than it was asked to be.
-    assert!(begin.elapsed() >= PAUSE * FAILURES, "it was given up before");
+    assert!(
+        begin.elapsed() >= RETRY_PAUSE * MAX_FAILURES,
+        "it was given up before"
+    );
 }

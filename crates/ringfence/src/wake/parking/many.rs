@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper};
+use super::{Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper};
 use crate::{
     error::Result,
     region::copy::{Readable, Writable},
@@ -46,17 +46,17 @@ pub(crate) struct FanWaker<O, P, B> {
     /// The slots of the readers that can issue no barrier.
     without_barriers: BySlot<()>,
     /// A fence after each publication: this process can make no barrier, or one of the readers cannot.
-    always: bool,
+    always_fence: bool,
     /// Publications for which this side will still make a fence.
     fences: u32,
-    readers: BySlot<Row<P, B>>,
+    readers: BySlot<ReaderRow<P, B>>,
 }
 
 #[derive(Debug)]
-struct Row<P, B> {
+struct ReaderRow<P, B> {
     control: P,
     parked: usize,
-    rung: u64,
+    last_woken: u64,
     bell: B,
 }
 
@@ -67,17 +67,17 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             own,
             barriers,
             without_barriers: BySlot::default(),
-            always: barriers == Barriers::Both,
+            always_fence: barriers == Barriers::Both,
             fences: 0,
             readers: BySlot::default(),
         }
     }
 
-    /// Calls `ring` with the bell of each reader that sleeps and has not been woken since it parked. Must be called after a publication.
+    /// Calls `wake_reader` for each reader that sleeps and was not woken since it parked. Must be called after a publication.
     /// `update` is called once before that, and passes on the changes of the list of readers ([`FanWaker::watch`]).
     #[inline]
-    pub(crate) fn wake(&mut self, update: impl FnOnce(&mut Self), mut ring: impl FnMut(&B)) {
-        if self.always {
+    pub(crate) fn wake(&mut self, update: impl FnOnce(&mut Self), mut wake_reader: impl FnMut(&B)) {
+        if self.always_fence {
             self.own.full_fence();
         } else if self.fences > 0 {
             self.make_fence();
@@ -90,12 +90,12 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
         } = self;
         for (_, row) in readers.iter_mut() {
             let word = row.control.load(row.parked, Ordering::Relaxed);
-            if word.is_multiple_of(2) || word == row.rung {
+            if word.is_multiple_of(2) || word == row.last_woken {
                 continue;
             }
-            row.rung = word;
-            fence_for(own, fences, FENCED_AFTER_A_BELL);
-            ring(&row.bell);
+            row.last_woken = word;
+            fence_for(own, fences, FENCES_AFTER_WAKEUP);
+            wake_reader(&row.bell);
         }
     }
 
@@ -106,21 +106,21 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             Some(reader) if reader.barriers == Barriers::Both => self.without_barriers.insert(slot, ()),
             _ => self.without_barriers.remove(slot),
         };
-        self.always = self.barriers == Barriers::Both || !self.without_barriers.is_empty();
+        self.always_fence = self.barriers == Barriers::Both || !self.without_barriers.is_empty();
         let Some(SleepingReader { control, bell, .. }) = reader else {
             self.readers.remove(slot);
             return;
         };
-        if self.always {
+        if self.always_fence {
             // For the publication before this call, which was made without a fence. A new reader makes only its own barrier.
             self.own.full_fence();
             // The other readers then need not issue a barrier.
-            fence_for(&self.own, &mut self.fences, FENCED_AFTER_A_BELL);
+            fence_for(&self.own, &mut self.fences, FENCES_AFTER_WAKEUP);
         }
-        let row = Row {
+        let row = ReaderRow {
             control,
             parked: layout::reader_parked_of(slot),
-            rung: 0,
+            last_woken: 0,
             bell,
         };
         self.readers.insert(slot, row);

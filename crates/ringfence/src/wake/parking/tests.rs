@@ -86,7 +86,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
             let pushed = producer.push(&word.to_le_bytes(), Tag::NONE).unwrap();
             assert!(pushed, "there is room for all");
             producer.publish();
-            if waker.must_ring() {
+            if waker.must_wake() {
                 bell.ring();
             }
         }
@@ -165,7 +165,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
             for turn in 0..2 {
                 assert!(producer.push(&[0; 8], Tag::NONE).unwrap());
                 producer.publish();
-                if waker.must_ring() {
+                if waker.must_wake() {
                     bell.ring();
                 }
                 if turn == 0 {
@@ -226,7 +226,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
                 let record = consumer.next_record().unwrap().expect("published before");
                 consumer.consume(record);
                 consumer.publish();
-                if waker.must_ring() {
+                if waker.must_wake() {
                     bell.ring();
                 }
             }
@@ -256,7 +256,7 @@ fn an_end_wakes_a_reader_as_a_message_does() {
         let (bell, own) = (line.clone(), region.clone());
         let writer = thread::spawn(move || {
             own.store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
-            if waker.must_ring() {
+            if waker.must_wake() {
                 bell.ring();
             }
         });

@@ -138,7 +138,7 @@ fn of_a_publication_on_one_thread() {
                 assert!(producer.push(black_box(&message), Tag::NONE).unwrap());
                 if number.is_multiple_of(batch) {
                     producer.publish();
-                    assert!(!waker.must_ring());
+                    assert!(!waker.must_wake());
                 }
             }
             best = best.min(began.elapsed().as_secs_f64() * 1e9 / count as f64);

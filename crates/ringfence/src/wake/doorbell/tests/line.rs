@@ -148,7 +148,7 @@ impl<'scope> Sleeper<'scope> {
 impl Drop for Sleeper<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.doorbell.hang_up();
+            self.doorbell.shut_both();
         }
     }
 }
@@ -194,7 +194,7 @@ fn a_bell_rung_before_the_wait_is_not_slept_through() {
     // Nor is a wakeup lost that another thread has read in the meantime.
     let generation = doorbell.generation();
     ring(&peer);
-    assert!(doorbell.read_bells());
+    assert!(doorbell.read_wakeups());
     assert!(doorbell.wait(generation, far()).unwrap());
     assert!(!doorbell.is_gone());
 }
@@ -222,18 +222,18 @@ fn an_end_of_the_line_wakes_and_stays() {
         assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     }
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
-    assert!(!doorbell.read_bells());
-    doorbell.ring();
+    assert!(!doorbell.read_wakeups());
+    doorbell.wake_peer();
 }
 
 /// The line has failed then (ECONNRESET), which libuv tells once.
 #[test]
 fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread() {
     let (doorbell, peer) = line();
-    doorbell.ring();
+    doorbell.wake_peer();
     ring(&peer);
     close(peer, &doorbell);
-    assert!(!doorbell.read_bells());
+    assert!(!doorbell.read_wakeups());
 }
 
 #[test]
@@ -242,10 +242,10 @@ fn a_wait_beside_the_line_tells_of_an_end_that_another_thread_has_seen() {
     let (silent, _kept) = nix::unistd::pipe().unwrap();
     close(peer, &doorbell);
     // As a sending thread does, which may not have notified the waiters yet.
-    doorbell.look();
+    doorbell.check_peer();
     assert!(doorbell.is_gone());
     assert!(
-        doorbell.wait_beside(silent.as_fd(), far()).unwrap(),
+        doorbell.wait_for_token(silent.as_fd(), far()).unwrap(),
         "it waited to the deadline"
     );
 }
@@ -257,7 +257,7 @@ fn hanging_up_wakes_the_waiters_of_both_sides() {
         let waiting: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| doorbell.wait(doorbell.generation(), far()).unwrap()))
             .collect();
-        doorbell.hang_up();
+        doorbell.shut_both();
         for thread in waiting {
             assert!(thread.join().unwrap());
         }
@@ -302,15 +302,15 @@ fn a_bell_is_left_on_the_line_until_a_half_parks_again() {
     // The same for an event loop, which comes again where no half parks.
     ring(&peer);
     let generation = doorbell.generation();
-    doorbell.leave_bells();
+    doorbell.defer_wakeups();
     assert!(unread(&doorbell));
     assert!(doorbell.wait(generation, None).unwrap(), "it was heard");
-    doorbell.leave_bells();
+    doorbell.defer_wakeups();
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up());
     // What is left there does not hide the end.
     ring(&peer);
-    doorbell.leave_bells();
+    doorbell.defer_wakeups();
     drop(peer);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(doorbell.is_gone());
@@ -370,7 +370,7 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
         for _ in 0..2 {
             if both.recv_timeout(FAR).is_err() {
                 // A thread that waits without a deadline would wait for ever.
-                doorbell.hang_up();
+                doorbell.shut_both();
             }
         }
     });
@@ -382,12 +382,12 @@ fn a_peer_that_never_reads_blocks_no_call() {
     // The peer made the pair, and can change the mode of what both share.
     set_mode(&*doorbell.line, true);
     for _ in 0..1_000_000 / 64 {
-        doorbell.ring();
+        doorbell.wake_peer();
     }
     let mut bells = vec![0; 1 << 20];
     assert!(recv(peer.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
     // An empty line in that mode blocks no call either.
-    assert!(doorbell.read_bells());
+    assert!(doorbell.read_wakeups());
 }
 
 #[test]
@@ -397,7 +397,7 @@ fn a_peer_whose_bells_have_no_end_keeps_no_call() {
     let generation = doorbell.generation();
     assert!(doorbell.wait(generation, far()).unwrap());
     for _ in 0..1000 {
-        assert!(doorbell.read_bells());
+        assert!(doorbell.read_wakeups());
     }
     let deadline = Instant::now().checked_add(Duration::from_millis(1));
     assert!(
@@ -473,10 +473,10 @@ fn an_end_of_the_line_and_hanging_up_end_a_read() {
             let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
             let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
             if hangs_up {
-                doorbell.hang_up();
+                doorbell.shut_both();
             } else {
                 // What this side has rung was not read: then it ends with an error.
-                doorbell.ring();
+                doorbell.wake_peer();
                 drop(end);
             }
             reads.must_wake();
@@ -566,14 +566,14 @@ fn a_loop_finds_the_peers_death_though_this_process_may_not_shut_the_line() {
     let mut peer = Peer::new();
     let (doorbell, _end) = peer.line();
     let doorbell = Doorbell {
-        shuts: false,
+        can_shut: false,
         ..doorbell
     };
-    doorbell.poll_line_alone().unwrap();
+    doorbell.poll_line_only().unwrap();
     let polled = doorbell.try_line().unwrap();
-    assert!(!doorbell.arm().unwrap() && !readable(polled) && doorbell.read_bells());
+    assert!(!doorbell.arm().unwrap() && !readable(polled) && doorbell.read_wakeups());
     peer.kill();
-    assert!(readable(polled) && !doorbell.read_bells());
+    assert!(readable(polled) && !doorbell.read_wakeups());
 }
 
 #[test]
@@ -586,22 +586,22 @@ fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
         let state = doorbell.state.lock().unwrap();
         ring(&peer);
         drop(state);
-        assert!(doorbell.read_bells());
+        assert!(doorbell.read_wakeups());
         sleeper.must_wake();
     });
     // If the loop was faster, the thread assumes that it has left a wakeup there.
-    assert!(doorbell.read_bells());
+    assert!(doorbell.read_wakeups());
     // Nothing but the loop's word.
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
-        doorbell.leave_bells();
+        doorbell.defer_wakeups();
         sleeper.must_wake();
     });
     assert!(doorbell.arm().unwrap());
     // The loop takes it, and the thread has not slept yet.
     let generation = doorbell.generation();
     ring(&peer);
-    assert!(doorbell.read_bells());
+    assert!(doorbell.read_wakeups());
     assert!(doorbell.wait(generation, None).unwrap());
 }
 
@@ -622,7 +622,7 @@ fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
     }
     // Nor where the loop takes that one: the thread knows of it.
     let generation = doorbell.generation();
-    assert!(doorbell.read_bells());
+    assert!(doorbell.read_wakeups());
     assert_eq!(doorbell.generation(), generation);
     assert!(!readable(polled));
     // A half that is armed finds the line empty as well.
@@ -663,7 +663,7 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
             ring(&end);
             sleeper.must_wake();
             assert!(readable(polled));
-            assert!(doorbell.read_bells());
+            assert!(doorbell.read_wakeups());
             assert!(!readable(polled));
         });
         // The same where the loop is first.
@@ -674,11 +674,11 @@ fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_t
             let state = doorbell.state.lock().unwrap();
             ring(&end);
             drop(state);
-            assert!(doorbell.read_bells());
+            assert!(doorbell.read_wakeups());
             sleeper.must_wake();
         });
         // If the thread was first, it has left the wakeup there.
-        assert!(doorbell.read_bells());
+        assert!(doorbell.read_wakeups());
         // From now on no thread sleeps so.
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
@@ -706,9 +706,9 @@ fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
             if silently {
-                doorbell.fall_silent();
+                doorbell.shut_write();
             } else {
-                doorbell.hang_up();
+                doorbell.shut_both();
             }
             sleeper.must_wake();
         });
@@ -725,9 +725,9 @@ fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
     assert!(!looped.arm().unwrap());
     ring(&peer);
     assert!(readable(looped.line()));
-    assert!(looped.read_bells());
+    assert!(looped.read_wakeups());
     for doorbell in [threads, looped] {
-        assert!(doorbell.apart().is_none());
+        assert!(doorbell.loop_poll().is_none());
         assert!(doorbell.thread_poll.get().is_none());
     }
 }
@@ -736,9 +736,9 @@ fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
 fn a_bell_is_rung_once_and_counted() {
     let (doorbell, end) = line();
     for count in 1..=3 {
-        doorbell.ring();
+        doorbell.wake_peer();
         assert_eq!(sys::socket::unread(&end), Ok(count));
-        assert_eq!(doorbell.rung().load(Ordering::Relaxed), count as u64);
+        assert_eq!(doorbell.wakeups_sent().load(Ordering::Relaxed), count as u64);
     }
 }
 
@@ -749,16 +749,16 @@ fn the_end_behind_much_that_is_no_bell_is_found_by_one_look() {
     for (pieces, reset) in [(1, false), (1, true), (40, false), (40, true)] {
         let (doorbell, peer) = line();
         if reset {
-            doorbell.ring();
+            doorbell.wake_peer();
         }
         for _ in 0..pieces {
             assert_eq!(send(peer.as_raw_fd(), &[7; 512], MsgFlags::MSG_DONTWAIT), Ok(512));
         }
-        assert!(doorbell.read_bells(), "it is there");
+        assert!(doorbell.read_wakeups(), "it is there");
         for _ in 0..pieces {
             assert_eq!(send(peer.as_raw_fd(), &[7; 512], MsgFlags::MSG_DONTWAIT), Ok(512));
         }
         close(peer, &doorbell);
-        assert!(!doorbell.read_bells(), "{pieces} pieces, reset: {reset}");
+        assert!(!doorbell.read_wakeups(), "{pieces} pieces, reset: {reset}");
     }
 }

@@ -58,7 +58,7 @@ fn a_parcel_replaces_one_for_the_same_message() {
     post(&publisher, 1, 1);
     post(&publisher, 1, 2);
     // Also one that was read from the line already.
-    subscriber.read_bells();
+    subscriber.read_wakeups();
     post(&publisher, 3, 2);
     // It takes no room from the parcel before it.
     assert_eq!(collect(&subscriber, 1, 1).len(), 1);
@@ -71,7 +71,7 @@ fn a_withdrawn_parcel_is_not_received() {
         let (publisher, subscriber) = ends(accepts(1));
         post(&publisher, 1, 1);
         if read_before {
-            subscriber.read_bells();
+            subscriber.read_wakeups();
         }
         post(&publisher, 0, 1);
         assert!(collect(&subscriber, 1, 1).is_empty());
@@ -86,11 +86,11 @@ fn a_withdrawal_ends_where_a_wakeup_or_the_next_parcel_begins() {
     let (publisher, subscriber) = ends(accepts(1));
     post(&publisher, 1, 1);
     post(&publisher, 0, 1);
-    publisher.ring();
+    publisher.wake_peer();
     post(&publisher, 1, 1);
     post(&publisher, 0, 1);
     post(&publisher, 1, 1);
-    subscriber.read_bells();
+    subscriber.read_wakeups();
     assert!(!subscriber.is_violated());
     assert_eq!(collect(&subscriber, 1, 1).len(), 1);
 }
@@ -104,7 +104,7 @@ fn descriptors_that_do_not_close_are_a_violation() {
     publisher.try_post(&attachment, Some(1)).unwrap();
     drop(stuck);
     for _ in 0..1100 {
-        subscriber.read_bells();
+        subscriber.read_wakeups();
         if subscriber.is_violated() {
             return;
         }
@@ -120,7 +120,7 @@ fn parcels_of_missed_messages_are_dropped() {
         post(&publisher, 1, number);
     }
     // More than it holds: the oldest go.
-    subscriber.read_bells();
+    subscriber.read_wakeups();
     assert_eq!(collect(&subscriber, 1, 9).len(), 1);
     post(&publisher, 1, 11);
     post(&publisher, 1, 12);
@@ -134,13 +134,13 @@ fn numbers_that_decrease_and_wrong_counts_are_violations() {
     let (publisher, subscriber) = ends(accepts(4));
     post(&publisher, 1, 2);
     post(&publisher, 1, 1);
-    subscriber.read_bells();
+    subscriber.read_wakeups();
     assert!(subscriber.is_violated());
     let (publisher, subscriber) = ends(accepts(4));
     post(&publisher, 1, 2);
     assert_eq!(subscriber.collect(2, 2).unwrap_err().code(), "RING_CORRUPT");
     let (publisher, subscriber) = ends(accepts(4));
     post(&publisher, 5, 1);
-    subscriber.read_bells();
+    subscriber.read_wakeups();
     assert!(subscriber.is_violated());
 }

@@ -11,7 +11,7 @@ use crate::{
     region::layout::{self, head_of},
     testing::loomed::Region,
     wake::parking::{
-        Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker,
+        Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper, Waker,
         tests::{Line, bounded, counted::Words, sleep_until},
     },
 };
@@ -108,7 +108,7 @@ fn room(publisher: &Region, reader: impl Fn(&Region) -> Region) {
             let bell = line.clone();
             thread::spawn(move || {
                 own.store(head_of(slot), 8, Ordering::Release);
-                if waker.must_ring() {
+                if waker.must_wake() {
                     bell.ring();
                 }
             })
@@ -200,7 +200,7 @@ fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier(
     assert_eq!(fences(&mut both), 1, "this process makes none");
     watch(&mut both, &controls, Barriers::Sleeper);
     ring.fences();
-    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut both) == 1));
+    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut both) == 1));
     let mut waker = FanWaker::new(ring.clone(), Barriers::Sleeper);
     watch(&mut waker, &controls, Barriers::Sleeper);
     assert_eq!((ring.fences(), fences(&mut waker)), (0, 0));
@@ -208,21 +208,21 @@ fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier(
     watch(&mut waker, &controls[..1], Barriers::Both);
     assert_eq!(ring.fences(), 1, "for what was published before");
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
-    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut waker) == 1));
+    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut waker) == 1));
     // Another reader, which can make them, has its slot.
     watch(&mut waker, &controls[..1], Barriers::Sleeper);
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
     ring.fences();
-    for _ in 0..FENCED_AFTER_A_BELL {
+    for _ in 0..FENCES_AFTER_WAKEUP {
         assert_eq!(ring.get(layout::TAIL_FENCED), 1);
         assert_eq!(fences(&mut waker), 1, "as was said");
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
     watch(&mut waker, &controls[..1], Barriers::Both);
-    assert!((0..=2 * FENCED_AFTER_A_BELL).all(|_| fences(&mut waker) > 0));
+    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut waker) > 0));
     // It has gone.
     waker.watch(0, None);
-    for _ in 0..FENCED_AFTER_A_BELL {
+    for _ in 0..FENCES_AFTER_WAKEUP {
         assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (1, 1));
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
@@ -268,12 +268,12 @@ fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fe
                 (1, made),
                 "{barriers:?}, {fenced:?}"
             );
-            assert!(waker.must_ring());
-            assert!(!waker.must_ring(), "it was rung for");
+            assert!(waker.must_wake());
+            assert!(!waker.must_wake(), "it was rung for");
             sleeper.park_for_room(&controls).unwrap();
-            assert!(waker.must_ring(), "it sleeps anew");
+            assert!(waker.must_wake(), "it sleeps anew");
             sleeper.unpark();
-            assert!(!waker.must_ring(), "it is awake");
+            assert!(!waker.must_wake(), "it is awake");
             let awake = own.get(layout::WRITER_PARKED);
             assert_eq!(awake % 2, 0);
             sleeper.unpark();

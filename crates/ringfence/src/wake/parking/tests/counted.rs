@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     region::copy::{Readable, Writable},
     region::layout,
-    wake::parking::{Barriers, FENCED_AFTER_A_BELL, ParkingSpot, Sleeper, Waker},
+    wake::parking::{Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper, Waker},
 };
 
 /// The polled words of a region, for one thread.
@@ -98,14 +98,14 @@ fn a_bell_is_rung_once_for_each_time_that_the_other_side_sleeps() {
     for barriers in [Barriers::Both, Barriers::Sleeper] {
         let (own, _, mut sleeper, mut waker) = reader(barriers);
         for _ in 0..3 {
-            assert!(!waker.must_ring(), "it is awake");
+            assert!(!waker.must_wake(), "it is awake");
             sleeper.park().unwrap();
             assert_eq!(own.get(layout::READER_PARKED) % 2, 1);
-            assert!(waker.must_ring());
-            assert!(!waker.must_ring(), "it was rung for");
+            assert!(waker.must_wake());
+            assert!(!waker.must_wake(), "it was rung for");
             // As one that was woken for nothing.
             sleeper.park().unwrap();
-            assert!(waker.must_ring(), "it sleeps anew");
+            assert!(waker.must_wake(), "it sleeps anew");
             sleeper.unpark();
             assert_eq!(own.get(layout::READER_PARKED) % 2, 0);
             let awake = own.get(layout::READER_PARKED);
@@ -119,15 +119,15 @@ fn a_bell_is_rung_once_for_each_time_that_the_other_side_sleeps() {
 fn a_publisher_makes_fences_for_some_time_after_a_bell_and_says_so() {
     let (words, own, mut sleeper, mut waker) = reader(Barriers::Sleeper);
     for _ in 0..3 {
-        assert!(!waker.must_ring());
+        assert!(!waker.must_wake());
         assert_eq!((words.fences(), own.get(layout::TAIL_FENCED)), (0, 0));
         sleeper.park().unwrap();
-        assert!(waker.must_ring());
+        assert!(waker.must_wake());
         sleeper.unpark();
         words.fences();
-        for left in (0..FENCED_AFTER_A_BELL).rev() {
+        for left in (0..FENCES_AFTER_WAKEUP).rev() {
             assert_eq!(own.get(layout::TAIL_FENCED), 1);
-            assert!(!waker.must_ring());
+            assert!(!waker.must_wake());
             assert_eq!(words.fences(), 1, "{left} follow");
         }
         assert_eq!(own.get(layout::TAIL_FENCED), 0);
@@ -149,24 +149,24 @@ fn a_publisher_makes_fences_until_its_process_receives_barriers() {
         ARE_RECEIVED.set(false);
         let mut waker = made.fenced_until(|| ARE_RECEIVED.get());
         let mut sleeper = Sleeper::new(peer.clone(), own.clone(), spot, Barriers::Sleeper);
-        for _ in 0..3 * FENCED_AFTER_A_BELL {
-            assert!(!waker.must_ring());
+        for _ in 0..3 * FENCES_AFTER_WAKEUP {
+            assert!(!waker.must_wake());
             assert_eq!((peer.fences(), own.get(word)), (1, 1));
         }
         sleeper.park().unwrap();
-        assert!(waker.must_ring());
+        assert!(waker.must_wake());
         sleeper.unpark();
         assert_eq!(peer.barriers(), 0, "a barrier would not reach the publisher");
         peer.fences();
         ARE_RECEIVED.set(true);
-        for _ in 0..FENCED_AFTER_A_BELL {
+        for _ in 0..FENCES_AFTER_WAKEUP {
             assert_eq!((own.receivers(), own.get(word)), (0, 1));
-            assert!(!waker.must_ring());
+            assert!(!waker.must_wake());
             assert_eq!(peer.fences(), 1);
         }
         // Only the half that writes the ring has ranges that an alarm must skip.
         assert_eq!(own.receivers(), u32::from(word == layout::TAIL_FENCED));
-        assert!(!waker.must_ring());
+        assert!(!waker.must_wake());
         assert_eq!((peer.fences(), own.get(word)), (0, 0));
         sleeper.park().unwrap();
         assert_eq!(peer.barriers(), 1);
@@ -188,7 +188,7 @@ fn a_sleeper_makes_the_barrier_where_the_publisher_makes_no_fence() {
         sleeper.park().unwrap();
         assert_eq!(own.fences(), 1, "between its word and the look that follows");
         assert_eq!(own.barriers(), made, "{barriers:?}, {fenced}");
-        assert!(waker.must_ring());
+        assert!(waker.must_wake());
         assert_eq!(own.fences(), u32::from(barriers == Barriers::Both));
         sleeper.unpark();
         let must = sleeper.announce();

@@ -1,7 +1,7 @@
 //! Sends wakeups to the peer, and retries those that the kernel had no memory for.
 //!
 //! One wakeup is sent each time that the peer parks. If it were lost, the peer would sleep although it has a message, and
-//! this side would wait for the answer. So a wakeup that could not be sent is owed until it is sent or the line has ended. A
+//! this side would wait for the answer. So a failed send is retried until it succeeds or the line has ended. A
 //! few attempts are made immediately. Then a thread continues, because the sender may be an event loop, which must not
 //! block.
 
@@ -32,17 +32,17 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis
 pub(super) struct PeerWaker {
     line: Arc<OwnedFd>,
     /// Written under this lock by a call that failed to send, and by the retry thread.
-    owed: ProcessMutex<Owed>,
+    lost: ProcessMutex<LostWakeups>,
     /// The number of wakeups that this side has sent.
-    rung: Arc<AtomicU64>,
+    wakeups_sent: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
-struct Owed {
+struct LostWakeups {
     /// The number of failed sends. One later wakeup makes up for all of them.
     failures: u64,
     /// A retry thread is running.
-    carried: bool,
+    retrying: bool,
 }
 
 /// The result of one attempt.
@@ -58,57 +58,57 @@ impl PeerWaker {
     pub(super) fn new(line: &Arc<OwnedFd>, birth: Birth) -> Arc<Self> {
         Arc::new(Self {
             line: Arc::clone(line),
-            owed: ProcessMutex::new(Owed::default(), birth),
-            rung: Arc::default(),
+            lost: ProcessMutex::new(LostWakeups::default(), birth),
+            wakeups_sent: Arc::default(),
         })
     }
 
     /// Wakes the peer. Never waits for the peer, and waits for memory only if no retry thread can be started. Does nothing in
     /// a forked child, because the peer belongs to its parent.
     #[cold]
-    pub(super) fn ring(self: &Arc<Self>) {
-        if !self.owed.birth().is_here() {
+    pub(super) fn wake_peer(self: &Arc<Self>) {
+        if !self.lost.birth().is_here() {
             return;
         }
-        self.rung.fetch_add(1, Ordering::Relaxed);
+        self.wakeups_sent.fetch_add(1, Ordering::Relaxed);
         for _ in 0..TRIES {
             if self.try_once() == SendResult::Done {
                 return;
             }
             thread::yield_now();
         }
-        let Ok(mut owed) = self.owed.lock() else { return };
-        owed.failures += 1;
-        if owed.carried {
+        let Ok(mut lost) = self.lost.lock() else { return };
+        lost.failures += 1;
+        if lost.retrying {
             return;
         }
-        owed.carried = true;
-        drop(owed);
-        let bells = Arc::clone(self);
+        lost.retrying = true;
+        drop(lost);
+        let waker = Arc::clone(self);
         let named = thread::Builder::new().name("ringfence-bell".into());
-        if named.spawn(move || bells.carry()).is_err() {
-            self.carry();
+        if named.spawn(move || waker.retry()).is_err() {
+            self.retry();
         }
     }
 
-    pub(super) fn rung(&self) -> &Arc<AtomicU64> {
-        &self.rung
+    pub(super) fn wakeups_sent(&self) -> &Arc<AtomicU64> {
+        &self.wakeups_sent
     }
 
-    /// Sends the owed wakeup. Terminates, because the kernel gets memory or either side ends the line, as `close` does.
-    fn carry(&self) {
+    /// Sends a wakeup for the failed ones. Terminates, because the kernel gets memory or either side ends the line, as `close` does.
+    fn retry(&self) {
         let [mut pause, longest] = PAUSES;
         // Never fails, because a forked child does not have this thread.
-        while let Ok(failures) = self.owed.lock().map(|owed| owed.failures) {
+        while let Ok(failures) = self.lost.lock().map(|lost| lost.failures) {
             if self.try_once() == SendResult::Again {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
             }
-            let Ok(mut owed) = self.owed.lock() else { return };
+            let Ok(mut lost) = self.lost.lock() else { return };
             // A call that has failed since then may have published after the peer received this wakeup.
-            if owed.failures == failures {
-                owed.carried = false;
+            if lost.failures == failures {
+                lost.retrying = false;
                 return;
             }
         }
@@ -123,7 +123,7 @@ impl PeerWaker {
                 Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
                     return SendResult::Done;
                 }
-                // The kernel has no memory, or a security module says no for now: the peer sleeps on, and nothing else wakes it.
+                // The kernel has no memory, or a security module refuses for now: the peer still sleeps, and nothing else wakes it.
                 Err(_) => return SendResult::Again,
             }
         }

@@ -26,7 +26,7 @@ use crate::{
 /// The source of an epoll event.
 const LINE: u64 = 0;
 const PEER: u64 = 1;
-const TOLD: u64 = 2;
+const NOTIFIED: u64 = 2;
 
 /// Reports the end of the peer's process. The line alone is not enough, because another process may hold the peer's end open.
 fn watch_peer(epoll: &Epoll, pidfd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
@@ -35,7 +35,7 @@ fn watch_peer(epoll: &Epoll, pidfd: Option<BorrowedFd<'_>>) -> Result<(), Errno>
     })
 }
 
-fn counter() -> Result<EventFd, Errno> {
+fn event_fd() -> Result<EventFd, Errno> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
 }
 
@@ -44,59 +44,59 @@ fn counter() -> Result<EventFd, Errno> {
 pub(super) struct ThreadPoll {
     epoll: Epoll,
     /// Written to wake the thread that sleeps here, and never read: each write is an event.
-    told: EventFd,
+    notified: EventFd,
 }
 
 impl ThreadPoll {
     /// Fails with [`Error::NoSpace`](crate::error::Error::NoSpace) if the two descriptors are not available.
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let made = || -> Result<Self, Errno> {
+        let create = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-            let told = counter()?;
+            let notified = event_fd()?;
             let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
             epoll.add(line, EpollEvent::new(once | EpollFlags::EPOLLRDHUP, LINE))?;
-            epoll.add(&told, EpollEvent::new(once, TOLD))?;
+            epoll.add(&notified, EpollEvent::new(once, NOTIFIED))?;
             watch_peer(&epoll, pidfd)?;
-            Ok(Self { epoll, told })
+            Ok(Self { epoll, notified })
         };
-        made().or_system("waiting beside an event loop")
+        create().or_system("waiting beside an event loop")
     }
 
     /// Wakes the thread that sleeps here, or the next one.
-    pub(super) fn tell(&self) {
-        // A failed write to a full counter would still be an event.
-        let _ = self.told.write(1);
+    pub(super) fn notify(&self) {
+        // A failed write to a full event_fd would still be an event.
+        let _ = self.notified.write(1);
     }
 
     /// Sleeps until a new event or the deadline.
-    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<Heard> {
-        let mut events = [EpollEvent::empty(); 3];
+    pub(super) fn sleep(&self, deadline: Option<Instant>) -> Result<LineEvents> {
+        let mut polled = [EpollEvent::empty(); 3];
         let mut count = 0;
         ready_by(deadline, |timeout| {
-            count = self.epoll.wait(&mut events, timeout)?;
+            count = self.epoll.wait(&mut polled, timeout)?;
             Ok(count > 0)
         })
         .or_system("waiting on the line (epoll_wait)")?;
-        let mut heard = Heard::default();
-        for event in &events[..count] {
+        let mut events = LineEvents::default();
+        for event in &polled[..count] {
             match event.data() {
                 LINE => {
-                    heard.rung = event.events().contains(EpollFlags::EPOLLIN);
+                    events.wakeup = event.events().contains(EpollFlags::EPOLLIN);
                     // A wakeup is no sign of life.
-                    heard.gone |= !(event.events() - EpollFlags::EPOLLIN).is_empty();
+                    events.gone |= !(event.events() - EpollFlags::EPOLLIN).is_empty();
                 }
-                PEER => heard.gone = true,
+                PEER => events.gone = true,
                 _ => {}
             }
         }
-        Ok(heard)
+        Ok(events)
     }
 }
 
 /// The events of one sleep.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
-    pub(super) rung: bool,
+pub(super) struct LineEvents {
+    pub(super) wakeup: bool,
     pub(super) gone: bool,
 }
 
@@ -106,62 +106,60 @@ pub(super) struct Heard {
 pub(super) struct LoopPoll {
     epoll: Epoll,
     /// Written by the thread that has consumed a wakeup. It stays readable until the loop reads it.
-    taken: EventFd,
+    notified: EventFd,
     /// Only a change of the line wakes the loop.
-    on_change: AtomicBool,
+    edge: AtomicBool,
 }
 
 impl LoopPoll {
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let made = || -> Result<Self, Errno> {
+        let create = || -> Result<Self, Errno> {
             let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-            let taken = counter()?;
+            let notified = event_fd()?;
             epoll.add(line, Self::line_event(false))?;
-            epoll.add(&taken, EpollEvent::new(EpollFlags::EPOLLIN, TOLD))?;
+            epoll.add(&notified, EpollEvent::new(EpollFlags::EPOLLIN, NOTIFIED))?;
             watch_peer(&epoll, pidfd)?;
-            let on_change = AtomicBool::new(false);
+            let edge = AtomicBool::new(false);
             Ok(Self {
                 epoll,
-                taken,
-                on_change,
+                notified,
+                edge,
             })
         };
-        made().or_system("an event loop beside a thread that reads the line")
+        create().or_system("an event loop beside a thread that reads the line")
     }
 
-    fn line_event(on_change: bool) -> EpollEvent {
+    fn line_event(edge: bool) -> EpollEvent {
         let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-        events.set(EpollFlags::EPOLLET, on_change);
+        events.set(EpollFlags::EPOLLET, edge);
         EpollEvent::new(events, LINE)
     }
 
     /// Wakes the loop while the line is readable, or only on each change of it. Called under the lock of the line's state.
-    pub(super) fn watch_line(&self, line: BorrowedFd<'_>, on_change: bool) {
-        if self.is_on_change() != on_change
-            && self.epoll.modify(line, &mut Self::line_event(on_change)).is_ok()
-        {
-            self.on_change.store(on_change, Ordering::Relaxed);
+    pub(super) fn watch_line(&self, line: BorrowedFd<'_>, edge: bool) {
+        if self.is_edge() != edge && self.epoll.modify(line, &mut Self::line_event(edge)).is_ok() {
+            self.edge.store(edge, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn is_on_change(&self) -> bool {
-        self.on_change.load(Ordering::Relaxed)
+    pub(super) fn is_edge(&self) -> bool {
+        self.edge.load(Ordering::Relaxed)
     }
 
     /// Notifies the loop of a consumed wakeup, which may be the loop's.
-    pub(super) fn tell(&self) {
+    pub(super) fn notify(&self) {
         // As above.
-        let _ = self.taken.write(1);
+        let _ = self.notified.write(1);
     }
 
     /// Clears the notification. To be called before the line is read.
-    pub(super) fn heard(&self) {
-        if self.is_on_change() {
+    pub(super) fn clear(&self) {
+        if self.is_edge() {
             // The loop polls the epoll, which is readable until it has reported the change (EPOLLET).
             let _ = self.epoll.wait(&mut [EpollEvent::empty(); 3], EpollTimeout::ZERO);
         }
         // The read fails if there is no notification.
-        let _ = self.taken.read();
+        let _ = self.notified.read();
     }
 }
 
