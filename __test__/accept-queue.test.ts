@@ -8,19 +8,19 @@ import { RingfenceError, type Channel } from 'ringfence'
 import { codeOf } from './support/ring.js'
 import { isPending } from './support/until.js'
 
-interface Taker {
-  take(channel: Channel): void
+interface Consumer {
+  accept(channel: Channel): void
   refusal(): Error
 }
 
 interface AcceptQueue {
   readonly hasLoop: boolean
   iterator(): AsyncIterator<Channel, undefined>
-  setTaker(taker: Taker | null): void
+  setConsumer(taker: Consumer | null): void
   add(channel: Channel): void
   fail(error: Error): void
   end(): void
-  discard(): Channel[]
+  removeUnclaimed(): Channel[]
 }
 
 interface Insides {
@@ -73,11 +73,11 @@ test('loops get channels in order, and 16 queued channels pause accepting', asyn
   add(18, 18)
   await waits
   add(19, 19)
-  queue.setTaker({ take: () => {}, refusal: () => new Error() })
+  queue.setConsumer({ accept: () => {}, refusal: () => new Error() })
   add(20, 20)
-  queue.setTaker(null)
+  queue.setConsumer(null)
   add(21, 21)
-  queue.discard()
+  queue.removeUnclaimed()
   t.deepEqual(
     handedOut,
     Array.from({ length: 20 }, (_, number) => channel(number + 1)),
@@ -95,10 +95,10 @@ test('a queue that keeps the last channels keeps 16 of them, until a loop starts
   add(22, 22)
   for (let number = 6; number <= 22; number += 1) t.deepEqual(await loop.next(), value(number))
   t.deepEqual(paused, [true, false])
-  t.deepEqual(queue.discard(), [])
+  t.deepEqual(queue.removeUnclaimed(), [])
   add(23, 24)
-  t.deepEqual(queue.discard(), [channel(23), channel(24)])
-  t.deepEqual(queue.discard(), [])
+  t.deepEqual(queue.removeUnclaimed(), [channel(23), channel(24)])
+  t.deepEqual(queue.removeUnclaimed(), [])
 })
 
 test('the loop that waits longest gets the next channel, and an abandoned loop gets none', async (t) => {
@@ -148,7 +148,7 @@ test('after the end, loops finish once they have taken the queued channels', asy
   t.true(queue.hasLoop, 'the other was not told yet')
   t.deepEqual(await other.next(), over)
   t.false(queue.hasLoop)
-  queue.setTaker({ take: () => t.fail(), refusal: () => new Error('of a taker') })
+  queue.setConsumer({ accept: () => t.fail(), refusal: () => new Error('of a taker') })
   t.deepEqual(await queue.iterator().next(), over, 'what has ended is taken by none')
 })
 
@@ -176,8 +176,8 @@ test('a taker gets every channel, queued or new, and loops are refused while it 
   const { queue, paused, add } = queueOf(true)
   const taken: Channel[] = []
   const refusals: Error[] = []
-  const taker: Taker = {
-    take: (one) => void taken.push(one),
+  const taker: Consumer = {
+    accept: (one) => void taken.push(one),
     refusal: () => {
       const refusal = new Error('of a taker')
       refusals.push(refusal)
@@ -186,30 +186,30 @@ test('a taker gets every channel, queued or new, and loops are refused while it 
   }
   add(1, 16)
   t.deepEqual(paused, [true])
-  queue.setTaker(taker)
+  queue.setConsumer(taker)
   t.is(taken.length, 16)
   t.deepEqual(paused, [true, false])
   add(17, 17)
   t.deepEqual(taken.at(-1), channel(17))
   t.is(await t.throwsAsync(queue.iterator().next()), refusals[0])
   t.false(queue.hasLoop, 'it is over with that')
-  queue.setTaker(null)
+  queue.setConsumer(null)
   const loop = queue.iterator()
   const waits = [loop.next(), loop.next()]
-  queue.setTaker(taker)
+  queue.setConsumer(taker)
   for (const one of waits) await t.throwsAsync(one, { message: 'of a taker' })
   t.is(new Set(refusals).size, 3, 'each has an error of its own')
-  queue.setTaker(null)
+  queue.setConsumer(null)
   add(18, 18)
   t.deepEqual(await queue.iterator().next(), value(18))
 
   // It may unregister itself after each channel.
   add(19, 21)
   const one: Channel[] = []
-  queue.setTaker({
-    take: (next) => {
+  queue.setConsumer({
+    accept: (next) => {
       one.push(next)
-      queue.setTaker(null)
+      queue.setConsumer(null)
     },
     refusal: () => new Error('of another'),
   })

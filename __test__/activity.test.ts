@@ -10,8 +10,8 @@ import { clock } from './support/clock.js'
 import { fails, see, type Paper } from './support/paper-proc.js'
 import { slow, type Activity } from './support/slow.js'
 
-const { watchProcesses } = (await slow('activity')) as {
-  watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
+const { sampleProcesses } = (await slow('activity')) as {
+  sampleProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
 }
 
 const LOOKS = 11
@@ -73,7 +73,7 @@ async function found(t: ExecutionContext, pids: number[], looks: Paper[], counts
   }) as never
   syncBuiltinESMExports()
   try {
-    return await watchProcesses(pids)
+    return await sampleProcesses(pids)
   } finally {
     t.is(look, LOOKS)
     timers.setTimeout = pause
@@ -214,7 +214,7 @@ test.serial('a local error during a sample is reported, and says nothing about t
       const paper = { ...there, [`/proc/7/task${part}`]: fails(code) }
       const unsee = see({ '/proc/self/schedstat': '', ...paper })
       try {
-        await t.throwsAsync(watchProcesses([7]), { code: 'ERR_RINGFENCE_NO_SPACE' }, `${part} ${code}`)
+        await t.throwsAsync(sampleProcesses([7]), { code: 'ERR_RINGFENCE_NO_SPACE' }, `${part} ${code}`)
       } finally {
         unsee()
       }

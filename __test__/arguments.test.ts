@@ -5,10 +5,10 @@ import test from 'ava'
 import { insideOf } from './support/inside.js'
 
 const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
-const { ask } = (await moduleAt('arguments')) as { ask(words: string[]): Record<string, unknown> }
+const { parseCommand } = (await moduleAt('arguments')) as { parseCommand(words: string[]): Record<string, unknown> }
 const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error }
 
-const asked = (line: string) => ask(line === '' ? [] : line.split(' '))
+const asked = (line: string) => parseCommand(line === '' ? [] : line.split(' '))
 
 test('each command parses its arguments and options', (t) => {
   const of = (command: string, words: string[] = [], flags: object = {}) => ({ command, words, flags })
@@ -160,7 +160,12 @@ test('an option that a command does not take is refused', (t) => {
   for (const [command, taken] of Object.entries(takes))
     for (const [option, value] of Object.entries(given)) {
       const words = [command, ...(command === 'ps' ? [] : ['@x']), `--${option}`, ...value]
-      if (taken.split(' ').includes(option)) t.notThrows(() => ask(words), words.join(' '))
-      else t.throws(() => ask(words), { message: new RegExp(`^${command} takes no --${option}: `) }, words.join(' '))
+      if (taken.split(' ').includes(option)) t.notThrows(() => parseCommand(words), words.join(' '))
+      else
+        t.throws(
+          () => parseCommand(words),
+          { message: new RegExp(`^${command} takes no --${option}: `) },
+          words.join(' '),
+        )
     }
 })

@@ -5,23 +5,23 @@ import test from 'ava'
 import { insideOf } from './support/inside.js'
 
 interface Block {
-  readonly limit: number
-  readonly least: number
-  readonly most: number
+  readonly maxSize: number
+  readonly minLength: number
+  readonly maxLength: number
   memory: Buffer
   words: Uint32Array
-  whole: ArrayBuffer
+  buffer: ArrayBuffer
   used: number
   makeRoom(length: number): void
 }
 
 interface Insides {
   Block: { short(): Block; long(): Block }
-  OWN: number
+  MAX_SHARED: number
 }
 
 /** Not exported by the package. */
-const { Block, OWN } = await insideOf<Insides>('channel/block.js')
+const { Block, MAX_SHARED } = await insideOf<Insides>('channel/block.js')
 const { recordSize } = await insideOf<{ recordSize(length: number): number }>('native.js')
 
 test('a record is as long as its head and its message, in steps of 8 bytes', (t) => {
@@ -41,12 +41,12 @@ test('a record is as long as its head and its message, in steps of 8 bytes', (t)
 
 test('short and long messages have separate blocks, and every length has one', (t) => {
   const [short, long] = [Block.short(), Block.long()]
-  t.is(short.least, 0)
-  t.is(long.least, short.most + 1)
-  t.is(long.most, OWN)
-  t.is(OWN, 4096, 'from there on a message has memory of its own')
-  t.is(short.limit, 8192)
-  t.is(long.limit, 8 * recordSize(OWN))
+  t.is(short.minLength, 0)
+  t.is(long.minLength, short.maxLength + 1)
+  t.is(long.maxLength, MAX_SHARED)
+  t.is(MAX_SHARED, 4096, 'from there on a message has memory of its own')
+  t.is(short.maxSize, 8192)
+  t.is(long.maxSize, 8 * recordSize(MAX_SHARED))
 })
 
 test('a block allocates memory on first use, and again once that is used up', (t) => {
@@ -54,9 +54,9 @@ test('a block allocates memory on first use, and again once that is used up', (t
   t.is(block.memory.length, 0)
   block.makeRoom(0)
   const first = block.memory
-  t.is(first.length, block.limit)
-  t.is(block.memory.buffer, block.whole)
-  t.is(block.words.buffer, block.whole)
+  t.is(first.length, block.maxSize)
+  t.is(block.memory.buffer, block.buffer)
+  t.is(block.words.buffer, block.buffer)
 
   block.used = first.length - recordSize(100)
   block.makeRoom(100)
@@ -64,7 +64,7 @@ test('a block allocates memory on first use, and again once that is used up', (t
   t.is(block.used, first.length - recordSize(100))
   block.used += 8
   block.makeRoom(100)
-  t.not(block.whole, first.buffer, 'another')
+  t.not(block.buffer, first.buffer, 'another')
   t.is(block.used, 0)
   t.is(block.memory.length, first.length)
 })
@@ -72,9 +72,9 @@ test('a block allocates memory on first use, and again once that is used up', (t
 test('each block is twice as large as the previous one, so that a channel with few messages uses little memory', (t) => {
   const block = Block.long()
   const sizes = Array.from({ length: 5 }, () => {
-    block.makeRoom(OWN)
+    block.makeRoom(MAX_SHARED)
     block.used = block.memory.length
     return block.memory.length
   })
-  t.deepEqual(sizes, [8192, 16_384, 32_768, block.limit, block.limit])
+  t.deepEqual(sizes, [8192, 16_384, 32_768, block.maxSize, block.maxSize])
 })

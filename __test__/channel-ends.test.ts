@@ -3,7 +3,16 @@
 import test from 'ava'
 import { json, type Channel, type RingfenceError } from 'ringfence'
 
-import { Binding, HALF_OPEN, REASONS, depart, inletOf, open, openArrived, openChannel } from './support/channel.js'
+import {
+  Binding,
+  HALF_OPEN,
+  REASONS,
+  prepareClose,
+  mergeInputOf,
+  open,
+  openIncoming,
+  openChannel,
+} from './support/channel.js'
 import { merge } from './support/binding.js'
 import { clock, fairness } from './support/clock.js'
 import { isPending, turn, turns } from './support/until.js'
@@ -17,7 +26,7 @@ test('a channel that cannot be watched is closed, and its peer learns that at on
     code: 'ERR_RINGFENCE_NO_SPACE',
     message: 'no descriptor is left',
   })
-  t.like(openArrived(binding.raw, HALF_OPEN, '@somewhere'), {
+  t.like(openIncoming(binding.raw, HALF_OPEN, '@somewhere'), {
     code: 'NO_SPACE',
     message: 'no descriptor is left',
     identity: binding.peer,
@@ -384,7 +393,7 @@ test('a channel whose membership closes flushes what was sent before, and this s
     const { binding, channel } = open()
     void channel.send('before')
     binding.told()
-    const { flushed, finish: over } = await depart(channel, 1000)
+    const { flushed, finish: over } = await prepareClose(channel, 1000)
     t.true(flushed)
     // The binding ends the sending when it leaves the address.
     t.deepEqual(binding.told('flush', ...ways), ['flush'])
@@ -404,7 +413,7 @@ test('a channel whose membership closes flushes what was sent before, and this s
   binding.from.come(bytes('left'))
   binding.end('lost')
   binding.told()
-  const { finish } = await depart(channel, 1000)
+  const { finish } = await prepareClose(channel, 1000)
   finish()
   await t.throwsAsync(channel.send('late'), lost)
   t.is(String(await channel.receive()), 'left', 'what had ended before is as it was')
@@ -445,7 +454,7 @@ test('a check that refuses the peer closes the channel immediately', async (t) =
 
 test('an unref’d channel uses no timer that would keep the process alive', (t) => {
   const { channel } = open()
-  const { buffer } = inletOf(channel)!
+  const { buffer } = mergeInputOf(channel)!
   t.false(buffer.isWeak)
   channel.unref()
   t.true(buffer.isWeak)
@@ -458,7 +467,7 @@ test.serial('a stream of a channel lets the event loop turn', async (t) => {
   binding.from.come(bytes('one'))
   const stream = channel.duplex()
   clock.now += 3
-  fairness.look()
+  fairness.readClock()
   t.not(fairness.due, null)
   stream.on('data', () => {})
   for (let number = 0; number < 9; number += 1) await new Promise((resolve) => process.nextTick(resolve))

@@ -89,12 +89,8 @@ class Told {
     return this.messages.length > 0
   }
 
-  endAfterPeer(): Promise<void> {
-    return this.end('end with the peer')
-  }
-
-  async end(name = 'end'): Promise<void> {
-    this.asked.push(name)
+  async end(afterPeer: boolean): Promise<void> {
+    this.asked.push(afterPeer ? 'end with the peer' : 'end')
     if (this.fails.end !== undefined) throw this.fails.end
   }
 

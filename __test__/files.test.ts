@@ -48,9 +48,9 @@ const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
 const { openTarget } = (await moduleAt('target')) as {
   openTarget(path: string, signal?: AbortSignal): Promise<Target>
 }
-const { openSource, mustBeOpen, readUntil } = (await moduleAt('source')) as {
+const { openSource, requireOpen, readUntil } = (await moduleAt('source')) as {
   openSource(path?: string): Promise<Source>
-  mustBeOpen(fd: number, what: string, remedy?: string): void
+  requireOpen(fd: number, what: string, remedy?: string): void
   readUntil(source: Source, over: Promise<Error | undefined>): AsyncGenerator<Buffer>
 }
 const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error }
@@ -402,10 +402,10 @@ test('a closed standard stream, which Node replaces by /dev/null, differs from o
     t.teardown(() => closeSync(fd))
     return fd
   }
-  const error = t.throws(() => mustBeOpen(opened('/dev/null', 'r+'), 'input'))
+  const error = t.throws(() => requireOpen(opened('/dev/null', 'r+'), 'input'))
   t.true(error instanceof UsageError)
   t.is(error.message, 'standard input is closed: name a FILE (/dev/null where that is meant)')
-  t.throws(() => mustBeOpen(opened('/dev/null', 'r+'), 'output', 'open it'), {
+  t.throws(() => requireOpen(opened('/dev/null', 'r+'), 'output', 'open it'), {
     message: 'standard output is closed: open it',
   })
   const { file } = scene(t)
@@ -415,5 +415,5 @@ test('a closed standard stream, which Node replaces by /dev/null, differs from o
     ['/dev/zero', 'r+'],
     [file, 'r+'],
   ] as const)
-    t.notThrows(() => mustBeOpen(opened(path, flags), 'input'), `${path} ${flags}`)
+    t.notThrows(() => requireOpen(opened(path, flags), 'input'), `${path} ${flags}`)
 })

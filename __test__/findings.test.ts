@@ -21,16 +21,16 @@ interface Stream {
   sleepsPerSecond: number | null
 }
 
-const { judgeCores, judgeRing, judgeReader, judgeWakeUps, judgeSizes, judgeShm, judgeMemory } = (await slow(
+const { checkCores, checkRing, checkReader, checkWakeups, checkSizes, checkShm, checkMemory } = (await slow(
   'findings',
 )) as {
-  judgeCores(processes: number[], both: [Activity, Activity], distance: string): Ailment
-  judgeRing(stream: Stream): Ailment
-  judgeReader(stream: Stream, activity?: Activity): Ailment
-  judgeWakeUps(stream: Stream, activity?: Activity): Ailment
-  judgeSizes(stream: Stream): Ailment
-  judgeShm(pid: number, rings: number, shm: Bounded | null): Ailment
-  judgeMemory(pid: number, group: Bounded | null): Ailment
+  checkCores(processes: number[], both: [Activity, Activity], distance: string): Ailment
+  checkRing(stream: Stream): Ailment
+  checkReader(stream: Stream, activity?: Activity): Ailment
+  checkWakeups(stream: Stream, activity?: Activity): Ailment
+  checkSizes(stream: Stream): Ailment
+  checkShm(pid: number, rings: number, shm: Bounded | null): Ailment
+  checkMemory(pid: number, group: Bounded | null): Ailment
 }
 
 const quiet: Stream = { writer: 1, reader: 2, capacity: 1000, sent: null, flow: null, sleepsPerSecond: null }
@@ -52,7 +52,7 @@ test('cores: shared, near, far, unknown; processes that hardly ran have no findi
     ['far', 'slow', 'share no cache'],
     ['unknown', 'unknown', 'does not tell'],
   ] as const)
-    says(t, judgeCores([1, 2], [on(3), on(4)], distance), ['cores', status, [1, 2], `cores 3 and 4: ${distance}`], part)
+    says(t, checkCores([1, 2], [on(3), on(4)], distance), ['cores', status, [1, 2], `cores 3 and 4: ${distance}`], part)
   for (const [one, other, status] of [
     [{ busy: 0.1 }, {}, 'slow'],
     [{ busy: 0.09 }, {}, 'unknown'],
@@ -61,13 +61,13 @@ test('cores: shared, near, far, unknown; processes that hardly ran have no findi
     [{ busy: 0, isPinned: true }, { busy: 0, isPinned: true }, 'slow'],
     [{ busy: 0, isPinned: true }, { busy: 0 }, 'unknown'],
   ] as const) {
-    const finding = judgeCores([1, 2], [on(3, one), on(4, other)], 'far')
+    const finding = checkCores([1, 2], [on(3, one), on(4, other)], 'far')
     says(t, finding, ['cores', status, [1, 2], 'cores 3 and 4: far'], status === 'slow' ? 'no cache' : 'hardly run')
   }
 })
 
 test('a ring is full if it was full in both samples, or if the sender waits for room', (t) => {
-  says(t, judgeRing(quiet), ['ring', 'unknown', [1, 2], '1.00 kB'], 'process 1 tells no figures')
+  says(t, checkRing(quiet), ['ring', 'unknown', [1, 2], '1.00 kB'], 'process 1 tells no figures')
   const found = (fill: number, waiting: number) =>
     `${fill} % of 1.00 kB full; the sender waits for room for ${waiting} % of the time`
   for (const [used, usedBefore, waiting, fill, status] of [
@@ -78,14 +78,14 @@ test('a ring is full if it was full in both samples, or if the sender waits for 
     [0, 0, 0.1, 0, 'good'],
     [0, 0, 0.11, 0, 'slow'],
   ] as const) {
-    const finding = judgeRing({ ...quiet, sent: { used, usedBefore, waiting } })
+    const finding = checkRing({ ...quiet, sent: { used, usedBefore, waiting } })
     const part = status === 'slow' ? 'process 2 reads more slowly than process 1 sends' : 'there is room'
     says(t, finding, ['ring', status, [1, 2], found(fill, waiting * 100)], part)
   }
 })
 
 test('a reader that is stopped, sleeps although the ring is full, or is always busy', (t) => {
-  says(t, judgeReader(full), ['reader', 'unknown', [2], 'another user’s, or gone'], 'does not show it')
+  says(t, checkReader(full), ['reader', 'unknown', [2], 'another user’s, or gone'], 'does not show it')
   for (const [stream, activity, status, found, part] of [
     [full, { isStopped: true }, 'slow', 'stopped', 'SIGCONT'],
     [quiet, { isStopped: true }, 'slow', 'stopped', 'SIGCONT'],
@@ -96,11 +96,11 @@ test('a reader that is stopped, sleeps although the ring is full, or is always b
     [quiet, { busy: 0 }, 'good', 'works for 0 % of the time', 'there to read'],
     [quiet, { busy: 1 }, 'good', 'works for 100 % of the time', 'there to read'],
   ] as const)
-    says(t, judgeReader(stream, { ...works, ...activity }), ['reader', status, [2], found], part)
+    says(t, checkReader(stream, { ...works, ...activity }), ['reader', status, [2], found], part)
 })
 
 test('a reader that is woken for nearly each message, by its statistics or by the samples', (t) => {
-  says(t, judgeWakeUps(quiet), ['wake-ups', 'unknown', [1, 2], 'not to be seen'], 'does not show the reader')
+  says(t, checkWakeups(quiet), ['wake-ups', 'unknown', [1, 2], 'not to be seen'], 'does not show the reader')
   const flow = (messagesPerSecond: number) => ({ messagesPerSecond, size: 100 })
   for (const [stream, seen, status, found] of [
     [{ flow: flow(1000), sleepsPerSecond: 501 }, 0, 'slow', 'the reader sleeps 501 times a second, for 1000 messages'],
@@ -110,13 +110,13 @@ test('a reader that is woken for nearly each message, by its statistics or by th
     [{}, 501, 'slow', 'the reader sleeps 501 times a second'],
     [{ sleepsPerSecond: 0 }, 501, 'good', 'the reader sleeps 0 times a second'],
   ] as const) {
-    const finding = judgeWakeUps({ ...quiet, ...stream }, { ...works, sleepsPerSecond: seen })
+    const finding = checkWakeups({ ...quiet, ...stream }, { ...works, sleepsPerSecond: seen })
     says(t, finding, ['wake-ups', status, [1, 2], found], status === 'slow' ? 'busyPollMicros' : 'few messages')
   }
 })
 
 test('messages that are small compared with their header, or large compared with the ring', (t) => {
-  says(t, judgeSizes(quiet), ['sizes', 'unknown', [1, 2], 'none seen'], 'RINGFENCE_OBSERVE=1')
+  says(t, checkSizes(quiet), ['sizes', 'unknown', [1, 2], 'none seen'], 'RINGFENCE_OBSERVE=1')
   for (const [size, messagesPerSecond, status, part] of [
     [501, 1, 'slow', 'travels in fragments, and waits for the reader on the way; take a capacity of at least 4.01 kB'],
     [
@@ -131,19 +131,19 @@ test('messages that are small compared with their header, or large compared with
     [17, 501, 'good', 'many fit'],
     [16, 500, 'good', 'many fit'],
   ] as const) {
-    const finding = judgeSizes({ ...quiet, flow: { size, messagesPerSecond } })
+    const finding = checkSizes({ ...quiet, flow: { size, messagesPerSecond } })
     says(t, finding, ['sizes', status, [1, 2], `${size} B a message, ${messagesPerSecond} a second`], part)
   }
 })
 
 test('a /dev/shm without room for a second ring, and a memory cgroup that is nearly full', (t) => {
-  says(t, judgeShm(1, 0, null), ['shm', 'good', [1], 'no ring there'], 'memfds')
-  says(t, judgeShm(1, 10, null), ['shm', 'unknown', [1], '10 B of rings there'], 'no bound')
-  const shm = (used: number) => judgeShm(1, 100, { limit: 1000, used })
+  says(t, checkShm(1, 0, null), ['shm', 'good', [1], 'no ring there'], 'memfds')
+  says(t, checkShm(1, 10, null), ['shm', 'unknown', [1], '10 B of rings there'], 'no bound')
+  const shm = (used: number) => checkShm(1, 100, { limit: 1000, used })
   says(t, shm(900), ['shm', 'good', [1], '100 B of 1.00 kB left; 100 B of rings there'], 'there is room')
   says(t, shm(901), ['shm', 'slow', [1], '99 B of 1.00 kB left; 100 B of rings there'], 'no second ring')
-  says(t, judgeMemory(1, null), ['memory', 'good', [1], 'no limit'], 'no memory cgroup')
-  const memory = (used: number) => judgeMemory(1, { limit: 1000, used, path: '/x' })
+  says(t, checkMemory(1, null), ['memory', 'good', [1], 'no limit'], 'no memory cgroup')
+  const memory = (used: number) => checkMemory(1, { limit: 1000, used, path: '/x' })
   says(t, memory(900), ['memory', 'good', [1], '900 B of 1.00 kB in /x'], 'there is room')
   says(t, memory(901), ['memory', 'slow', [1], '901 B of 1.00 kB in /x'], 'nearly full')
 })

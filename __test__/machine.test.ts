@@ -19,8 +19,8 @@ const { distanceOf, memoryGroupOf, ringsInShm, shmOf } = (await slow('machine'))
   ringsInShm(pid: number): number
   shmOf(pid: number): Bounded | null
 }
-const { watchProcesses } = (await slow('activity')) as {
-  watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
+const { sampleProcesses } = (await slow('activity')) as {
+  sampleProcesses(pids: readonly number[]): Promise<Map<number, Activity>>
 }
 
 /** The pid of a process that has exited. Linux does not reuse it soon. */
@@ -216,7 +216,7 @@ test('the state of a process: busy, asleep, stopped or gone', async (t) => {
     'it sleeps',
   )
   await until(() => readFileSync(`/proc/${pinned}/comm`, 'latin1') === 'sleep\n', 'it is pinned')
-  const found = await watchProcesses([busy, asleep, stopped, restless, pinned, await goneProcess()])
+  const found = await sampleProcesses([busy, asleep, stopped, restless, pinned, await goneProcess()])
   t.is(found.size, 5)
   const of = (pid: number) => found.get(pid)!
   // One thread that was always running or waiting for a core. The samples are slightly inexact.

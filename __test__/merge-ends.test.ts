@@ -10,7 +10,18 @@ import { RingfenceError, type Closed } from 'ringfence'
 import { pattern } from './support/bytes.js'
 import { clock, fairness, rested } from './support/clock.js'
 import { codeOf } from './support/ring.js'
-import { calm, letEnd, makeHeld, merge, mergeOf, named, order, Source, visits, type Merged } from './support/sources.js'
+import {
+  calm,
+  allowEnd,
+  makePersistent,
+  merge,
+  mergeOf,
+  named,
+  order,
+  Source,
+  visits,
+  type Merged,
+} from './support/sources.js'
 import { isPending, turn, turns } from './support/until.js'
 
 const invalid = codeOf('INVALID_ARGUMENT')
@@ -130,7 +141,7 @@ test.serial('the end of the last source keeps the process alive until it is repo
   await turn()
   // It is time for a turn of the event loop, which must not keep the process alive.
   clock.now += 3
-  fairness.look(true)
+  fairness.readClock(true)
   const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
   const before = immediates()
   const over = merged.receive()
@@ -216,7 +227,7 @@ test.serial(
   async (t) => {
     for (const failure of [null, new Error('as a test says')])
       for (const waits of [true, false]) {
-        const held = makeHeld(() => {})
+        const held = makePersistent(() => {})
         const [a] = named('a') as [Source]
         held.add(a.say().end())
         t.is(await order(held, 1), 'a1')
@@ -227,7 +238,7 @@ test.serial(
           t.is((await waiting[0])![0].name, 'b')
           t.is((await waiting[1])![0].name, 'b')
         }
-        letEnd(held, failure)
+        allowEnd(held, failure)
         if (!waits) {
           // A source continues, and then it ends.
           const last = held.receive()
@@ -241,8 +252,8 @@ test.serial(
       }
     for (const way of ['receive', 'waitReadable', 'loop'] as const) {
       const failure = new Error('as a test says')
-      const held = makeHeld(() => {})
-      letEnd(held, failure)
+      const held = makePersistent(() => {})
+      allowEnd(held, failure)
       const loop = held[Symbol.asyncIterator]()
       const first = way === 'loop' ? loop.next() : held[way]()
       t.is(await t.throwsAsync(first), failure, way)
@@ -290,10 +301,10 @@ test.serial('a merge without sources stays open, and one that was held ends', as
   t.true(await isPending(merged.closed))
   for (const failure of [null, new RingfenceError('NO_SPACE', 'as a test says')]) {
     const released: string[] = []
-    const held = makeHeld(() => released.push('held'))
+    const held = makePersistent(() => released.push('held'))
     const [a] = named('a') as [Source]
     held.add(a)
-    letEnd(held, failure)
+    allowEnd(held, failure)
     await turns(2)
     t.true(await isPending(held.closed))
     a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))

@@ -341,7 +341,7 @@ test.serial(
     t.is(await ended.receive(), undefined)
     await rested()
     clock.now += 3
-    fairness.look()
+    fairness.readClock()
     const over = ended.waitReadable()
     t.is(await Promise.race([over, Promise.resolve().then(() => later)]), 'later')
     t.false(await over)

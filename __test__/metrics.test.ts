@@ -13,14 +13,14 @@ import { listenHere, pair } from './support/partner.js'
 
 interface Insides {
   toMetrics: typeof toMetrics
-  nowOpen(made: object): void
-  openNow: Set<object>
+  trackOpen(made: object): void
+  openResources: Set<object>
   Listener: { prototype: object }
 }
 
 const inside = insideOf<Insides>
 
-const [{ toMetrics: metricsOf }, { nowOpen, openNow }, { Listener }] = await Promise.all([
+const [{ toMetrics: metricsOf }, { trackOpen, openResources }, { Listener }] = await Promise.all([
   inside('adapters/metrics.js'),
   inside('runtime/diagnostics.js'),
   inside('endpoint/service.js'),
@@ -114,9 +114,9 @@ type Figures = Record<string, number | Record<string, number>>
 /** An open resource, of this build or the other one. */
 function opened(figures: Figures, address: string | null, more: object): never {
   const made = { stats: () => figures, address, ...more }
-  nowOpen(made)
+  trackOpen(made)
   // Tests of all open resources must not count these.
-  openNow.delete(made)
+  openResources.delete(made)
   return made as never
 }
 

@@ -6,17 +6,17 @@ import { once } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import type { observe as Observe } from 'ringfence'
 
-import { beginsHere, FAILED, Newcomer, openNow, Published, REASONS, type Begun } from './support/binding.js'
+import { beginsHere, FAILED, Newcomer, openResources, Published, REASONS, type Begun } from './support/binding.js'
 import { rested } from './support/clock.js'
 import { insideOf } from './support/inside.js'
 import { codeOf } from './support/ring.js'
 import { turn } from './support/until.js'
 
-const { observe, observeIfAsked, observedAt, LONGEST } = await insideOf<{
+const { observe, observeIfAsked, observeAddress, MAX_SNAPSHOT } = await insideOf<{
   observe: typeof Observe
   observeIfAsked(): void
-  observedAt(pid: number): string
-  LONGEST: number
+  observeAddress(pid: number): string
+  MAX_SNAPSHOT: number
 }>('runtime/observe.js')
 const { builtin } = await insideOf<{ builtin: object }>('native.js')
 const { timers: runtime } = await insideOf<{ timers: Pick<typeof globalThis, 'setInterval' | 'clearInterval'> }>(
@@ -78,24 +78,24 @@ async function observed(t: ExecutionContext, all: Begun[], below = new Figures()
 test.serial('it listens at the process’s own address, for its own user, and is invisible to the program', async (t) => {
   await rested()
   const all = beginsHere(t)
-  const before = openNow.size
+  const before = openResources.size
   const beginning = observe()
   await Promise.resolve()
   const [{ name, address, options, done }] = all as [Begun]
-  t.deepEqual([name, address], ['publish', observedAt(process.pid)])
+  t.deepEqual([name, address], ['publish', observeAddress(process.pid)])
   t.like(options, {
     capacity: 4 * 1024 * 1024,
     deliveries: ['latest', 'best-effort'],
     // Any process of the same user, whatever its executable: the command line is another program.
     policy: { uids: undefined, executables: undefined },
   })
-  t.is(LONGEST, 512 * 1024)
+  t.is(MAX_SNAPSHOT, 512 * 1024)
   const below = new Figures()
   done(null, below)
   const observation = await beginning
   t.teardown(() => observation.close())
   t.is(observation.address, address)
-  t.is(openNow.size, before)
+  t.is(openResources.size, before)
   t.true(below.asked.includes('keep alive: 0'))
   t.false(below.asked.includes('keep alive: 1'))
 })
@@ -104,8 +104,8 @@ test.serial('each open resource is reported with its statistics, and keeps its n
   await rested()
   const { below } = await observed(t, beginsHere(t))
   const open = (thing: object, address: string | null) => {
-    openNow.add(Object.assign(thing, { address }))
-    t.teardown(() => openNow.delete(thing))
+    openResources.add(Object.assign(thing, { address }))
+    t.teardown(() => openResources.delete(thing))
   }
   const peer = { pid: 12 }
   // It names as many lagging subscribers as it may, and one more lags. The slowest come first.
@@ -212,11 +212,11 @@ test.serial('statistics that cannot be published cause no uncaught exception', a
       throw new RangeError('Array buffer allocation failed')
     },
   }
-  openNow.add(failing)
-  t.teardown(() => openNow.delete(failing))
+  openResources.add(failing)
+  t.teardown(() => openResources.delete(failing))
   below.tell(new Newcomer(1))
   t.notThrows(timers[0]!.call)
-  openNow.delete(failing)
+  openResources.delete(failing)
   t.notThrows(timers[0]!.call)
   await turn()
 })

@@ -6,7 +6,7 @@ import test, { type ExecutionContext } from 'ava'
 import { clock, rested } from './support/clock.js'
 import { insideOf } from './support/inside.js'
 import { fails, host, see, type Paper } from './support/paper-proc.js'
-import { Handshakes, LONGEST, observable, observedAt, type Figures } from './support/teller.js'
+import { Handshakes, MAX_SNAPSHOT, observable, observeAddress, type Figures } from './support/teller.js'
 import { isPending, soon, turns } from './support/until.js'
 
 interface Watched {
@@ -19,7 +19,7 @@ interface Watched {
 interface Sources {
   find(only?: ReadonlySet<number>): Promise<void>
   ready(): Promise<void>
-  watched(address?: string): Watched[]
+  observed(address?: string): Watched[]
   lastTwo(): Map<number, { before: { at: number }; now: { at: number } }>
   close(): Promise<void>
 }
@@ -54,7 +54,7 @@ const still = {
   messagesReceivedPerSecond: 0,
   bytesReceivedPerSecond: 0,
 }
-const pidsOf = (sources: Sources) => sources.watched().map(({ pid }) => pid)
+const pidsOf = (sources: Sources) => sources.observed().map(({ pid }) => pid)
 
 test.serial(
   'a rate needs two snapshots at least a quarter of a second apart, by the clock of the process',
@@ -63,7 +63,7 @@ test.serial(
     const [teller] = await find()
     // One call is enough.
     t.deepEqual(await find(), [])
-    t.deepEqual(sources.watched(), [])
+    t.deepEqual(sources.observed(), [])
     t.deepEqual(sources.lastTwo(), new Map())
     const ready = sources.ready()
 
@@ -76,14 +76,14 @@ test.serial(
     })
     await teller!.tell(1000, figures(100))
     // The identity comes from the kernel.
-    t.deepEqual(sources.watched(), [
+    t.deepEqual(sources.observed(), [
       { pid: 40, uid: 5, executable: '/usr/bin/40', channels: [{ ...figures(100), ...still }] },
     ])
     t.deepEqual(sources.lastTwo(), new Map())
 
     clock.now += 249
     await teller!.tell(1001, figures(900))
-    t.deepEqual(sources.watched()[0]!.channels, [{ ...figures(900), ...still }])
+    t.deepEqual(sources.observed()[0]!.channels, [{ ...figures(900), ...still }])
     t.deepEqual(sources.lastTwo(), new Map())
     t.true(await isPending(ready))
 
@@ -96,7 +96,7 @@ test.serial(
       messagesReceivedPerSecond: 1000,
       bytesReceivedPerSecond: 10_000,
     }
-    t.deepEqual(sources.watched()[0]!.channels, [{ ...figures(1100), ...rates }])
+    t.deepEqual(sources.observed()[0]!.channels, [{ ...figures(1100), ...rates }])
     const { before, now } = sources.lastTwo().get(40)!
     t.deepEqual([before.at, now.at], [1000, 3000])
 
@@ -105,7 +105,7 @@ test.serial(
     clock.now += 10
     const publisher = { ...channel, peer: null, role: 'publisher', address: '@p', messagesSent: 2100 }
     await teller!.tell(5000, { ...publisher, bytesSent: 2000 }, { ...figures(7), id: 2 })
-    t.deepEqual(sources.watched()[0]!.channels, [
+    t.deepEqual(sources.observed()[0]!.channels, [
       {
         ...publisher,
         bytesSent: 2000,
@@ -118,13 +118,13 @@ test.serial(
       { ...figures(7), id: 2, ...still },
     ])
     t.deepEqual(
-      sources.watched('@p')[0]!.channels.map(({ id }) => id),
+      sources.observed('@p')[0]!.channels.map(({ id }) => id),
       [1],
     )
-    t.deepEqual(sources.watched('@elsewhere'), [])
+    t.deepEqual(sources.observed('@elsewhere'), [])
     // Now the process has no channels.
     await teller!.tell(6000)
-    t.like(sources.watched(), [{ pid: 40, channels: [] }])
+    t.like(sources.observed(), [{ pid: 40, channels: [] }])
     t.false(teller!.asked.includes('close'))
     await sources.close()
     t.is(teller!.asked.at(-1), 'close')
@@ -134,7 +134,7 @@ test.serial(
 test.serial('a process that stops reporting, since it is stopped, has no rates', async (t) => {
   const { sources, find } = await watching(t, [40])
   const [teller] = await find()
-  const rates = () => sources.watched()[0]!.channels.map(({ messagesSentPerSecond }) => messagesSentPerSecond)
+  const rates = () => sources.observed()[0]!.channels.map(({ messagesSentPerSecond }) => messagesSentPerSecond)
   for (const at of [1000, 2000, 2001]) {
     clock.now += 500
     await teller!.tell(at, { ...channel, messagesSent: at })
@@ -145,7 +145,7 @@ test.serial('a process that stops reporting, since it is stopped, has no rates',
   clock.now += 1
   t.deepEqual(rates(), [0])
   // Its last totals still count.
-  t.like(sources.watched()[0]!.channels, [{ messagesSent: 2001 }])
+  t.like(sources.observed()[0]!.channels, [{ messagesSent: 2001 }])
   await teller!.tell(8000, { ...channel, messagesSent: 8000 })
   t.deepEqual(rates(), [1000])
 })
@@ -161,7 +161,7 @@ test.serial('of several channels, each is compared with itself', async (t) => {
   clock.now += 1000
   await teller!.tell(1000, ...both(11, 107).reverse())
   t.deepEqual(
-    sources.watched()[0]!.channels.map(({ id, messagesSentPerSecond }) => [id, messagesSentPerSecond]),
+    sources.observed()[0]!.channels.map(({ id, messagesSentPerSecond }) => [id, messagesSentPerSecond]),
     [
       [2, 7],
       [1, 1],
@@ -175,7 +175,7 @@ test.serial('if no time has passed on the clock of the process, there is no rate
   for (const [number, at] of [5000, 5000, 4000].entries()) {
     clock.now += 1000
     await teller!.tell(at, { ...channel, messagesSent: number })
-    t.deepEqual(sources.watched()[0]!.channels, [{ ...channel, messagesSent: number, ...still }])
+    t.deepEqual(sources.observed()[0]!.channels, [{ ...channel, messagesSent: number, ...still }])
     t.deepEqual(sources.lastTwo(), new Map())
   }
 })
@@ -216,11 +216,11 @@ test.serial('a stopped process is waited for until the patience ends', async (t)
   const { sources, find, handshakes } = await watching(t, [40, 50], 50)
   await find([40])
   await soon(sources.ready(), 'the end of the patience')
-  t.deepEqual(sources.watched(), [])
+  t.deepEqual(sources.observed(), [])
   const finding = sources.find()
   await turns(2)
   const [call] = handshakes.all
-  t.like(call!.options, { handshakeTimeout: 50, maxMessageSize: LONGEST, policy: { executables: undefined } })
+  t.like(call!.options, { handshakeTimeout: 50, maxMessageSize: MAX_SNAPSHOT, policy: { executables: undefined } })
   t.true(await isPending(finding))
   await sources.find()
   t.is(handshakes.all.length, 1, 'it is asked once')
@@ -234,7 +234,7 @@ test.serial('a stopped process is waited for until the patience ends', async (t)
   const teller = await handshakes.answer(50)
   await soon(late, 'its end')
   t.is(teller.asked.at(-1), 'close')
-  t.deepEqual(sources.watched(), [])
+  t.deepEqual(sources.observed(), [])
 })
 
 test.serial('only processes of this user that listen at their own address are asked', async (t) => {
@@ -257,11 +257,18 @@ test.serial('only processes of this user that listen at their own address are as
   // This process, which would observe itself.
   t.deepEqual(await of(() => {}, observable(process.pid)), [40])
   t.deepEqual(await of(() => {}, observable(0)), [40])
-  for (const name of [`x${observedAt(40)}`, `${observedAt(40)}x`, observedAt(40).slice(1), observedAt(40).slice(0, -2)])
-    t.deepEqual(await of((paper) => unix(paper, observedAt(40), name)), [], name)
+  for (const name of [
+    `x${observeAddress(40)}`,
+    `${observeAddress(40)}x`,
+    observeAddress(40).slice(1),
+    observeAddress(40).slice(0, -2),
+  ])
+    t.deepEqual(await of((paper) => unix(paper, observeAddress(40), name)), [], name)
   // Another process listens there: its own address differs.
   t.deepEqual(
-    await of((paper) => unix(paper, observedAt(40), observedAt(50)), { '/proc/50': observable(50)['/proc/50']! }),
+    await of((paper) => unix(paper, observeAddress(40), observeAddress(50)), {
+      '/proc/50': observable(50)['/proc/50']!,
+    }),
     [],
   )
   t.deepEqual(await of((paper) => (paper['/proc/40'] = { uid: process.geteuid!() + 1 })), [])
@@ -308,6 +315,6 @@ test.serial('a process that answers at the address of another one is disconnecte
   const teller = await handshakes.answer(40, 41)
   await soon(finding, 'its end')
   t.is(teller.asked.at(-1), 'close')
-  t.deepEqual(sources.watched(), [])
+  t.deepEqual(sources.observed(), [])
   await sources.ready()
 })

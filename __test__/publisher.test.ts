@@ -7,7 +7,7 @@ import { inspect } from 'node:util'
 import test, { type ExecutionContext } from 'ava'
 import { json, type Publisher, type PublishOptions, type RingfenceError, type Subscriber } from 'ringfence'
 
-import { beginsHere, FAILED, Newcomer, openNow, begun, publish, Published, REASONS } from './support/binding.js'
+import { beginsHere, FAILED, Newcomer, openResources, begun, publish, Published, REASONS } from './support/binding.js'
 import { clock } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import { isPending, turn, until } from './support/until.js'
@@ -28,7 +28,7 @@ const reason = (name: string) => REASONS.indexOf(name)
 test.serial('a publisher has the properties from the binding, and is open until it is closed', async (t) => {
   const { below, publisher, told } = await published(t)
   t.deepEqual([publisher.address, publisher.capacity, publisher.maxMessageSize], ['@somewhere', 65_536, 8192])
-  t.true(openNow.has(publisher))
+  t.true(openResources.has(publisher))
   t.deepEqual(publisher.subscribers, [])
   t.is(publisher.ref(), publisher)
   t.is(publisher.unref(), publisher)
@@ -37,7 +37,7 @@ test.serial('a publisher has the properties from the binding, and is open until 
   t.deepEqual(below.since(), ['end', 'close'], 'at once, where nothing waits')
   await closing
   t.is((await publisher.closed).reason, 'closed')
-  t.false(openNow.has(publisher))
+  t.false(openResources.has(publisher))
   await turn()
   t.deepEqual(told, ['closed'])
   t.is(publisher.close(), closing)

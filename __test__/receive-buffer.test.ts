@@ -298,7 +298,7 @@ test.serial('a turn of visits ends at its limit of bytes, and reports whether me
   const { FIRST, MORE } = answers
   const visit = (bytes: number, round: number, max?: number) => [
     buffer.visit(() => {}, max, bytes, round),
-    buffer.isDry,
+    buffer.isDrained,
   ]
   // Each record has 112 bytes.
   ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 100)))
@@ -344,7 +344,7 @@ for (const Kind of kinds)
     const waits = withoutMemory(() => [buffer.wait(true), buffer.wait(false)])
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('NO_SPACE'))
     let letGo = 0
-    withoutMemory(() => buffer.outlive(() => (letGo += 1)))
+    withoutMemory(() => buffer.keepLeftovers(() => (letGo += 1)))
     t.deepEqual([letGo, told], [0, []])
     t.is(
       withoutMemory(() => buffer.receiveEach(() => {}, 0)),
@@ -378,7 +378,7 @@ test.serial('if a waiting reader has no memory for the message, the next reader 
     if (size === 200_000 && failures-- > 0) throw new RangeError('Array buffer allocation failed')
     return real(size)
   }
-  buffer.awake()
+  buffer.handleWakeup()
   Buffer.allocUnsafeSlow = real
   await t.throwsAsync(first.promise, codeOf('NO_SPACE'))
   t.is((await second.promise)!.length, 200_000)
@@ -420,7 +420,7 @@ test.serial(
     const waiting = buffer.wait(false)
     t.deepEqual(ring.since(), ['has', 'arm', 'has'])
     ring.come(pattern(6, 10))
-    buffer.awake()
+    buffer.handleWakeup()
     t.is((await waiting.promise)!.length, 0)
     ring.come(pattern(7, 10))
     t.true(buffer.tryReceive()!.equals(pattern(7, 10)))
@@ -468,7 +468,7 @@ test.serial(
     return answers.FAILED
   }
   t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
-  t.true(buffer.isThrough)
+  t.true(buffer.isFinished)
   ring.pullAgain = pullAgain
 
   for (const Kind of kinds) {

@@ -19,12 +19,12 @@ test.serial('a waiting reader requests one wakeup, and another one for later mes
   t.deepEqual(ring.since(), ['fetch', 'arm', 'fetch', 'fetch', 'fetch'])
   t.true(buffer.isArmed)
   ring.come(pattern(0, 10))
-  buffer.awake()
+  buffer.handleWakeup()
   t.true((await waits[0]!.promise)!.equals(pattern(0, 10)))
   t.is(ring.since().filter((what) => what === 'arm').length, 1)
   t.true(buffer.isArmed)
   ring.come(pattern(1, 10), pattern(2, 10))
-  buffer.awake()
+  buffer.handleWakeup()
   t.false(buffer.isArmed)
   t.true((await waits[1]!.promise)!.equals(pattern(1, 10)))
   t.is((await waits[2]!.promise)!.length, 0, 'that there is one is told')
@@ -66,9 +66,9 @@ test.serial('a stream of more than 4 KiB is checked in each of eight turns befor
     t.true(buffer.isArmed)
     const looks = ring.since()
     // It is asked once, and then sleeps until a wakeup.
-    buffer.awake()
+    buffer.handleWakeup()
     t.is(ring.since().filter((what) => what === 'arm').length, 1)
-    rest.leave()
+    rest.cancel()
     return looks.indexOf('arm')
   }
   // Two checks by the calls, and eight in turns.
@@ -141,7 +141,7 @@ for (const Kind of kinds)
       void buffer.wait(true)
       await turns(20)
       ring.come(pattern(0, 10))
-      buffer.awake()
+      buffer.handleWakeup()
     }
   })
 
@@ -150,7 +150,7 @@ test.serial('waiting readers are served once after a turn, however often that wa
   void buffer.wait(true)
   await rested()
   clock.now += 3
-  fairness.look()
+  fairness.readClock()
   ring.since()
   for (let round = 0; round < 3; round += 1) buffer.serve()
   t.deepEqual(ring.since(), [])
@@ -158,7 +158,7 @@ test.serial('waiting readers are served once after a turn, however often that wa
   t.deepEqual(ring.since(), ['fetch'])
   // The same, the next time.
   clock.now += 3
-  fairness.look()
+  fairness.readClock()
   buffer.serve()
   await turn()
   t.deepEqual(ring.since(), ['fetch'])
@@ -169,7 +169,7 @@ test.serial('a visitor that waits is served at once, though it is time for the e
   await rested()
   ring.come(...patterns(0, 10, 10))
   clock.now += 3
-  fairness.look()
+  fairness.readClock()
   const visited: number[] = []
   let waiting: Promise<Buffer | null> | undefined
   buffer.receiveEach((_, __, length) => {
@@ -199,12 +199,12 @@ test.serial('a call of receiveEach without a limit ends after 2 ms, and one with
   // It checks less often if messages take no time.
   ring.come(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
   await rested()
-  const { looks } = fairness
+  const { clockReads } = fairness
   t.is(
     buffer.receiveEach(() => {}),
     1000,
   )
-  t.true(fairness.looks - looks < 15, `${fairness.looks - looks} looks`)
+  t.true(fairness.clockReads - clockReads < 15, `${fairness.clockReads - clockReads} clock reads`)
 })
 
 for (const Kind of kinds)
@@ -215,12 +215,12 @@ for (const Kind of kinds)
       ring.begin(pattern(0, 5000), 1000)
       const waits = [buffer.wait(false), buffer.wait(true), buffer.wait(true)]
       t.false(buffer.isEnded)
-      t.false(buffer.isThrough)
+      t.false(buffer.isFinished)
       ring.ended = true
-      buffer.awake()
+      buffer.handleWakeup()
       for (const { promise } of waits) t.is(await promise, null)
       t.deepEqual(told, ['no more comes', 'the end is told'])
-      t.true(buffer.isThrough, 'of a message that was cut off nothing is left')
+      t.true(buffer.isFinished, 'of a message that was cut off nothing is left')
       ring.since()
       told.splice(0)
       // Their callers learn of the end elsewhere.
@@ -229,7 +229,7 @@ for (const Kind of kinds)
       t.is(buffer.isReadableNow(), false)
       t.false(buffer.hasMessage())
       t.is(await buffer.wait(false).promise, null)
-      t.false(buffer.lookParked())
+      t.false(buffer.checkParked())
       t.deepEqual(told, [])
       for (const [way, finds, wanted] of [
         ['tryReceive', () => buffer.tryReceive(), null],
@@ -251,7 +251,7 @@ for (const Kind of kinds)
     const { ring, buffer, told } = bufferOver(new Kind())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'RING_CORRUPT'
-    buffer.awake()
+    buffer.handleWakeup()
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('RING_CORRUPT'))
     ring.since()
     const calls = [
@@ -278,7 +278,7 @@ test.serial('a failure is found by the next call of any kind', async (t) => {
     gather: (buffer: Buffered) => void buffer.take(),
     arm: (buffer: Buffered) => t.false(buffer.arm()),
     park: (buffer: Buffered) => t.false(buffer.park()),
-    look: (buffer: Buffered) => t.false(buffer.lookParked()),
+    look: (buffer: Buffered) => t.false(buffer.checkParked()),
   }
   for (const [what, ask] of Object.entries(asks)) {
     const { ring, buffer, told } = bufferOver(new HeldRing())
@@ -286,7 +286,7 @@ test.serial('a failure is found by the next call of any kind', async (t) => {
     t.is(buffer.take(), null)
     ring.failing = 'OBJECT_EXPOSED'
     ask(buffer)
-    t.true(buffer.isThrough, what)
+    t.true(buffer.isFinished, what)
     t.deepEqual(told, ['OBJECT_EXPOSED'], what)
     t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
   }
@@ -304,7 +304,7 @@ test.serial(
     const { ring, buffer, told } = bufferOver(new HeldRing())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'CLOSED'
-    buffer.awake()
+    buffer.handleWakeup()
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('CLOSED'))
     t.deepEqual(told, ['CLOSED'], 'it is not the peer’s end')
     t.throws(() => buffer.tryReceive(), codeOf('CLOSED'))
@@ -318,12 +318,12 @@ test.serial('a stopped channel returns fetched messages, and then each call gets
   buffer.keepAlive(false)
   buffer.stop(over)
   t.false(buffer.isWeak, 'what is there is read to its end')
-  t.false(buffer.isThrough)
+  t.false(buffer.isFinished)
   await rested()
   t.true(buffer.isReadableNow())
   t.is(buffer.tryReceive()!.length, 10)
   t.is(buffer.receiveNow()!.length, 10)
-  t.true(buffer.isThrough)
+  t.true(buffer.isFinished)
   t.throws(() => buffer.tryReceive(), codeOf('PEER_LOST'))
   buffer.keepAlive(false)
   t.false(buffer.isWeak)
@@ -359,7 +359,7 @@ test.serial('a close drops messages that were not returned, and they do not coun
     t.is(told.includes('the end is told'), waits.length > 0)
     ring.since()
     t.deepEqual([buffer.received, buffer.unread], [received, unread])
-    t.true(buffer.isThrough)
+    t.true(buffer.isFinished)
     t.is(buffer.nextNow(), null, 'a loop ends')
     for (const call of [
       () => buffer.tryReceive(),
@@ -371,7 +371,7 @@ test.serial('a close drops messages that were not returned, and they do not coun
     // Also if waiting readers would be notified later.
     await rested()
     clock.now += 3
-    fairness.look()
+    fairness.readClock()
     t.throws(() => buffer.receiveNow(), codeOf('CLOSED'))
     t.throws(() => buffer.isReadableNow(), codeOf('CLOSED'))
     t.deepEqual(ring.since(), [])
@@ -400,11 +400,11 @@ test.serial('all messages of a lost peer are read, and then the ring is released
     ring.come(...patterns(0, 10, 5000, 10))
     buffer.keepAlive(false)
     ring.ended = true
-    buffer.outlive(() => (letGo += 1))
+    buffer.keepLeftovers(() => (letGo += 1))
     t.false(buffer.isWeak)
     buffer.keepAlive(false)
     t.false(buffer.isWeak, 'it is no more than a ring')
-    t.true(buffer.outlives)
+    t.true(buffer.mayHaveLeftovers)
     t.is(letGo, 0)
     if (way === 'receive') {
       for (const length of [10, 5000, 10]) t.is(buffer.tryReceive()!.length, length)
@@ -422,7 +422,7 @@ test.serial('all messages of a lost peer are read, and then the ring is released
       t.throws(() => buffer.tryReceive(), codeOf('RING_CORRUPT'))
     }
     t.is(letGo, 1, way)
-    t.false(buffer.outlives)
+    t.false(buffer.mayHaveLeftovers)
     t.is(buffer.take(), null)
     buffer.close(closedHere)
     t.is(letGo, 1)
@@ -440,9 +440,9 @@ test.serial(
         t.is(buffer.isArmed, wait)
         ring.ended = true
         if (isOver && !wait) t.is(buffer.tryReceive(), null)
-        buffer.outlive(() => (letGo += 1))
+        buffer.keepLeftovers(() => (letGo += 1))
         t.is(letGo, 1)
-        t.false(buffer.outlives)
+        t.false(buffer.mayHaveLeftovers)
         t.false(buffer.isArmed)
         if (waiting !== undefined) t.is(await waiting.promise, null)
       }
@@ -453,15 +453,15 @@ test.serial('only the merge reads a buffer that it has borrowed, until it is ret
   const { ring, buffer } = bufferOver(new HeldRing())
   let told = 0
   const waiting = buffer.wait(true)
-  t.throws(() => buffer.lend(() => {}), invalid, 'a call waits')
-  waiting.leave()
+  t.throws(() => buffer.attachMerge(() => {}), invalid, 'a call waits')
+  waiting.cancel()
   ring.come(pattern(0, 10))
-  buffer.receiveEach(() => t.throws(() => buffer.lend(() => {}), invalid), 1)
+  buffer.receiveEach(() => t.throws(() => buffer.attachMerge(() => {}), invalid), 1)
   ring.come(...patterns(1, 10, 10, 10))
-  buffer.lend(() => (told += 1))
+  buffer.attachMerge(() => (told += 1))
   for (const call of [
-    () => buffer.lend(() => {}),
-    () => buffer.mustBeFree(),
+    () => buffer.attachMerge(() => {}),
+    () => buffer.ensureNotMerged(),
     () => buffer.tryReceive(),
     () => buffer.receiveNow(),
     () => buffer.nextNow(),
@@ -470,33 +470,33 @@ test.serial('only the merge reads a buffer that it has borrowed, until it is ret
   ])
     t.throws(call, invalid)
   ring.since()
-  buffer.awake()
+  buffer.handleWakeup()
   t.is(told, 1)
   t.deepEqual(ring.since(), [])
   t.true(buffer.hasMessage())
   t.true(buffer.take()!.equals(pattern(1, 10)))
   buffer.stop(over)
   t.is(told, 2)
-  t.false(buffer.isThrough)
-  buffer.giveBack()
-  t.notThrows(() => buffer.mustBeFree())
+  t.false(buffer.isFinished)
+  buffer.detachMerge()
+  t.notThrows(() => buffer.ensureNotMerged())
   t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
-  buffer.lend(() => (told += 1))
+  buffer.attachMerge(() => (told += 1))
   buffer.close(closedHere)
   t.is(told, 3)
-  t.true(buffer.isThrough)
+  t.true(buffer.isFinished)
 })
 
 test.serial('a merge parks many rings in two steps each', (t) => {
   const { ring, buffer } = bufferOver(new HeldRing())
   t.true(buffer.park())
   t.false(buffer.isArmed)
-  t.true(buffer.lookParked())
+  t.true(buffer.checkParked())
   t.true(buffer.isArmed)
   ring.needsBarrier = false
   t.false(buffer.park())
   ring.come(pattern(0, 10))
-  t.false(buffer.lookParked())
+  t.false(buffer.checkParked())
   t.false(buffer.isArmed)
   t.false(buffer.arm())
   t.is(buffer.take()!.length, 10)

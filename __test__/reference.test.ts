@@ -21,9 +21,9 @@ const isRule = (row: string[] | undefined) => row?.[0]?.startsWith('---') ?? fal
 const quoted = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name]) => name!)
 
 test('docs/reference/options.md lists the options of each call', async (t) => {
-  type Options = { NAMES: Record<string, string[]>; POLICY: string[] }
-  const { NAMES, POLICY } = await insideOf<Options>('endpoint/options.js')
-  const calls = Object.keys(NAMES)
+  type Options = { OPTION_NAMES: Record<string, string[]>; POLICY_PROPERTIES: string[] }
+  const { OPTION_NAMES, POLICY_PROPERTIES } = await insideOf<Options>('endpoint/options.js')
+  const calls = Object.keys(OPTION_NAMES)
   const documented = Object.fromEntries(calls.map((call) => [call, [] as string[]]))
   for (const [option, , takers] of rowsOf('options', '\n## Channels and endpoints\n')) {
     const listed = quoted(takers!)
@@ -31,9 +31,9 @@ test('docs/reference/options.md lists the options of each call', async (t) => {
     const taking = takers!.startsWith('all') ? calls.filter((call) => !listed.includes(call)) : listed
     for (const call of taking) documented[call]!.push(quoted(option!)[0]!)
   }
-  for (const call of calls) t.deepEqual(documented[call]!.sort(), [...NAMES[call]!].sort(), call)
+  for (const call of calls) t.deepEqual(documented[call]!.sort(), [...OPTION_NAMES[call]!].sort(), call)
   const keys = rowsOf('options', '\n## Policy\n').map(([key]) => /^\w+/.exec(quoted(key!)[0]!)![0])
-  t.deepEqual(keys.sort(), [...POLICY].sort())
+  t.deepEqual(keys.sort(), [...POLICY_PROPERTIES].sort())
 })
 
 test('docs/reference/errors.md lists the codes', (t) => {

@@ -90,13 +90,13 @@ test.serial('memory for sending grows with the messages of a turn, and contains 
     fresh.ring.got.map((message) => message.length),
     [],
   )
-  await fresh.queue.empty()
+  await fresh.queue.drained()
   t.true(fresh.ring.got.every((message) => message.every((byte) => byte === 7)) && fresh.ring.got.length === 2)
 })
 
 test.serial('a limited number of queues have a large arena, and an idle queue is the first to lose it', async (t) => {
   const all = Array.from({ length: 40 }, () => open(1 << 20))
-  t.teardown(() => all.forEach(({ queue }) => queue.shut(() => new Error('the end of this test'), true)))
+  t.teardown(() => all.forEach(({ queue }) => queue.stop(() => new Error('the end of this test'), true)))
   for (const each of all) t.is(await arenaOf(each, 1100), 131_072)
   // The first eight have lost their memory, and the others are unchanged.
   const sizes = await Promise.all(all.map((each) => arenaOf(each, 1)))
@@ -283,7 +283,7 @@ test('waits are counted and timed: once for each send that had to wait, whatever
   fillBut(ring, queue, 8)
   const never = [queue.send('never'), queue.send(pattern(0, 3000))]
   t.is(queue.stats().waits, waits + 2)
-  queue.shut(() => new Error('enough'), true)
+  queue.stop(() => new Error('enough'), true)
   for (const promise of never) await t.throwsAsync(promise, { message: 'enough' })
   t.is(queue.stats().waits, waits + 2)
   t.is(queue.bufferedAmount, 0)
@@ -344,13 +344,13 @@ test('sends with a shared promise resolve once they are in, whatever waits behin
     await Promise.all(sent.slice(0, 5))
     t.true(await isPending(sent[5]!))
     ring.read(queue, 8192)
-    queue.awake()
+    queue.handleWakeup()
     await sent[5]
     t.true(await isPending(sent[6]!))
     // It was moved now, with its beginning in the ring.
     if (!isMoved) void queue.send(pattern(0, 9000))
     ring.room += 8192
-    queue.awake()
+    queue.handleWakeup()
     await sent[6]
     t.true(await isPending(sent[7]!))
     while (!queue.isEmpty) {
@@ -518,7 +518,7 @@ test('an error of the binding rejects the call and all waiting ones, and nothing
     const { ring, queue, failures } = opened
     if (isFull) fillBut(ring, queue, 8)
     const asked = queue.waitWritable(2000)
-    const empty = queue.send('before').then(() => queue.empty())
+    const empty = queue.send('before').then(() => queue.drained())
     if (!isFull) {
       await empty
       // The free room is read again after it.
@@ -535,7 +535,7 @@ test('an error of the binding rejects the call and all waiting ones, and nothing
     t.is(ring.told().at(-1)!.split(' ')[0], call, 'nothing is asked behind it')
     await t.throwsAsync(queue.send('later'), { is: error })
     t.is(queue.bufferedAmount, 0)
-    queue.awake()
+    queue.handleWakeup()
     await turns(MANY)
     t.deepEqual(ring.told(), [], title)
   }
@@ -550,20 +550,20 @@ test('an error of the binding rejects the call and all waiting ones, and nothing
 test('an end releases the calls that wait for a flush', async (t) => {
   const refusal = () => new Error('refused')
   const idle = open(4096)
-  await idle.queue.empty()
+  await idle.queue.drained()
   t.is(idle.queue.linger(1000, refusal), null)
   await t.throwsAsync(idle.queue.send('late'), { message: 'refused' })
   for (const how of ['room', 'an end'] as const) {
     const { ring, queue } = open(4096)
     fillBut(ring, queue, 16)
     const sent = queue.send(pattern(0, 1000))
-    const empty = queue.empty()
+    const empty = queue.drained()
     t.is(queue.linger(0, refusal), null)
     const lingers = queue.linger(2 ** 40, refusal)!
     t.throws(() => queue.trySend('late'), { message: 'refused' })
     t.true(await isPending(lingers))
     t.true(await isPending(empty))
-    if (how === 'an end') queue.shut(() => new Error('over'), true)
+    if (how === 'an end') queue.stop(() => new Error('over'), true)
     else {
       await turns(MANY)
       ring.read(queue)

@@ -4,15 +4,15 @@ import test from 'ava'
 
 import { insideOf } from './support/inside.js'
 
-const { snapshotIn } = await insideOf<{
-  snapshotIn(message: Buffer, identity: object): Record<string, unknown>
+const { parseSnapshot } = await insideOf<{
+  parseSnapshot(message: Buffer, identity: object): Record<string, unknown>
 }>('cli/snapshot.js')
 
 const identity = { pid: 7, uid: 1000, executable: { path: '/bin/real' } }
 const channel = { id: 1, address: '@x', peer: 2, role: 'host' }
 const snapshot = { pid: 1, uid: 2, executable: '/bin/told', at: 1.4, channels: [channel], more: 9 }
 
-const read = (told: unknown, of: object = identity) => snapshotIn(Buffer.from(JSON.stringify(told)), of)
+const read = (told: unknown, of: object = identity) => parseSnapshot(Buffer.from(JSON.stringify(told)), of)
 
 const FIGURES = [
   'messagesSent',
@@ -90,5 +90,5 @@ test('a malformed snapshot is rejected as a whole', (t) => {
     channels.push({ ...channel, behind: [[figure, 1]] }, { ...channel, behind: [[1, figure]] })
   for (const one of channels) told.push({ ...snapshot, channels: [channel, one] })
   for (const one of told) t.throws(() => read(one), { message: 'no figures' }, JSON.stringify(one))
-  t.throws(() => snapshotIn(Buffer.from('{'), identity), { name: 'SyntaxError' })
+  t.throws(() => parseSnapshot(Buffer.from('{'), identity), { name: 'SyntaxError' })
 })

@@ -12,15 +12,15 @@ import { urlOf } from './support/inside.js'
 import { Partner } from './support/partner.js'
 
 interface Sockets {
-  listeningIn(table: string): ReadonlyMap<string, string>
+  parseListening(table: string): ReadonlyMap<string, string>
   listeningSockets(): ReadonlyMap<string, string>
   addressesOf(pid: number, listening: ReadonlyMap<string, string>): string[]
-  failIfShort(error: unknown): void
+  throwIfResourceShortage(error: unknown): void
 }
 
 /** Not exported by the package. */
 const module = urlOf('runtime/sockets.js')
-const { listeningIn, listeningSockets, addressesOf, failIfShort } = (await import(module)) as Sockets
+const { parseListening, listeningSockets, addressesOf, throwIfResourceShortage } = (await import(module)) as Sockets
 
 const HEADER = 'Num       RefCount Protocol Flags    Type St Inode Path\n'
 const LISTENS = '00010000'
@@ -29,7 +29,7 @@ const LISTENS = '00010000'
 const line = (inode: number, name = '', flags = LISTENS) =>
   `00000000f81b2a3c: 00000002 00000000 ${flags} 0001 01 ${String(inode).padStart(5)}${name === '' ? '' : ` ${name}`}\n`
 
-const told = (...lines: string[]) => Object.fromEntries(listeningIn(HEADER + lines.join('')))
+const told = (...lines: string[]) => Object.fromEntries(parseListening(HEADER + lines.join('')))
 
 test('only listening sockets with a name are read from the table', (t) => {
   t.deepEqual(told(), {})
@@ -157,9 +157,12 @@ test('a table that cannot be read for lack of a descriptor is an error, not empt
 test('a local failure is NO_SPACE; missing permissions are reported to the caller', (t) => {
   for (const code of ['EMFILE', 'ENFILE', 'ENOMEM']) {
     const cause = Object.assign(new Error(`${code}: open`), { code })
-    const error = t.throws(() => failIfShort(cause), { instanceOf: RingfenceError, message: /EMFILE|ENFILE|ENOMEM/ })
+    const error = t.throws(() => throwIfResourceShortage(cause), {
+      instanceOf: RingfenceError,
+      message: /EMFILE|ENFILE|ENOMEM/,
+    })
     t.like(error, { code: 'ERR_RINGFENCE_NO_SPACE', cause })
   }
   for (const code of ['EACCES', 'ENOENT', 'ESRCH', undefined])
-    t.notThrows(() => failIfShort(Object.assign(new Error('open'), { code })))
+    t.notThrows(() => throwIfResourceShortage(Object.assign(new Error('open'), { code })))
 })

@@ -6,7 +6,7 @@ import { once } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import { json, type Subscription, type SubscribeOptions } from 'ringfence'
 
-import { FAILED, merge, openNow, begun, REASONS, subscribe, Subscribed } from './support/binding.js'
+import { FAILED, merge, openResources, begun, REASONS, subscribe, Subscribed } from './support/binding.js'
 import { pattern } from './support/bytes.js'
 import { clock } from './support/clock.js'
 import { codeOf, patterns } from './support/ring.js'
@@ -28,11 +28,11 @@ test.serial('a subscription has the properties from the handshake, and is open u
   t.deepEqual(subscription.evidence as unknown, [{ check: 'uid' }])
   t.is(subscription.evidence, subscription.evidence)
   t.true(Object.isFrozen(subscription.evidence))
-  t.true(openNow.has(subscription))
+  t.true(openResources.has(subscription))
   t.true(await isPending(subscription.closed))
   await subscription.close()
   t.is((await subscription.closed).reason, 'closed')
-  t.false(openNow.has(subscription))
+  t.false(openResources.has(subscription))
   t.deepEqual(below.since(), ['evidence', 'close'])
   await subscription.close()
   below.bell()

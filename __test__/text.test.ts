@@ -14,10 +14,10 @@ const { Lines } = (await moduleAt('lines')) as {
 const { lines } = (await moduleAt('broadcast')) as {
   lines(input: AsyncIterable<Buffer>, longest: number): AsyncGenerator<Buffer>
 }
-const { parseSize, formatBytes, tell, table, evidenceTable } = (await moduleAt('text')) as {
+const { parseSize, formatBytes, printMessage, table, evidenceTable } = (await moduleAt('text')) as {
   parseSize(text: string): number
   formatBytes(bytes: number): string
-  tell(line: string): void
+  printMessage(line: string): void
   table(headings: string[], rows: string[][], width?: number): string
   evidenceTable(evidence: readonly Evidence[], width?: number): string
 }
@@ -150,7 +150,7 @@ test('bytes are shown in the unit that fits', (t) => {
 
 test.serial('messages for people are one line, and move no cursor', (t) => {
   const output = takeOutput(t, 'stderr')
-  tell('one\u001b[2J\ntwo')
+  printMessage('one\u001b[2J\ntwo')
   t.deepEqual(output.pieces, ['ringfence: one\\u{1b}[2J\\u{a}two\n'])
 })
 

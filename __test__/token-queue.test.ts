@@ -19,7 +19,7 @@ const { Tokens, toToken } = await insideOf<{
 }>('channel/tokens.js')
 const { ENDED, FAILED } = await insideOf<{ ENDED: number; FAILED: number }>('native.js')
 const { fairness } = await insideOf<{
-  fairness: { look(): number; readonly due: Promise<void> | null; readonly dueWeakly: Promise<void> | null }
+  fairness: { readClock(): number; readonly due: Promise<void> | null; readonly weakDue: Promise<void> | null }
 }>('runtime/fairness.js')
 const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('runtime/timers.js')
 
@@ -76,7 +76,7 @@ async function linger(): Promise<void> {
   await fairness.due
   const from = performance.now()
   while (performance.now() - from < 3);
-  fairness.look()
+  fairness.readClock()
 }
 
 const value = (token: bigint) => ({ done: false, value: token })
@@ -170,7 +170,7 @@ test.serial('if the event loop has to turn first, a loop waits for that, and the
     tokens.keepAlive(!isWeak)
     binding.there = [1n, 2n]
     await linger()
-    const turns = fairness.dueWeakly!
+    const turns = fairness.weakDue!
     const waits = [next(), next(), next()]
     t.is(binding.looks, 0)
     t.deepEqual(binding.told(), [])
@@ -266,7 +266,7 @@ test.serial(
       let coming!: Promise<unknown>
       // Whichever of the calls reads the clock.
       const found = strong(() => {
-        for (let calls = 0; fairness.dueWeakly === null && calls < 1000; calls += 1) {
+        for (let calls = 0; fairness.weakDue === null && calls < 1000; calls += 1) {
           binding.there.push(1n)
           coming = next()
         }

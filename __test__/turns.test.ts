@@ -7,12 +7,12 @@ import { insideOf } from './support/inside.js'
 
 interface Fairness {
   spend(isWeak?: boolean): void
-  look(isWeak?: boolean): number
-  isLong(from: number, now: number): boolean
+  readClock(isWeak?: boolean): number
+  exceedsBudget(from: number, now: number): boolean
   readonly stride: number
-  readonly looks: number
+  readonly clockReads: number
   readonly due: Promise<void> | null
-  readonly dueWeakly: Promise<void> | null
+  readonly weakDue: Promise<void> | null
 }
 
 const { timers } = await insideOf<{
@@ -72,21 +72,21 @@ interface Order {
   end(): void
   isReady(source: Source): boolean
   wake(source: Source): void
-  foundEmpty(source: Source, isArmed: boolean): void
+  markEmpty(source: Source, isArmed: boolean): void
   rest(source: Source, isArmed: boolean): void
   remove(source: Source): void
   wakeAll(): void
-  lookAround(count: number, hasSomething: (source: Source) => boolean): void
+  checkEmpty(count: number, needsTurn: (source: Source) => boolean): void
 }
 
-const { Place, Turns, TURN } = await insideOf<{
-  Place: new () => object
+const { ListNode, Turns, TURN } = await insideOf<{
+  ListNode: new () => object
   Turns: new () => Order
   TURN: number
 }>('channel/turns.js')
 const { fairness: shared } = await insideOf<{ fairness: Fairness }>('runtime/fairness.js')
 
-class Numbered extends Place implements Source {
+class Numbered extends ListNode implements Source {
   constructor(readonly name: number) {
     super()
   }
@@ -102,9 +102,9 @@ function begin(): { world: World; fairness: Fairness } {
 test('the clock is read about every quarter of a millisecond: rarely if messages are fast', (t) => {
   const { world, fairness } = begin()
   const spend = (count: number) => {
-    const before = fairness.looks
+    const before = fairness.clockReads
     for (let number = 0; number < count; number += 1) world.run(() => fairness.spend())
-    return fairness.looks - before
+    return fairness.clockReads - before
   }
   t.is(spend(1), 1)
   for (const stride of [2, 4, 8, 16, 32, 64, 128, 256, 256, 256]) {
@@ -112,27 +112,27 @@ test('the clock is read about every quarter of a millisecond: rarely if messages
     t.is(spend(stride - 1), 0)
     t.is(spend(1), 1)
   }
-  t.is(fairness.looks, 11)
+  t.is(fairness.clockReads, 11)
   world.now += 0.25
   t.is(
-    world.run(() => fairness.look()),
+    world.run(() => fairness.readClock()),
     0.25,
   )
   t.is(fairness.stride, 256, 'as fast as it should be')
   world.now += 0.5
-  world.run(() => fairness.look())
+  world.run(() => fairness.readClock())
   t.is(fairness.stride, 128, 'twice as slow')
   world.now += 0.125
-  world.run(() => fairness.look())
+  world.run(() => fairness.readClock())
   t.is(fairness.stride, 256, 'fast again')
   world.now += 100
-  world.run(() => fairness.look())
+  world.run(() => fairness.readClock())
   t.is(fairness.stride, 1, 'one takes longer than that')
   world.now += 0.25
-  world.run(() => fairness.look())
+  world.run(() => fairness.readClock())
   t.is(fairness.stride, 2)
   world.now += 100
-  world.run(() => fairness.look())
+  world.run(() => fairness.readClock())
   t.is(fairness.stride, 1)
   t.is(spend(1), 1)
 })
@@ -145,13 +145,13 @@ test('after 2 ms without a turn of the event loop a promise is delayed until the
     world.run(() => fairness.spend())
     t.is(fairness.due, null)
     world.now = from + 2
-    world.run(() => fairness.look())
+    world.run(() => fairness.readClock())
     const { due } = fairness
     t.true(due instanceof Promise)
     world.now = from + 5
-    world.run(() => fairness.look())
+    world.run(() => fairness.readClock())
     t.is(fairness.due, due)
-    t.is(fairness.dueWeakly, due)
+    t.is(fairness.weakDue, due)
     t.deepEqual(
       world.due.map(({ isStrong }) => isStrong),
       [true],
@@ -161,17 +161,17 @@ test('after 2 ms without a turn of the event loop a promise is delayed until the
     world.turn()
     await due
     t.is(fairness.due, null)
-    t.is(fairness.dueWeakly, null)
+    t.is(fairness.weakDue, null)
     // The time of the turn itself does not count as a message's.
     const { stride } = fairness
     world.now += 0.125
-    world.run(() => fairness.look())
+    world.run(() => fairness.readClock())
     t.is(fairness.stride, Math.min(256, 2 * stride))
     world.now = from + 6
   }
-  t.true(fairness.isLong(1, 3))
-  t.true(fairness.isLong(1, 4))
-  t.false(fairness.isLong(1, 2.75))
+  t.true(fairness.exceedsBudget(1, 3))
+  t.true(fairness.exceedsBudget(1, 4))
+  t.false(fairness.exceedsBudget(1, 2.75))
 })
 
 test('the time that the event loop has slept is no time of messages, and it has turned', (t) => {
@@ -179,7 +179,7 @@ test('the time that the event loop has slept is no time of messages, and it has 
   const look = (took: number, slept: number) => {
     world.now += took
     world.slept += slept
-    world.run(() => fairness.look())
+    world.run(() => fairness.readClock())
   }
   for (const stride of [2, 4, 8]) {
     look(4, 3.875)
@@ -196,14 +196,14 @@ test('the time that the event loop has slept is no time of messages, and it has 
 })
 
 test('a turn that is needed only by callers that keep no process alive keeps none alive', async (t) => {
-  for (const way of ['spend', 'look'] as const) {
+  for (const way of ['spend', 'readClock'] as const) {
     const { world, fairness } = begin()
     world.now = 2
     world.run(() => fairness[way](true))
-    const promise = fairness.dueWeakly
+    const promise = fairness.weakDue
     t.true(promise instanceof Promise)
     t.false(world.due[0]!.isStrong)
-    t.is(fairness.dueWeakly, promise)
+    t.is(fairness.weakDue, promise)
     t.false(world.due[0]!.isStrong)
     t.is(fairness.due, promise)
     t.true(world.due[0]!.isStrong, 'now another waits for it too')
@@ -237,13 +237,13 @@ test('a turn has a number of bytes, or two readings of the clock, and then the n
   t.is(turns.next, two)
   t.true(turns.spend(TURN + 1))
   t.is(turns.next, one)
-  shared.look()
+  shared.readClock()
   t.false(turns.spend(1))
-  shared.look()
+  shared.readClock()
   t.true(turns.spend(1))
   t.is(turns.next, two, 'with all of its turn')
   t.false(turns.spend(TURN - 1))
-  shared.look()
+  shared.readClock()
   t.false(turns.spend(0))
   // If others rest or leave, its turn does not get longer.
   turns.rest(one, false)
@@ -257,7 +257,7 @@ test('a turn has a number of bytes, or two readings of the clock, and then the n
   for (const leave of [
     () => turns.remove(two),
     () => turns.rest(two, true),
-    () => turns.foundEmpty(two, false),
+    () => turns.markEmpty(two, false),
     () => turns.end(),
   ]) {
     turns.wake(two)
@@ -292,11 +292,11 @@ class Model {
     return this.fresh.includes(source) || this.ready.includes(source)
   }
 
-  lookAround(count: number, hasSomething: (source: Source) => boolean): void {
+  checkEmpty(count: number, needsTurn: (source: Source) => boolean): void {
     for (const line of ['resting', 'armed'] as const)
       for (let looks = 0; looks < count && this[line].length > 0; looks += 1) {
         const [source] = this[line] as [Source]
-        this.put(source, hasSomething(source) ? 'fresh' : line)
+        this.put(source, needsTurn(source) ? 'fresh' : line)
       }
   }
 }
@@ -328,7 +328,7 @@ test('a source with new messages comes first, once; resting ones are checked in 
         case 3:
         case 4:
           if (next === null) break
-          turns.foundEmpty(next, isArmed)
+          turns.markEmpty(next, isArmed)
           model.put(next, model.fresh.includes(next) && model.ready.length > 0 ? 'ready' : rest)
           break
         case 5:
@@ -348,9 +348,9 @@ test('a source with new messages comes first, once; resting ones are checked in 
           const count = below(4)
           const has = new Set(all.filter(() => below(3) === 0))
           const looked: Source[] = []
-          turns.lookAround(count, (each) => (looked.push(each), has.has(each as Numbered)))
+          turns.checkEmpty(count, (each) => (looked.push(each), has.has(each as Numbered)))
           const wanted: Source[] = []
-          model.lookAround(count, (each) => (wanted.push(each), has.has(each as Numbered)))
+          model.checkEmpty(count, (each) => (wanted.push(each), has.has(each as Numbered)))
           t.deepEqual(
             looked.map(({ name }) => name),
             wanted.map(({ name }) => name),

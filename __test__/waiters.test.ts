@@ -10,21 +10,21 @@ import { isPending, turns } from './support/until.js'
 
 interface Wait<Value> {
   readonly promise: Promise<Value | null>
-  leave(): void
+  cancel(): void
 }
 
 interface Waiter<Value> {
-  readonly takes: boolean
-  found(value: Value | null): void
-  failed(error: Error): void
+  readonly consumes: boolean
+  resolve(value: Value | null): void
+  reject(error: Error): void
 }
 
 interface List<Value> {
   readonly isEmpty: boolean
-  readonly first: Waiter<Value> | undefined
-  readonly hasTaker: boolean
-  add(signal?: AbortSignal, takes?: boolean): Wait<Value>
-  shift(): Waiter<Value> | undefined
+  readonly first: Waiter<Value> | null
+  readonly hasConsumer: boolean
+  add(signal?: AbortSignal, consumes?: boolean): Wait<Value>
+  shift(): Waiter<Value> | null
   remove(waiter: Waiter<Value>): boolean
   end(): void
   fail(error: () => Error): void
@@ -34,8 +34,8 @@ const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('channel
 const { loop } = await insideOf<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
 }>('channel/loops.js')
-const { within } = await insideOf<{
-  within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void>
+const { withTimeout } = await insideOf<{
+  withTimeout(milliseconds: number, promise: Promise<unknown>): Promise<void>
 }>('runtime/deferred.js')
 const { timers } = await insideOf<{
   timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
@@ -47,25 +47,25 @@ const over = { done: true, value: undefined }
 test('the call that has waited longest is served first', async (t) => {
   const list = new Waiters()
   t.true(list.isEmpty)
-  t.false(list.hasTaker)
-  t.is(list.first, undefined)
-  t.is(list.shift(), undefined)
+  t.false(list.hasConsumer)
+  t.is(list.first, null)
+  t.is(list.shift(), null)
   const looks = list.add(undefined, false)
   t.false(list.isEmpty)
-  t.false(list.hasTaker)
+  t.false(list.hasConsumer)
   const takes = list.add()
-  t.true(list.hasTaker)
+  t.true(list.hasConsumer)
   const last = list.add()
   const { first } = list
-  t.false(first!.takes)
+  t.false(first!.consumes)
   t.is(list.shift(), first)
-  first!.found('there is one')
-  t.true(list.first!.takes)
-  list.shift()!.found('one')
+  first!.resolve('there is one')
+  t.true(list.first!.consumes)
+  list.shift()!.resolve('one')
   t.is(await looks.promise, 'there is one')
   t.is(await takes.promise, 'one')
   t.true(await isPending(last.promise))
-  list.shift()!.failed(new Error('of the channel'))
+  list.shift()!.reject(new Error('of the channel'))
   await t.throwsAsync(last.promise, { message: 'of the channel' })
   t.true(list.isEmpty)
 })
@@ -73,12 +73,12 @@ test('the call that has waited longest is served first', async (t) => {
 test('leaving removes only one call from the list; an end and an error settle all', async (t) => {
   const list = new Waiters()
   const [one, two, three] = [list.add(), list.add(), list.add()]
-  two.leave()
+  two.cancel()
   t.is(await two.promise, null)
   const { first } = list
-  list.shift()!.found('one')
-  one.leave()
-  two.leave()
+  list.shift()!.resolve('one')
+  one.cancel()
+  two.cancel()
   t.is(await one.promise, 'one')
   t.false(list.remove(first!))
   t.false(list.isEmpty)
@@ -116,12 +116,12 @@ test.serial('one wait among many costs as much as one among few, at any position
   const serve = (count: number) => {
     const list = new Waiters()
     for (let number = 0; number < count; number += 1) list.add()
-    while (!list.isEmpty) list.shift()!.found('one')
+    while (!list.isEmpty) list.shift()!.resolve('one')
   }
   const leave = (count: number) => {
     const list = new Waiters()
     const waits = Array.from({ length: count }, () => list.add())
-    for (const wait of waits.reverse()) wait.leave()
+    for (const wait of waits.reverse()) wait.cancel()
   }
   for (const deed of [serve, leave]) {
     costOf(5000, deed)
@@ -142,11 +142,11 @@ test('an abort ends its own wait, and every end of a wait removes the listener o
   ]
   const other = list.add()
   t.deepEqual(listeners(), [1, 1, 1, 1])
-  list.shift()!.found('found')
+  list.shift()!.resolve('found')
   t.deepEqual(listeners(), [0, 1, 1, 1])
-  list.shift()!.failed(new Error('failed'))
+  list.shift()!.reject(new Error('failed'))
   t.deepEqual(listeners(), [0, 0, 1, 1])
-  left.leave()
+  left.cancel()
   t.deepEqual(listeners(), [0, 0, 0, 1])
   controls[3]!.abort(new Error('enough'))
   t.deepEqual(listeners(), [0, 0, 0, 0])
@@ -155,7 +155,7 @@ test('an abort ends its own wait, and every end of a wait removes the listener o
   t.is(await left.promise, null)
   const error = await t.throwsAsync<RingfenceError>(aborted.promise, { code: 'ABORT_ERR' })
   t.is((error!.cause as Error).message, 'enough')
-  list.shift()!.found('the next')
+  list.shift()!.resolve('the next')
   t.is(await other.promise, 'the next')
   t.true(list.isEmpty)
 })
@@ -177,9 +177,9 @@ test('a loop takes available values, waits for others, and abandons only its own
       const wait = list.add()
       return {
         promise: wait.promise,
-        leave: () => {
+        cancel: () => {
           left.push(number)
-          wait.leave()
+          wait.cancel()
         },
       }
     },
@@ -189,9 +189,9 @@ test('a loop takes available values, waits for others, and abandons only its own
   await t.throwsAsync(each.next(), { message: 'of a call' })
   t.is(waits, 0)
   const next = [each.next(), each.next(), each.next(), each.next(), each.next()]
-  list.shift()!.found('two')
-  list.shift()!.found(null)
-  list.shift()!.failed(new Error('of a wait'))
+  list.shift()!.resolve('two')
+  list.shift()!.resolve(null)
+  list.shift()!.reject(new Error('of a wait'))
   t.deepEqual(await next[0], { done: false, value: 'two' })
   t.deepEqual(await next[1], over)
   await t.throwsAsync(next[2]!, { message: 'of a wait' })
@@ -208,12 +208,12 @@ test.serial('a wait with a timeout: the first result counts, and no timer is lef
   const real = { ...timers }
   const begun: { call(): void; milliseconds: number }[] = []
   const cleared: unknown[] = []
-  const begin = (milliseconds: number, ...those: Promise<unknown>[]) => {
+  const begin = (milliseconds: number, promise: Promise<unknown>) => {
     timers.setTimeout = ((call: () => void, after: number) => {
       begun.push({ call, milliseconds: after })
       return begun.at(-1)
     }) as unknown as typeof setTimeout
-    const waiting = within(milliseconds, ...those)
+    const waiting = withTimeout(milliseconds, promise)
     timers.setTimeout = real.setTimeout
     return waiting
   }
@@ -225,7 +225,7 @@ test.serial('a wait with a timeout: the first result counts, and no timer is lef
   t.true(await isPending(late))
   begun[0]!.call()
   t.is(await late, undefined)
-  await begin(5, never, Promise.resolve(1))
+  await begin(5, Promise.resolve(1))
   // Longer than the maximum of a timer.
   const long = begin(2 ** 40, never)
   t.is(begun[2]!.milliseconds, 2 ** 31 - 1)

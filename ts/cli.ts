@@ -4,7 +4,7 @@
 import { readFileSync } from 'node:fs'
 import { constants } from 'node:os'
 
-import { ask } from './cli/arguments.js'
+import { parseCommand } from './cli/arguments.js'
 import { publish, subscribe } from './cli/broadcast.js'
 import { collect } from './cli/collect.js'
 import { isCommand } from './cli/commands.js'
@@ -13,13 +13,13 @@ import { exitCode, UsageError } from './cli/exit.js'
 import { helpOf, overview, SHELLS } from './cli/help.js'
 import { explain } from './cli/slow/main.js'
 import { output, print } from './cli/output.js'
-import { tell } from './cli/text.js'
+import { printMessage } from './cli/text.js'
 import { ps, top } from './cli/top.js'
 import { receive, send } from './cli/transfer.js'
 import type { PublishOptions } from './types.js'
 
 async function main(): Promise<void> {
-  const { command, words, flags } = ask(process.argv.slice(2))
+  const { command, words, flags } = parseCommand(process.argv.slice(2))
   const [address = '', file] = words
   const { backing, capacity, timeout, evidence = false, json = false, once = false } = flags
   const signal = timeout === undefined ? undefined : AbortSignal.timeout(timeout)
@@ -41,10 +41,10 @@ async function main(): Promise<void> {
     case 'top':
       return top(words[0], { json, once })
     case 'collect':
-      endAtOnceBy('SIGHUP')
-      return collect({ address, evidence, options, stop: stopBySignal() })
+      exitOnSignals('SIGHUP')
+      return collect({ address, evidence, options, stop: stopOnSignal() })
   }
-  endAtOnceBy(...ENDING, 'SIGHUP')
+  exitOnSignals(...STOP_SIGNALS, 'SIGHUP')
   switch (command) {
     case 'send':
       return send({ address, file, evidence, options })
@@ -63,20 +63,20 @@ async function main(): Promise<void> {
 }
 
 /** Turns a signal into an exit, which removes a partly written file. Without a listener, the signal would leave that file behind. */
-function endAtOnceBy(...signals: EndingSignal[]): void {
-  for (const signal of signals) process.once(signal, () => endBy(signal))
+function exitOnSignals(...signals: ExitSignal[]): void {
+  for (const signal of signals) process.once(signal, () => exitBySignal(signal))
 }
 
-const ENDING = ['SIGINT', 'SIGTERM'] as const
-type EndingSignal = (typeof ENDING)[number] | 'SIGHUP' | 'SIGPIPE'
+const STOP_SIGNALS = ['SIGINT', 'SIGTERM'] as const
+type ExitSignal = (typeof STOP_SIGNALS)[number] | 'SIGHUP' | 'SIGPIPE'
 
 /** The first signal stops `collect` gracefully, the second one immediately. */
-function stopBySignal(): AbortSignal {
+function stopOnSignal(): AbortSignal {
   const stop = new AbortController()
-  for (const signal of ENDING) {
+  for (const signal of STOP_SIGNALS) {
     process.once(signal, () => {
-      if (stop.signal.aborted) endBy(signal)
-      process.once(signal, () => endBy(signal))
+      if (stop.signal.aborted) exitBySignal(signal)
+      process.once(signal, () => exitBySignal(signal))
       stop.abort()
     })
   }
@@ -87,7 +87,7 @@ function stopBySignal(): AbortSignal {
  * Terminates the process by a signal that has no listener any longer. `process.exit` would wait, possibly forever, for a thread that
  * reads from a device. The signal terminates the process immediately.
  */
-function endBy(signal: EndingSignal): void {
+function exitBySignal(signal: ExitSignal): void {
   const code = 128 + constants.signals[signal]
   process.exitCode = code
   process.emit('exit', code)
@@ -100,10 +100,10 @@ function endBy(signal: EndingSignal): void {
  * Dies of SIGPIPE, silently like other tools, because the reader of the output has exited (`ringfence receive @x | head`). Node ignores
  * that signal; adding and removing a listener restores its default action.
  */
-function endByBrokenPipe(): void {
+function exitByBrokenPipe(): void {
   const listener = () => {}
   process.on('SIGPIPE', listener).off('SIGPIPE', listener)
-  endBy('SIGPIPE')
+  exitBySignal('SIGPIPE')
 }
 
 for (const stream of new Set([process.stdout, output()])) stream.on('error', fail)
@@ -112,9 +112,9 @@ process.stderr.on('error', () => {})
 
 function fail(error: unknown): void {
   // Only a write to a pipe or a socket fails with EPIPE; a channel's errors have their own codes.
-  if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE') return endByBrokenPipe()
+  if ((error as NodeJS.ErrnoException | null)?.code === 'EPIPE') return exitByBrokenPipe()
   const message = error instanceof Error ? error.message : String(error)
-  tell(message)
+  printMessage(message)
   if (error instanceof UsageError) process.stderr.write('Try ringfence help.\n')
   process.exit(exitCode(error))
 }

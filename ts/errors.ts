@@ -52,12 +52,12 @@ export interface ErrorDetails {
  * both.
  */
 function brand(Class: abstract new (...given: never[]) => Error, name: string): void {
-  const own = Symbol.for(`ringfence.${name}`)
-  Object.defineProperty(Class.prototype, own, { value: true })
+  const symbol = Symbol.for(`ringfence.${name}`)
+  Object.defineProperty(Class.prototype, symbol, { value: true })
   Object.defineProperty(Class, Symbol.hasInstance, {
     value(this: unknown, value: unknown) {
       if (this !== Class) return Function.prototype[Symbol.hasInstance].call(this, value)
-      return typeof value === 'object' && value !== null && own in value
+      return typeof value === 'object' && value !== null && symbol in value
     },
   })
 }
@@ -125,7 +125,7 @@ export function fromFailure(failure: Failure | null, thrown?: unknown): Ringfenc
   if (failure === null) return new RingfenceError('UNSUPPORTED', 'the native binding failed without a reason')
   const { code, message, cause, check, wanted, found, identity } = failure
   const name = code === 'ABORTED' ? 'ABORT_ERR' : (code as ErrorName)
-  const advice = name === 'PEER_REFUSED' ? adviceFor(check) : undefined
+  const advice = name === 'PEER_REFUSED' ? ADVICE.get(check ?? '') : undefined
   const text = advice === undefined ? message : `${message}; ${advice}`
   return new RingfenceError(name, text.replace(OPTIONS_OF_CORE, toCamelCase), {
     cause: thrown ?? (cause === undefined ? undefined : new Error(cause)),
@@ -151,19 +151,17 @@ function toCamelCase(name: string): string {
 }
 
 /** Advice for each check: how to change the policy so that it accepts the peer. */
-const ADVICE: Record<string, string> = {
-  uid: "to accept this user, name the uid in the policy's `uid`, or write uid: 'any'",
-  namespace: "to accept a peer in another namespace, write namespace: 'any' in the policy",
-  executable:
-    "to accept this program, name its path in the policy's `executable`, or write executable: 'any', which a peer of another user or a hardened one needs",
-  gid: "to accept this group, name it in the policy's `gid`, or leave `gid` out",
-  cgroup: "to accept this cgroup, name it in the policy's `cgroup`, or leave `cgroup` out",
-  label: "to accept this label, name it in the policy's `label`, or leave `label` out",
-}
-
-function adviceFor(check: string | undefined): string | undefined {
-  return check !== undefined && Object.hasOwn(ADVICE, check) ? ADVICE[check] : undefined
-}
+const ADVICE = new Map(
+  Object.entries({
+    uid: "to accept this user, name the uid in the policy's `uid`, or write uid: 'any'",
+    namespace: "to accept a peer in another namespace, write namespace: 'any' in the policy",
+    executable:
+      "to accept this program, name its path in the policy's `executable`, or write executable: 'any', which a peer of another user or a hardened one needs",
+    gid: "to accept this group, name it in the policy's `gid`, or leave `gid` out",
+    cgroup: "to accept this cgroup, name it in the policy's `cgroup`, or leave `cgroup` out",
+    label: "to accept this label, name it in the policy's `label`, or leave `label` out",
+  }),
+)
 
 /** Describes a value in an error message. Accepts any value, since messages are mostly about invalid ones. */
 export function show(value: unknown): string {
@@ -200,16 +198,16 @@ export function messageOf(thrown: unknown): string {
  * `show` would only call an object.
  */
 export function showSource(value: unknown): string {
-  const like = value as { constructor?: { name?: unknown }; evidence?: unknown } | null | undefined
-  const name = like?.constructor?.name
-  const another = (name === 'Channel' || name === 'Subscription') && Array.isArray(like?.evidence)
-  return another
+  const object = value as { constructor?: { name?: unknown }; evidence?: unknown } | null | undefined
+  const name = object?.constructor?.name
+  const isForeign = (name === 'Channel' || name === 'Subscription') && Array.isArray(object?.evidence)
+  return isForeign
     ? `a ${name} of another copy of ringfence: a program that imports and requires it has two`
     : show(value)
 }
 
 /** Makes a call that fails for lack of threads, descriptors or memory. @throws {@link RingfenceError} NO_SPACE, with the reason as the cause */
-export function orNoSpace<Made>(what: (reason: string) => string, call: () => Made): Made {
+export function withNoSpace<Made>(what: (reason: string) => string, call: () => Made): Made {
   try {
     return call()
   } catch (error) {
@@ -219,7 +217,7 @@ export function orNoSpace<Made>(what: (reason: string) => string, call: () => Ma
 }
 
 /** Whether the error code of a system call means that this process lacks descriptors or memory. */
-export function isShort(code: unknown): boolean {
+export function isResourceShortage(code: unknown): boolean {
   return code === 'EMFILE' || code === 'ENFILE' || code === 'ENOMEM'
 }
 

@@ -109,13 +109,13 @@ export interface NativeReader {
    * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`; or `CALLS` if a call frame
    * is next.
    *
-   * If `goesOn` is `FIRST` or `MORE`, the caller promises to read until nothing is left. A peer that waits for room is then not woken for
+   * If `round` is `FIRST` or `MORE`, the caller promises to read until nothing is left. A peer that waits for room is then not woken for
    * a little room. A caller that stops earlier calls `wake`. `FIRST` starts a round of the messages that are in the ring now. `MORE`
    * wakes the peer and returns 0 at the end of that round, even if more messages have arrived.
    */
-  pull(into: Uint8Array, from: number, goesOn: number): number
+  pull(into: Uint8Array, from: number, round: number): number
   /** Like `pull`, but if nothing is there, spins for up to the channel's `busyPollMicros` first. */
-  pullBusy(into: Uint8Array, from: number, goesOn: number): number
+  pullBusy(into: Uint8Array, from: number, round: number): number
   /** Of a subscription. */
   readonly delivery?: Delivery
   /** Returns 1 if there is a message, else as `pull`. Of a subscription. */
@@ -234,9 +234,9 @@ export interface NativeMembership extends NativeAcceptor {
  * The arguments of every call that runs a handshake: the options, the callback for the outcome, the policy's callback, and a callback for
  * each guest that the host of a `join` refuses.
  */
-export type Given<Raw> = [
+export type HandshakeArgs<Native> = [
   options: NativeOptions,
-  done: (failure: Failure | null, made: Raw | null) => void,
+  done: (failure: Failure | null, made: Native | null) => void,
   ask?: (id: number, identity: Identity) => void,
   refused?: (failure: Failure) => void,
 ]
@@ -252,10 +252,14 @@ export interface Endpoints {
 }
 
 interface Binding {
-  begin<Name extends keyof Endpoints>(endpoint: Name, address: string, ...given: Given<Endpoints[Name]>): Joining
+  begin<Name extends keyof Endpoints>(
+    endpoint: Name,
+    address: string,
+    ...given: HandshakeArgs<Endpoints[Name]>
+  ): Joining
   privateLine(): PrivateLine
-  adopt(line: PrivateLine, ...given: Given<RawChannel>): Joining
-  fromParent(...given: Given<RawChannel>): Joining
+  adopt(line: PrivateLine, ...given: HandshakeArgs<RawChannel>): Joining
+  fromParent(...given: HandshakeArgs<RawChannel>): Joining
   /** Duplicates the descriptors. */
   bundle(attachments: (NativeSealed | number)[]): NativeBundle | Failure
   sealedCopy(bytes: Uint8Array): NativeSealed | Failure
@@ -305,7 +309,7 @@ export const ATTACHED = answers.attached
 /** A message does not fit. Its size is `LARGE - answer`. */
 export const LARGE = answers.large
 
-/** Values of `goesOn`: whether the caller of `pull` continues or starts a round. */
+/** Values of `round`: whether the caller of `pull` continues or starts a round. */
 export const MORE = answers.more
 export const FIRST = answers.first
 
@@ -328,20 +332,20 @@ class Operations {
 
 type Operation = (this: Operations, a?: unknown, b?: unknown, c?: unknown, d?: unknown, e?: unknown) => unknown
 
-function named(operation: number): Operation {
+function methodFor(operation: number): Operation {
   return function (a, b, c, d, e) {
     return this.operate(operation, a, b, c, d, e)
   }
 }
 
-let known = false
+let isDefined = false
 
 /** Wraps a channel so that it has a method for each operation. All channels share the methods. */
 export function withOperations(raw: RawChannel): NativeChannel {
-  if (!known) {
+  if (!isDefined) {
     for (const [operation, name] of native.operations().entries())
-      Object.defineProperty(Operations.prototype, name, { value: named(operation) })
-    known = true
+      Object.defineProperty(Operations.prototype, name, { value: methodFor(operation) })
+    isDefined = true
   }
   return Object.assign(new Operations(), raw) as unknown as NativeChannel
 }

@@ -26,7 +26,7 @@ interface Insides {
   native: Record<string, unknown>
   FAILED: number
   REASONS: (string | null)[]
-  openNow: Set<object>
+  openResources: Set<object>
   subscribe: typeof import('ringfence').subscribe
   publish: typeof import('ringfence').publish
   merge: typeof import('ringfence').merge
@@ -35,13 +35,14 @@ interface Insides {
 const inside = insideOf<Insides>
 
 /** Not exported by the package, with public functions of the same copy: the package's main file is another copy. */
-export const [{ native, FAILED, REASONS }, { openNow }, { subscribe }, { publish }, { merge }] = await Promise.all([
-  inside('native.js'),
-  inside('runtime/diagnostics.js'),
-  inside('channel/subscription.js'),
-  inside('endpoint/publisher.js'),
-  inside('channel/merge.js'),
-])
+export const [{ native, FAILED, REASONS }, { openResources }, { subscribe }, { publish }, { merge }] =
+  await Promise.all([
+    inside('native.js'),
+    inside('runtime/diagnostics.js'),
+    inside('channel/subscription.js'),
+    inside('endpoint/publisher.js'),
+    inside('channel/merge.js'),
+  ])
 
 /** Replaces the calls of the binding, until the test is over. */
 export function beginsHere(t: ExecutionContext): Begun[] {

@@ -21,10 +21,10 @@ interface Settings {
 }
 
 /** Not exported by the package. */
-export const { openChannel, openArrived, depart } = await insideOf<{
+export const { openChannel, openIncoming, prepareClose } = await insideOf<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
-  openArrived(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
-  depart(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
+  openIncoming(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
+  prepareClose(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
 export const { ENDED, FAILED, REASONS, native } = await insideOf<{
   ENDED: number
@@ -33,8 +33,8 @@ export const { ENDED, FAILED, REASONS, native } = await insideOf<{
   native: { operations(): string[] }
 }>('native.js')
 const names = native.operations()
-export const { inletOf } = await insideOf<{
-  inletOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
+export const { mergeInputOf } = await insideOf<{
+  mergeInputOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
 }>('channel/sources.js')
 
 export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true }

@@ -8,7 +8,7 @@ export const clock = { now: Math.ceil(performance.now()), slept: 0 }
 performance.now = () => clock.now
 
 interface Insides {
-  fairness: { look(isWeak?: boolean): number; readonly looks: number; readonly due: Promise<void> | null }
+  fairness: { readClock(isWeak?: boolean): number; readonly clockReads: number; readonly due: Promise<void> | null }
   timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number; slept(): number }
 }
 
@@ -23,7 +23,7 @@ export const { fairness } = await insideOf<Insides>('runtime/fairness.js')
 export async function rested(): Promise<void> {
   for (let round = 0; round < 10; round += 1) {
     clock.now += 3
-    fairness.look()
+    fairness.readClock()
     await fairness.due
   }
 }

@@ -16,11 +16,11 @@ export interface Queue {
   fill(size: number, write: Fill): boolean
   reserve(size: number): Reservation | undefined
   waitWritable(size: number): Promise<void>
-  empty(): Promise<void>
+  drained(): Promise<void>
   linger(milliseconds: number, refusal: () => Error): Promise<void> | null
-  awake(): void
+  handleWakeup(): void
   pump(): void
-  shut(why: () => Error, over: boolean): void
+  stop(reason: () => Error, hasEnded: boolean): void
 }
 
 const { SendQueue } = await insideOf<{
@@ -159,7 +159,7 @@ export class Ring {
     this.room = Math.min(this.capacity, this.room + bytes)
     if (this.armedFor === null || !this.#fits(this.armedFor)) return
     this.armedFor = null
-    queue.awake()
+    queue.handleWakeup()
   }
 }
 
@@ -175,7 +175,7 @@ export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false
   const failures: RingfenceError[] = []
   const queue: Queue = new SendQueue(ring, eager, (error) => {
     failures.push(error)
-    if (ends) queue.shut(() => error, true)
+    if (ends) queue.stop(() => error, true)
   })
   return { ring, queue, failures }
 }

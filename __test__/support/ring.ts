@@ -19,7 +19,7 @@ type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
 interface Wait {
   promise: Promise<Buffer | null>
-  leave(): void
+  cancel(): void
 }
 
 /** The methods of a receive buffer that a channel, a subscription and a merge use. */
@@ -29,12 +29,12 @@ export interface Buffered {
   readonly isEnded: boolean
   readonly unread: number
   readonly received: { messages: number; bytes: number }
-  readonly outlives: boolean
-  readonly isDry: boolean
-  readonly isThrough: boolean
+  readonly mayHaveLeftovers: boolean
+  readonly isDrained: boolean
+  readonly isFinished: boolean
   readonly isArmed: boolean
   keepAlive(alive: boolean): void
-  mustBeFree(): void
+  ensureNotMerged(): void
   takeNow(): Buffer | null
   tryReceive(): Buffer | null
   nextNow(): Buffer | null | undefined
@@ -42,26 +42,26 @@ export interface Buffered {
   isReadableNow(): boolean | undefined
   wait(takes: boolean, signal?: AbortSignal): Wait
   receiveEach(visit: Visit, max?: number): number
-  awake(): void
+  handleWakeup(): void
   serve(now?: boolean): void
-  outlive(letGo: () => void): void
+  keepLeftovers(release: () => void): void
   stop(why: () => Error): void
   close(why: () => Error): void
-  lend(told: () => void): void
-  giveBack(): void
+  attachMerge(told: () => void): void
+  detachMerge(): void
   take(): Buffer | null
   hasMessage(): boolean
   visit(visit: Visit, max: number | undefined, bytes: number, round: number): number
   arm(): boolean
   park(): boolean
-  lookParked(): boolean
+  checkParked(): boolean
 }
 
 interface Insides {
   ReceiveBuffer: new (
     ring: Ring,
     busy: boolean,
-    owner: { failed(error: Error): void; foundEnd(): void; endWithPeer(): void },
+    owner: { failed(error: Error): void; handleEnd(): void; endWithPeer(): void },
   ) => Buffered
 }
 
@@ -316,7 +316,7 @@ export function bufferOver<Kind extends Ring>(ring: Kind, busy = false): Opened<
   const told: string[] = []
   const buffer = new ReceiveBuffer(ring, busy, {
     failed: (error) => void told.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
-    foundEnd: () => void told.push('no more comes'),
+    handleEnd: () => void told.push('no more comes'),
     endWithPeer: () => void told.push('the end is told'),
   })
   return { ring, buffer, told }

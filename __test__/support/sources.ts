@@ -45,7 +45,7 @@ export class Source {
   }
 
   #ring(): this {
-    if (this.buffer.isArmed) this.buffer.awake()
+    if (this.buffer.isArmed) this.buffer.handleWakeup()
     return this
   }
 }
@@ -53,15 +53,15 @@ export class Source {
 interface Insides {
   registerSource(kind: (value: object) => object | undefined): void
   merge<S>(sources?: Iterable<S>): Merge<S>
-  makeHeld(letGo: () => void): Merge<Source>
-  letEnd(held: Merge<Source>, failure: Error | null): void
+  makePersistent(letGo: () => void): Merge<Source>
+  allowEnd(held: Merge<Source>, failure: Error | null): void
   native: { barrier(): object | null }
 }
 
 const inside = insideOf<Insides>
 
 /** Not exported by the package. */
-export const [{ registerSource }, { merge, makeHeld, letEnd }, { native }] = await Promise.all([
+export const [{ registerSource }, { merge, makePersistent, allowEnd }, { native }] = await Promise.all([
   inside('channel/sources.js'),
   inside('channel/merge.js'),
   inside('native.js'),
@@ -84,7 +84,7 @@ export const named = (...names: string[]) => names.map((name) => new Source(name
 /** The clock stands still, and is read once in 256 messages. */
 export async function calm(): Promise<void> {
   await rested()
-  for (let looks = 0; looks < 10; looks += 1) fairness.look()
+  for (let looks = 0; looks < 10; looks += 1) fairness.readClock()
 }
 
 /** The sources of the next messages: `a3 b2` for three of one and two of another. */

@@ -9,14 +9,14 @@ import { turns } from './until.js'
 
 export type Figures = Record<string, unknown>
 
-export const { observedAt, LONGEST } = await insideOf<{
-  observedAt(pid: number): string
-  LONGEST: number
+export const { observeAddress, MAX_SNAPSHOT } = await insideOf<{
+  observeAddress(pid: number): string
+  MAX_SNAPSHOT: number
 }>('runtime/observe.js')
 
 /** A process of this user that can be observed, with these lines in its map. */
 export function observable(pid: number, lines: string[] = [], ...addresses: string[]): Paper {
-  return { ...onPaper(pid, lines, observedAt(pid), ...addresses), [`/proc/${pid}`]: { uid: process.geteuid!() } }
+  return { ...onPaper(pid, lines, observeAddress(pid), ...addresses), [`/proc/${pid}`]: { uid: process.geteuid!() } }
 }
 
 /** The fake subscription to the statistics of a process. */
@@ -55,7 +55,7 @@ export class Handshakes {
 
   /** The processes that were asked and have not answered. */
   get asked(): number[] {
-    return this.all.map(({ address }) => Number(address.slice(observedAt(0).length - 1)))
+    return this.all.map(({ address }) => Number(address.slice(observeAddress(0).length - 1)))
   }
 
   /** Lets a process answer. Returns the subscription, over which it can publish. */

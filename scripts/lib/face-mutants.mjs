@@ -54,7 +54,7 @@ const TESTS = {
   'typed-merge.ts': ['typed'],
   'typed.ts': ['typed-channel'],
   'waiters.ts': ['waiters'],
-  'weak-turn.ts': ['turns'],
+  'weak-immediate.ts': ['turns'],
   'web.ts': ['web'],
 }
 

@@ -5,7 +5,7 @@ import v8 from 'node:v8'
 
 import {
   closeAttachments,
-  mayNameSealed,
+  mayContainSealed,
   collectSealed,
   restoreSealed,
   type Attachable,
@@ -28,11 +28,11 @@ export interface Codec<T> {
 }
 
 /** The codecs of this package, which keep no reference to the bytes that they decode. */
-const KEEPS_NOTHING = new WeakSet<object>()
+const BORROWING_CODECS = new WeakSet<object>()
 
 /** Whether a codec may decode from memory that is reused. */
 export function borrows(codec: object): boolean {
-  return KEEPS_NOTHING.has(codec)
+  return BORROWING_CODECS.has(codec)
 }
 
 /**
@@ -54,7 +54,7 @@ const JSON_CODEC: Codec<unknown> = {
   encode: (value) => JSON.stringify(value),
   decode: (bytes) => JSON.parse(toText(bytes as Buffer & Slices)) as unknown,
 }
-KEEPS_NOTHING.add(JSON_CODEC)
+BORROWING_CODECS.add(JSON_CODEC)
 
 /** The functions behind `toString`, without its argument checks. */
 interface Slices {
@@ -94,11 +94,11 @@ const STRUCTURED_CODEC: Codec<unknown> = {
   encode: serialize,
   decode: (bytes) => (hasDeserializer ? deserialize(bytes) : (v8.deserialize(Buffer.from(bytes)) as unknown)),
 }
-KEEPS_NOTHING.add(STRUCTURED_CODEC)
+BORROWING_CODECS.add(STRUCTURED_CODEC)
 
 /** The first byte that V8 writes, and the oldest format with all kinds that V8 writes today. The format of Node 20 is 15. */
-const MARK = 0xff
-const OLDEST = 13
+const FORMAT_MARK = 0xff
+const MIN_FORMAT = 13
 
 // Bun has a different engine with its own format.
 const hasDeserializer = process.versions.bun === undefined && typeof v8.DefaultDeserializer === 'function'
@@ -115,10 +115,10 @@ function serialize(value: unknown): Buffer {
 }
 
 function serializeAttached(value: unknown): { message: Buffer; attachments: Attachable[] | undefined } {
-  const { made, sealed } = collectSealed(() => v8.serialize(value))
-  left = PARTS
+  const { result: serialized, sealed } = collectSealed(() => v8.serialize(value))
+  partsLeft = MAX_PARTS
   if (hasModule(value)) throw new TypeError('a WebAssembly.Module does not leave its process')
-  return { message: made, attachments: sealed.length === 0 ? undefined : sealed }
+  return { message: serialized, attachments: sealed.length === 0 ? undefined : sealed }
 }
 
 /**
@@ -126,15 +126,15 @@ function serializeAttached(value: unknown): { message: Buffer; attachments: Atta
  * rejects a module beyond these parts as MALFORMED, since the counts in the bytes do not match then. It does not notice a module that is an
  * error's cause.
  */
-const PARTS = 128
+const MAX_PARTS = 128
 /** The parts that the current search may still visit. */
-let left = 0
+let partsLeft = 0
 
 function hasModule(value: unknown): boolean {
-  left -= 1
-  if (typeof value !== 'object' || value === null || left < 0 || ArrayBuffer.isView(value)) return false
+  partsLeft -= 1
+  if (typeof value !== 'object' || value === null || partsLeft < 0 || ArrayBuffer.isView(value)) return false
   if (Array.isArray(value)) {
-    for (let index = 0; index < value.length && left > 0; index += 1) if (hasModule(value[index])) return true
+    for (let index = 0; index < value.length && partsLeft > 0; index += 1) if (hasModule(value[index])) return true
     return false
   }
   let isEmpty = true
@@ -143,7 +143,7 @@ function hasModule(value: unknown): boolean {
     if (!Object.hasOwn(value, key)) continue
     isEmpty = false
     if (hasModule((value as Record<string, unknown>)[key])) return true
-    if (left <= 0) return false
+    if (partsLeft <= 0) return false
   }
   if (!isEmpty) return false
   if (value instanceof Map) return hasModule([...value.keys()]) || hasModule([...value.values()])
@@ -154,9 +154,9 @@ function hasModule(value: unknown): boolean {
 
 function deserialize(bytes: Buffer): unknown {
   // Older formats use code that no peer needs. With one of them, the reader would take the whole message as part of one object.
-  if (bytes[0] !== MARK || bytes[1] === undefined || bytes[1] < OLDEST || bytes[1] >= 0x80)
+  if (bytes[0] !== FORMAT_MARK || bytes[1] === undefined || bytes[1] < MIN_FORMAT || bytes[1] >= 0x80)
     throw new SyntaxError('the bytes do not begin as those of v8.serialize do')
-  const deserializer = new OwnDeserializer(bytes)
+  const deserializer = new CopyingDeserializer(bytes)
   deserializer.readHeader()
   const value: unknown = deserializer.readValue()
   const end = deserializer.readRawBytes(0).byteOffset - bytes.byteOffset
@@ -165,24 +165,24 @@ function deserialize(bytes: Buffer): unknown {
 }
 
 /** Copies typed arrays, which would otherwise share the message's memory. */
-class OwnDeserializer extends (hasDeserializer
+class CopyingDeserializer extends (hasDeserializer
   ? v8.DefaultDeserializer
   : (Object as unknown as typeof v8.DefaultDeserializer)) {
   _readHostObject(): unknown {
-    const view = (HOST_OBJECT as (this: unknown) => unknown).call(this)
+    const view = (readHostObject as (this: unknown) => unknown).call(this)
     if (!ArrayBuffer.isView(view)) throw new SyntaxError('an object that only its own process knows')
     if (Buffer.isBuffer(view)) {
-      const own = Buffer.allocUnsafeSlow(view.length)
-      own.set(view)
-      return own
+      const copy = Buffer.allocUnsafeSlow(view.length)
+      copy.set(view)
+      return copy
     }
     const { buffer, byteOffset, byteLength } = view
-    const own = buffer.slice(byteOffset, byteOffset + byteLength)
-    return new (view.constructor as new (memory: ArrayBufferLike) => unknown)(own)
+    const copy = buffer.slice(byteOffset, byteOffset + byteLength)
+    return new (view.constructor as new (memory: ArrayBufferLike) => unknown)(copy)
   }
 }
 
-const HOST_OBJECT: unknown = hasDeserializer
+const readHostObject: unknown = hasDeserializer
   ? (v8.DefaultDeserializer.prototype as unknown as { _readHostObject: unknown })._readHostObject
   : undefined
 
@@ -197,13 +197,13 @@ export function encodeMessage<T>(
   options?: SendOptions,
 ): { message: Uint8Array | string; options: SendOptions | undefined } {
   if ((codec as object) !== STRUCTURED_CODEC) return { message: encodeWith(codec, value), options }
-  const { message, attachments } = encoded(() => serializeAttached(value))
+  const { message, attachments } = wrapEncodeError(() => serializeAttached(value))
   if (attachments === undefined) return { message, options }
   // Their numbers in the value are their places in the list.
   return { message, options: { ...options, attachments: [...attachments, ...(options?.attachments ?? [])] } }
 }
 
-function encoded<Made>(encode: () => Made): Made {
+function wrapEncodeError<Result>(encode: () => Result): Result {
   try {
     return encode()
   } catch (error) {
@@ -213,14 +213,14 @@ function encoded<Made>(encode: () => Made): Made {
 
 /** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be a message, with the codec's error as the cause. */
 export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
-  const message: unknown = encoded(() => codec.encode(value))
+  const message: unknown = wrapEncodeError(() => codec.encode(value))
   if (typeof message === 'string' || ArrayBuffer.isView(message)) return message as Uint8Array | string
-  throw encodesToNothing(value, message)
+  throw notAMessage(value, message)
 }
 
 /** Returns the error for a value that the codec has not turned into a message. */
-export function encodesToNothing(value: unknown, made: unknown): RingfenceError {
-  const cause = new TypeError(`a message is bytes or a string, and not ${show(made)}`)
+export function notAMessage(value: unknown, result: unknown): RingfenceError {
+  const cause = new TypeError(`a message is bytes or a string, and not ${show(result)}`)
   return new RingfenceError('INVALID_ARGUMENT', `the value encodes to nothing that can be sent: ${show(value)}`, {
     cause,
   })
@@ -235,7 +235,7 @@ export function decodeWith<T>(codec: Codec<T>, bytes: Buffer): T {
   }
 }
 
-const NONE: readonly Attachment[] = []
+const NO_ATTACHMENTS: readonly Attachment[] = []
 
 /**
  * Decodes a message that may have attachments. Those that do not become part of the value are closed.
@@ -243,9 +243,9 @@ const NONE: readonly Attachment[] = []
  * @throws {@link RingfenceError} MALFORMED, with the bytes
  */
 export function decodeMessage<T>(codec: Codec<T>, message: Message): T {
-  const { attachments = NONE } = message
+  const { attachments = NO_ATTACHMENTS } = message
   const isStructured = (codec as object) === STRUCTURED_CODEC
-  if (attachments.length === 0 && !(isStructured && mayNameSealed(message))) return decodeWith(codec, message)
+  if (attachments.length === 0 && !(isStructured && mayContainSealed(message))) return decodeWith(codec, message)
   const used = new Set<Attachment>()
   try {
     const value = decodeWith(codec, message)
@@ -261,8 +261,8 @@ export function decodeMessage<T>(codec: Codec<T>, message: Message): T {
 
 /** Returns the error for bytes that cannot be decoded. It has a copy of them, since the decoder may have read reused memory. */
 export function malformed(bytes: Buffer, cause: unknown): RingfenceError {
-  const what = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}; do both sides use the same codec?`
-  return new RingfenceError('MALFORMED', what, { cause, bytes: Buffer.concat([bytes]) })
+  const message = `the peer has sent ${bytes.length} bytes that cannot be decoded: ${messageOf(cause)}; do both sides use the same codec?`
+  return new RingfenceError('MALFORMED', message, { cause, bytes: Buffer.concat([bytes]) })
 }
 
 export function checkCodec(codec: unknown): void {

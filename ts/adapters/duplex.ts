@@ -2,8 +2,8 @@ import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
-import { ignore, within } from '../runtime/deferred.js'
-import { throwLater } from '../runtime/emit.js'
+import { ignore, withTimeout } from '../runtime/deferred.js'
+import { throwUncaught } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { Message } from '../types.js'
@@ -12,53 +12,53 @@ import type { Message } from '../types.js'
 export const LINGER = 5000
 
 /** A larger chunk is sent in pieces, so that the peer reads the first while the next is written. */
-const PIECE = 256 * 1024
+const MAX_PIECE = 256 * 1024
 
 /** Returns the channel as a byte stream. */
 export function toDuplex(core: ChannelCore): Duplex {
   return new ChannelStream(core)
 }
 
-type Done = (error?: Error | null) => void
+type Callback = (error?: Error | null) => void
 
 /**
  * A channel as a stream. Node calls the program's listeners from `push` and from a write's callback. An exception in one of them must be an
  * uncaught exception, as with a socket. It must neither fail the channel nor reject a promise.
  */
 class ChannelStream extends Duplex {
-  readonly #madeOpen: boolean
+  readonly #wasOpen: boolean
   readonly #core: ChannelCore
   readonly #piece: number
   #reading = false
   /** Settles once the data that did not fit is in the ring, or failed. */
   #sending: Promise<void> | null = null
   /** The callback of the write that waits for that. Null once it was called. */
-  #done: Done | null = null
+  #writeCallback: Callback | null = null
   /** The bytes of that write. */
-  #waiting = 0
+  #pendingBytes = 0
   /** The error to destroy the stream with, once all earlier data was read. */
   #failure: Error | undefined
   /** Another reader has the channel, and keeps it when this stream fails. */
-  #isSecond = false
+  #hasOtherReader = false
   /** Runs while nothing is read or written. */
-  #idle: NodeJS.Timeout | null = null
+  #idleTimer: NodeJS.Timeout | null = null
 
   constructor(core: ChannelCore) {
     super({ allowHalfOpen: core.allowHalfOpen })
     this.#core = core
-    this.#madeOpen = !core.buffer.isClosed
-    this.#piece = Math.min(PIECE, core.native.maxMessageSize, core.native.maxAtOnce)
+    this.#wasOpen = !core.buffer.isClosed
+    this.#piece = Math.min(MAX_PIECE, core.native.maxMessageSize, core.native.maxAtOnce)
   }
 
   // The socket methods that agents and servers call.
 
   /** Emits 'timeout' whenever nothing was read or written for this long, as a socket does. 0: never. */
   setTimeout(milliseconds: number, callback?: () => void): this {
-    if (this.#idle !== null) timers.clearTimeout(this.#idle)
-    this.#idle = null
+    if (this.#idleTimer !== null) timers.clearTimeout(this.#idleTimer)
+    this.#idleTimer = null
     if (callback !== undefined) this.removeListener('timeout', callback)
     if (milliseconds > 0 && !this.destroyed) {
-      this.#idle = timers.setTimeout(() => this.emit('timeout'), Math.min(milliseconds, LONGEST_TIMER)).unref()
+      this.#idleTimer = timers.setTimeout(() => this.emit('timeout'), Math.min(milliseconds, LONGEST_TIMER)).unref()
       if (callback !== undefined) this.once('timeout', callback)
     }
     return this
@@ -96,70 +96,70 @@ class ChannelStream extends Duplex {
     if (!this.#reading) void this.#fetch()
   }
 
-  override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Done): void {
+  override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Callback): void {
     this.#write([chunk], done)
   }
 
-  override _writev(chunks: { chunk: Uint8Array }[], done: Done): void {
+  override _writev(chunks: { chunk: Uint8Array }[], done: Callback): void {
     this.#write(
       chunks.map(({ chunk }) => chunk),
       done,
     )
   }
 
-  override _final(done: Done): void {
-    callBack(this.#end(), done)
+  override _final(done: Callback): void {
+    callbackWith(this.#end(), done)
   }
 
   /** Sends pending writes before the stream is destroyed. Node would drop them. */
   override destroy(error?: Error | null, callback?: (error: Error | null) => void): this {
-    if (!this.destroyed && (error === undefined || error === null)) this.#handOver()
+    if (!this.destroyed && (error === undefined || error === null)) this.#passOnWrites()
     // Node's types lack the callback.
     return (super.destroy as (error?: Error | null, callback?: (error: Error | null) => void) => this)(error, callback)
   }
 
-  override _destroy(error: Error | null, done: Done): void {
+  override _destroy(error: Error | null, done: Callback): void {
     this.setTimeout(0)
-    this.#leave(error).then(
+    this.#closeChannel(error).then(
       () => timers.nextTick(done, error),
-      (other: Error) => timers.nextTick(done, error ?? other),
+      (closeError: Error) => timers.nextTick(done, error ?? closeError),
     )
   }
 
   /** Makes the stream pass on all writes that it holds. It does so once the write before them is done. */
-  #handOver(): void {
+  #passOnWrites(): void {
     while (this.writableCorked > 0) this.uncork()
-    const done = this.#done
-    if (done === null || this.writableLength === this.#waiting) return
-    this.#done = null
-    throwLater(done)
+    const done = this.#writeCallback
+    if (done === null || this.writableLength === this.#pendingBytes) return
+    this.#writeCallback = null
+    throwUncaught(done)
   }
 
   /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
-  async #leave(error: Error | null): Promise<void> {
-    if (error === null) await within(LINGER, this.#endWritten().catch(ignore))
-    if (!this.#isSecond) this.#core.destroy(error ?? undefined)
+  async #closeChannel(error: Error | null): Promise<void> {
+    if (error === null) await withTimeout(LINGER, this.#endAfterWrites().catch(ignore))
+    if (!this.#hasOtherReader) this.#core.destroy(error ?? undefined)
   }
 
-  async #endWritten(): Promise<void> {
+  async #endAfterWrites(): Promise<void> {
     await this.#sending
     await this.#end()
   }
 
   /** Ends this side's sending. If the peer has ended its own first, later sends tell that. */
   #end(): Promise<void> {
-    return this.readableEnded && !this.#core.allowHalfOpen ? this.#core.endAfterPeer() : this.#core.end()
+    return this.#core.end(this.readableEnded && !this.#core.allowHalfOpen)
   }
 
-  #write(chunks: readonly Uint8Array[], done: Done): void {
-    const pieces = gathered(chunks, this.#piece)
-    this.#idle?.refresh()
+  #write(chunks: readonly Uint8Array[], done: Callback): void {
+    const pieces = toPieces(chunks, this.#piece)
+    this.#idleTimer?.refresh()
     let next = 0
     if (this.#sending === null) {
       try {
         for (; next < pieces.length && this.#core.queue.trySend(pieces[next]!); next += 1) fairness.spend()
       } catch (error) {
-        done(asOfSocket(error as Error, 'write'))
+        done(toSocketError(error as Error, 'write'))
         return
       }
       if (next === pieces.length && fairness.due === null) {
@@ -171,28 +171,28 @@ class ChannelStream extends Duplex {
   }
 
   /** Sends pieces that have no room now, or that must wait until the event loop has turned. */
-  #sendLater(pieces: readonly Uint8Array[], next: number, done: Done): void {
+  #sendLater(pieces: readonly Uint8Array[], next: number, done: Callback): void {
     const sending = this.#sendAll(pieces, next, this.#sending ?? fairness.due)
     this.#sending = sending
-    this.#done = done
-    this.#waiting = this.writableLength
-    const over = () => {
+    this.#writeCallback = done
+    this.#pendingBytes = this.writableLength
+    const clear = () => {
       if (this.#sending === sending) this.#sending = null
     }
-    sending.then(over, over)
-    callBack(sending, (error) => {
+    sending.then(clear, clear)
+    callbackWith(sending, (error) => {
       // A stream that is being destroyed has already called it.
-      if (this.#done !== done) return
-      this.#done = null
-      done(error && asOfSocket(error, 'write'))
+      if (this.#writeCallback !== done) return
+      this.#writeCallback = null
+      done(error && toSocketError(error, 'write'))
     })
   }
 
-  async #sendAll(pieces: readonly Uint8Array[], next: number, before: Promise<void> | null): Promise<void> {
-    await before
+  async #sendAll(pieces: readonly Uint8Array[], next: number, previous: Promise<void> | null): Promise<void> {
+    await previous
     for (let at = next; at < pieces.length; at += 1) {
       await this.#core.queue.send(pieces[at]!)
-      this.#idle?.refresh()
+      this.#idleTimer?.refresh()
     }
   }
 
@@ -212,18 +212,18 @@ class ChannelStream extends Duplex {
         if (message !== null) closeAttachments(message as Message)
         // An empty chunk would mean that no data is available.
         if (message !== null && message.length > 0) {
-          const wantsMore = this.#pushed(message)
+          const wantsMore = this.#tryPush(message)
           if (wantsMore === false) return
           // The exception must be raised before the next chunk. A program that catches it continues to read.
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
         if (message !== null || (await this.#core.waitReadable(undefined, this))) continue
-        this.#pushed(null)
+        this.#tryPush(null)
         return
       }
     } catch (error) {
       // This side's close ends the reading as it ends a loop. A stream that was made after the close fails.
-      if (this.#core.buffer.isClosed && this.#madeOpen) this.#pushed(null)
+      if (this.#core.buffer.isClosed && this.#wasOpen) this.#tryPush(null)
       else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false
@@ -231,10 +231,10 @@ class ChannelStream extends Duplex {
   }
 
   /** Pushes a chunk. Returns whether the stream wants more; undefined if a listener has thrown. */
-  #pushed(chunk: Buffer | null): boolean | undefined {
+  #tryPush(chunk: Buffer | null): boolean | undefined {
     let wantsMore: boolean | undefined
-    this.#idle?.refresh()
-    throwLater(() => {
+    this.#idleTimer?.refresh()
+    throwUncaught(() => {
       wantsMore = this.push(chunk)
     })
     return wantsMore
@@ -242,11 +242,11 @@ class ChannelStream extends Duplex {
 
   #fail(error: NodeJS.ErrnoException): void {
     if (error.code !== 'ERR_RINGFENCE_PEER_LOST') {
-      if (!this.destroyed) this.#isSecond = error.code === 'ERR_RINGFENCE_INVALID_ARGUMENT'
+      if (!this.destroyed) this.#hasOtherReader = error.code === 'ERR_RINGFENCE_INVALID_ARGUMENT'
       this.destroy(error)
       return
     }
-    this.#failure = asOfSocket(error, 'read')
+    this.#failure = toSocketError(error, 'read')
     this.#failOnceRead(this.#failure)
   }
 
@@ -258,39 +258,39 @@ class ChannelStream extends Duplex {
 }
 
 /** Converts PEER_LOST to the error code of a socket, which agents and servers know. Other errors are unchanged. */
-function asOfSocket(error: Error, syscall: 'read' | 'write'): Error {
+function toSocketError(error: Error, syscall: 'read' | 'write'): Error {
   if ((error as NodeJS.ErrnoException).code !== 'ERR_RINGFENCE_PEER_LOST') return error
   const code = syscall === 'read' ? 'ECONNRESET' : 'EPIPE'
   return Object.assign(new Error(`${syscall} ${code}: ${error.message}`, { cause: error }), { code, syscall })
 }
 
 /** Calls back outside the promise, so that an error of a listener does not reject it. */
-function callBack(promise: Promise<void>, done: Done): void {
+function callbackWith(promise: Promise<void>, done: Callback): void {
   promise.then(
     () => timers.nextTick(done),
     (error: Error) => timers.nextTick(done, error),
   )
 }
 
-/** Returns the chunks as messages of at most `most` bytes: short chunks are joined, and long ones are split. */
-function gathered(chunks: readonly Uint8Array[], most: number): Uint8Array[] {
+/** Returns the chunks as messages of at most `maxLength` bytes: short chunks are joined, and long ones are split. */
+function toPieces(chunks: readonly Uint8Array[], maxLength: number): Uint8Array[] {
   const pieces: Uint8Array[] = []
   let short: Uint8Array[] = []
   let size = 0
-  const gather = () => {
+  const flushShort = () => {
     if (size > 0) pieces.push(short.length === 1 ? short[0]! : Buffer.concat(short, size))
     short = []
     size = 0
   }
   for (const chunk of chunks) {
-    if (size + chunk.length > most) gather()
-    if (chunk.length > most) {
-      for (let at = 0; at < chunk.length; at += most) pieces.push(chunk.subarray(at, at + most))
+    if (size + chunk.length > maxLength) flushShort()
+    if (chunk.length > maxLength) {
+      for (let at = 0; at < chunk.length; at += maxLength) pieces.push(chunk.subarray(at, at + maxLength))
     } else {
       short.push(chunk)
       size += chunk.length
     }
   }
-  gather()
+  flushShort()
   return pieces
 }

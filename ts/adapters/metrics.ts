@@ -3,7 +3,7 @@
 import type { Publisher } from '../endpoint/publisher.js'
 import type { Subscription } from '../channel/subscription.js'
 import type { Channel } from '../channel/channel.js'
-import { openNow, wasOpened } from '../runtime/diagnostics.js'
+import { openResources, isKnownResource } from '../runtime/diagnostics.js'
 import { invalid, show } from '../errors.js'
 import { Membership } from '../endpoint/membership.js'
 import { Merge } from '../channel/merge.js'
@@ -28,8 +28,8 @@ const SUFFIXES: Partial<Record<string, string>> = { By: '_bytes', s: '_seconds' 
 /** The metrics: counters first. */
 const DEFINITIONS = (Object.keys(FIGURES) as (keyof typeof FIGURES)[])
   .map((figure) => {
-    const { type, name, unit, help, other } = FIGURES[figure]
-    const stem = (other ?? name).replaceAll('.', '_') + (SUFFIXES[unit] ?? '')
+    const { type, name, unit, help, prometheusName } = FIGURES[figure]
+    const stem = (prometheusName ?? name).replaceAll('.', '_') + (SUFFIXES[unit] ?? '')
     return {
       figure,
       prometheus: `ringfence_${stem}${type === 'counter' ? '_total' : ''}`,
@@ -41,7 +41,7 @@ const DEFINITIONS = (Object.keys(FIGURES) as (keyof typeof FIGURES)[])
       scale: unit === 's' ? 1e-6 : 1,
     }
   })
-  .sort((one, next) => one.type.localeCompare(next.type))
+  .sort((a, b) => a.type.localeCompare(b.type))
 
 type Definition = (typeof DEFINITIONS)[number]
 
@@ -99,7 +99,7 @@ export function toMetrics(...sources: MetricsSource[]): Metrics {
       throw invalid(
         `toMetrics takes channels, listeners, memberships, publishers, subscriptions and merges, not ${show(source)}`,
       )
-  const watched = () => (sources.length > 0 ? sources : ([...openNow] as MetricsSource[]))
+  const watched = () => (sources.length > 0 ? sources : ([...openResources] as MetricsSource[]))
   return {
     prometheus: DEFINITIONS.map((definition) => toPrometheus(definition, watched)),
     observe: (meter) => observe(meter, watched),
@@ -108,9 +108,9 @@ export function toMetrics(...sources: MetricsSource[]): Metrics {
 
 function toPrometheus(definition: Definition, watched: () => MetricsSource[]): PrometheusMetric {
   const { prometheus: name, help, type } = definition
-  const fixed = { name, help, type, aggregator: 'sum' } as const
+  const header = { name, help, type, aggregator: 'sum' } as const
   const values = () => samplesOf(definition, watched(), labelsOf)
-  return { ...fixed, get: () => Promise.resolve({ ...fixed, values: values() }), reset: () => {} }
+  return { ...header, get: () => Promise.resolve({ ...header, values: values() }), reset: () => {} }
 }
 
 /** Names the source of a figure, and the check of a refusal. */
@@ -170,7 +170,7 @@ const KINDS = [
 ] as const
 
 function kindOf(source: unknown): string | undefined {
-  if (!wasOpened(source)) return KINDS.find(([known]) => source instanceof known)?.[1]
+  if (!isKnownResource(source)) return KINDS.find(([Class]) => source instanceof Class)?.[1]
   // The object may come from the other build, which has different classes.
   if ('role' in source) return 'channel'
   return 'subscribers' in source ? 'publisher' : 'subscription'

@@ -5,19 +5,19 @@ import { EventEmitter } from 'node:events'
 import type { ChannelCore } from '../channel/core.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
-import { throwLater } from '../runtime/emit.js'
+import { throwUncaught } from '../runtime/emit.js'
 import { RingfenceError, invalid, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
 import type { Message } from '../types.js'
 
 /** Bytes that may wait for a peer that does not read. `postMessage` cannot make its caller wait, so this limits the memory. */
-const MOST_WAITING = 256 * 1024 * 1024
+const MAX_BUFFERED = 256 * 1024 * 1024
 
 /** Milliseconds until the next attempt to read a message that there was no memory for. */
-const PAUSE = 50
+const RETRY_DELAY = 50
 
 /** The errors of sending and receiving that the end of the channel reports as well. */
-const TOLD_BY_CLOSE: ReadonlySet<string> = new Set([
+const CLOSE_ERRORS: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_CLOSED',
   'ERR_RINGFENCE_PEER_LOST',
   'ERR_RINGFENCE_OBJECT_EXPOSED',
@@ -51,12 +51,12 @@ interface Handler extends Listener {
 }
 
 /** The part of a channel's view that a port uses. */
-interface Ported {
+interface PortChannel {
   readonly closed: Promise<unknown>
 }
 
 /** A channel as a MessagePort. `channel` is the view that the program made the port of. */
-export class Port<C extends Ported> extends EventEmitter {
+export class Port<C extends PortChannel> extends EventEmitter {
   readonly channel: C
   readonly #core: ChannelCore
   readonly #codec: Codec<unknown>
@@ -64,15 +64,15 @@ export class Port<C extends Ported> extends EventEmitter {
   #event: Event | undefined
   readonly #handlers = new Map<PortEvent, Handler>()
   /** The event listeners that a signal removes, each with what stops watching the signal. */
-  readonly #watched = new Map<Wrapper, { event: string; forget(): void }>()
+  readonly #signalListeners = new Map<Wrapper, { event: string; unwatch(): void }>()
   /** 'message' has listeners. */
-  #isHeard = false
+  #hasMessageListener = false
   /** The loop that waits for messages, while the port is started. */
   #loop: AsyncIterator<unknown, undefined> | null = null
   /** The loop has ended or failed: no further message follows. */
-  #isThrough = false
+  #isFinished = false
   /** The channel has ended. */
-  #isOver = false
+  #hasEnded = false
   #hasRef = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
@@ -83,7 +83,7 @@ export class Port<C extends Ported> extends EventEmitter {
     this.#codec = codec
     core.keepAlive(false)
     void channel.closed.then(() => {
-      this.#isOver = true
+      this.#hasEnded = true
       this.#closeIfRead()
     })
   }
@@ -98,25 +98,25 @@ export class Port<C extends Ported> extends EventEmitter {
       )
     if (this.#state !== 'open') return
     const { message, options } = encodeMessage(this.#codec, value)
-    this.#mustFit(message)
+    this.#checkSize(message)
     this.#core.queue.send(message, options).catch((error: RingfenceError) => {
       // The end is reported by 'close'. Other errors must not go unnoticed.
-      if (!TOLD_BY_CLOSE.has(error.code)) this.emit('messageerror', error)
+      if (!CLOSE_ERRORS.has(error.code)) this.emit('messageerror', error)
     })
   }
 
   /** Checks the size now: `send` would report it only later, when the caller can no longer handle it. */
-  #mustFit(message: Uint8Array | string): void {
+  #checkSize(message: Uint8Array | string): void {
     const { maxMessageSize } = this.#core.native
     const { bufferedAmount } = this.#core.queue
     const size = Buffer.byteLength(message)
     if (size > maxMessageSize) {
-      const what = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
-      throw new RingfenceError('MESSAGE_TOO_LARGE', what)
+      const text = `the message has ${size} bytes, and the peer takes ${maxMessageSize} (its maxMessageSize)`
+      throw new RingfenceError('MESSAGE_TOO_LARGE', text)
     }
-    if (bufferedAmount > MOST_WAITING) {
-      const what = `the peer does not read: ${bufferedAmount} bytes that were posted before wait still`
-      throw new RingfenceError('NO_SPACE', what)
+    if (bufferedAmount > MAX_BUFFERED) {
+      const text = `the peer does not read: ${bufferedAmount} bytes that were posted before wait still`
+      throw new RingfenceError('NO_SPACE', text)
     }
   }
 
@@ -140,14 +140,14 @@ export class Port<C extends Ported> extends EventEmitter {
     if (typeof listener !== 'function') throw invalid(`a listener must be a function, not ${show(listener)}`)
     if (!this.listeners(event).includes(listener)) {
       add.call(this, event, listener)
-      this.#followListeners()
+      this.#updateListening()
     }
     return this
   }
 
   override removeListener(event: string | symbol, listener: Listener): this {
     super.removeListener(event, listener)
-    this.#followListeners()
+    this.#updateListening()
     return this
   }
 
@@ -158,28 +158,28 @@ export class Port<C extends Ported> extends EventEmitter {
   override removeAllListeners(event?: string | symbol): this {
     if (event === undefined) super.removeAllListeners()
     else super.removeAllListeners(event)
-    this.#followListeners()
+    this.#updateListening()
     return this
   }
 
   /** Starts and stops the port with the listeners of 'message', and stops watching the signals of removed ones. */
-  #followListeners(): void {
-    for (const [wrapper, { event, forget }] of this.#watched) if (!this.#has(event, wrapper)) forget()
-    const isHeard = this.listenerCount('message') > 0
-    if (isHeard === this.#isHeard) return
-    this.#isHeard = isHeard
-    if (isHeard) {
+  #updateListening(): void {
+    for (const [wrapper, { event, unwatch }] of this.#signalListeners) if (!this.#isAdded(event, wrapper)) unwatch()
+    const hasListener = this.listenerCount('message') > 0
+    if (hasListener === this.#hasMessageListener) return
+    this.#hasMessageListener = hasListener
+    if (hasListener) {
       this.ref()
       this.start()
       return
     }
     this.unref()
     this.#stop()
-    // The removed listener may be handling the last message now, and 'close' comes after it.
-    if (this.#isOver) timers.queueMicrotask(() => this.#closeIfRead())
+    // The removed listener may be handling the last message now, and 'close' follows it.
+    if (this.#hasEnded) timers.queueMicrotask(() => this.#closeIfRead())
   }
 
-  #has(event: string | symbol, listener: Listener): boolean {
+  #isAdded(event: string | symbol, listener: Listener): boolean {
     return this.rawListeners(event).includes(listener)
   }
 
@@ -202,11 +202,11 @@ export class Port<C extends Ported> extends EventEmitter {
     if (signal === undefined) return
     const abort = () => void this.removeListener(event, wrapper)
     signal.addEventListener('abort', abort, { once: true })
-    const forget = () => {
-      this.#watched.delete(wrapper)
+    const unwatch = () => {
+      this.#signalListeners.delete(wrapper)
       signal.removeEventListener('abort', abort)
     }
-    this.#watched.set(wrapper, { event, forget })
+    this.#signalListeners.set(wrapper, { event, unwatch })
   }
 
   removeEventListener(event: string, listener: PortEventListener | null): void {
@@ -222,32 +222,32 @@ export class Port<C extends Ported> extends EventEmitter {
     for (const event of ['message', 'messageerror', 'close'] as const)
       Object.defineProperty(Port.prototype, `on${event}`, {
         configurable: true,
-        get(this: Port<Ported>) {
+        get(this: Port<PortChannel>) {
           return this.#handlerOf(event)
         },
-        set(this: Port<Ported>, handler: Listener | null) {
-          this.#handle(event, handler)
+        set(this: Port<PortChannel>, handler: Listener | null) {
+          this.#setHandler(event, handler)
         },
       })
   }
 
   #handlerOf(event: PortEvent): Listener | null {
-    const own = this.#handlers.get(event)
-    return own !== undefined && this.#has(event, own) ? (own.handler as Listener) : null
+    const added = this.#handlers.get(event)
+    return added !== undefined && this.#isAdded(event, added) ? (added.handler as Listener) : null
   }
 
   /** Sets a handler. It takes the previous handler's place among the listeners. */
-  #handle(event: PortEvent, handler: Listener | null): void {
-    const before = this.#handlers.get(event)
+  #setHandler(event: PortEvent, handler: Listener | null): void {
+    const previous = this.#handlers.get(event)
     if (typeof handler !== 'function') {
-      if (before !== undefined) this.removeListener(event, before)
-    } else if (before !== undefined && this.#has(event, before)) before.handler = handler
+      if (previous !== undefined) this.removeListener(event, previous)
+    } else if (previous !== undefined && this.#isAdded(event, previous)) previous.handler = handler
     else {
-      const own: Handler = Object.assign((value: unknown) => this.#callWithEvent(own.handler, event, value), {
+      const added: Handler = Object.assign((value: unknown) => this.#callWithEvent(added.handler, event, value), {
         handler,
       })
-      this.#handlers.set(event, own)
-      this.on(event, own)
+      this.#handlers.set(event, added)
+      this.on(event, added)
     }
   }
 
@@ -269,7 +269,7 @@ export class Port<C extends Ported> extends EventEmitter {
     this.#event = undefined
     const listeners = this.rawListeners(event) as Listener[]
     for (const [index, listener] of listeners.entries())
-      if (index === 0 || this.#has(event, listener)) throwLater(() => listener.apply(this, values))
+      if (index === 0 || this.#isAdded(event, listener)) throwUncaught(() => listener.apply(this, values))
     this.#event = outer
     return listeners.length > 0
   }
@@ -278,7 +278,7 @@ export class Port<C extends Ported> extends EventEmitter {
     if (this.#loop !== null || this.#state !== 'open') return
     const messages = this.#core.arrivals()
     this.#loop = messages
-    this.#isThrough = false
+    this.#isFinished = false
     // The caller may add listeners first.
     timers.queueMicrotask(() => void this.#read(messages))
   }
@@ -302,23 +302,23 @@ export class Port<C extends Ported> extends EventEmitter {
           break
         }
         const message = this.#core.buffer.tryReceive()
-        if (message !== null) this.#tellMessage(message as Message)
+        if (message !== null) this.#emitMessage(message as Message)
       } catch (error) {
         const { code } = error as RingfenceError
         // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended,
         // which 'close' reports.
         const isRetried = code === 'ERR_RINGFENCE_NO_SPACE'
-        if (isRetried || !(this.#isOver || TOLD_BY_CLOSE.has(code))) this.emit('messageerror', error)
+        if (isRetried || !(this.#hasEnded || CLOSE_ERRORS.has(code))) this.emit('messageerror', error)
         if (!isRetried) break
-        await new Promise((resolve) => timers.setTimeout(resolve, PAUSE))
+        await new Promise((resolve) => timers.setTimeout(resolve, RETRY_DELAY))
       }
     }
     if (this.#loop !== messages) return
-    this.#isThrough = true
+    this.#isFinished = true
     this.#closeIfRead()
   }
 
-  #tellMessage(bytes: Message): void {
+  #emitMessage(bytes: Message): void {
     let value: unknown
     try {
       value = decodeMessage(this.#codec, bytes)
@@ -339,22 +339,22 @@ export class Port<C extends Ported> extends EventEmitter {
     this.#state = 'closing'
     this.#stop()
     // The channel may have ended before. Unread messages then kept the port open.
-    void this.#core.close(LINGER).then(() => this.#tellClose())
+    void this.#core.close(LINGER).then(() => this.#emitClose())
   }
 
   /** Emits 'close' once the channel has ended and every message was dispatched. A stopped port does so after its next start. */
   #closeIfRead(): void {
-    if (!this.#isOver) return
-    if (this.#loop === null ? this.#core.buffer.isRead : this.#isThrough) this.#tellClose()
+    if (!this.#hasEnded) return
+    if (this.#loop === null ? this.#core.buffer.isRead : this.#isFinished) this.#emitClose()
   }
 
-  #tellClose(): void {
+  #emitClose(): void {
     if (this.#state === 'closed') return
     this.#state = 'closed'
     this.#stop()
     this.emit('close')
     // The signals may outlive many ports.
-    for (const { forget } of this.#watched.values()) forget()
+    for (const { unwatch } of this.#signalListeners.values()) unwatch()
   }
 
   ref(): void {

@@ -19,15 +19,15 @@ export interface WebSource<In> {
   /** Takes a message if there is one now. Does not end this side. */
   tryReceive(): In | undefined
   /** Called once the end was reported and no writer holds the writable stream. */
-  told?(): void
+  endReported?(): void
   close(): Promise<void>
 }
 
 /** The destination of a writable stream. `waitWritable` rejects with the reason once nothing can be sent. */
 export type WebSink<Out> = Pick<Sink<Out> & Resource, 'closed' | 'send' | 'waitWritable' | 'end' | 'destroy'>
 
-/** Milliseconds between checks of a writable stream that is held after the peer's end. */
-const HELD = 50
+/** Milliseconds between checks whether a writer still holds the writable stream after the peer's end. */
+const CHECK_INTERVAL = 50
 
 /** The web streams of one object, made on first use. */
 export class WebStreams<In, Out> {
@@ -38,9 +38,9 @@ export class WebStreams<In, Out> {
   /** Whether no writer and no pipe holds the writable stream, and every chunk of it was sent. */
   #isFree = () => true
   /** The channel has ended. */
-  #isOver = false
+  #hasEnded = false
   /** The end of the readable stream was reported. */
-  #told = false
+  #isEndReported = false
 
   constructor(source: WebSource<In> | null, sink: WebSink<Out> | null) {
     this.#source = source
@@ -59,27 +59,27 @@ export class WebStreams<In, Out> {
    * Ends this side after the peer, once no writer and no pipe holds the writable stream and all its chunks were sent. The stream does not
    * report that.
    */
-  #endOnceFree(): void {
-    this.#told = true
-    if (!this.#endIfFree()) timers.setTimeout(() => this.#endOnceFree(), HELD).unref()
+  #endWhenFree(): void {
+    this.#isEndReported = true
+    if (!this.#endIfFree()) timers.setTimeout(() => this.#endWhenFree(), CHECK_INTERVAL).unref()
   }
 
   /** Returns whether there is nothing left to do. */
   #endIfFree(): boolean {
-    if (this.#isOver) return true
+    if (this.#hasEnded) return true
     if (!this.#isFree()) return false
-    this.#source!.told?.()
+    this.#source!.endReported?.()
     return true
   }
 
   #makeReadable(source: WebSource<In>): ReadableStream<In> {
-    let isOver = false
+    let isClosed = false
     let isWatching = false
     const finish = (controller: ReadableStreamDefaultController<In>) => {
-      if (isOver) return
-      isOver = true
+      if (isClosed) return
+      isClosed = true
       controller.close()
-      this.#endOnceFree()
+      this.#endWhenFree()
     }
     // Reports the end, clean or not, to a reader that does not read.
     const watch = async (controller: ReadableStreamDefaultController<In>) => {
@@ -108,7 +108,7 @@ export class WebStreams<In, Out> {
           finish(controller as ReadableStreamDefaultController<In>)
         },
         cancel: () => {
-          isOver = true
+          isClosed = true
           return source.close()
         },
       },
@@ -134,7 +134,7 @@ export class WebStreams<In, Out> {
           await sink.send(chunk)
         } finally {
           // The timer does not keep the process running, and the program may have nothing left to do.
-          if (this.#told) timers.setImmediate(() => this.#endIfFree())
+          if (this.#isEndReported) timers.setImmediate(() => this.#endIfFree())
         }
       },
       close: () => sink.end(),
@@ -150,7 +150,7 @@ export class WebStreams<In, Out> {
     }
     // Errors the writable stream once nothing can be sent, even without a pending write.
     void sink.closed.then(() => {
-      this.#isOver = true
+      this.#hasEnded = true
       sink.waitWritable(0).catch(fail)
     })
     return writable as unknown as WritableStream<Out>

@@ -17,8 +17,8 @@ const EMPTY = new Uint8Array(0)
 /** See the send queue: 1 disables external memory, as in Electron. */
 const NO_EXTERNAL = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1'
 
-let sealedOver: (memory: NativeSealed) => SealedBuffer
-let descriptorOver: (descriptor: NativeDescriptor) => ReceivedDescriptor
+let wrapSealed: (memory: NativeSealed) => SealedBuffer
+let wrapDescriptor: (descriptor: NativeDescriptor) => ReceivedDescriptor
 /** Returns the memory of a sealed buffer of this copy of the package; undefined for any other value. */
 let memoryOf: (value: object) => NativeSealed | undefined
 
@@ -37,7 +37,7 @@ let memoryOf: (value: object) => NativeSealed | undefined
  */
 export class SealedBuffer implements Disposable {
   static {
-    sealedOver = (memory) => new SealedBuffer(KEY, memory)
+    wrapSealed = (memory) => new SealedBuffer(KEY, memory)
     memoryOf = (value) => (#memory in value ? value.#memory : undefined)
   }
 
@@ -52,7 +52,7 @@ export class SealedBuffer implements Disposable {
     this.#memory = memory
     const { byteLength } = memory
     // A serializer reads it as well, and has no other way to meet an object of a class.
-    const get = () => (met === null ? byteLength : mark(met, this))
+    const get = () => (collected === null ? byteLength : placeholderOf(collected, this))
     Object.defineProperty(this, 'byteLength', { enumerable: true, get })
   }
 
@@ -89,7 +89,7 @@ export class SealedBuffer implements Disposable {
       draft.abandon()
       throw error
     }
-    return sealedOver(ok<NativeSealed>(draft.seal(buffer, memory === null ? bytes : EMPTY)))
+    return wrapSealed(ok<NativeSealed>(draft.seal(buffer, memory === null ? bytes : EMPTY)))
   }
 
   /**
@@ -103,7 +103,7 @@ export class SealedBuffer implements Disposable {
    * @throws {@link RingfenceError} NO_SPACE if there are not enough memory or descriptors; INVALID_ARGUMENT for another value.
    */
   static from(bytes: ArrayBufferView | ArrayBuffer): SealedBuffer {
-    return sealedOver(ok<NativeSealed>(native.sealedCopy(toBytes(bytes, 'SealedBuffer.from takes bytes'))))
+    return wrapSealed(ok<NativeSealed>(native.sealedCopy(toBytes(bytes, 'SealedBuffer.from takes bytes'))))
   }
 
   /**
@@ -154,25 +154,25 @@ export class SealedBuffer implements Disposable {
 }
 
 /** The sealed buffers that the current serialization has met; null outside of one. */
-let met: SealedBuffer[] | null = null
+let collected: SealedBuffer[] | null = null
 
 /** Stands for a sealed buffer in serialized values, with its number: what its `byteLength` is there. */
-const MARK = '\0ringfence.sealed:'
+const PLACEHOLDER = '\0ringfence.sealed:'
 
-function mark(list: SealedBuffer[], sealed: SealedBuffer): string {
+function placeholderOf(list: SealedBuffer[], sealed: SealedBuffer): string {
   const number = list.indexOf(sealed)
-  return MARK + (number < 0 ? list.push(sealed) - 1 : number)
+  return PLACEHOLDER + (number < 0 ? list.push(sealed) - 1 : number)
 }
 
 /** Runs a serializer, and returns the sealed buffers that it has met. {@link restoreSealed} puts them back into the value. */
-export function collectSealed<Made>(serialize: () => Made): { made: Made; sealed: SealedBuffer[] } {
+export function collectSealed<Made>(serialize: () => Made): { result: Made; sealed: SealedBuffer[] } {
   const sealed: SealedBuffer[] = []
-  const outer = met
-  met = sealed
+  const outer = collected
+  collected = sealed
   try {
-    return { made: serialize(), sealed }
+    return { result: serialize(), sealed }
   } finally {
-    met = outer
+    collected = outer
   }
 }
 
@@ -180,13 +180,13 @@ const NOT_ATTACHED = 'the value has a SealedBuffer that was not attached'
 /** A publisher withholds attachments. No other honest peer sends such a message. */
 const WITHHELD = `${NOT_ATTACHED}, or that this subscriber does not accept (option attachments) or held too many of`
 
-/** {@link MARK} as V8 writes it in a string of one-byte and of two-byte characters. */
-const ONE_BYTE_MARK = Buffer.from(MARK, 'latin1')
-const TWO_BYTE_MARK = Buffer.from(MARK, 'utf16le')
+/** {@link PLACEHOLDER} as V8 writes it in a string of one-byte and of two-byte characters. */
+const ONE_BYTE_PLACEHOLDER = Buffer.from(PLACEHOLDER, 'latin1')
+const TWO_BYTE_PLACEHOLDER = Buffer.from(PLACEHOLDER, 'utf16le')
 
 /** Whether serialized bytes may name a sealed buffer. */
-export function mayNameSealed(bytes: Buffer): boolean {
-  return bytes.includes(ONE_BYTE_MARK) || bytes.includes(TWO_BYTE_MARK)
+export function mayContainSealed(bytes: Buffer): boolean {
+  return bytes.includes(ONE_BYTE_PLACEHOLDER) || bytes.includes(TWO_BYTE_PLACEHOLDER)
 }
 
 /**
@@ -196,22 +196,22 @@ export function mayNameSealed(bytes: Buffer): boolean {
  */
 export function restoreSealed(value: unknown, attachments: readonly Attachment[], used: Set<Attachment>): unknown {
   const seen = new Set<object>()
-  const left: object[] = []
+  const pending: object[] = []
   const restored = (part: unknown): unknown => {
     if (typeof part !== 'object' || part === null || ArrayBuffer.isView(part) || seen.has(part)) return part
     const { byteLength } = part as { byteLength?: unknown }
-    if (typeof byteLength === 'string' && byteLength.startsWith(MARK)) {
-      const sealed = attachments[Number(byteLength.slice(MARK.length))]
+    if (typeof byteLength === 'string' && byteLength.startsWith(PLACEHOLDER)) {
+      const sealed = attachments[Number(byteLength.slice(PLACEHOLDER.length))]
       if (!(sealed instanceof SealedBuffer)) throw new SyntaxError(attachments.length === 0 ? WITHHELD : NOT_ATTACHED)
       used.add(sealed)
       return sealed
     }
     seen.add(part)
-    left.push(part)
+    pending.push(part)
     return part
   }
-  const whole = restored(value)
-  for (let part = left.pop(); part !== undefined; part = left.pop()) {
+  const restoredValue = restored(value)
+  for (let part = pending.pop(); part !== undefined; part = pending.pop()) {
     if (part instanceof Map) {
       const entries = [...part]
       part.clear()
@@ -229,7 +229,7 @@ export function restoreSealed(value: unknown, attachments: readonly Attachment[]
     }
     if (part instanceof Error && 'cause' in part) part.cause = restored(part.cause)
   }
-  return whole
+  return restoredValue
 }
 
 function newDraft(size: number): Promise<NativeDraft> {
@@ -259,7 +259,7 @@ const KINDS = new Map<number, ReceivedDescriptor['kind']>([
  */
 export class ReceivedDescriptor implements Disposable {
   static {
-    descriptorOver = (descriptor) => new ReceivedDescriptor(KEY, descriptor)
+    wrapDescriptor = (descriptor) => new ReceivedDescriptor(KEY, descriptor)
   }
 
   /** The kind of object that is open. 'other' is any other kind, such as an epoll, a pidfd or an eventfd. */
@@ -315,7 +315,7 @@ export type Attachable = SealedBuffer | { readonly fd: number } | Socket | Serve
 
 /** Returns received attachments as the program gets them. */
 export function toAttachments(received: readonly (NativeSealed | NativeDescriptor)[]): Attachment[] {
-  return received.map((each) => ('byteLength' in each ? sealedOver(each) : descriptorOver(each)))
+  return received.map((each) => ('byteLength' in each ? wrapSealed(each) : wrapDescriptor(each)))
 }
 
 /** Closes received attachments that the program will not get. */
@@ -324,18 +324,18 @@ export function closeAttachments({ attachments }: { readonly attachments?: reado
 }
 
 /** The most attachments of one message. */
-const MOST = 253
+const MAX_ATTACHMENTS = 253
 
 /**
  * Collects the attachments of a message to send. null: there are none.
  *
  * @throws {@link RingfenceError} INVALID_ARGUMENT for other values; MESSAGE_TOO_LARGE for too many; NO_SPACE if there are no descriptors
  */
-export function bundleOf(attachments: readonly Attachable[]): NativeBundle | null {
+export function makeBundle(attachments: readonly Attachable[]): NativeBundle | null {
   if (!Array.isArray(attachments)) throw invalid(`attachments must be an array, not ${show(attachments)}`)
   if (attachments.length === 0) return null
-  if (attachments.length > MOST) {
-    const what = `the message has ${attachments.length} attachments, and ${MOST} are possible`
+  if (attachments.length > MAX_ATTACHMENTS) {
+    const what = `the message has ${attachments.length} attachments, and ${MAX_ATTACHMENTS} are possible`
     throw new RingfenceError('MESSAGE_TOO_LARGE', what)
   }
   return ok<NativeBundle>(native.bundle(Array.from(attachments, toNative)))

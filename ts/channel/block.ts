@@ -4,12 +4,12 @@ import { allocateShared } from './memory.js'
 import { recordSize } from '../native.js'
 
 /** Longer messages have memory of their own. Node's own Buffers have the same limit, half of `Buffer.poolSize`. */
-export const OWN = 4 * 1024
+export const MAX_SHARED = 4 * 1024
 
 /** Bytes of the first block. */
-const FIRST = 8 * 1024
+const INITIAL_SIZE = 8 * 1024
 /** Bytes of the largest block, which holds at least eight messages of the maximum length. */
-const LARGEST = 8 * recordSize(OWN)
+const MAX_SIZE = 8 * recordSize(MAX_SHARED)
 
 /**
  * A block, which is replaced by a new one once it is used up. Written memory is never overwritten.
@@ -22,42 +22,42 @@ export class Block {
   memory: Buffer = Buffer.alloc(0)
   words: Uint32Array = new Uint32Array(0)
   /** The memory behind both views. */
-  whole = new ArrayBuffer(0)
+  buffer = new ArrayBuffer(0)
   used = 0
   /** Bytes of the next block. */
-  #size = FIRST
+  #nextSize = INITIAL_SIZE
 
   private constructor(
     /** Bytes of the largest block of messages that arrive a few at a time. */
-    readonly limit: number,
+    readonly maxSize: number,
     /** Bytes of the shortest message that is stored here. */
-    readonly least: number,
+    readonly minLength: number,
     /** Bytes of the longest message that is stored here. */
-    readonly most: number,
+    readonly maxLength: number,
   ) {}
 
   static short(): Block {
-    return new Block(FIRST, 0, 256)
+    return new Block(INITIAL_SIZE, 0, 256)
   }
 
   static long(): Block {
-    return new Block(LARGEST, 257, OWN)
+    return new Block(MAX_SIZE, 257, MAX_SHARED)
   }
 
   /** Makes room for a message of this length. @throws {@link RingfenceError} NO_SPACE */
   makeRoom(length: number): void {
     // A detached block has length 0, so it never has room.
     if (recordSize(length) <= this.memory.length - this.used) return
-    this.memory = allocateShared(this.#size, 'a message')
-    this.#size = Math.min(2 * this.#size, this.limit)
-    this.whole = this.memory.buffer as ArrayBuffer
-    this.words = new Uint32Array(this.whole)
+    this.memory = allocateShared(this.#nextSize, 'a message')
+    this.#nextSize = Math.min(2 * this.#nextSize, this.maxSize)
+    this.buffer = this.memory.buffer as ArrayBuffer
+    this.words = new Uint32Array(this.buffer)
     this.used = 0
   }
 
   /** Counts bytes that were written behind those that the block has. */
   add(bytes: number): void {
     this.used += bytes
-    if (bytes >= this.memory.length / 2) this.#size = Math.min(2 * this.memory.length, LARGEST)
+    if (bytes >= this.memory.length / 2) this.#nextSize = Math.min(2 * this.memory.length, MAX_SIZE)
   }
 }

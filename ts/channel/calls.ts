@@ -6,23 +6,23 @@
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
 import { fairness } from '../runtime/fairness.js'
-import { Deferred, ignore, rejection, soon } from '../runtime/deferred.js'
+import { Deferred, ignore, rejection, runInMicrotask } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
 import * as envelope from './envelope.js'
-import { CANCEL, CANCELLED, ERROR, HEAD, LEAST, REPLY, REQUEST, type Frame } from './envelope.js'
-import { Line, Place } from './line.js'
+import { CANCEL, CANCELLED, ERROR, HEAD, MIN_MESSAGE_SIZE, REPLY, REQUEST, type Frame } from './envelope.js'
+import { LinkedList, ListNode } from './linked-list.js'
 
 /** The most unanswered requests of a caller, and the most bytes of them together. A single one may be longer. Further calls wait. */
-const MOST = 16 * 1024
-const MOST_BYTES = 16 * 1024 * 1024
+const MAX_CALLS = 16 * 1024
+const MAX_CALL_BYTES = 16 * 1024 * 1024
 
 /** The server may learn late that answers are in the ring, so it tolerates this many times the caller's limits. */
 const SLACK = 2
 
 /** The functions of the channel that calls need. */
-export interface CallsLink {
+export interface CallTransport {
   readonly maxMessageSize: number
   readonly peer: Identity
   /**
@@ -49,30 +49,30 @@ const EMPTY = Buffer.alloc(0)
 const NO_OPTIONS: CallOptions = {}
 
 /** A call that this side makes. */
-class Call extends Place {
+class Call extends ListNode {
   id = -1
   /** Null once it was sent, or will not be. */
   body: Uint8Array | null
   /** Bytes of its frame. */
   readonly size: number
   /** The deadline, as of `timers.now`; infinite without one. */
-  readonly due: number
+  readonly expiresAt: number
   /** Settles the promise of the caller. Null once it is settled. */
   settle: ((reply: Buffer | Promise<never>) => void) | null
   timer: NodeJS.Timeout | undefined = undefined
-  forget: (() => void) | undefined = undefined
+  removeAbortListener: (() => void) | undefined = undefined
 
-  constructor(body: Uint8Array, due: number, settle: (reply: Buffer | Promise<never>) => void) {
+  constructor(body: Uint8Array, expiresAt: number, settle: (reply: Buffer | Promise<never>) => void) {
     super()
     this.body = body
     this.size = HEAD + body.length
-    this.due = due
+    this.expiresAt = expiresAt
     this.settle = settle
   }
 }
 
 /** A request of the peer. */
-class Request extends Place {
+class Request extends ListNode {
   readonly context: Context
   /** Bytes of its frame. */
   readonly size: number
@@ -101,9 +101,9 @@ interface Server {
   readonly answer: Answer
   readonly concurrency: number
   /** Called with each error that the answer throws, unless its caller has stopped waiting. */
-  readonly thrown: (error: unknown) => void
+  readonly onError: (error: unknown) => void
   /** Settles the promise of `serve`. Null once it is settled. */
-  served: { resolve(): void; reject(error: Error): void } | null
+  completion: { resolve(): void; reject(error: Error): void } | null
 }
 
 /** The context of one request. */
@@ -111,7 +111,7 @@ class Context implements CallContext {
   readonly deadline: number | undefined
   readonly peer: Identity
   /** The deadline, as of `timers.now`. */
-  readonly #due: number
+  readonly #expiresAt: number
   /** Made on first use: most handlers do not need it. */
   #controller: AbortController | null = null
   #timer: NodeJS.Timeout | undefined
@@ -119,26 +119,30 @@ class Context implements CallContext {
 
   constructor(remaining: number, peer: Identity) {
     this.deadline = remaining === 0 ? undefined : timers.date() + remaining
-    this.#due = remaining === 0 ? Infinity : timers.now() + remaining
+    this.#expiresAt = remaining === 0 ? Infinity : timers.now() + remaining
     this.peer = peer
   }
 
   get signal(): AbortSignal {
     if (this.#controller === null) {
       this.#controller = new AbortController()
-      const left = this.#due - timers.now()
+      const remaining = this.#expiresAt - timers.now()
       if (this.#reason !== null) this.#controller.abort(this.#reason)
-      else if (left < Infinity) {
-        this.#timer = timers.setTimeout(() => Context.abort(this, late()), Math.min(Math.max(left, 0), LONGEST_TIMER))
+      else if (remaining < Infinity) {
+        this.#timer = timers.setTimeout(
+          () => Context.abort(this, deadlineError()),
+          Math.min(Math.max(remaining, 0), LONGEST_TIMER),
+        )
         this.#timer.unref()
       }
     }
     return this.#controller.signal
   }
 
-  static isLate(context: Context): boolean {
+  static hasExpired(context: Context): boolean {
     return (
-      context.#due !== Infinity && (timers.now() >= context.#due || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT')
+      context.#expiresAt !== Infinity &&
+      (timers.now() >= context.#expiresAt || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT')
     )
   }
 
@@ -155,105 +159,100 @@ class Context implements CallContext {
   }
 }
 
-const late = () => new RingfenceError('TIMEOUT', "the caller's deadline has passed")
-const unanswered = () => new RingfenceError('TIMEOUT', 'the peer has not replied within the `timeout` of this call')
-const given = () => new RingfenceError('ABORT_ERR', 'the caller has cancelled the call')
+const deadlineError = () => new RingfenceError('TIMEOUT', "the caller's deadline has passed")
+const timeoutError = () => new RingfenceError('TIMEOUT', 'the peer has not replied within the `timeout` of this call')
+const cancelError = () => new RingfenceError('ABORT_ERR', 'the caller has cancelled the call')
 
 export class Calls {
-  readonly #link: CallsLink
+  readonly #transport: CallTransport
   /** Answered calls whose caller had stopped waiting. */
   lateReplies = 0
 
   /** Sent requests that were not answered, in the order of their numbers. */
   readonly #sent = new Map<number, Call>()
   #sentBytes = 0
-  /** Calls whose caller waits for the answer. */
-  #inFlight = 0
+  /** The number of calls of this side whose caller waits for the answer. */
+  inFlight = 0
   /** Calls that wait until fewer are unanswered. */
-  readonly #waiting = new Line<Call>()
+  readonly #queuedCalls = new LinkedList<Call>()
   #nextCall = 0
   /** Why no more answers will arrive. */
-  #over: (() => RingfenceError) | null = null
+  #endReason: (() => RingfenceError) | null = null
   #isEnded = false
-  #isOrderly = false
+  #endedCleanly = false
 
   /** The peer's requests whose answers are not in the ring yet. */
-  readonly #open = new Map<number, Request>()
+  readonly #openRequests = new Map<number, Request>()
   #openBytes = 0
   /** Requests whose handler was not called. */
-  readonly #queued = new Line<Request>()
+  readonly #queuedRequests = new LinkedList<Request>()
   #nextRequest = 0
   #server: Server | null = null
   #running = 0
   #scheduled = false
   /** The peer has ended its sending, so no more requests will arrive. */
-  #isLast = false
+  #peerHasEnded = false
 
-  constructor(link: CallsLink) {
-    this.#link = link
-  }
-
-  /** The number of calls of this side whose caller waits for the answer. */
-  get inFlight(): number {
-    return this.#inFlight
+  constructor(transport: CallTransport) {
+    this.#transport = transport
   }
 
   /** Whether frames must be read. */
   get isActive(): boolean {
-    return this.#sent.size > 0 || (this.#server !== null && this.#server.served !== null)
+    return this.#sent.size > 0 || (this.#server !== null && this.#server.completion !== null)
   }
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if the channel's messages are too short for calls */
-  #mustFit(): void {
-    const { maxMessageSize } = this.#link
-    if (maxMessageSize < LEAST)
-      throw invalid(`calls need a channel with a maxMessageSize of at least ${LEAST}, not ${maxMessageSize}`)
+  #checkMaxMessageSize(): void {
+    const { maxMessageSize } = this.#transport
+    if (maxMessageSize < MIN_MESSAGE_SIZE)
+      throw invalid(`calls need a channel with a maxMessageSize of at least ${MIN_MESSAGE_SIZE}, not ${maxMessageSize}`)
   }
 
-  readOn(): void {
-    this.#link.read()
+  scheduleRead(): void {
+    this.#transport.read()
   }
 
   // This side calls.
 
   /** @throws {@link RingfenceError} if the request is not sent */
   call(body: Uint8Array, options: CallOptions | undefined): Promise<Buffer> {
-    this.#mustFit()
+    this.#checkMaxMessageSize()
     const { timeout, signal } = options === undefined ? NO_OPTIONS : callOptions(options)
-    if (this.#over !== null) throw this.#over()
-    const due = timeout === undefined ? Infinity : timers.now() + timeout
+    if (this.#endReason !== null) throw this.#endReason()
+    const expiresAt = timeout === undefined ? Infinity : timers.now() + timeout
     const reply = new Deferred<Buffer>()
-    const call = new Call(body, due, reply.resolve)
-    if (this.#waiting.isEmpty && this.#mayStart(call)) this.#start(call)
+    const call = new Call(body, expiresAt, reply.resolve)
+    if (this.#queuedCalls.isEmpty && this.#canStart(call)) this.#start(call)
     else {
       call.body = Buffer.from(body)
-      this.#waiting.push(call)
+      this.#queuedCalls.push(call)
     }
-    this.#inFlight += 1
+    this.inFlight += 1
     if (timeout !== undefined) {
       const expire = () => {
         // A reply that is in the ring at the deadline is in time, though the event loop has not read it.
-        if (call.id >= 0) this.#link.readNow()
-        this.#abandon(call, unanswered())
+        if (call.id >= 0) this.#transport.readNow()
+        this.#abandon(call, timeoutError())
       }
       call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
       call.timer.unref()
     }
-    if (signal !== undefined) call.forget = onAbort(signal, () => this.#abandon(call, aborted(signal)))
-    this.#link.read()
+    if (signal !== undefined) call.removeAbortListener = onAbort(signal, () => this.#abandon(call, aborted(signal)))
+    this.#transport.read()
     return reply.promise
   }
 
-  #mayStart({ size }: Call): boolean {
-    return isWithin(this.#sent.size, this.#sentBytes, size, 1)
+  #canStart({ size }: Call): boolean {
+    return isWithinLimits(this.#sent.size, this.#sentBytes, size, 1)
   }
 
   /** @throws {@link RingfenceError} as `send` of the link */
   #start(call: Call): void {
     const id = this.#nextCall
-    const remaining = call.due === Infinity ? 0 : envelope.toRemaining(call.due - timers.now())
-    const sent = this.#link.send(REQUEST, id, remaining, call.body!)
-    if (sent !== null) sent.catch((error: Error) => this.#unsent(call, error))
+    const remaining = call.expiresAt === Infinity ? 0 : envelope.toRemaining(call.expiresAt - timers.now())
+    const sent = this.#transport.send(REQUEST, id, remaining, call.body!)
+    if (sent !== null) sent.catch((error: Error) => this.#sendFailed(call, error))
     this.#nextCall = id + 1
     call.id = id
     call.body = null
@@ -262,16 +261,16 @@ export class Calls {
   }
 
   /** The request will never be in the ring. */
-  #unsent(call: Call, error: Error): void {
+  #sendFailed(call: Call, error: Error): void {
     if (!this.#sent.delete(call.id)) return
     this.#sentBytes -= call.size
     if (call.settle !== null) this.#reject(call, error)
-    this.#startWaiting()
+    this.#startQueued()
   }
 
-  #startWaiting(): void {
-    for (let call = this.#waiting.first; call !== null && this.#mayStart(call); call = this.#waiting.first) {
-      this.#waiting.shift()
+  #startQueued(): void {
+    for (let call = this.#queuedCalls.first; call !== null && this.#canStart(call); call = this.#queuedCalls.first) {
+      this.#queuedCalls.shift()
       try {
         this.#start(call)
       } catch (error) {
@@ -284,9 +283,9 @@ export class Calls {
   #abandon(call: Call, error: Error): void {
     if (call.settle === null) return
     this.#reject(call, error)
-    if (this.#waiting.remove(call)) return
+    if (this.#queuedCalls.remove(call)) return
     try {
-      this.#link.send(CANCEL, call.id, 0, EMPTY)
+      this.#transport.send(CANCEL, call.id, 0, EMPTY)
     } catch {
       // After this side's end, no cancellation can be sent.
     }
@@ -299,144 +298,144 @@ export class Calls {
   /** The call has an outcome. */
   #settle(call: Call, outcome: Buffer | Promise<never>): void {
     const settle = call.settle!
-    this.#inFlight -= 1
+    this.inFlight -= 1
     call.settle = call.body = null
     if (call.timer !== undefined) timers.clearTimeout(call.timer)
-    call.forget?.()
+    call.removeAbortListener?.()
     settle(outcome)
   }
 
-  #answered({ kind, id, body }: Frame): void {
+  #handleAnswer({ kind, id, body }: Frame): void {
     const call = this.#sent.get(id)
     const isPending = call !== undefined && call.settle !== null
     if (call === undefined || (isPending && kind === CANCELLED))
-      throw envelope.corrupt(`an answer of kind ${kind} to call ${id}, which does not wait for it`)
-    const error = kind === ERROR ? outcomeOf(call, new RemoteError(envelope.readError(body))) : null
+      throw envelope.protocolError(`an answer of kind ${kind} to call ${id}, which does not wait for it`)
+    const error = kind === ERROR ? callError(call, new RemoteError(envelope.readError(body))) : null
     this.#sent.delete(id)
     this.#sentBytes -= call.size
     if (isPending) this.#settle(call, error === null ? body : rejection(error))
     else if (kind !== CANCELLED) this.lateReplies += 1
-    this.#startWaiting()
+    this.#startQueued()
   }
 
   // This side serves.
 
-  serve(answer: Answer, concurrency: number, thrown: Server['thrown']): Promise<void> {
-    this.#mustFit()
+  serve(answer: Answer, concurrency: number, onError: Server['onError']): Promise<void> {
+    this.#checkMaxMessageSize()
     if (this.#server !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
-      if (this.#isOrderly) return Promise.resolve()
-      const broken = Promise.reject(this.#over!())
+      if (this.#endedCleanly) return Promise.resolve()
+      const broken = Promise.reject(this.#endReason!())
       broken.catch(ignore)
       return broken
     }
     const promise = new Promise<void>((resolve, reject) => {
-      this.#server = { answer, concurrency, thrown, served: { resolve, reject } }
+      this.#server = { answer, concurrency, onError, completion: { resolve, reject } }
     })
     // The end of the channel is reported by `closed` as well.
     promise.catch(ignore)
     this.#schedule()
-    this.#link.read()
+    this.#transport.read()
     return promise
   }
 
-  #requested({ id, body, remaining }: Frame): void {
-    if (id !== this.#nextRequest) throw envelope.corrupt(`request ${id} in place of ${this.#nextRequest}`)
-    const request = new Request(id, body, remaining, this.#link.peer)
-    if (!isWithin(this.#open.size, this.#openBytes, request.size, SLACK))
-      throw envelope.corrupt(`${this.#open.size} requests of ${this.#openBytes} bytes are unanswered`)
+  #handleRequest({ id, body, remaining }: Frame): void {
+    if (id !== this.#nextRequest) throw envelope.protocolError(`request ${id} in place of ${this.#nextRequest}`)
+    const request = new Request(id, body, remaining, this.#transport.peer)
+    if (!isWithinLimits(this.#openRequests.size, this.#openBytes, request.size, SLACK))
+      throw envelope.protocolError(`${this.#openRequests.size} requests of ${this.#openBytes} bytes are unanswered`)
     this.#nextRequest = id + 1
-    this.#open.set(id, request)
+    this.#openRequests.set(id, request)
     this.#openBytes += request.size
-    this.#queued.push(request)
+    this.#queuedRequests.push(request)
     this.#schedule()
   }
 
-  #cancelled({ id }: Frame): void {
-    if (id >= this.#nextRequest) throw envelope.corrupt(`request ${id} was cancelled before it was sent`)
-    const request = this.#open.get(id)
+  #handleCancel({ id }: Frame): void {
+    if (id >= this.#nextRequest) throw envelope.protocolError(`request ${id} was cancelled before it was sent`)
+    const request = this.#openRequests.get(id)
     // The answer and the cancellation have crossed.
     if (request === undefined || request.isAnswered) return
-    this.#queued.remove(request)
-    this.#finish(request, CANCELLED, EMPTY, ignore)
+    this.#queuedRequests.remove(request)
+    this.#answer(request, CANCELLED, EMPTY, ignore)
     // Its listeners are the program.
-    timers.queueMicrotask(() => Context.abort(request.context, given()))
+    timers.queueMicrotask(() => Context.abort(request.context, cancelError()))
   }
 
   /** Handlers are called in a microtask: a frame may arrive while the program is in another call. */
   #schedule(): void {
     if (this.#scheduled || this.#server === null) return
     this.#scheduled = true
-    soon(this.#next)
+    runInMicrotask(this.#runQueued)
   }
 
-  readonly #next = (): void => {
+  readonly #runQueued = (): void => {
     let isFirst = true
     const { concurrency } = this.#server!
     while (this.#running < concurrency) {
-      const request = this.#queued.shift()
+      const request = this.#queuedRequests.shift()
       if (request === null) break
       this.#running += 1
-      this.#run(request)
-      if (this.#queued.isEmpty) break
+      this.#runHandler(request)
+      if (this.#queuedRequests.isEmpty) break
       // Handlers take longer than the frames that were counted before.
-      if (isFirst) fairness.slower()
+      if (isFirst) fairness.resetStride()
       isFirst = false
       fairness.spend()
-      const due = fairness.dueWeakly
+      const due = fairness.weakDue
       if (due === null) continue
-      void due.then(this.#next)
+      void due.then(this.#runQueued)
       return
     }
     this.#scheduled = false
     this.#endIfDone()
   }
 
-  #run(request: Request): void {
+  #runHandler(request: Request): void {
     const { body, context } = request
     let reply: Uint8Array | Promise<Uint8Array>
     try {
-      if (Context.isLate(context)) throw late()
+      if (Context.hasExpired(context)) throw deadlineError()
       if (request.isDetached) throw invalid('the server has transferred the memory of this request')
       reply = this.#server!.answer(body, context)
     } catch (thrown) {
-      this.#failed(request, thrown)
+      this.#handlerFailed(request, thrown)
       return
     }
-    if (!(reply instanceof Promise)) this.#returned(request, reply)
+    if (!(reply instanceof Promise)) this.#handlerReturned(request, reply)
     else
       reply.then(
-        (bytes) => this.#returned(request, bytes),
-        (error: unknown) => this.#failed(request, error),
+        (bytes) => this.#handlerReturned(request, bytes),
+        (error: unknown) => this.#handlerFailed(request, error),
       )
   }
 
-  #returned(request: Request, reply: Uint8Array): void {
+  #handlerReturned(request: Request, reply: Uint8Array): void {
     // Its signal is aborted, and the caller rejects.
-    if (Context.isLate(request.context)) this.#failed(request, late())
-    else this.#finish(request, REPLY, reply, this.#left)
+    if (Context.hasExpired(request.context)) this.#handlerFailed(request, deadlineError())
+    else this.#answer(request, REPLY, reply, this.#handlerDone)
   }
 
-  #failed(request: Request, thrown: unknown): void {
-    const isLate = Context.isLate(request.context)
-    if (!isLate && !request.isAnswered) this.#server!.thrown(thrown)
-    this.#finish(request, ERROR, this.#errorOf(isLate ? late() : thrown), this.#left)
+  #handlerFailed(request: Request, thrown: unknown): void {
+    const hasExpired = Context.hasExpired(request.context)
+    if (!hasExpired && !request.isAnswered) this.#server!.onError(thrown)
+    this.#answer(request, ERROR, this.#errorOf(hasExpired ? deadlineError() : thrown), this.#handlerDone)
   }
 
   #errorOf(thrown: unknown): Buffer {
-    return envelope.makeError(thrown, this.#link.maxMessageSize)
+    return envelope.makeError(thrown, this.#transport.maxMessageSize)
   }
 
   /** A handler has returned, and its answer is in the ring, or never will be. */
-  readonly #left = (): void => {
+  readonly #handlerDone = (): void => {
     this.#running -= 1
     // Spinning would delay other handlers.
-    if (this.#running === 0 && this.#queued.isEmpty) this.#link.poll()
-    if (!this.#queued.isEmpty) this.#schedule()
+    if (this.#running === 0 && this.#queuedRequests.isEmpty) this.#transport.poll()
+    if (!this.#queuedRequests.isEmpty) this.#schedule()
   }
 
   /** Sends the answer, unless there is one. `done` is called once the answer is in the ring, or never will be. */
-  #finish(request: Request, kind: number, body: Uint8Array, done: () => void): void {
+  #answer(request: Request, kind: number, body: Uint8Array, done: () => void): void {
     // A handler that continues after a cancellation occupies its place until it returns.
     if (request.isAnswered) {
       done()
@@ -445,23 +444,23 @@ export class Calls {
     request.isAnswered = true
     Context.finish(request.context)
     const sent = this.#send(kind, request.id, body)
-    if (sent === null) this.#close(request, done)
-    else void sent.then(() => this.#close(request, done))
+    if (sent === null) this.#closeRequest(request, done)
+    else void sent.then(() => this.#closeRequest(request, done))
   }
 
   /** Sends an answer, or why it cannot be sent. If that cannot be sent either, the channel has ended, or there is no memory. */
   #send(kind: number, id: number, body: Uint8Array): Promise<void> | null {
     const fail = (error: unknown) => (kind === ERROR ? null : this.#send(ERROR, id, this.#errorOf(error)))
     try {
-      const sent = this.#link.send(kind, id, 0, body)
+      const sent = this.#transport.send(kind, id, 0, body)
       return sent === null ? null : (sent.catch(fail) as Promise<void>)
     } catch (error) {
       return fail(error)
     }
   }
 
-  #close(request: Request, done: () => void): void {
-    if (this.#open.delete(request.id)) this.#openBytes -= request.size
+  #closeRequest(request: Request, done: () => void): void {
+    if (this.#openRequests.delete(request.id)) this.#openBytes -= request.size
     done()
     this.#endIfDone()
   }
@@ -469,28 +468,28 @@ export class Calls {
   /** Ends `serve` once the peer has ended its sending and every request was answered. */
   #endIfDone(): void {
     const server = this.#server
-    if (!this.#isLast || this.#open.size > 0 || server === null || server.served === null) return
-    server.served.resolve()
-    server.served = null
-    this.#link.endWithPeer()
+    if (!this.#peerHasEnded || this.#openRequests.size > 0 || server === null || server.completion === null) return
+    server.completion.resolve()
+    server.completion = null
+    this.#transport.endWithPeer()
   }
 
   // Both.
 
   /** Handles a frame. @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol */
-  take(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
+  handleFrame(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     fairness.spend()
     // Frames that a peer left behind no longer have a call or handler.
     if (this.#isEnded) return
     const frame = envelope.readFrame(memory, words, at, length)
-    if (frame.kind === REQUEST) this.#requested(frame)
-    else if (frame.kind === CANCEL) this.#cancelled(frame)
-    else this.#answered(frame)
+    if (frame.kind === REQUEST) this.#handleRequest(frame)
+    else if (frame.kind === CANCEL) this.#handleCancel(frame)
+    else this.#handleAnswer(frame)
   }
 
   /** The peer has ended its sending in an orderly way: no more answers and requests will arrive. */
   peerEnded(): void {
-    this.#isLast = true
+    this.#peerHasEnded = true
     this.#rejectAll(() => new RingfenceError('PEER_LOST', 'the peer has ended its sending, and has not answered'))
     this.#endIfDone()
   }
@@ -498,43 +497,43 @@ export class Calls {
   /**
    * The channel has ended.
    *
-   * @param isOrderly - By this side's close, or by the peer after it had sent everything.
+   * @param isClean - By this side's close, or by the peer after it had sent everything.
    */
-  end(why: () => RingfenceError, isOrderly: boolean): void {
+  end(reason: () => RingfenceError, isClean: boolean): void {
     if (this.#isEnded) return
     this.#isEnded = true
-    this.#isOrderly = isOrderly
-    this.#rejectAll(why)
-    for (const request of this.#queued.clear()) this.#open.delete(request.id)
-    const running = [...this.#open.values()]
+    this.#endedCleanly = isClean
+    this.#rejectAll(reason)
+    for (const request of this.#queuedRequests.clear()) this.#openRequests.delete(request.id)
+    const running = [...this.#openRequests.values()]
     // The listeners of their signals are the program, and this may be in the middle of a fetch.
     if (running.length > 0)
       timers.queueMicrotask(() => {
-        for (const { context } of running) Context.abort(context, why())
+        for (const { context } of running) Context.abort(context, reason())
       })
     const server = this.#server
-    if (server === null || server.served === null) return
-    if (isOrderly) server.served.resolve()
-    else server.served.reject(why())
-    server.served = null
+    if (server === null || server.completion === null) return
+    if (isClean) server.completion.resolve()
+    else server.completion.reject(reason())
+    server.completion = null
   }
 
-  #rejectAll(why: () => RingfenceError): void {
-    this.#over ??= why
-    const left = [...this.#sent.values(), ...this.#waiting.clear()]
+  #rejectAll(reason: () => RingfenceError): void {
+    this.#endReason ??= reason
+    const calls = [...this.#sent.values(), ...this.#queuedCalls.clear()]
     this.#sent.clear()
     this.#sentBytes = 0
-    for (const call of left) if (call.settle !== null) this.#reject(call, why())
+    for (const call of calls) if (call.settle !== null) this.#reject(call, reason())
   }
 }
 
 /** The error of a call whose handler has failed. The deadline of the handler is that of the caller. */
-function outcomeOf(call: Call, error: RemoteError): Error {
+function callError(call: Call, error: RemoteError): Error {
   // A timer may fire a millisecond early.
-  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.due ? unanswered() : error
+  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.expiresAt ? timeoutError() : error
 }
 
 /** Whether one more request may be unanswered. */
-function isWithin(count: number, bytes: number, size: number, slack: number): boolean {
-  return count === 0 || (count < slack * MOST && bytes + size <= slack * MOST_BYTES)
+function isWithinLimits(count: number, bytes: number, size: number, slack: number): boolean {
+  return count === 0 || (count < slack * MAX_CALLS && bytes + size <= slack * MAX_CALL_BYTES)
 }

@@ -5,12 +5,12 @@ import { decodeWith, encodeWith, structured, type Codec } from '../adapters/code
 import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent } from '../adapters/port.js'
 import type { WebSink } from '../adapters/web.js'
-import { tellClosed, tellOpen, tellThrown } from '../runtime/diagnostics.js'
+import { reportClosed, reportOpen, reportHandlerError } from '../runtime/diagnostics.js'
 import { invalid, messageOf, RingfenceError } from '../errors.js'
-import { isThenable, promised, untilAborted } from '../runtime/deferred.js'
+import { isThenable, tryPromise, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
-import { ChannelCore, type Departure } from './core.js'
+import { ChannelCore, type PreparedClose } from './core.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
 import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
 import type { Fill, SendQueue } from './send-queue.js'
@@ -39,10 +39,10 @@ let make: (native: NativeChannel, settings: ChannelSettings, address: string | n
 export let vacateAtExit: (channel: AnyChannel, address: string) => void
 
 /** Calls back once the messages that the peer left were read or dropped; never if it left none. */
-export let whenRead: (channel: AnyChannel, callback: () => void) => void
+export let onLeftoversRead: (channel: AnyChannel, callback: () => void) => void
 
 /** Flushes pending messages for up to `linger` milliseconds, and rejects new ones. Resolves with a function that marks the channel closed. */
-export let depart: (channel: AnyChannel, linger: number) => Promise<Departure>
+export let prepareClose: (channel: AnyChannel, linger: number) => Promise<PreparedClose>
 
 /**
  * A bidirectional connection between this process and its peer.
@@ -67,18 +67,18 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   readonly #values: Values<unknown> | null
 
   static {
-    depart = (channel, linger) => channel.#core.depart(linger)
+    prepareClose = (channel, linger) => channel.#core.prepareClose(linger)
     make = (native, settings, address) => {
       const core = new ChannelCore(native, settings, (closed) => {
-        tellClosed(channel, closed)
+        reportClosed(channel, closed)
         channel.settle(closed)
       })
       const values = settings.codec === undefined ? null : new Values(settings.codec)
       const channel: AnyChannel = new Channel(KEY, address, core, values)
       return channel
     }
-    whenRead = (channel, callback) => {
-      channel.#core.whenRead = callback
+    onLeftoversRead = (channel, callback) => {
+      channel.#core.onLeftoversRead = callback
     }
     vacateAtExit = (channel, address) => {
       void channel.closed.then(atExit(address, () => channel.#core.native.vacate()))
@@ -260,19 +260,19 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    */
   call(request: Out, options?: CallOptions): Promise<In> {
     if (this.#values === null) return this.#call(request, options) as Promise<In>
-    return this.#callForValue(request, options)
+    return this.#callWithCodec(request, options)
   }
 
   #call(request: Out, options: CallOptions | undefined): Promise<Buffer> {
     try {
-      return this.#core.calls.call(this.#toBody(request), options)
+      return this.#core.calls.call(this.#encodeBody(request), options)
     } catch (error) {
       return Promise.reject(error as Error)
     }
   }
 
-  async #callForValue(request: Out, options: CallOptions | undefined): Promise<In> {
-    return this.#fromBody(await this.#call(request, options)) as In
+  async #callWithCodec(request: Out, options: CallOptions | undefined): Promise<In> {
+    return this.#decodeBody(await this.#call(request, options)) as In
   }
 
   /**
@@ -290,26 +290,26 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * for the end of the channel needs no handler, as with {@link Channel.send}.
    */
   serve(handler: (request: In, context: CallContext) => Out | Promise<Out>, options?: ServeOptions): Promise<void> {
-    return promised(() => {
+    return tryPromise(() => {
       const concurrency = concurrencyOf(handler, options)
       const answer = (request: Buffer, context: CallContext) => {
-        const reply = handler(this.#fromBody(request) as In, context)
-        return isThenable(reply) ? later(reply) : this.#toReply(reply)
+        const reply = handler(this.#decodeBody(request) as In, context)
+        return isThenable(reply) ? encodeReplyLater(reply) : this.#encodeReply(reply)
       }
-      const later = async (reply: PromiseLike<Out>) => this.#toReply(await reply)
-      return this.#core.calls.serve(answer, concurrency, (error) => tellThrown(this, error))
+      const encodeReplyLater = async (reply: PromiseLike<Out>) => this.#encodeReply(await reply)
+      return this.#core.calls.serve(answer, concurrency, (error) => reportHandlerError(this, error))
     })
   }
 
-  #toBody(value: Out): Uint8Array {
+  #encodeBody(value: Out): Uint8Array {
     const message = this.#values === null ? (value as MessageInput) : encodeWith(this.#values.codec, value)
     return typeof message === 'string' ? Buffer.from(message) : toBytes(message)
   }
 
   /** The caller gets the error, so it must say which side is wrong. */
-  #toReply(value: Out): Uint8Array {
+  #encodeReply(value: Out): Uint8Array {
     try {
-      return this.#toBody(value)
+      return this.#encodeBody(value)
     } catch (cause) {
       throw new RingfenceError(
         'INVALID_ARGUMENT',
@@ -321,7 +321,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     }
   }
 
-  #fromBody(body: Buffer): unknown {
+  #decodeBody(body: Buffer): unknown {
     return this.#values === null ? body : decodeWith(this.#values.codec, body)
   }
 
@@ -427,7 +427,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * ```
    */
   duplex(): Duplex {
-    this.#core.buffer.mustBeFree()
+    this.#core.buffer.ensureNotMerged()
     return toDuplex(this.#core)
   }
 
@@ -462,7 +462,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * ```
    */
   port(): MessagePortLike {
-    this.#core.buffer.mustBeFree()
+    this.#core.buffer.ensureNotMerged()
     return new Port(this.#core, this.#values?.codec ?? structured(), this as unknown as Channel<unknown, unknown>)
   }
 
@@ -522,12 +522,12 @@ export interface MessagePortLike extends EventEmitter {
 /** Opens a channel over the binding's object. */
 export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): AnyChannel {
   const channel = make(withOperations(raw), settings, address)
-  tellOpen(channel)
+  reportOpen(channel)
   return channel
 }
 
 /** Opens a channel for an incoming connection. A failure is reported like any other refusal. */
-export function openArrived(raw: RawChannel, settings: ChannelSettings, address: string): AnyChannel | Failure {
+export function openIncoming(raw: RawChannel, settings: ChannelSettings, address: string): AnyChannel | Failure {
   try {
     return openChannel(raw, settings, address)
   } catch (error) {

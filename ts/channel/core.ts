@@ -3,29 +3,29 @@
 import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
-import { soon } from '../runtime/deferred.js'
+import { runInMicrotask } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
 import { loop, type Loop } from './loops.js'
-import { nameOf, repeat } from './resource.js'
+import { peerName, errorFactory } from './resource.js'
 import { SendQueue } from './send-queue.js'
 import { CLOSED, SourceCore } from './source-core.js'
 import type { ChannelStats } from './stats.js'
 import { Tokens } from './tokens.js'
 
-const closedHere = () => new RingfenceError('CLOSED', 'the channel is closed')
-const refusedHere = () =>
+const closedError = () => new RingfenceError('CLOSED', 'the channel is closed')
+const refusedError = () =>
   new RingfenceError('CLOSED', 'the channel was closed: its peer no longer satisfies the policy')
-const endedHere = () => new RingfenceError('CLOSED', 'this side has ended its sending')
-const endedWithPeer = () =>
+const endedError = () => new RingfenceError('CLOSED', 'this side has ended its sending')
+const endedWithPeerError = () =>
   new RingfenceError(
     'CLOSED',
     'this side has ended its sending because the peer has ended its own; set `allowHalfOpen: true` to continue sending',
   )
 
 /** The state of a channel whose membership leaves. */
-export interface Departure {
+export interface PreparedClose {
   /** Everything that was sent is in the ring. */
   readonly flushed: boolean
   finish(): void
@@ -37,23 +37,23 @@ export class ChannelCore extends SourceCore {
   readonly tokens: Tokens
   readonly allowHalfOpen: boolean
   #calls: Calls | null = null
-  #readingCalls = false
+  #callReadScheduled = false
   /** The error of sends after this side has ended its sending. */
-  #whyEnded = endedHere
+  #sendEndReason = endedError
   #ending: Promise<void> | null = null
   #closing: Promise<void> | null = null
   /** The membership that made this channel is closing it. */
-  #departing = false
+  #closedByMembership = false
   /** Called once the messages that the peer left were read or dropped; never called if it left none. */
-  whenRead: (() => void) | null = null
+  onLeftoversRead: (() => void) | null = null
 
   /** @param onEnd - Called once, when the channel has ended. */
   constructor(native: NativeChannel, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    super(native, settings, { closed: closedHere, refused: refusedHere }, onEnd)
+    super(native, settings, { closed: closedError, refused: refusedError }, onEnd)
     this.allowHalfOpen = settings.allowHalfOpen
     this.queue = new SendQueue(native, settings.busyPollMicros > 0, (error) => this.failed(error))
     this.tokens = new Tokens(native)
-    this.watch(() => this.hear())
+    this.watch(() => this.checkLine())
   }
 
   stats(): ChannelStats {
@@ -89,7 +89,7 @@ export class ChannelCore extends SourceCore {
     return loop<unknown>(
       () => {
         this.flush()
-        return this.buffer.arrivedNow()
+        return this.buffer.loopReadableNow()
       },
       (reader) => this.buffer.wait(false, undefined, reader),
     )
@@ -100,17 +100,17 @@ export class ChannelCore extends SourceCore {
   /** The calls of both sides, made on first use. */
   get calls(): Calls {
     if (this.#calls !== null) return this.#calls
-    const { queue, view } = this
+    const { queue, peerView } = this
     const calls = new Calls({
       maxMessageSize: this.native.maxMessageSize,
       get peer() {
-        return view.peer
+        return peerView.peer
       },
       send: (kind, id, remaining, body) => queue.sendFrame(kind, id, remaining, body),
-      read: () => this.#readCalls(),
+      read: () => this.#scheduleCallRead(),
       readNow: () => this.buffer.readNow(),
       poll: () => {
-        if (this.buffer.spins) this.#readCalls()
+        if (this.buffer.spins) this.#scheduleCallRead()
       },
       endWithPeer: () => this.endWithPeer(),
     })
@@ -120,14 +120,14 @@ export class ChannelCore extends SourceCore {
   }
 
   /** Reads call frames once everything that was sent in this turn of the program is in the ring. */
-  #readCalls(): void {
-    if (this.#readingCalls) return
-    this.#readingCalls = true
-    soon(this.#readCallsNow)
+  #scheduleCallRead(): void {
+    if (this.#callReadScheduled) return
+    this.#callReadScheduled = true
+    runInMicrotask(this.#readCalls)
   }
 
-  readonly #readCallsNow = (): void => {
-    this.#readingCalls = false
+  readonly #readCalls = (): void => {
+    this.#callReadScheduled = false
     this.queue.flush()
     this.buffer.readCalls()
   }
@@ -136,31 +136,24 @@ export class ChannelCore extends SourceCore {
   #endCalls(): void {
     const calls = this.#calls
     if (calls === null) return
-    const whyLost = this.whyLost()
-    if (this.closed === null && whyLost === null) calls.peerEnded()
-    else if (this.closed === null || this.outlives) calls.end(whyLost ?? (() => this.closedByPeer()), whyLost === null)
-    else calls.end(this.whyOver, this.whyOver === closedHere)
+    const lostReason = this.lostReason()
+    if (this.closed === null && lostReason === null) calls.peerEnded()
+    else if (this.closed === null || this.hasLeftovers)
+      calls.end(lostReason ?? (() => this.closedByPeer()), lostReason === null)
+    else calls.end(this.endReason, this.endReason === closedError)
   }
 
   // The end of the channel.
 
-  /** Ends this side's sending. */
-  end(): Promise<void> {
-    return this.#endSending(endedHere)
-  }
-
-  /** Ends this side's sending because the peer has ended its own. */
-  endAfterPeer(): Promise<void> {
-    return this.#endSending(endedWithPeer)
-  }
-
-  #endSending(why: () => RingfenceError): Promise<void> {
+  /** Ends this side's sending. `afterPeer`: because the peer has ended its own. */
+  end(afterPeer = false): Promise<void> {
     if (this.#ending === null) {
-      this.#whyEnded = why
-      this.queue.refuse(why, why === endedWithPeer)
-      this.#ending = this.queue.empty().then(() => {
-        this.queue.shut(why, false)
-        if (this.closed === null) this.settle(this.native.end(), this.#whyEnded)
+      const reason = afterPeer ? endedWithPeerError : endedError
+      this.#sendEndReason = reason
+      this.queue.rejectNew(reason, afterPeer)
+      this.#ending = this.queue.drained().then(() => {
+        this.queue.stop(reason, false)
+        if (this.closed === null) this.settle(this.native.end(), this.#sendEndReason)
       })
     }
     return this.#ending
@@ -168,9 +161,9 @@ export class ChannelCore extends SourceCore {
 
   /** Called when a caller has seen the end of the peer's messages. If the peer is lost, there is no direction left to end. */
   override endWithPeer(): void {
-    if (this.allowHalfOpen || this.whyLost() !== null) return
-    if (this.closed === null) void this.#endSending(endedWithPeer)
-    else if (this.#ending === null && this.outlives) this.queue.shut(endedWithPeer, true)
+    if (this.allowHalfOpen || this.lostReason() !== null) return
+    if (this.closed === null) void this.end(true)
+    else if (this.#ending === null && this.hasLeftovers) this.queue.stop(endedWithPeerError, true)
   }
 
   close(linger: number): Promise<void> {
@@ -179,22 +172,22 @@ export class ChannelCore extends SourceCore {
 
   async #close(linger: number): Promise<void> {
     if (!this.hasEnded()) {
-      const lingering = this.queue.linger(linger, closedHere)
-      if (lingering !== null) await lingering
+      const flushed = this.queue.linger(linger, closedError)
+      if (flushed !== null) await flushed
     }
     if (this.closed === null) {
       // Without this end, the peer finds a lost peer.
       if (this.queue.isEmpty) this.native.end()
-      this.finish(CLOSED, closedHere)
-    } else this.dropLeft()
+      this.finish(CLOSED, closedError)
+    } else this.dropLeftovers()
   }
 
   /** Flushes, and prepares for a close by the binding from another thread. `finish` marks the channel closed. */
-  async depart(linger: number): Promise<Departure> {
-    if (this.closed === null) await this.queue.linger(linger, closedHere)
+  async prepareClose(linger: number): Promise<PreparedClose> {
+    if (this.closed === null) await this.queue.linger(linger, closedError)
     if (this.closed !== null) return { flushed: true, finish() {} }
-    this.#departing = true
-    return { flushed: this.queue.isEmpty, finish: () => this.finish(CLOSED, closedHere) }
+    this.#closedByMembership = true
+    return { flushed: this.queue.isEmpty, finish: () => this.finish(CLOSED, closedError) }
   }
 
   override keepAlive(alive: boolean): void {
@@ -202,10 +195,10 @@ export class ChannelCore extends SourceCore {
     this.tokens.keepAlive(alive)
   }
 
-  sendToken(word: bigint): void {
-    if (this.closed !== null) throw this.whyOver()
-    if (this.native.sendToken(word) !== FAILED) {
-      this.tokens.sent()
+  sendToken(token: bigint): void {
+    if (this.closed !== null) throw this.endReason()
+    if (this.native.sendToken(token) !== FAILED) {
+      this.tokens.countSent()
       return
     }
     const error = fromFailure(this.native.failure())
@@ -218,58 +211,58 @@ export class ChannelCore extends SourceCore {
   protected closedByPeer(): RingfenceError {
     return new RingfenceError(
       'PEER_LOST',
-      `${nameOf(this.view.peer)} has closed the channel; open a new channel to continue`,
+      `${peerName(this.peerView.peer)} has closed the channel; open a new channel to continue`,
     )
   }
 
-  protected override letGo(): void {
-    super.letGo()
+  protected override releaseRing(): void {
+    super.releaseRing()
     this.#endCalls()
-    const notify = this.whenRead
-    this.whenRead = null
+    const notify = this.onLeftoversRead
+    this.onLeftoversRead = null
     // The reader of the last message must get it first.
     if (notify !== null) timers.queueMicrotask(notify)
   }
 
   // The error of a send must not depend on which side's end was noticed first.
-  override hear(unsendable = this.#whyEnded === endedWithPeer ? endedWithPeer : undefined): void {
-    super.hear(unsendable)
+  override checkLine(sendError = this.#sendEndReason === endedWithPeerError ? endedWithPeerError : undefined): void {
+    super.checkLine(sendError)
   }
 
-  protected override wake(): void {
+  protected override handleWakeup(): void {
     this.native.disarm()
-    this.queue.awake()
-    this.buffer.awake()
+    this.queue.handleWakeup()
+    this.buffer.handleWakeup()
   }
 
-  protected override settle(answer: number, unsendable?: () => RingfenceError): void {
-    if (this.#departing && answer !== 0) this.finish(CLOSED, closedHere)
-    else super.settle(answer, unsendable)
+  protected override settle(answer: number, sendError?: () => RingfenceError): void {
+    if (this.#closedByMembership && answer !== 0) this.finish(CLOSED, closedError)
+    else super.settle(answer, sendError)
   }
 
-  foundEnd(): (() => RingfenceError) | null {
+  handleEnd(): (() => RingfenceError) | null {
     this.#endCalls()
-    const whyLost = this.whyLost()
+    const lostReason = this.lostReason()
     // The reader that has found the end must return first.
-    if (whyLost !== null) timers.queueMicrotask(() => this.hear())
+    if (lostReason !== null) timers.queueMicrotask(() => this.checkLine())
     // Both sides may have ended.
-    else if (this.#ending !== null) timers.queueMicrotask(() => this.hear(this.#whyEnded))
-    return whyLost
+    else if (this.#ending !== null) timers.queueMicrotask(() => this.checkLine(this.#sendEndReason))
+    return lostReason
   }
 
   override failed(error: RingfenceError): void {
     // The channel may have ended already, if the peer left these frames.
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.#calls?.end(repeat(error), false)
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.#calls?.end(errorFactory(error), false)
     super.failed(error)
   }
 
-  protected override shut(why: () => RingfenceError): void {
-    this.queue.shut(why, true)
+  protected override rejectSends(reason: () => RingfenceError): void {
+    this.queue.stop(reason, true)
   }
 
-  protected override finished(drops: boolean): void {
-    if (drops) this.tokens.close()
+  protected override onFinished(dropsUnread: boolean): void {
+    if (dropsUnread) this.tokens.close()
     else this.tokens.stop()
-    if (!this.buffer.readsOn) this.#endCalls()
+    if (!this.buffer.willReadCalls) this.#endCalls()
   }
 }

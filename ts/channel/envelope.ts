@@ -20,13 +20,13 @@ export const CANCELLED = 5
 export const HEAD = 16
 
 /** The longest remaining time that a request carries, in milliseconds. */
-const LONGEST = 2 ** 32 - 1
+const MAX_REMAINING = 2 ** 32 - 1
 /** Bytes of the longest name and of the longest code of an error, and of its longest message. */
-const LONGEST_NAME = 128
-const LONGEST_TEXT = 8 * 1024
+const MAX_NAME = 128
+const MAX_MESSAGE_TEXT = 8 * 1024
 
 /** The smallest `maxMessageSize` with which calls work: the longest frame without a request or a reply. */
-export const LEAST = HEAD + 12
+export const MIN_MESSAGE_SIZE = HEAD + 12
 
 /** A received frame. */
 export interface Frame {
@@ -56,22 +56,22 @@ export function makeFrame(kind: number, id: number, remaining: number, body: Uin
 
 /** Converts the milliseconds until the deadline of a request to what its frame carries. */
 export function toRemaining(milliseconds: number): number {
-  return milliseconds === Infinity ? 0 : Math.min(Math.max(Math.ceil(milliseconds), 1), LONGEST)
+  return milliseconds === Infinity ? 0 : Math.min(Math.max(Math.ceil(milliseconds), 1), MAX_REMAINING)
 }
 
 /** Reads the frame of `length` bytes at `at`. Its memory must be the receiver's own. @throws {@link RingfenceError} RING_CORRUPT */
 export function readFrame(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): Frame {
-  if (length < HEAD) throw corrupt(`a call frame of ${length} bytes`)
+  if (length < HEAD) throw protocolError(`a call frame of ${length} bytes`)
   const word = at >>> 2
   const kind = words[word]!
   const remaining = words[word + 1]!
   const id = words[word + 2]! + 2 ** 32 * words[word + 3]!
   const isEmpty = length === HEAD
-  const isSound =
+  const isValid =
     kind === REQUEST ||
     (remaining === 0 && (kind === REPLY || kind === ERROR || (isEmpty && (kind === CANCEL || kind === CANCELLED))))
-  if (!isSound || id > Number.MAX_SAFE_INTEGER)
-    throw corrupt(`a call frame of kind ${kind} and ${length} bytes, for call ${id}`)
+  if (!isValid || id > Number.MAX_SAFE_INTEGER)
+    throw protocolError(`a call frame of kind ${kind} and ${length} bytes, for call ${id}`)
   return { kind, id, remaining, body: new BufferView(memory, at + HEAD, length - HEAD) }
 }
 
@@ -85,12 +85,14 @@ export interface ErrorParts {
 
 /** Makes the body of a handler's error, whose frame has at most `limit` bytes. Texts that are too long are cut. */
 export function makeError(thrown: unknown, limit: number): Buffer {
-  let left = limit - LEAST
-  const texts = [partOf(thrown, 'name') || 'Error', partOf(thrown, 'code'), messageOf(thrown)].map((text, index) => {
-    const bytes = cut(text, Math.min(left, index === 2 ? LONGEST_TEXT : LONGEST_NAME))
-    left -= bytes.length
-    return bytes
-  })
+  let room = limit - MIN_MESSAGE_SIZE
+  const texts = [propertyText(thrown, 'name') || 'Error', propertyText(thrown, 'code'), messageOf(thrown)].map(
+    (text, index) => {
+      const bytes = truncate(text, Math.min(room, index === 2 ? MAX_MESSAGE_TEXT : MAX_NAME))
+      room -= bytes.length
+      return bytes
+    },
+  )
   const [name, code, message] = texts as [Buffer, Buffer, Buffer]
   const body = Buffer.allocUnsafe(12 + name.length + code.length + message.length)
   let at = 0
@@ -118,27 +120,27 @@ export function readError(body: Buffer): ErrorParts {
 }
 
 /** A property of a handler's error as text. A handler may throw any value, and reading it may throw again. */
-function partOf(thrown: unknown, key: 'name' | 'code'): string {
+function propertyText(thrown: unknown, key: 'name' | 'code'): string {
   try {
-    const part = (thrown as { name?: unknown; code?: unknown } | null | undefined)?.[key]
-    return typeof part === 'string' || typeof part === 'number' ? String(part) : ''
+    const value = (thrown as { name?: unknown; code?: unknown } | null | undefined)?.[key]
+    return typeof value === 'string' || typeof value === 'number' ? String(value) : ''
   } catch {
     return ''
   }
 }
 
 /** The first bytes of a text in UTF-8, in whole characters. */
-function cut(text: string, most: number): Buffer {
+function truncate(text: string, maxBytes: number): Buffer {
   const bytes = Buffer.from(text)
-  if (bytes.length <= most) return bytes
-  let end = most
+  if (bytes.length <= maxBytes) return bytes
+  let end = maxBytes
   // Bytes 10xxxxxx continue a character.
   while (end > 0 && (bytes[end]! & 0xc0) === 0x80) end -= 1
   return bytes.subarray(0, end)
 }
 
-export function corrupt(what: string): RingfenceError {
+export function protocolError(what: string): RingfenceError {
   return new RingfenceError('RING_CORRUPT', `the peer violated the protocol of calls: ${what}`)
 }
 
-const malformedError = () => corrupt('an error that is no error')
+const malformedError = () => protocolError('an error that is no error')

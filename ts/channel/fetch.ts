@@ -21,7 +21,7 @@ import {
   type NativeReader,
 } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
-import { Block, OWN } from './block.js'
+import { Block, MAX_SHARED } from './block.js'
 import { closeAttachments, SealedBuffer, toAttachments, type Attachment } from './attachments.js'
 import { allocate, allocateShared, BufferView } from './memory.js'
 import type { AttachmentOptions, Message } from '../types.js'
@@ -29,30 +29,30 @@ import type { AttachmentOptions, Message } from '../types.js'
 /** Bytes of the chunk: the most that one call carries. */
 const CHUNK = 128 * 1024
 /** The same limit if records are copied out of the chunk. */
-const NEAR = 32 * 1024
+const CACHED_CHUNK = 32 * 1024
 /** If a chunk that visitors still use has less room than this, a new chunk is allocated. */
-const ROOM = 8 * 1024
+const MIN_ROOM = 8 * 1024
 /** The largest memory for large messages, in bytes, that is kept for the next visit. */
-const SCRATCH_KEPT = 16 * 1024 * 1024
+const MAX_SCRATCH = 16 * 1024 * 1024
 /**
  * Bytes of messages that arrived in groups since the peer was last asked for a wakeup. From this number on, more are likely on their way,
  * and some turns of the event loop pass before the peer is asked again. Asking costs both processes several microseconds, and so does the
  * wakeup. Messages that arrive one at a time do not count.
  */
-const MUCH = 4 * 1024
+const BURST_BYTES = 4 * 1024
 /** Turns that pass without a message before the peer is asked. */
-const TURNS = 8
+const MAX_TURNS = 8
 /** Messages that a reader of call frames keeps for the program, and their bytes. At either limit, it stops reading. */
-const KEPT = 4096
-const KEPT_BYTES = 1024 * 1024
+const MAX_BACKLOG = 4096
+const MAX_BACKLOG_BYTES = 1024 * 1024
 
 const EMPTY = Buffer.alloc(0)
 
 /** Cached, as in the send queue. */
-const put = Uint8Array.prototype.set
+const setBytes = Uint8Array.prototype.set
 
 /** Messages that a reader of call frames has met, in order. The program takes them before it reads the ring. */
-export class Kept {
+export class Backlog {
   readonly #messages: Message[] = []
   #bytes = 0
   #attachments = 0
@@ -72,8 +72,8 @@ export class Kept {
 
   get isFull(): boolean {
     return (
-      this.#messages.length >= KEPT ||
-      this.#bytes >= KEPT_BYTES ||
+      this.#messages.length >= MAX_BACKLOG ||
+      this.#bytes >= MAX_BACKLOG_BYTES ||
       this.#attachments >= this.#maxCount ||
       this.#sealedBytes >= this.#maxBytes
     )
@@ -110,7 +110,7 @@ class Chunk {
   words: Uint32Array = new Uint32Array(0)
   used = 0
 
-  renew(): void {
+  reallocate(): void {
     this.bytes = allocateShared(CHUNK, 'what is received')
     this.words = new Uint32Array(this.bytes.buffer)
     this.used = 0
@@ -127,51 +127,52 @@ class Blocks {
   length = 0
 
   of(length: number): Block {
-    return length > this.short.most ? this.long : this.short
+    return length > this.short.maxLength ? this.long : this.short
   }
 }
 
 /** Records of the chunk, copied to memory that visitors do not see. */
 class Copies {
   /** The last message had its own memory, so the next one is likely to need it too. */
-  far = false
+  lastWasLong = false
   /** The chunk's records are copied up to this offset. */
-  upTo = 0
+  copiedEnd = 0
   #memory: Buffer = EMPTY
-  #whole = new ArrayBuffer(0)
+  #buffer = new ArrayBuffer(0)
   /** Offset of a record in the chunk minus its offset in the copy. */
-  #shift = 0
+  #offset = 0
 
   /** Returns a message of the chunk in the caller's own memory. `end` is the end of the chunk's records. */
   copy(chunk: Buffer, words: Uint32Array, start: number, length: number, end: number, blocks: Blocks): Buffer {
-    if (length > OWN) {
-      this.far = true
+    if (length > MAX_SHARED) {
+      this.lastWasLong = true
       return copyOf(chunk.subarray(start, start + length))
     }
     // If the copy was transferred, the messages that were handed out went with it. The remainder is copied again.
-    if (start > this.upTo || this.#memory.length === 0) this.#copyRun(chunk, words, start - HEADER, length, end, blocks)
-    return new BufferView(this.#whole, start - this.#shift, length)
+    if (start > this.copiedEnd || this.#memory.length === 0)
+      this.#copyRun(chunk, words, start - HEADER, length, end, blocks)
+    return new BufferView(this.#buffer, start - this.#offset, length)
   }
 
   /** Copies the record at `at` to a block, with the records behind it that fit and belong in the same block. */
   #copyRun(chunk: Buffer, words: Uint32Array, at: number, length: number, end: number, blocks: Blocks): void {
     const block = blocks.of(length)
     block.makeRoom(length)
-    const { memory, used, least, most } = block
+    const { memory, used, minLength, maxLength } = block
     const last = Math.min(end, at + memory.length - used)
     let to = at + recordSize(length)
     while (to < last) {
       const next = words[to >>> 2]!
       const after = to + recordSize(next)
-      if (after > last || next < least || next > most) break
+      if (after > last || next < minLength || next > maxLength) break
       to = after
     }
-    put.call(memory, chunk.subarray(at, to), used)
+    setBytes.call(memory, chunk.subarray(at, to), used)
     block.add(to - at)
     this.#memory = memory
-    this.#whole = block.whole
-    this.#shift = at - used
-    this.upTo = to
+    this.#buffer = block.buffer
+    this.#offset = at - used
+    this.copiedEnd = to
   }
 }
 
@@ -182,22 +183,22 @@ class LargeMessage {
   /** Memory for a message that has not fully arrived. */
   partial: Buffer | null = null
   /** The memory can be handed to the caller. */
-  own = false
+  isOwned = false
   /** The message is a call frame. */
   isCall = false
   #scratch: Buffer | null = null
 
-  begin(size: number, own: boolean, isCall = false): void {
-    this.own = own
+  begin(size: number, isOwned: boolean, isCall = false): void {
+    this.isOwned = isOwned
     this.isCall = isCall
-    this.partial = own ? allocate(size, 'a message') : this.#scratchFor(size)
+    this.partial = isOwned ? allocate(size, 'a message') : this.#scratchFor(size)
   }
 
   #scratchFor(size: number): Buffer {
     if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch.subarray(0, size)
     this.#scratch = null
     const scratch = allocate(size, 'a message')
-    if (size <= SCRATCH_KEPT) this.#scratch = scratch
+    if (size <= MAX_SCRATCH) this.#scratch = scratch
     return scratch
   }
 
@@ -214,7 +215,7 @@ class LargeMessage {
   }
 
   /** Removes the message. */
-  drop(): void {
+  discard(): void {
     if (this.message !== null) closeAttachments(this.message)
     this.message = this.partial = null
   }
@@ -223,7 +224,7 @@ class LargeMessage {
   take(): Buffer {
     let message = this.message!
     const { attachments } = message
-    if (!this.own) message = copyOf(message) as Message
+    if (!this.isOwned) message = copyOf(message) as Message
     this.message = null
     return attachments === undefined ? message : Object.assign(message, { attachments })
   }
@@ -235,14 +236,14 @@ export class Pace {
   #turns = 0
 
   /** Records have arrived, and the first has a payload of `first` bytes. */
-  found(bytes: number, first: number): void {
+  arrived(bytes: number, first: number): void {
     this.#turns = 0
     if (bytes > recordSize(first)) this.#bytes += bytes
   }
 
   /** Whether to let one more turn of the event loop pass before the peer is asked for a wakeup. */
-  waits(): boolean {
-    if (this.#bytes < MUCH || this.#turns >= TURNS) {
+  shouldWait(): boolean {
+    if (this.#bytes < BURST_BYTES || this.#turns >= MAX_TURNS) {
       this.#bytes = this.#turns = 0
       return false
     }
@@ -263,8 +264,8 @@ export interface FetchEvents {
    * @throws {@link RingfenceError} RING_CORRUPT if the peer violated the protocol
    */
   called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
-  /** The program has taken one of the kept messages, so there is room for another one. */
-  hasRoom(): void
+  /** The program has taken a message from the full backlog, which has room again. */
+  backlogHasRoom(): void
 }
 
 /** The fetched messages. Only the receive buffer reads from it. */
@@ -272,7 +273,7 @@ export class Fetched {
   readonly pace = new Pace()
   readonly large = new LargeMessage()
   /** While there are some, no other messages are in memory. */
-  readonly kept: Kept
+  readonly backlog: Backlog
   /** The memory of the unread records: the chunk, or a block. */
   memory: Buffer = EMPTY
   words: Uint32Array = new Uint32Array(0)
@@ -283,7 +284,7 @@ export class Fetched {
   /** The number of running visitors. The memory that they see must not be written. */
   visitors = 0
   /** Why the ring will have no more messages: a clean end, or the error of later reads. */
-  over: 'ended' | (() => RingfenceError) | null = null
+  endState: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly busy: boolean
   readonly #events: FetchEvents
@@ -291,18 +292,18 @@ export class Fetched {
   readonly #blocks = new Blocks()
   readonly #copies = new Copies()
   /** The memory of the block that the records are in: their messages are handed out without a copy. `null`: they are in a chunk. */
-  #whole: ArrayBuffer | null = null
+  #blockBuffer: ArrayBuffer | null = null
   /** Start of the records that were fetched together. */
   #start = 0
   /** The ring still holds these records. */
-  #held = false
+  #isHeld = false
   /** Messages were last read by visitors, so the next ones are likely to be as well. */
-  visited = false
+  lastReadByVisitor = false
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
   constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
-    this.kept = new Kept(accepts)
+    this.backlog = new Backlog(accepts)
     this.#native = native
     this.busy = busy
     this.#events = events
@@ -310,12 +311,12 @@ export class Fetched {
 
   /** Whether fetched messages are unread. */
   get hasUnread(): boolean {
-    return this.at < this.end || this.large.message !== null || this.kept.count > 0
+    return this.at < this.end || this.large.message !== null || this.backlog.count > 0
   }
 
   /** The number of fetched messages that are unread. */
   get count(): number {
-    let count = this.kept.count + (this.large.message === null ? 0 : 1)
+    let count = this.backlog.count + (this.large.message === null ? 0 : 1)
     for (let at = this.at; at < this.end;) {
       const length = this.words[at >>> 2]
       // The memory was transferred.
@@ -327,33 +328,31 @@ export class Fetched {
   }
 
   /** Whether there is something to read. Checks the ring if nothing is fetched. */
-  has(spin: boolean): boolean {
+  hasMessage(spin: boolean): boolean {
     // A message that was fetched ahead would be outdated when it is handed out.
-    if (this.#native.delivery === 'latest') return this.hasUnread || this.#find(this.#native.hasMessage!())
-    return this.hasUnread || (this.visited ? this.fetchToShow(spin) : this.#fetch(spin, 1))
-  }
-
-  /** Whether the ring has a message, according to the binding's answer. Does not fetch it. */
-  #find(answer: number): boolean {
-    if (this.over !== null) return false
-    return answer > 0 ? true : this.nothing(answer)
+    if (this.#native.delivery === 'latest') {
+      if (this.hasUnread || this.endState !== null) return this.hasUnread
+      const status = this.#native.hasMessage!()
+      return status > 0 || this.handleNoMessage(status)
+    }
+    return this.hasUnread || (this.lastReadByVisitor ? this.fetchForVisitor(spin) : this.#fetch(spin, 1))
   }
 
   /** Returns the next message, in the caller's own memory. @throws {@link RingfenceError} NO_SPACE */
   take(spin: boolean): Buffer | null {
-    this.visited = false
+    this.lastReadByVisitor = false
     if (this.at === this.end) {
       if (this.large.message === null && !this.#fetch(spin, 0)) return null
       if (this.large.message !== null) return this.large.take()
     }
     const length = this.words[this.at >>> 2]
-    if (length === undefined) return this.fetchAgain() ? this.take(spin) : null
+    if (length === undefined) return this.refetch() ? this.take(spin) : null
     const start = this.at + HEADER
-    const whole = this.#whole
+    const buffer = this.#blockBuffer
     const message =
-      whole === null
+      buffer === null
         ? this.#copies.copy(this.memory, this.words, start, length, this.end, this.#blocks)
-        : new BufferView(whole, start, length)
+        : new BufferView(buffer, start, length)
     this.at = (start + length + 7) & ~7
     this.releaseIfRead()
     return message
@@ -362,15 +361,15 @@ export class Fetched {
   /** Takes the messages of the current block, up to `max` with those that are in the array. Returns their bytes. */
   takeRun(into: Buffer[], max: number): number {
     const { words, end } = this
-    const whole = this.#whole
-    if (whole === null) return 0
+    const buffer = this.#blockBuffer
+    if (buffer === null) return 0
     let bytes = 0
     while (this.at < end && into.length < max) {
       const length = words[this.at >>> 2]
       // The memory was transferred: `take` fetches the messages again.
       if (length === undefined) break
       const start = this.at + HEADER
-      into.push(new BufferView(whole, start, length))
+      into.push(new BufferView(buffer, start, length))
       bytes += length
       this.at = (start + length + 7) & ~7
     }
@@ -380,101 +379,103 @@ export class Fetched {
 
   /** Lets the ring reuse its room once everything that was fetched is read. */
   releaseIfRead(): void {
-    if (!this.#held || this.at !== this.end) return
-    this.#held = false
+    if (!this.#isHeld || this.at !== this.end) return
+    this.#isHeld = false
     this.#native.release!()
   }
 
   /**
-   * Fetches records to be handed out. If `alone` is 0, the first message is handed out at once.
+   * Fetches records to be handed out. If `holdSingle` is 0, the first message is handed out at once.
    *
    * @throws {@link RingfenceError} NO_SPACE if there is no memory for a message, which stays where it is.
    */
-  #fetch(spin: boolean, alone: number): boolean {
-    if (this.kept.count > 0) return this.#fetchKept()
-    return this.#native.pullHeld === undefined ? this.#fetchToCopy(spin) : this.#fetchHeld(spin, alone)
+  #fetch(spin: boolean, holdSingle: number): boolean {
+    if (this.backlog.count > 0) return this.#fetchBacklog()
+    return this.#native.pullHeld === undefined ? this.#fetchChunk(spin) : this.#fetchHeld(spin, holdSingle)
   }
 
-  #fetchHeld(spin: boolean, alone: number): boolean {
-    if (this.over !== null) return false
+  #fetchHeld(spin: boolean, holdSingle: number): boolean {
+    if (this.endState !== null) return false
     if (this.large.partial !== null) return this.#gather()
-    const answer = this.#pull(false, spin, alone)
-    if (answer === CALLS) return this.#takeCalls(this.#pull(true, false, 0)) && this.#fetchHeld(false, alone)
-    if (answer <= 0) return this.#fetchOther(answer, true)
+    const answer = this.#pull(false, spin, holdSingle)
+    if (answer === CALLS) return this.#handleCalls(this.#pull(true, false, 0)) && this.#fetchHeld(false, holdSingle)
+    if (answer <= 0) return this.#handleOther(answer, true)
     this.#useBlock(this.#blocks.current, answer)
-    this.#held = alone === 1 || answer > recordSize(this.#blocks.length)
+    this.#isHeld = holdSingle === 1 || answer > recordSize(this.#blocks.length)
     return true
   }
 
   /** Copies messages or call frames to the current block, behind what it holds. Returns the answer of the binding. */
-  #pull(calls: boolean, spin: boolean, alone: number): number {
+  #pull(calls: boolean, spin: boolean, holdSingle: number): number {
     const blocks = this.#blocks
     // A block that was never used is allocated once there is a message.
     if (blocks.current.used > 0) blocks.current.makeRoom(blocks.length)
-    const answer = this.#pullTo(blocks.current, calls, spin && this.busy, alone)
+    const answer = this.#pullTo(blocks.current, calls, spin && this.busy, holdSingle)
     const length = LARGE - answer
-    if (length < 0 || length > OWN) return answer
+    if (length < 0 || length > MAX_SHARED) return answer
     // The message belongs in the other block, or does not fit.
     blocks.current = blocks.of(length)
     blocks.current.makeRoom(length)
-    return this.#pullTo(blocks.current, calls, false, alone)
+    return this.#pullTo(blocks.current, calls, false, holdSingle)
   }
 
-  #pullTo({ memory, used, least, most }: Block, calls: boolean, busy: boolean, alone: number): number {
+  #pullTo({ memory, used, minLength, maxLength }: Block, calls: boolean, busy: boolean, holdSingle: number): number {
     const native = this.#native
     if (calls)
-      return busy ? native.pullCallsBusy!(memory, used, least, most) : native.pullCalls!(memory, used, least, most)
+      return busy
+        ? native.pullCallsBusy!(memory, used, minLength, maxLength)
+        : native.pullCalls!(memory, used, minLength, maxLength)
     return busy
-      ? native.pullHeldBusy!(memory, used, least, most, alone)
-      : native.pullHeld!(memory, used, least, most, alone)
+      ? native.pullHeldBusy!(memory, used, minLength, maxLength, holdSingle)
+      : native.pullHeld!(memory, used, minLength, maxLength, holdSingle)
   }
 
   /** Reads from a block that has received this number of bytes. */
   #useBlock(block: Block, bytes: number): void {
     this.memory = block.memory
     this.words = block.words
-    this.#whole = block.whole
+    this.#blockBuffer = block.buffer
     this.#start = this.at = block.used
     block.add(bytes)
     this.end = block.used
     this.#blocks.length = block.words[this.at >>> 2]!
-    this.pace.found(bytes, this.#blocks.length)
+    this.pace.arrived(bytes, this.#blocks.length)
   }
 
-  /** Does the same as `#fetch`, for visitors. `goesOn`: the caller fetches until nothing is left, or wakes the peer. */
-  fetchToShow(spin: boolean, goesOn = 0): boolean {
-    if (this.kept.count > 0) return this.#fetchKept()
-    if (this.over !== null) return false
+  /** Does the same as `#fetch`, for visitors. `round`: the caller fetches until nothing is left, or wakes the peer. */
+  fetchForVisitor(spin: boolean, round = 0): boolean {
+    if (this.backlog.count > 0) return this.#fetchBacklog()
+    if (this.endState !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const chunk = this.#chunk
     if (this.visitors === 0) {
       // A visitor has transferred the chunk. Nothing is lost, since everything was read.
-      if (chunk.bytes.length === 0) chunk.renew()
+      if (chunk.bytes.length === 0) chunk.reallocate()
       chunk.used = 0
-    } else if (chunk.bytes.length - chunk.used < ROOM) {
-      chunk.renew()
+    } else if (chunk.bytes.length - chunk.used < MIN_ROOM) {
+      chunk.reallocate()
     }
     let answer =
       spin && this.busy
-        ? this.#native.pullBusy(chunk.bytes, chunk.used, goesOn)
-        : this.#native.pull(chunk.bytes, chunk.used, goesOn)
+        ? this.#native.pullBusy(chunk.bytes, chunk.used, round)
+        : this.#native.pull(chunk.bytes, chunk.used, round)
     if (answer <= LARGE && chunk.used > 0 && LARGE - answer + HEADER <= CHUNK) {
       // It may fit into an empty chunk.
-      chunk.renew()
-      answer = this.#native.pull(chunk.bytes, 0, goesOn)
+      chunk.reallocate()
+      answer = this.#native.pull(chunk.bytes, 0, round)
     }
-    if (answer === CALLS) return this.#takeCalls(this.#pull(true, false, 0)) && this.fetchToShow(false, goesOn)
-    if (answer <= 0) return this.#fetchOther(answer, this.visitors > 0)
-    this.#useShown(answer)
+    if (answer === CALLS) return this.#handleCalls(this.#pull(true, false, 0)) && this.fetchForVisitor(false, round)
+    if (answer <= 0) return this.#handleOther(answer, this.visitors > 0)
+    this.#useChunk(answer)
     return true
   }
 
-  #fetchKept(): boolean {
-    const { kept, large } = this
-    const wasFull = kept.isFull
-    large.message = kept.shift()
-    large.own = true
-    if (wasFull && !kept.isFull) this.#events.hasRoom()
+  #fetchBacklog(): boolean {
+    const { backlog, large } = this
+    const wasFull = backlog.isFull
+    large.message = backlog.shift()
+    large.isOwned = true
+    if (wasFull && !backlog.isFull) this.#events.backlogHasRoom()
     return true
   }
 
@@ -483,54 +484,54 @@ export class Fetched {
    *
    * @throws {@link RingfenceError} as {@link take}
    */
-  readOn(spin: boolean): boolean {
-    this.#keep()
-    if (this.kept.isFull || this.over !== null) return false
+  readCalls(spin: boolean): boolean {
+    this.#moveToBacklog()
+    if (this.backlog.isFull || this.endState !== null) return false
     if (this.large.partial === null) {
       const answer = this.#pull(true, spin, 0)
-      if (answer !== OTHER) return this.#takeCalls(answer)
+      if (answer !== OTHER) return this.#handleCalls(answer)
     }
-    const found = this.#fetchHeld(false, 0)
-    this.#keep()
-    return found
+    const arrived = this.#fetchHeld(false, 0)
+    this.#moveToBacklog()
+    return arrived
   }
 
   /** Keeps the messages in memory. */
-  #keep(): void {
+  #moveToBacklog(): void {
     while (this.at < this.end || this.large.message !== null) {
       const message = this.take(false)
       if (message === null) return
-      this.kept.push(message as Message)
+      this.backlog.push(message as Message)
     }
   }
 
   /** Hands out the call frames that were copied to the current block, with this answer. Returns whether to read on now. */
-  #takeCalls(answer: number): boolean {
+  #handleCalls(answer: number): boolean {
     if (answer <= LARGE) {
       this.large.begin(LARGE - answer, true, true)
       return this.#gather()
     }
-    if (answer <= 0) return this.nothing(answer)
+    if (answer <= 0) return this.handleNoMessage(answer)
     const block = this.#blocks.current
-    const { whole, words } = block
+    const { buffer, words } = block
     let at = block.used
     block.add(answer)
     const end = block.used
     this.#blocks.length = words[at >>> 2]!
     while (at < end) {
       const length = words[at >>> 2]!
-      if (!this.#called(whole, words, at + HEADER, length)) return false
+      if (!this.#handleCall(buffer, words, at + HEADER, length)) return false
       at += recordSize(length)
     }
-    return fairness.dueWeakly === null
+    return fairness.weakDue === null
   }
 
-  #called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): boolean {
+  #handleCall(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): boolean {
     try {
       this.#events.called(memory, words, at, length)
       return true
     } catch (error) {
-      this.over = () => error as RingfenceError
+      this.endState = () => error as RingfenceError
       this.#events.failed(error as RingfenceError)
       this.releaseRing()
       return false
@@ -541,37 +542,37 @@ export class Fetched {
    * Does the same as `#fetch` for a ring that holds nothing for this reader. A message is copied out of the chunk before it is handed out,
    * with the messages behind it.
    */
-  #fetchToCopy(spin: boolean): boolean {
-    if (this.visitors > 0) return this.fetchToShow(spin)
-    if (this.over !== null) return false
+  #fetchChunk(spin: boolean): boolean {
+    if (this.visitors > 0) return this.fetchForVisitor(spin)
+    if (this.endState !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const chunk = this.#chunk
-    if (chunk.bytes.length === 0) chunk.renew()
+    if (chunk.bytes.length === 0) chunk.reallocate()
     // Data that is copied twice must stay in the CPU cache. Longer messages are not copied twice.
-    const into = chunk.bytes.subarray(0, this.#copies.far ? HEADER + OWN : NEAR)
+    const into = chunk.bytes.subarray(0, this.#copies.lastWasLong ? HEADER + MAX_SHARED : CACHED_CHUNK)
     const answer = spin && this.busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
-    this.#copies.far = answer <= LARGE
-    if (answer <= 0) return this.#fetchOther(answer, true)
+    this.#copies.lastWasLong = answer <= LARGE
+    if (answer <= 0) return this.#handleOther(answer, true)
     chunk.used = 0
-    this.#useShown(answer)
+    this.#useChunk(answer)
     return true
   }
 
   /** Reads from the chunk, which has received this number of bytes. */
-  #useShown(bytes: number): void {
+  #useChunk(bytes: number): void {
     const chunk = this.#chunk
     this.memory = chunk.bytes
     this.words = chunk.words
-    this.#whole = null
-    this.#held = false
-    this.at = this.#copies.upTo = chunk.used
+    this.#blockBuffer = null
+    this.#isHeld = false
+    this.at = this.#copies.copiedEnd = chunk.used
     this.end = chunk.used += bytes
-    this.pace.found(bytes, this.words[this.at >>> 2]!)
+    this.pace.arrived(bytes, this.words[this.at >>> 2]!)
   }
 
-  /** Handles an answer other than records: a large message starts, or there is nothing. `own`: use memory that can be handed out. */
-  #fetchOther(answer: number, own: boolean): boolean {
-    if (answer > LARGE) return this.nothing(answer)
+  /** Handles an answer other than records: a large message starts, or there is nothing. `isOwned`: use memory that can be handed out. */
+  #handleOther(answer: number, own: boolean): boolean {
+    if (answer > LARGE) return this.handleNoMessage(answer)
     this.large.begin(LARGE - answer, own)
     return this.#gather()
   }
@@ -581,24 +582,24 @@ export class Fetched {
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if a visitor has transferred the chunk, which loses its messages.
    */
-  fetchAgain(): boolean {
+  refetch(): boolean {
     const bytes = this.end - this.at
-    if (this.#held) {
-      const passed = this.at - this.#start
+    if (this.#isHeld) {
+      const skipped = this.at - this.#start
       const block = this.#blocks.current
       block.memory = EMPTY
       block.makeRoom(this.#blocks.length)
-      const answer = this.#native.pullAgain!(block.memory.subarray(0, bytes), passed)
+      const answer = this.#native.pullAgain!(block.memory.subarray(0, bytes), skipped)
       if (answer > 0) {
         this.#useBlock(block, answer)
-        this.#start -= passed
+        this.#start -= skipped
         return true
       }
       this.at = this.end
-      return this.#fetchOther(answer, true)
+      return this.#handleOther(answer, true)
     }
     this.at = this.end
-    this.#chunk.renew()
+    this.#chunk.reallocate()
     throw invalid(
       'a visitor has transferred the memory that it was shown, and with it ' +
         `${bytes} bytes of messages that came behind its own: copy what is to be transferred`,
@@ -615,8 +616,8 @@ export class Fetched {
       if (!large.isCall) return true
       const frame = large.take()
       closeAttachments(frame as Message)
-      const whole = frame.buffer as ArrayBuffer
-      this.#called(whole, new Uint32Array(whole, 0, whole.byteLength >>> 2), 0, frame.length)
+      const buffer = frame.buffer as ArrayBuffer
+      this.#handleCall(buffer, new Uint32Array(buffer, 0, buffer.byteLength >>> 2), 0, frame.length)
       return false
     }
     if (answer <= LARGE) {
@@ -628,9 +629,9 @@ export class Fetched {
     }
     if (answer === OTHER) {
       large.partial = null
-      return large.own ? this.#fetch(false, 0) : this.fetchToShow(false)
+      return large.isOwned ? this.#fetch(false, 0) : this.fetchForVisitor(false)
     }
-    if (answer !== FAILED) return this.nothing(answer)
+    if (answer !== FAILED) return this.handleNoMessage(answer)
     const error = fromFailure(this.#native.failure())
     // The message stays, and the next call tries again.
     if (error.code === 'ERR_RINGFENCE_NO_SPACE') throw error
@@ -638,18 +639,18 @@ export class Fetched {
   }
 
   /** Handles an answer without a message. There may never be another one. */
-  nothing(answer: number): false {
+  handleNoMessage(answer: number): false {
     if (answer === ENDED) {
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
-      this.over = this.#events.ended() ?? 'ended'
+      this.endState = this.#events.ended() ?? 'ended'
     } else if (answer === FAILED) return this.#fail(fromFailure(this.#native.failure()))
-    if (this.over !== null) this.releaseRing()
+    if (this.endState !== null) this.releaseRing()
     return false
   }
 
   #fail(error: RingfenceError): false {
-    this.over = () => error
+    this.endState = () => error
     this.#events.failed(error)
     this.releaseRing()
     return false
@@ -664,14 +665,14 @@ export class Fetched {
   /** Drops all messages. */
   clear(): void {
     this.at = this.end = 0
-    this.#held = false
-    this.large.drop()
-    this.kept.clear()
+    this.#isHeld = false
+    this.large.discard()
+    this.backlog.clear()
   }
 }
 
 function copyOf(message: Buffer): Buffer {
   const copy = allocate(message.length, 'a message')
-  put.call(copy, message)
+  setBytes.call(copy, message)
   return copy
 }

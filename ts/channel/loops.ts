@@ -11,72 +11,72 @@ export interface Loop<Value> extends AsyncIterator<Value, undefined>, AsyncDispo
   [Symbol.asyncIterator](): this
 }
 
-const OVER: IteratorResult<never, undefined> = { done: true, value: undefined }
+const DONE: IteratorResult<never, undefined> = { done: true, value: undefined }
 
 /**
  * Returns an iterator. `return()` cancels the pending calls of next(), which then take nothing. A destroyed stream has called next() ahead,
  * and the message that arrived for that call would be lost.
  *
- * @param now - Returns the next value; `undefined` if the caller must wait for it, `null` at the end.
+ * @param poll - Returns the next value; `undefined` if the caller must wait for it, `null` at the end.
  * @param decode - Converts a raw value. An error fails only that call of next().
  */
 export function loop<Raw, Value = Raw>(
-  now: () => Raw | null | undefined,
+  poll: () => Raw | null | undefined,
   wait: (reader: object) => Wait<Raw>,
   decode?: (raw: Raw) => Value,
 ): Loop<Value> {
-  const waiting = new Set<Wait<Raw>>()
+  const pendingWaits = new Set<Wait<Raw>>()
   const toResult = (raw: Raw | null): IteratorResult<Value, undefined> => {
-    if (raw === null) return OVER
+    if (raw === null) return DONE
     return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw) }
   }
-  let left = false
+  let isDone = false
   // Kept out of next(): the closures would slow it down even if it does not wait.
-  const later = (): Promise<IteratorResult<Value, undefined>> => {
-    const own = wait(self)
-    waiting.add(own)
-    return own.promise.then(
+  const waitForNext = (): Promise<IteratorResult<Value, undefined>> => {
+    const pending = wait(iterator)
+    pendingWaits.add(pending)
+    return pending.promise.then(
       (raw) => {
-        waiting.delete(own)
+        pendingWaits.delete(pending)
         return toResult(raw)
       },
       (error: unknown) => {
-        waiting.delete(own)
+        pendingWaits.delete(pending)
         throw error
       },
     )
   }
-  const self: Loop<Value> = {
+  const iterator: Loop<Value> = {
     next() {
-      if (left) return Promise.resolve(OVER)
+      if (isDone) return Promise.resolve(DONE)
       try {
-        const raw = now()
-        return raw === undefined ? later() : Promise.resolve(toResult(raw))
+        const raw = poll()
+        return raw === undefined ? waitForNext() : Promise.resolve(toResult(raw))
       } catch (error) {
         return Promise.reject(error as Error)
       }
     },
     return() {
-      left = true
-      for (const own of waiting) own.leave()
-      return Promise.resolve(OVER)
+      isDone = true
+      for (const pending of pendingWaits) pending.cancel()
+      return Promise.resolve(DONE)
     },
-    [Symbol.asyncIterator]: () => self,
+    [Symbol.asyncIterator]: () => iterator,
     async [Symbol.asyncDispose]() {
-      await self.return()
+      await iterator.return()
     },
   }
-  return self
+  return iterator
 }
 
 /** The source of a {@link batchLoop}. */
 export interface BatchSource<Raw, Value> {
-  /** Does the same as `now` of {@link loop}. */
-  now(): Raw | null | undefined
+  /** Does the same as `poll` of {@link loop}. */
+  poll(): Raw | null | undefined
   /** Returns the next message if there is one now and the event loop is not due; otherwise null. */
-  more(): Raw | null
+  pollMore(): Raw | null
   /** Appends fetched messages, up to `max` in all. Returns whether there were any. Omitted if each message takes a call. */
-  run?: ((into: Value[], max: number) => boolean) | undefined
+  takeRun?: ((into: Value[], max: number) => boolean) | undefined
   wait(reader: object, signal: AbortSignal | undefined): Wait<Raw>
   decode(raw: Raw): Value
 }
@@ -93,8 +93,8 @@ export function batchLoop<Raw, Value>(
     const batch = [source.decode(first)]
     try {
       while (batch.length < max) {
-        if (source.run?.(batch, max) === true) continue
-        const raw = source.more()
+        if (source.takeRun?.(batch, max) === true) continue
+        const raw = source.pollMore()
         if (raw === null) break
         batch.push(source.decode(raw))
       }
@@ -103,14 +103,14 @@ export function batchLoop<Raw, Value>(
     }
     return batch
   }
-  const now = () => {
+  const poll = () => {
     if (failure !== null) {
       const { error } = failure
       failure = null
       throw error
     }
     if (signal?.aborted) throw aborted(signal)
-    return source.now()
+    return source.poll()
   }
-  return loop(now, (reader) => source.wait(reader, signal), decode)
+  return loop(poll, (reader) => source.wait(reader, signal), decode)
 }

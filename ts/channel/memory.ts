@@ -1,20 +1,20 @@
 // Memory for messages, sent and received.
 
 import { builtin } from '../native.js'
-import { orNoSpace } from '../errors.js'
+import { withNoSpace } from '../errors.js'
 
 /** @throws {@link RingfenceError} NO_SPACE if the engine cannot allocate, with the engine's error as the cause. */
 export function allocate(size: number, what: string): Buffer {
-  return tried(size, what, (bytes) => Buffer.allocUnsafeSlow(bytes))
+  return allocateWith(size, what, (bytes) => Buffer.allocUnsafeSlow(bytes))
 }
 
 /** Does the same as {@link allocate}, zero-filled: for memory that may be sent to a peer without having been written. */
 export function allocateEmpty(size: number, what: string): Uint8Array {
-  return tried(size, what, (bytes) => new Uint8Array(bytes))
+  return allocateWith(size, what, (bytes) => new Uint8Array(bytes))
 }
 
-function tried<Memory>(size: number, what: string, make: (size: number) => Memory): Memory {
-  return orNoSpace(
+function allocateWith<Memory>(size: number, what: string, make: (size: number) => Memory): Memory {
+  return withNoSpace(
     () => `there is no memory of ${size} bytes for ${what}`,
     () => make(size),
   )
@@ -24,7 +24,7 @@ function tried<Memory>(size: number, what: string, make: (size: number) => Memor
 type View = new (memory: ArrayBuffer, from: number, length: number) => Buffer
 
 /** A {@link View} that every engine supports. */
-const viewed = function (memory: ArrayBuffer, from: number, length: number): Buffer {
+const bufferOver = function (memory: ArrayBuffer, from: number, length: number): Buffer {
   return Buffer.from(memory, from, length)
 } as unknown as View
 
@@ -32,27 +32,30 @@ const viewed = function (memory: ArrayBuffer, from: number, length: number): Buf
  * Node's internal class for Buffers, which is not exported but available as `Symbol.species`. Its constructor takes a third of the time of
  * `subarray` (19 ns and 55, Node 20). If the species is anything else, `Buffer.from` is used.
  */
-export const BufferView: View = bufferClass((Buffer as { [Symbol.species]?: unknown })[Symbol.species]) ?? viewed
+export const BufferView: View = bufferClass((Buffer as { [Symbol.species]?: unknown })[Symbol.species]) ?? bufferOver
 
 function bufferClass(species: unknown): View | undefined {
   // Calling the constructor of Buffer is deprecated.
   if (species === Buffer) return undefined
   try {
-    const made = new (species as View)(new ArrayBuffer(16), 8, 4)
-    return made.byteOffset === 8 && made.length === 4 && Buffer.isBuffer(made) ? (species as View) : undefined
+    const probe = new (species as View)(new ArrayBuffer(16), 8, 4)
+    return probe.byteOffset === 8 && probe.length === 4 && Buffer.isBuffer(probe) ? (species as View) : undefined
   } catch {
     return undefined
   }
 }
 
-function refuse(): never {
+function refuseTransfer(): never {
   throw new TypeError('this memory holds other messages as well: copy the message, and transfer the copy')
 }
 
 /** The prototype of shared memory, or null if the engine cannot transfer. Own properties on each buffer would double its cost. */
-const SHARED: object | null =
+const SHARED_PROTOTYPE: object | null =
   'transfer' in ArrayBuffer.prototype
-    ? Object.create(ArrayBuffer.prototype, { transfer: { value: refuse }, transferToFixedLength: { value: refuse } })
+    ? Object.create(ArrayBuffer.prototype, {
+        transfer: { value: refuseTransfer },
+        transferToFixedLength: { value: refuseTransfer },
+      })
     : null
 
 /**
@@ -66,7 +69,7 @@ export function allocateShared(size: number, what: string): Buffer {
 
 /** Does the same as {@link allocateShared}, zero-filled. */
 export function allocateSharedEmpty(size: number, what: string): Buffer {
-  return markShared(tried(size, what, (bytes) => Buffer.alloc(bytes)))
+  return markShared(allocateWith(size, what, (bytes) => Buffer.alloc(bytes)))
 }
 
 let markAsUntransferable: ((memory: ArrayBufferLike) => void) | undefined
@@ -76,15 +79,15 @@ function markShared(memory: Buffer): Buffer {
   // Engines without this function leave the memory unmarked.
   markAsUntransferable ??= builtin.threads.markAsUntransferable ?? (() => {})
   markAsUntransferable(buffer)
-  if (SHARED !== null) Object.setPrototypeOf(buffer, SHARED)
+  if (SHARED_PROTOTYPE !== null) Object.setPrototypeOf(buffer, SHARED_PROTOTYPE)
   return memory
 }
 
 /** The largest memory, in bytes, that is kept for the next copy: fresh memory costs more than the copy. */
-const SPARE_KEPT = 16 * 1024 * 1024
+const MAX_SPARE = 16 * 1024 * 1024
 
 /** Below this size the binding does not expose ring memory, so memory for one message is kept here. */
-const SCRATCH = 4096
+const MIN_SCRATCH = 4096
 
 /** Memory for copies of messages that wait. It can be reused because no caller ever sees it. */
 export class SpareMemory {
@@ -104,14 +107,14 @@ export class SpareMemory {
 
   /** Keeps the memory of a copy that was sent. */
   recycle(bytes: Uint8Array): void {
-    if (bytes.buffer.byteLength <= SPARE_KEPT) this.#spare = new Uint8Array(bytes.buffer)
+    if (bytes.buffer.byteLength <= MAX_SPARE) this.#spare = new Uint8Array(bytes.buffer)
   }
 
   /** Returns memory that a caller fills with one message. @throws {@link RingfenceError} NO_SPACE */
   scratchFor(size: number): Uint8Array {
     if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
-    const scratch = allocateEmpty(Math.max(size, SCRATCH), 'a message')
-    if (size <= SCRATCH) this.#scratch = scratch
+    const scratch = allocateEmpty(Math.max(size, MIN_SCRATCH), 'a message')
+    if (size <= MIN_SCRATCH) this.#scratch = scratch
     return scratch
   }
 

@@ -8,10 +8,10 @@ import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
-import { Resource, destroyedBy, repeat, type ResourceEvents } from './resource.js'
-import { inletOf, type Inlet } from './sources.js'
+import { Resource, closedByDestroy, errorFactory, type ResourceEvents } from './resource.js'
+import { mergeInputOf, type MergeInput } from './sources.js'
 import type { MergeStats } from './stats.js'
-import { Place, TURN, Turns } from './turns.js'
+import { ListNode, TURN, Turns } from './turns.js'
 import type { Closed, Message, WaitOptions, BatchOptions } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
 import { timers } from '../runtime/timers.js'
@@ -35,39 +35,39 @@ export type MergeVisit<Source, In = Message> = [In] extends [Message]
   : (value: In, source: Source) => void
 
 /** The number of empty sources that are checked after each turn, in each of the two lists (resting and armed). */
-const LOOKS = 4
+const EMPTY_CHECKS = 4
 
 /** Only this package makes merges. */
 const KEY = Symbol('ringfence')
 
-const closedHere = () => new RingfenceError('CLOSED', 'the merge is closed')
+const closedError = () => new RingfenceError('CLOSED', 'the merge is closed')
 
 /** A source of a merge, with its state there. */
-class Entry<Source> extends Place {
+class Entry<Source> extends ListNode {
   constructor(
     readonly source: Source,
-    readonly inlet: Inlet,
+    readonly input: MergeInput,
   ) {
     super()
   }
 }
 
 /** Thrown by the visitor's wrapper to stop the visits of a source that has left the merge. */
-const LEFT = Symbol('left')
+const LEFT_MERGE = Symbol('left')
 
-let make: (letGo: (() => void) | null) => Merge<MergeSource>
+let make: (onClose: (() => void) | null) => Merge<MergeSource>
 
 /**
- * Makes a merge that stays open after all its sources have ended, until {@link letEnd}.
+ * Makes a merge that stays open after all its sources have ended, until {@link allowEnd}.
  *
- * @param letGo - Called when the program closes or destroys the merge.
+ * @param onClose - Called when the program closes or destroys the merge.
  */
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-export let makeHeld: (letGo: () => void) => Merge<any, any>
+export let makePersistent: (onClose: () => void) => Merge<any, any>
 
-/** Lets a held merge end once its sources have ended. `failure`: the error for the first caller after that. */
+/** Lets a persistent merge end once its sources have ended. `failure`: the error for the first caller after that. */
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-export let letEnd: (held: Merge<any, any>, failure: Error | null) => void
+export let allowEnd: (merged: Merge<any, any>, failure: Error | null) => void
 
 /**
  * Reads from many sources as one. Each message comes with its source, whose `peer` is proven.
@@ -88,19 +88,19 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   readonly #turns = new Turns<Entry<Source>>()
   readonly #waiters = new Waiters<[Source, In]>()
   /** Ends to report in the next microtask: a listener must not run while a message is on its way to its reader. */
-  #untold: MergeEvents<Source>['disconnect'][] = []
+  #unreported: MergeEvents<Source>['disconnect'][] = []
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
   /** The merge has or had a source. It is over once it has none again. */
-  #hadOne = false
-  #held: boolean
-  /** The end of a merge that was held, once it has no sources; null for any other merge. */
-  #verdict: Closed | null = null
-  readonly #letGo: (() => void) | null
+  #hadSource = false
+  #isPersistent: boolean
+  /** The end of a merge that was persistent, once it has no sources; null for any other merge. */
+  #pendingEnd: Closed | null = null
+  readonly #onClose: (() => void) | null
   /** The error of calls once this side has closed or destroyed the merge; null before. */
-  #over: (() => RingfenceError) | null = null
+  #endReason: (() => RingfenceError) | null = null
   /** The call that was made last on all sources, and is made on each new one. */
-  #keeping: 'ref' | 'unref' | null = null
+  #refMode: 'ref' | 'unref' | null = null
   #streams: WebStreams<[Source, In], never> | null = null
   /** The error for the first caller after the merge is over. */
   #failure: Error | null = null
@@ -109,22 +109,22 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #bytes = 0
 
   static {
-    make = (letGo) => new Merge(KEY, letGo)
-    makeHeld = make
-    letEnd = (held, failure) => {
-      held.#held = false
-      held.#hadOne = true
-      held.#failure = failure
-      held.#verdict = destroyedBy(failure ?? undefined)
-      held.#schedule()
+    make = (onClose) => new Merge(KEY, onClose)
+    makePersistent = make
+    allowEnd = (merged, failure) => {
+      merged.#isPersistent = false
+      merged.#hadSource = true
+      merged.#failure = failure
+      merged.#pendingEnd = closedByDestroy(failure ?? undefined)
+      merged.#schedule()
     }
   }
 
-  private constructor(key: symbol, letGo: (() => void) | null) {
+  private constructor(key: symbol, onClose: (() => void) | null) {
     if (key !== KEY) throw invalid('merges are made by merge')
     super(null)
-    this.#held = letGo !== null
-    this.#letGo = letGo
+    this.#isPersistent = onClose !== null
+    this.#onClose = onClose
   }
 
   /** The messages handed out so far, over all current and former sources. The visits of a `receiveEach` count when it returns. */
@@ -149,15 +149,15 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * reads; CLOSED once the merge is closed.
    */
   add(source: Source): this {
-    if (this.ended !== null) throw closedHere()
+    if (this.ended !== null) throw closedError()
     if (this.#entries.has(source)) return this
-    const inlet = inletOf(source)
-    if (inlet === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
-    const entry = new Entry(source, inlet)
-    inlet.buffer.lend(() => this.#told(entry))
+    const input = mergeInputOf(source)
+    if (input === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
+    const entry = new Entry(source, input)
+    input.buffer.attachMerge(() => this.#wakeEntry(entry))
     this.#entries.set(source, entry)
-    this.#hadOne = true
-    if (this.#keeping !== null) (source as MergeSource)[this.#keeping]()
+    this.#hadSource = true
+    if (this.#refMode !== null) (source as MergeSource)[this.#refMode]()
     this.#turns.wake(entry)
     this.#schedule()
     return this
@@ -192,7 +192,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
     const signal = signalOf(options)
-    if (this.#over !== null) throw this.#over()
+    if (this.#endReason !== null) throw this.#endReason()
     let message = this.#receiveNow()
     if (message === undefined) message = await this.#wait(true, signal).promise
     return message ?? undefined
@@ -210,14 +210,14 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
    */
   tryReceive(): [Source, In] | undefined {
-    if (this.#over !== null) throw this.#over()
+    if (this.#endReason !== null) throw this.#endReason()
     this.#turns.wakeAll()
-    return this.#take() ?? undefined
+    return this.#takeNext() ?? undefined
   }
 
   /** Whether every source has ended or was deleted, and everything was read; or this side has closed the merge. */
   get readableEnded(): boolean {
-    return this.#isOver && this.#failure === null && (this.#over ?? closedHere) === closedHere
+    return this.#isOver && this.#failure === null && (this.#endReason ?? closedError) === closedError
   }
 
   /**
@@ -239,33 +239,33 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
-    if (this.#over !== null) throw this.#over()
+    if (this.#endReason !== null) throw this.#endReason()
     const turns = this.#turns
     turns.wakeAll()
-    const begun = new Set<Entry<Source>>()
-    const began = timers.now()
+    const visited = new Set<Entry<Source>>()
+    const startedAt = timers.now()
     let count = 0
-    let payload = 0
+    let payloadBytes = 0
     try {
       for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
-        const own = entry
+        const current = entry
         const visitor = (bytes: Uint8Array, offset: number, length: number) => {
           count += 1
-          payload += length
-          const { values } = own.inlet
-          if (values === null) (visit as MergeVisit<Source>)(bytes, offset, length, own.source)
-          else (visit as MergeVisit<Source, unknown>)(values.decodeShown(bytes, offset, length), own.source)
+          payloadBytes += length
+          const { values } = current.input
+          if (values === null) (visit as MergeVisit<Source>)(bytes, offset, length, current.source)
+          else (visit as MergeVisit<Source, unknown>)(values.decodeVisited(bytes, offset, length), current.source)
           // A visitor may delete the source or close the merge.
-          if (own.line === null) throw LEFT
+          if (current.list === null) throw LEFT_MERGE
         }
-        const round = begun.has(own) ? MORE : FIRST
-        begun.add(own)
-        this.#visit(own, visitor, max === undefined ? undefined : max - count, round)
-        if (max === undefined && fairness.isLong(began, timers.now())) break
+        const round = visited.has(current) ? MORE : FIRST
+        visited.add(current)
+        this.#visit(current, visitor, max === undefined ? undefined : max - count, round)
+        if (max === undefined && fairness.exceedsBudget(startedAt, timers.now())) break
       }
     } finally {
       this.#messages += count
-      this.#bytes += payload
+      this.#bytes += payloadBytes
     }
     return count
   }
@@ -277,17 +277,17 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     max: number | undefined,
     round: number,
   ): void {
-    const { buffer } = entry.inlet
+    const { buffer } = entry.input
     try {
       buffer.visit(visitor, max, TURN, round)
     } catch (error) {
       this.#turns.end()
-      if (error === LEFT) return
+      if (error === LEFT_MERGE) return
       throw error
     }
-    if (entry.line === null) return
-    if (!buffer.isDry) this.#turns.end()
-    else if (buffer.isThrough) this.#leave(entry)
+    if (entry.list === null) return
+    if (!buffer.isDrained) this.#turns.end()
+    else if (buffer.isFinished) this.#leave(entry)
     else this.#turns.rest(entry, buffer.isArmed)
   }
 
@@ -301,9 +301,9 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   async #waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
-    if (this.#over !== null) throw this.#over()
+    if (this.#endReason !== null) throw this.#endReason()
     fairness.spend(this.#isWeak)
-    if (this.#due === null && this.#has()) return true
+    if (this.#due === null && this.#hasNext()) return true
     if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
     return (await this.#wait(false, signal, reader).promise) !== null
   }
@@ -330,8 +330,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   batches(options?: BatchOptions): Loop<[Source, In][]> {
     return batchLoop<[Source, In], [Source, In]>(
       {
-        now: () => this.#nextNow(),
-        more: () => (this.#due === null ? this.#take() : null),
+        poll: () => this.#nextNow(),
+        pollMore: () => (this.#due === null ? this.#takeNext() : null),
         wait: (reader, signal) => this.#wait(true, signal, reader),
         decode: (message) => message,
       },
@@ -363,28 +363,28 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   #end(error?: Error): void {
     if (this.ended !== null) return
-    const closed = destroyedBy(error)
-    this.#over = closed.error === undefined ? closedHere : repeat(closed.error)
+    const closed = closedByDestroy(error)
+    this.#endReason = closed.error === undefined ? closedError : errorFactory(closed.error)
     for (const entry of [...this.#entries.values()]) this.#remove(entry)
     if (closed.error === undefined) this.#waiters.end()
-    else this.#waiters.fail(this.#over)
+    else this.#waiters.fail(this.#endReason)
     this.settle(closed)
-    this.#letGo?.()
+    this.#onClose?.()
   }
 
   /** Calls `ref` of every source, and of each that is added later. */
   ref(): this {
-    return this.#keep('ref')
+    return this.#applyRefMode('ref')
   }
 
   /** Calls `unref` of every source, and of each that is added later. */
   unref(): this {
-    return this.#keep('unref')
+    return this.#applyRefMode('unref')
   }
 
-  #keep(keeping: 'ref' | 'unref'): this {
-    this.#keeping = keeping
-    for (const source of this.#entries.keys()) (source as MergeSource)[keeping]()
+  #applyRefMode(mode: 'ref' | 'unref'): this {
+    this.#refMode = mode
+    for (const source of this.#entries.keys()) (source as MergeSource)[mode]()
     return this
   }
 
@@ -396,19 +396,22 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Whether no source keeps the process alive, so that reading does not either. False without sources: their end is always reported. */
   get #isWeak(): boolean {
-    for (const { inlet } of this.#entries.values()) if (!inlet.buffer.isWeak) return false
+    for (const { input } of this.#entries.values()) if (!input.buffer.isWeak) return false
     return this.#entries.size > 0
   }
 
   /** The turn of the event loop to await before more is handed out; null if none is due. */
   get #due(): Promise<void> | null {
-    const due = fairness.dueWeakly
+    const due = fairness.weakDue
     return due === null || this.#isWeak ? due : fairness.due
   }
 
   /** Whether no more messages will arrive. */
   get #isOver(): boolean {
-    return this.#over !== null || (this.#hadOne && !this.#held && this.#entries.size === 0 && this.#untold.length === 0)
+    return (
+      this.#endReason !== null ||
+      (this.#hadSource && !this.#isPersistent && this.#entries.size === 0 && this.#unreported.length === 0)
+    )
   }
 
   #throwFailure(): void {
@@ -420,7 +423,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will arrive. */
   #receiveNow(): [Source, In] | null | undefined {
     if (!this.#waiters.isEmpty || this.#due !== null) return undefined
-    const message = this.#take()
+    const message = this.#takeNext()
     if (message !== null) return message
     if (!this.#isOver) return undefined
     this.#throwFailure()
@@ -429,24 +432,24 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Does the same, for a loop: it ends if this side has closed the merge. */
   #nextNow(): [Source, In] | null | undefined {
-    if (this.#over === null) return this.#receiveNow()
-    if (this.#over !== closedHere) throw this.#over()
+    if (this.#endReason === null) return this.#receiveNow()
+    if (this.#endReason !== closedError) throw this.#endReason()
     return null
   }
 
-  #wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<[Source, In]> {
-    const wait = this.#waiters.add(signal, takes, reader)
+  #wait(consumes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<[Source, In]> {
+    const wait = this.#waiters.add(signal, consumes, reader)
     this.#serve()
     return wait
   }
 
   /** Takes the next message of the ready sources. */
-  #take(): [Source, In] | null {
+  #takeNext(): [Source, In] | null {
     const turns = this.#turns
     for (let entry = turns.next; entry !== null; entry = turns.next) {
       let message: Buffer | null
       try {
-        message = entry.inlet.buffer.take()
+        message = entry.input.buffer.take()
       } catch (error) {
         turns.end()
         throw error
@@ -454,47 +457,47 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
       if (message !== null) {
         this.#messages += 1
         this.#bytes += message.length
-        if (turns.spend(message.length + HEADER)) turns.lookAround(LOOKS, hasSomething)
-        const { values } = entry.inlet
+        if (turns.spend(message.length + HEADER)) turns.checkEmpty(EMPTY_CHECKS, needsTurn)
+        const { values } = entry.input
         return [entry.source, (values === null ? message : values.decode(message)) as In]
       }
-      this.#foundEmpty(entry)
+      this.#markEmpty(entry)
     }
     return null
   }
 
   /** Whether a ready source has something. */
-  #has(): boolean {
+  #hasNext(): boolean {
     const turns = this.#turns
     for (let entry = turns.next; entry !== null; entry = turns.next) {
-      if (hasSomething(entry) && !entry.inlet.buffer.isThrough) return true
-      this.#foundEmpty(entry)
+      if (needsTurn(entry) && !entry.input.buffer.isFinished) return true
+      this.#markEmpty(entry)
     }
     return false
   }
 
-  #foundEmpty(entry: Entry<Source>): void {
-    const { buffer } = entry.inlet
-    if (buffer.isThrough) this.#leave(entry)
-    else this.#turns.foundEmpty(entry, buffer.isArmed)
+  #markEmpty(entry: Entry<Source>): void {
+    const { buffer } = entry.input
+    if (buffer.isFinished) this.#leave(entry)
+    else this.#turns.markEmpty(entry, buffer.isArmed)
   }
 
   /** Removes a source that has ended and was read to its end. */
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
-    this.#untold.push([entry.source, entry.inlet.end()])
+    this.#unreported.push([entry.source, entry.input.end()])
     this.#schedule()
   }
 
   #remove(entry: Entry<Source>): void {
     this.#turns.remove(entry)
     this.#entries.delete(entry.source)
-    entry.inlet.buffer.giveBack()
+    entry.input.buffer.detachMerge()
   }
 
   /** Called when a source was woken or has ended. */
-  #told(entry: Entry<Source>): void {
+  #wakeEntry(entry: Entry<Source>): void {
     this.#turns.wake(entry)
     this.#schedule()
   }
@@ -505,38 +508,38 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#scheduled = true
     timers.queueMicrotask(() => {
       this.#scheduled = false
-      this.#attend()
+      this.#update()
     })
   }
 
-  #attend(): void {
+  #update(): void {
     // A source that has ended leaves even if no caller reads the merge.
-    for (const entry of this.#turns.ready) if (entry.inlet.buffer.isThrough) this.#leave(entry)
-    for (const end of this.#untold.splice(0)) this.tell('disconnect', ...end)
+    for (const entry of this.#turns.ready) if (entry.input.buffer.isFinished) this.#leave(entry)
+    for (const end of this.#unreported.splice(0)) this.notify('disconnect', ...end)
     this.#serve()
-    if (this.#verdict !== null && this.#isOver) this.settle(this.#verdict)
+    if (this.#pendingEnd !== null && this.#isOver) this.settle(this.#pendingEnd)
   }
 
   /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
   #serve(): void {
-    const find = (takes: boolean) => (takes ? this.#take() : this.#has() ? THERE : null)
+    const find = (consumes: boolean) => (consumes ? this.#takeNext() : this.#hasNext() ? READABLE : null)
     for (;;) {
-      const left = this.#waiters.serve(find, () => this.#due)
-      if (left === null) return
-      if (left !== 'none') {
+      const outcome = this.#waiters.serve(find, () => this.#due)
+      if (outcome === null) return
+      if (outcome !== 'none') {
         this.#arm()
-        return this.#waiters.defer(left, () => this.#serve())
+        return this.#waiters.defer(outcome, () => this.#serve())
       }
-      if (this.#isOver) return this.#tellOver()
+      if (this.#isOver) return this.#endWaiters()
       if (!this.#arm()) return
     }
   }
 
   /** Ends the waiting calls: no more messages will arrive. */
-  #tellOver(): void {
+  #endWaiters(): void {
     const failure = this.#failure
     this.#failure = null
-    if (failure !== null) this.#waiters.shift()!.failed(failure)
+    if (failure !== null) this.#waiters.shift()!.reject(failure)
     this.#waiters.end()
   }
 
@@ -544,43 +547,43 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #arm(): boolean {
     const resting = this.#turns.resting
     if (resting.length === 0) return false
-    armAll(resting.map((entry) => entry.inlet))
-    let some = false
+    armAll(resting.map((entry) => entry.input))
+    let isAnyReady = false
     for (const entry of resting) {
-      if (entry.inlet.buffer.isArmed) this.#turns.rest(entry, true)
+      if (entry.input.buffer.isArmed) this.#turns.rest(entry, true)
       else {
         this.#turns.wake(entry)
-        some = true
+        isAnyReady = true
       }
     }
-    return some
+    return isAnyReady
   }
 }
 
 /** The value of a wait that only checks for readability. */
-const THERE = [null, null] as never
+const READABLE = [null, null] as never
 
 /** Asks the peers of all sources for a wakeup. Each source needs a memory barrier between two checks, and one barrier serves all. */
-function armAll(inlets: Inlet[]): void {
-  if (inlets.length === 1) {
-    inlets[0]!.buffer.arm()
+function armAll(inputs: MergeInput[]): void {
+  if (inputs.length === 1) {
+    inputs[0]!.buffer.arm()
     return
   }
-  let barrier = false
-  for (const { buffer } of inlets) if (buffer.park()) barrier = true
+  let needsBarrier = false
+  for (const { buffer } of inputs) if (buffer.park()) needsBarrier = true
   // If the shared barrier fails, each source arms separately and reports its own failure.
-  const single = barrier && native.barrier() !== null
-  for (const { buffer } of inlets) {
-    if (single) buffer.arm()
-    else buffer.lookParked()
+  const armsSingly = needsBarrier && native.barrier() !== null
+  for (const { buffer } of inputs) {
+    if (armsSingly) buffer.arm()
+    else buffer.checkParked()
   }
 }
 
 /** Whether a source needs a turn: it has a message, has ended, or has a message that there is no memory for. */
-function hasSomething(entry: Entry<unknown>): boolean {
-  const { buffer } = entry.inlet
+function needsTurn(entry: Entry<unknown>): boolean {
+  const { buffer } = entry.input
   try {
-    return buffer.hasMessage() || buffer.isThrough
+    return buffer.hasMessage() || buffer.isFinished
   } catch {
     // The call that takes the message reports the error.
     return true

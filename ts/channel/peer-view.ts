@@ -6,7 +6,7 @@ import { FAILED, type NativeChannel } from '../native.js'
 import type { Evidence, Identity, WaitOptions } from '../types.js'
 
 /** The errors that only `verify` reports. All others are the end of the channel or subscription, which its `closed` reports as well. */
-const TOLD_BY_VERIFY: ReadonlySet<string> = new Set([
+const VERIFY_ONLY_ERRORS: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_PEER_REFUSED',
   'ERR_RINGFENCE_NO_SPACE',
   'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
@@ -33,15 +33,15 @@ export function runVerification(
   const verified = new Deferred<Identity>()
   try {
     const signal = signalOf(options)
-    const forget = signal === undefined ? ignore : onAbort(signal, () => verified.reject(aborted(signal)))
+    const removeAbortListener = signal === undefined ? ignore : onAbort(signal, () => verified.reject(aborted(signal)))
     start({
       resolve(identity) {
-        forget()
+        removeAbortListener()
         verified.resolve(identity)
       },
       reject(error) {
-        forget()
-        if (!TOLD_BY_VERIFY.has(error.code)) verified.promise.catch(ignore)
+        removeAbortListener()
+        if (!VERIFY_ONLY_ERRORS.has(error.code)) verified.promise.catch(ignore)
         verified.reject(error)
       },
     })
@@ -56,7 +56,7 @@ export class PeerView {
   peer: Identity
   readonly #native: Pick<NativeChannel, 'evidence' | 'verify' | 'failure'>
   /** Fetched on first use. */
-  #ofHandshake: readonly Evidence[] | null = null
+  #handshakeEvidence: readonly Evidence[] | null = null
   #evidence: readonly Evidence[] | null = null
 
   constructor(native: Pick<NativeChannel, 'peer' | 'evidence' | 'verify' | 'failure'>) {
@@ -66,37 +66,37 @@ export class PeerView {
 
   /** Every check of the handshake, and those of the last `verify`. */
   get evidence(): readonly Evidence[] {
-    return (this.#evidence ??= this.#evidenceOfHandshake())
+    return (this.#evidence ??= this.#initialEvidence())
   }
 
-  #evidenceOfHandshake(): readonly Evidence[] {
-    return (this.#ofHandshake ??= Object.freeze(this.#native.evidence()))
+  #initialEvidence(): readonly Evidence[] {
+    return (this.#handshakeEvidence ??= Object.freeze(this.#native.evidence()))
   }
 
   /**
    * Checks the peer again.
    *
-   * @param over - The error after the end; `undefined` before it.
-   * @param hear - Asks the core whether it has ended: the event loop may not have been notified yet.
+   * @param endError - The error after the end; `undefined` before it.
+   * @param checkLine - Asks the core whether it has ended: the event loop may not have been notified yet.
    */
-  verify(over: () => RingfenceError | undefined, hear: () => void, options?: WaitOptions): Promise<Identity> {
+  verify(endError: () => RingfenceError | undefined, checkLine: () => void, options?: WaitOptions): Promise<Identity> {
     return runVerification(options, ({ resolve, reject }) => {
-      const ended = over()
+      const ended = endError()
       if (ended !== undefined) {
         reject(ended)
         return
       }
       const started = this.#native.verify((failure, verified) => {
-        const endedMeanwhile = over()
+        const endedSince = endError()
         // After the end, the result of the check no longer counts.
-        if (verified !== null && endedMeanwhile === undefined) {
+        if (verified !== null && endedSince === undefined) {
           this.peer = verified.identity
-          this.#evidence = Object.freeze([...this.#evidenceOfHandshake(), ...verified.evidence])
+          this.#evidence = Object.freeze([...this.#initialEvidence(), ...verified.evidence])
           resolve(verified.identity)
           return
         }
-        reject(failure === null ? endedMeanwhile! : fromFailure(failure))
-        hear()
+        reject(failure === null ? endedSince! : fromFailure(failure))
+        checkLine()
       })
       if (started === FAILED) reject(fromFailure(this.#native.failure()))
     })

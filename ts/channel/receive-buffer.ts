@@ -8,7 +8,7 @@ import { FAILED, FIRST, HEADER, MORE, type NativeReader } from '../native.js'
 import type { Received } from './stats.js'
 import type { AttachmentOptions, Visit } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
-import { afterWeakTurn } from '../runtime/weak-turn.js'
+import { setWeakImmediate } from '../runtime/weak-immediate.js'
 import { timers } from '../runtime/timers.js'
 
 /** The value of a wait that only checks for readability. */
@@ -19,60 +19,61 @@ interface Calls {
   /** Whether call frames must be read, also if no caller waits for a message. */
   readonly isActive: boolean
   /** Calls {@link ReceiveBuffer.readCalls} soon. */
-  readOn(): void
-  take(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
+  scheduleRead(): void
+  handleFrame(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void
 }
 
 /** The channel or the subscription whose messages a buffer reads. */
-export interface Reading {
+export interface BufferOwner {
   /** The calls of a channel, made on first use. */
   readonly calls?: Calls
   /** Called with the error of a failed call into the binding. */
   failed(error: RingfenceError): void
   /** Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end. */
-  foundEnd(): (() => RingfenceError) | null
+  handleEnd(): (() => RingfenceError) | null
   /** Called each time that a caller wanted a message and found a clean end. */
   endWithPeer(): void
 }
 
 /** Milliseconds until the next attempt to read a call frame that there was no memory for. */
-const PAUSE = 50
+const RETRY_DELAY = 50
 /** Call frames: a ring of the default size holds fewer. */
-const MOST_AT_DEADLINE = 1 << 18
+const MAX_FRAMES_PER_TURN = 1 << 18
 
 export class ReceiveBuffer {
   /** The calls of the channel; null until there are some. */
   calls: Calls | null = null
-  readonly #owner: Reading
+  readonly #owner: BufferOwner
   readonly #native: NativeReader
   readonly #fetched: Fetched
   readonly #waiters = new Waiters<Buffer>()
-  #armed = false
+  /** Whether the peer will send a wakeup once there is something to read. */
+  isArmed = false
   /** One turn of the event loop is passing before the peer is asked for a wakeup. */
-  #turning = false
+  #isTurnPending = false
   /** The source keeps no process alive, so reading from it does not either, however many messages arrive. */
-  #isWeak = false
+  isWeak = false
   /** Call frames are read on in a microtask. */
-  #isReading = false
+  #isCallReadPending = false
   /** Called on events while a merge reads the source; null if the program reads it directly. */
-  #merged: (() => void) | null = null
-  /** The last visits stopped because nothing was left. */
-  #dry = false
+  #notifyMerge: (() => void) | null = null
+  /** Whether the last {@link visit} stopped because nothing was left, or nothing of its round. */
+  isDrained = false
   /** This side has closed the channel. */
-  #closed = false
+  isClosed = false
   /** The number of fetched messages that this side's close has discarded. */
   #discarded = 0
   /** Messages handed out, and their bytes. They are counted here, since fetched messages may be discarded or transferred. */
   #messages = 0
   #bytes = 0
   /** The call frames that {@link ReceiveBuffer.readNow} may read until the event loop has turned. */
-  #atDeadline = MOST_AT_DEADLINE
+  #framesLeft = MAX_FRAMES_PER_TURN
 
-  /** @param accepts - The attachments that this side accepts. */
-  constructor(native: NativeReader, busy: boolean, owner: Reading, accepts?: AttachmentOptions) {
+  /** @param attachments - The attachments that this side accepts. */
+  constructor(native: NativeReader, busy: boolean, owner: BufferOwner, attachments?: AttachmentOptions) {
     this.#native = native
     this.#owner = owner
-    this.#fetched = new Fetched(native, busy, this, accepts)
+    this.#fetched = new Fetched(native, busy, this, attachments)
   }
 
   // The events of the fetched messages.
@@ -82,61 +83,56 @@ export class ReceiveBuffer {
   }
 
   ended(): (() => RingfenceError) | null {
-    return this.#owner.foundEnd()
+    return this.#owner.handleEnd()
   }
 
   called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     this.#count(1, length)
-    this.#owner.calls!.take(memory, words, at, length)
+    this.#owner.calls!.handleFrame(memory, words, at, length)
   }
 
-  hasRoom(): void {
+  backlogHasRoom(): void {
     timers.queueMicrotask(() => this.serve())
   }
 
   /** Sets whether awaiting a turn of the event loop keeps the process alive. */
   keepAlive(alive: boolean): void {
     // The messages that a peer has left fill at most one ring, and are read to the end.
-    this.#isWeak = !alive && this.#fetched.over === null && this.#fetched.release === null
-  }
-
-  /** Whether reading from the source keeps no process alive. */
-  get isWeak(): boolean {
-    return this.#isWeak
+    this.isWeak = !alive && this.#fetched.endState === null && this.#fetched.release === null
   }
 
   /** The turn of the event loop to await before more is handed out; null if none is due. */
   get due(): Promise<void> | null {
-    return this.#isWeak ? fairness.dueWeakly : fairness.due
+    return this.isWeak ? fairness.weakDue : fairness.due
   }
 
   /** Whether everything was read up to a clean end, or this side has closed the channel. */
   get isEnded(): boolean {
-    if (!this.isRead || !(this.#closed || this.hasCleanEnd)) return false
-    this.#tellIfEnded()
+    if (!this.isRead || !(this.isClosed || this.hasCleanEnd)) return false
+    this.#reportCleanEnd()
     return true
   }
 
   /** Whether no more messages will arrive and everything was read. */
   get isRead(): boolean {
     try {
-      return !this.#fetched.has(false) && this.#fetched.over !== null
+      return !this.#fetched.hasMessage(false) && this.#fetched.endState !== null
     } catch (error) {
       // There is a message, but no memory for it: the call that receives it reports that.
-      if (isShortage(error)) return false
+      if (isNoSpace(error)) return false
       throw error
     }
   }
 
   /** Whether a clean end was found. */
   get hasCleanEnd(): boolean {
-    return this.#fetched.over === 'ended'
+    return this.#fetched.endState === 'ended'
   }
 
   /** The error of later reads after everything was read. */
   get endError(): RingfenceError | null {
-    const { over } = this.#fetched
-    return typeof over === 'function' ? over() : null
+    const { endState } = this.#fetched
+    return typeof endState === 'function' ? endState() : null
   }
 
   /** The number of fetched messages that were not handed out, those included that this side's close has discarded. */
@@ -154,95 +150,95 @@ export class ReceiveBuffer {
     this.#bytes += bytes
   }
 
-  /** Takes the next message, in the caller's own memory; null if there is none now, or none will arrive ({@link isThrough}). */
+  /** Takes the next message, in the caller's own memory; null if there is none now, or none will arrive ({@link isFinished}). */
   take(spin = false): Buffer | null {
     const message = this.#fetched.take(spin)
     if (message !== null) {
       this.#count(1, message.length)
-      fairness.spend(this.#isWeak)
+      fairness.spend(this.isWeak)
     }
     return message
   }
 
   /** Whether more may arrive, for a caller that found nothing. @throws the reason, if the end was not orderly. */
-  #isOpen(): boolean {
-    if (this.#fetched.over === null) return true
-    if (this.#fetched.over !== 'ended') throw this.#fetched.over()
+  #mayHaveMore(): boolean {
+    if (this.#fetched.endState === null) return true
+    if (this.#fetched.endState !== 'ended') throw this.#fetched.endState()
     return false
   }
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if a merge reads: a direct read would take the merge's message. */
-  mustBeFree(): void {
-    if (this.#merged !== null) throw merged()
+  ensureNotMerged(): void {
+    if (this.#notifyMerge !== null) throw mergedError()
   }
 
   /** Takes the next message if there is one now. The caller detects the end by other means. */
   takeNow(): Buffer | null {
-    this.mustBeFree()
+    this.ensureNotMerged()
     const message = this.take()
-    if (message === null) this.#isOpen()
+    if (message === null) this.#mayHaveMore()
     return message
   }
 
   /** Appends the messages of the current block, in the caller's own memory, up to `max` in all. Returns whether there were any. */
   takeRun(into: Buffer[], max: number): boolean {
-    this.mustBeFree()
+    this.ensureNotMerged()
     if (this.due !== null) return false
     const { length } = into
     const bytes = this.#fetched.takeRun(into, max)
     const count = into.length - length
     if (count === 0) return false
     this.#count(count, bytes)
-    fairness.spend(this.#isWeak, count)
+    fairness.spend(this.isWeak, count)
     return true
   }
 
   tryReceive(): Buffer | null {
     const message = this.takeNow()
-    if (message === null) this.#tellIfEnded()
+    if (message === null) this.#reportCleanEnd()
     return message
   }
 
   /** Reports the end to the owner: the caller that found nothing now knows it. */
-  #tellIfEnded(): void {
-    if (this.#fetched.over === 'ended') this.#owner.endWithPeer()
+  #reportCleanEnd(): void {
+    if (this.#fetched.endState === 'ended') this.#owner.endWithPeer()
   }
 
   /** Does the same as {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
   nextNow(): Buffer | null | undefined {
-    return this.#closed ? null : this.receiveNow()
+    return this.isClosed ? null : this.receiveNow()
   }
 
   /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will arrive. */
   receiveNow(): Buffer | null | undefined {
-    this.mustBeFree()
-    if (this.#closed) this.#isOpen()
+    this.ensureNotMerged()
+    if (this.isClosed) this.#mayHaveMore()
     if (!this.#waiters.isEmpty || this.due !== null) return undefined
     const message = this.take(true)
     if (message !== null) return message
-    if (this.#isOpen()) return undefined
+    if (this.#mayHaveMore()) return undefined
     this.#owner.endWithPeer()
     return null
   }
 
   /** Does the same as {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
-  arrivedNow(): true | null | undefined {
-    const isReadable = this.#closed ? false : this.isReadableNow()
+  loopReadableNow(): true | null | undefined {
+    const isReadable = this.isClosed ? false : this.isReadableNow()
     return isReadable === false ? null : isReadable
   }
 
   isReadableNow(): boolean | undefined {
-    this.mustBeFree()
-    fairness.spend(this.#isWeak)
-    if (this.#closed) this.#isOpen()
+    this.ensureNotMerged()
+    fairness.spend(this.isWeak)
+    if (this.isClosed) this.#mayHaveMore()
     if (this.due !== null) return undefined
-    if (this.#fetched.has(true)) return true
-    return this.#isOpen() ? undefined : false
+    if (this.#fetched.hasMessage(true)) return true
+    return this.#mayHaveMore() ? undefined : false
   }
 
-  /** Waits for a message (`takes`), or until there is one. Called once `receiveNow` has found none. */
-  wait(takes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<Buffer> {
-    const wait = this.#waiters.add(signal, takes, reader)
+  /** Waits for a message (`consumes`), or until there is one. Called once `receiveNow` has found none. */
+  wait(consumes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<Buffer> {
+    const wait = this.#waiters.add(signal, consumes, reader)
     // A visitor that receives gets the message behind its own even if the event loop is due. Otherwise its `receiveEach` would visit it.
     this.serve(this.#fetched.visitors > 0)
     return wait
@@ -250,9 +246,9 @@ export class ReceiveBuffer {
 
   /** @param max - By default, as many as the event loop can spare the time for. */
   receiveEach(visit: Visit, max: number | undefined): number {
-    this.mustBeFree()
+    this.ensureNotMerged()
     const count = this.visit(visit, max, Infinity, FIRST)
-    if (count === 0 && max !== 0 && !this.#isOpen()) this.#tellIfEnded()
+    if (count === 0 && max !== 0 && !this.#mayHaveMore()) this.#reportCleanEnd()
     return count
   }
 
@@ -264,42 +260,42 @@ export class ReceiveBuffer {
    */
   visit(visit: Visit, max: number | undefined, bytes: number, round: number): number {
     const fetched = this.#fetched
-    const most = max ?? Infinity
+    const limit = max ?? Infinity
     let count = 0
-    let payload = 0
-    /** Messages until the next clock check. `began` is the time of the first check, or 0. */
-    let left = fairness.stride
-    let began = 0
-    let goesOn = false
-    let dry = false
-    fetched.visited = true
+    let payloadBytes = 0
+    /** Messages until the next clock check. `startedAt` is the time of the first check, or 0. */
+    let untilClock = fairness.stride
+    let startedAt = 0
+    let mustWake = false
+    let isDrained = false
+    fetched.lastReadByVisitor = true
     fetched.visitors += 1
     try {
-      while (count < most && bytes > 0) {
+      while (count < limit && bytes > 0) {
         if (fetched.at === fetched.end) {
           // Between two visits of the outermost visitor no visitor sees the chunk, so it may be overwritten.
           fetched.visitors -= 1
-          let there: boolean
+          let hasMore: boolean
           try {
-            there = fetched.large.message !== null || fetched.fetchToShow(false, round)
+            hasMore = fetched.large.message !== null || fetched.fetchForVisitor(false, round)
           } catch (error) {
             // The caller must get the count of its visits first. The next call finds the message again.
-            if (count > 0 && isShortage(error)) break
+            if (count > 0 && isNoSpace(error)) break
             throw error
           } finally {
             fetched.visitors += 1
           }
-          goesOn = there
+          mustWake = hasMore
           round = MORE
-          dry = !there
-          if (dry) break
+          isDrained = !hasMore
+          if (isDrained) break
         }
         const large = fetched.large.message
         if (large !== null) {
           fetched.large.message = null
           count += 1
-          payload += large.length
-          left -= 1
+          payloadBytes += large.length
+          untilClock -= 1
           bytes -= large.length + HEADER
           try {
             visit(large, 0, large.length)
@@ -311,84 +307,84 @@ export class ReceiveBuffer {
           const memory = fetched.memory
           const words = fetched.words
           const start = fetched.at
-          // Keeps the loop's bounds small integers. `most` and `bytes` may be infinite, which makes them doubles to the engine: bounds
+          // Keeps the loop's bounds small integers. `limit` and `bytes` may be infinite, which makes them doubles to the engine: bounds
           // derived from them would need a conversion for each message.
           let end = fetched.end
           if (bytes < end - start) end = start + bytes
-          let stop = count + left
-          if (most < stop) stop = most
+          let stop = count + untilClock
+          if (limit < stop) stop = limit
           const begin = count
           let at = start
           while (at < end && count < stop) {
             const length = words[at >>> 2]
             if (length === undefined) {
-              fetched.fetchAgain()
+              fetched.refetch()
               break
             }
             const next = at + HEADER + ((length + 7) & ~7)
             fetched.at = next
             count += 1
-            payload += length
+            payloadBytes += length
             visit(memory, at + HEADER, length)
             at = next
             // The visitor may itself have read messages and changed all of this.
             if (fetched.at !== next || fetched.memory !== memory) break
           }
-          left -= count - begin
+          untilClock -= count - begin
           bytes -= at - start
         }
-        if (left <= 0) {
-          const now = fairness.look(this.#isWeak)
-          left = fairness.stride
-          if (began === 0) began = now
-          else if (max === undefined && fairness.isLong(began, now)) break
+        if (untilClock <= 0) {
+          const now = fairness.readClock(this.isWeak)
+          untilClock = fairness.stride
+          if (startedAt === 0) startedAt = now
+          else if (max === undefined && fairness.exceedsBudget(startedAt, now)) break
         }
       }
     } finally {
       fetched.visitors -= 1
-      this.#count(count, payload)
+      this.#count(count, payloadBytes)
       fetched.releaseIfRead()
-      if (goesOn) this.#native.wake()
+      if (mustWake) this.#native.wake()
     }
-    this.#dry = dry
+    this.isDrained = isDrained
     return count
   }
 
   /** Handles a wakeup from the peer. */
-  awake(): void {
-    this.#armed = false
+  handleWakeup(): void {
+    this.isArmed = false
     this.serve()
   }
 
-  /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `now`: even if the event loop is due. */
-  serve(now = false): void {
-    if (this.#merged !== null) {
-      if (this.calls !== null) this.#readOn(false)
-      this.#merged()
+  /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `ignoresTurn`: even if the event loop is due. */
+  serve(ignoresTurn = false): void {
+    if (this.#notifyMerge !== null) {
+      if (this.calls !== null) this.#readBacklog(false)
+      this.#notifyMerge()
       return
     }
     for (;;) {
-      if (!now && this.due === null) this.#atDeadline = MOST_AT_DEADLINE
-      const left = this.#waiters.serve(this.#find, now ? () => null : () => this.due)
-      if (left === null) break
-      if (left !== 'none') return this.#waiters.defer(left, () => this.serve())
-      if (this.#fetched.over !== null) return this.#tellEnd()
-      if (this.#armed || this.#looksAgain()) return
+      if (!ignoresTurn && this.due === null) this.#framesLeft = MAX_FRAMES_PER_TURN
+      const outcome = this.#waiters.serve(this.#next, ignoresTurn ? () => null : () => this.due)
+      if (outcome === null) break
+      if (outcome !== 'none') return this.#waiters.defer(outcome, () => this.serve())
+      if (this.#fetched.endState !== null) return this.#endWaiters()
+      if (this.isArmed || this.#rechecksLater()) return
       this.arm()
     }
-    if (this.calls !== null) this.#readOn(false)
+    if (this.calls !== null) this.#readBacklog(false)
   }
 
-  readonly #find = (takes: boolean): Buffer | null => {
-    if (takes) return this.take()
-    return this.#fetched.has(false) ? EMPTY : null
+  readonly #next = (consumes: boolean): Buffer | null => {
+    if (consumes) return this.take()
+    return this.#fetched.hasMessage(false) ? EMPTY : null
   }
 
   /** Reads call frames, now and whenever the peer wakes this side. */
   readCalls(): void {
-    this.#isReading = false
-    if (this.#merged !== null || !this.#waiters.isEmpty) this.serve()
-    else this.#readOn(true)
+    this.#isCallReadPending = false
+    if (this.#notifyMerge !== null || !this.#waiters.isEmpty) this.serve()
+    else this.#readBacklog(true)
   }
 
   /**
@@ -397,17 +393,17 @@ export class ReceiveBuffer {
    */
   readNow(): void {
     const calls = this.calls!
-    while (calls.isActive && this.#atDeadline > 0) {
+    while (calls.isActive && this.#framesLeft > 0) {
       const before = this.#messages
       try {
         // Stops after the frames of one fetch if the event loop is due.
-        while (calls.isActive && this.#fetched.readOn(false));
+        while (calls.isActive && this.#fetched.readCalls(false));
       } catch {
         // A caller that receives finds the same, and reports it.
         break
       }
       if (this.#messages === before) break
-      this.#atDeadline -= this.#messages - before
+      this.#framesLeft -= this.#messages - before
     }
     this.serve()
   }
@@ -418,127 +414,122 @@ export class ReceiveBuffer {
   }
 
   /** Whether call frames will be read on later. */
-  get readsOn(): boolean {
-    const { over, kept } = this.#fetched
+  get willReadCalls(): boolean {
+    const { endState, backlog } = this.#fetched
     return (
-      (this.#waiters.isDeferred || this.#turning || this.#isReading) &&
+      (this.#waiters.isDeferred || this.#isTurnPending || this.#isCallReadPending) &&
       this.calls !== null &&
-      over === null &&
-      !kept.isFull
+      endState === null &&
+      !backlog.isFull
     )
   }
 
   /** Reads on for call frames, since no caller takes messages. */
-  #readOn(spin: boolean): void {
+  #readBacklog(spin: boolean): void {
     const fetched = this.#fetched
-    while (this.calls!.isActive && fetched.over === null) {
+    while (this.calls!.isActive && fetched.endState === null) {
       const { due } = this
       if (due !== null) {
         this.#waiters.defer(due, () => this.serve())
         return
       }
-      this.#atDeadline = MOST_AT_DEADLINE
+      this.#framesLeft = MAX_FRAMES_PER_TURN
       try {
-        if (fetched.readOn(spin)) {
+        if (fetched.readCalls(spin)) {
           // The receivers of these frames come first. Those that spin read on by themselves.
-          if (fetched.busy) this.#looksAgain(true)
+          if (fetched.busy) this.#rechecksLater(true)
           else {
-            this.#isReading = true
-            this.calls!.readOn()
+            this.#isCallReadPending = true
+            this.calls!.scheduleRead()
           }
           return
         }
       } catch {
         // There is no memory for a message, or a visitor has transferred it: a caller that receives finds the same, and reports it.
-        timers.setTimeout(() => this.serve(), PAUSE).unref()
+        timers.setTimeout(() => this.serve(), RETRY_DELAY).unref()
         return
       }
-      if (fetched.kept.isFull || fetched.over !== null || this.#armed || this.#looksAgain(spin)) return
+      if (fetched.backlog.isFull || fetched.endState !== null || this.isArmed || this.#rechecksLater(spin)) return
       this.arm()
     }
   }
 
   /** Whether this side re-checks the ring on its own before it asks the peer for a wakeup. */
-  #looksAgain(spun = false): boolean {
-    if (this.#turning) return true
+  #rechecksLater(hasSpun = false): boolean {
+    if (this.#isTurnPending) return true
     // After a handler has answered in this turn, this side spins again.
     const { busy, pace } = this.#fetched
-    if (!(spun && busy) && !pace.waits()) return false
-    this.#turning = true
-    if (this.#isWeak) afterWeakTurn(this.#turn)
+    if (!(hasSpun && busy) && !pace.shouldWait()) return false
+    this.#isTurnPending = true
+    if (this.isWeak) setWeakImmediate(this.#turn)
     else timers.setImmediate(this.#turn)
     return true
   }
 
   readonly #turn = (): void => {
-    this.#turning = false
+    this.#isTurnPending = false
     this.serve()
   }
 
   /** Ends the waiting calls: no more messages will arrive. */
-  #tellEnd(): void {
-    const over = this.#fetched.over!
-    if (over === 'ended') {
-      if (this.#waiters.hasTaker) this.#owner.endWithPeer()
+  #endWaiters(): void {
+    const endState = this.#fetched.endState!
+    if (endState === 'ended') {
+      if (this.#waiters.hasConsumer) this.#owner.endWithPeer()
       this.#waiters.end()
-    } else this.#waiters.fail(over)
+    } else this.#waiters.fail(endState)
   }
 
   /**
    * Keeps the messages readable that a peer has left behind. They are read in place, on demand: a copy would let the peer decide how much
-   * memory is used. `letGo` is called once, when nothing is left or reading is no longer allowed.
+   * memory is used. `release` is called once, when nothing is left or reading is no longer allowed.
    */
-  outlive(letGo: () => void): void {
-    this.#fetched.release = letGo
-    this.#armed = this.#isWeak = false
+  keepLeftovers(release: () => void): void {
+    this.#fetched.release = release
+    this.isArmed = this.isWeak = false
     this.serve()
     try {
       // Detects at once if nothing is left.
-      if (this.#fetched.over === null) this.#fetched.has(false)
+      if (this.#fetched.endState === null) this.#fetched.hasMessage(false)
     } catch (error) {
       // There is a message, but no memory for it: the call that receives it reports that.
-      if (!isShortage(error)) throw error
+      if (!isNoSpace(error)) throw error
     }
-    if (this.#fetched.over !== null) this.#fetched.releaseRing()
+    if (this.#fetched.endState !== null) this.#fetched.releaseRing()
   }
 
   /** Whether a peer that is gone may have left messages. */
-  get outlives(): boolean {
+  get mayHaveLeftovers(): boolean {
     return this.#fetched.release !== null
   }
 
-  /** Whether this side has closed the channel. */
-  get isClosed(): boolean {
-    return this.#closed
-  }
-
-  /** Ends the buffer with the channel. No more will be fetched; `why` gives the error, unless the end was orderly. */
-  stop(why: () => RingfenceError): void {
-    this.#fetched.over ??= why
-    this.#isWeak = false
+  /** Ends the buffer with the channel. No more will be fetched; `reason` gives the error, unless the end was orderly. */
+  stop(reason: () => RingfenceError): void {
+    this.#fetched.endState ??= reason
+    this.isWeak = false
     this.serve()
   }
 
   /** This side has closed the channel: pending calls end, and later calls fail with the reason. */
-  close(why: () => RingfenceError): void {
-    this.#closed = true
+  close(reason: () => RingfenceError): void {
+    this.isClosed = true
     this.fail('ended')
-    this.#fetched.over = why
+    this.#fetched.endState = reason
   }
 
   /** This side has closed a channel that the peer had ended: what the peer left is dropped, in its ring or fetched already. */
-  dropLeft(why: () => RingfenceError): void {
-    if (this.outlives || this.#fetched.hasUnread) this.close(why)
+  dropLeftovers(reason: () => RingfenceError): void {
+    if (this.mayHaveLeftovers || this.#fetched.hasUnread) this.close(reason)
   }
 
   /** The end of the channel drops unread messages. Pending calls end or fail, and later calls fail with the reason. */
-  fail(over: 'ended' | (() => RingfenceError)): void {
+  fail(endState: 'ended' | (() => RingfenceError)): void {
     this.#discarded = this.unread
-    this.#fetched.over = over
+    this.#fetched.endState = endState
     this.#fetched.clear()
-    this.#tellEnd()
+    this.#endWaiters()
     this.#fetched.releaseRing()
-    this.#merged?.()
+    this.#notifyMerge?.()
   }
 
   // The interface for merges.
@@ -546,69 +537,59 @@ export class ReceiveBuffer {
   /**
    * Lets a merge read from now on, instead of the program.
    *
-   * @param told - Called when there may be something to read, or no more will arrive. It must not read at once.
+   * @param notify - Called when there may be something to read, or no more will arrive. It must not read at once.
    * @throws {@link RingfenceError} INVALID_ARGUMENT if the source is already being read.
    */
-  lend(told: () => void): void {
-    this.mustBeFree()
+  attachMerge(notify: () => void): void {
+    this.ensureNotMerged()
     if (!this.#waiters.isEmpty || this.#fetched.visitors > 0)
       throw invalid('the source is being read: a merge takes it once no call waits for its messages')
-    this.#merged = told
+    this.#notifyMerge = notify
   }
 
   /** Lets the program read again. */
-  giveBack(): void {
-    this.#merged = null
+  detachMerge(): void {
+    this.#notifyMerge = null
   }
 
   /** Whether there is something to read. @throws as {@link #fetch} */
   hasMessage(): boolean {
-    return this.#fetched.has(false)
-  }
-
-  /** Whether the last {@link visit} stopped because nothing was left, or nothing of its round. */
-  get isDry(): boolean {
-    return this.#dry
+    return this.#fetched.hasMessage(false)
   }
 
   /** Whether it is known that no more will arrive, and everything was read. Does not check the ring. */
-  get isThrough(): boolean {
-    return this.#fetched.over !== null && !this.#fetched.hasUnread
-  }
-
-  /** Whether the peer will send a wakeup once there is something to read. */
-  get isArmed(): boolean {
-    return this.#armed
+  get isFinished(): boolean {
+    return this.#fetched.endState !== null && !this.#fetched.hasUnread
   }
 
   /** Asks the peer for a wakeup. Returns whether one will arrive: if not, there is something to read, or no more will arrive. */
   arm(): boolean {
-    return this.#armBy(this.#native.armReader())
+    return this.#setArmed(this.#native.armReader())
   }
 
   /** The first half of {@link arm}, for a merge that arms many sources. Returns whether a memory barrier must precede the second half. */
   park(): boolean {
     const answer = this.#native.parkReader()
-    if (answer === FAILED) this.#fetched.nothing(FAILED)
+    if (answer === FAILED) this.#fetched.handleNoMessage(FAILED)
     return answer === 1
   }
 
   /** The second half of {@link arm}. */
-  lookParked(): boolean {
-    return this.#fetched.over === null && this.#armBy(this.#native.lookParked())
+  checkParked(): boolean {
+    return this.#fetched.endState === null && this.#setArmed(this.#native.lookParked())
   }
 
-  #armBy(answer: number): boolean {
-    if (answer === FAILED) this.#fetched.nothing(FAILED)
-    else this.#armed = answer === 1
-    return this.#armed
+  #setArmed(answer: number): boolean {
+    if (answer === FAILED) this.#fetched.handleNoMessage(FAILED)
+    else this.isArmed = answer === 1
+    return this.isArmed
   }
 }
 
-function merged(): RingfenceError {
+function mergedError(): RingfenceError {
   return invalid('a merge reads this source: delete it there, or close the merge, before it is read directly')
 }
 
-function isShortage(error: unknown): boolean {
+function isNoSpace(error: unknown): boolean {
   return error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_NO_SPACE'
 }

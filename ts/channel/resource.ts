@@ -33,7 +33,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   /** Resolves once the resource has ended, with the reason. Never rejects. */
   readonly closed: Promise<Closed>
 
-  readonly #end = new Deferred<Closed>()
+  readonly #ending = new Deferred<Closed>()
   #ended: Closed | null = null
   /** The resource that this one is a view of. It holds the state of both. */
   readonly #root: Resource<Events> | null
@@ -54,7 +54,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
     }
     this.#root = null
     this.address = from
-    this.closed = this.#end.promise
+    this.closed = this.#ending.promise
   }
 
   /** Flushes what was sent, ends cleanly and releases everything. Resolves once that is done. */
@@ -101,8 +101,8 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   protected settle(closed: Closed): void {
     if (this.#ended !== null) return
     this.#ended = closed
-    this.#end.resolve(closed)
-    timers.queueMicrotask(() => this.tell('close', ...([closed] as Events['close'])))
+    this.#ending.resolve(closed)
+    timers.queueMicrotask(() => this.notify('close', ...([closed] as Events['close'])))
   }
 
   /**
@@ -110,9 +110,9 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    *
    * @internal
    */
-  protected tell<Name extends keyof Events & string>(name: Name, ...what: Events[Name]): void {
-    emit(this as EventEmitter, name, ...what)
-    for (const view of this.#views) emit(view, name, ...what)
+  protected notify<Name extends keyof Events & string>(name: Name, ...args: Events[Name]): void {
+    emit(this as EventEmitter, name, ...args)
+    for (const view of this.#views) emit(view, name, ...args)
   }
 
   /**
@@ -124,21 +124,21 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
 
   /** One line for `util.inspect` and `console.log`. */
   [inspect.custom](): string {
-    const where = this.address === null ? '' : ` at ${printable(this.address)}`
+    const location = this.address === null ? '' : ` at ${printable(this.address)}`
     const reason = this.ended?.reason ?? 'open'
     const state = reason === 'open' || reason === 'closed' ? reason : `closed: ${reason}`
-    return `<${[this.constructor.name + where, ...this.summary(), state].join(', ')}>`
+    return `<${[this.constructor.name + location, ...this.summary(), state].join(', ')}>`
   }
 }
 
 /** The cause of a lost peer, indexed by the binding's answer to `isLost`; 0 if it is unknown, as to a publisher. */
-const LOST = [
+const LOST_CAUSES = [
   'has ended, executes another program now, or has destroyed the channel',
   'has ended, or executes another program now',
   'has destroyed the channel, or closed it before everything was sent',
 ]
 
-const ERRORS = {
+const END_ERRORS = {
   corrupt: ['RING_CORRUPT', 'the peer violated the protocol of the shared memory'],
   exposed: ['OBJECT_EXPOSED', 'another process tried to open the shared memory of one of the two sides: it was wiped'],
   evicted: [
@@ -150,39 +150,39 @@ const ERRORS = {
 } as const
 
 /** Returns the peer's name in messages. The number of a process in another pid namespace is 0. */
-export function nameOf({ pid }: Identity): string {
+export function peerName({ pid }: Identity): string {
   return pid === 0 ? 'the peer' : `the peer, process ${pid},`
 }
 
-/** Returns the error of a lost peer. @param how - An index of {@link LOST}. */
-export function lost(peer: Identity, how: number): RingfenceError {
-  const what = `${nameOf(peer)} ${LOST[how]}`
-  return new RingfenceError('PEER_LOST', `${what}: its last messages may be missing; open a new channel to continue`)
+/** Returns the error of a lost peer. @param cause - An index of {@link LOST_CAUSES}. */
+export function lostError(peer: Identity, cause: number): RingfenceError {
+  const args = `${peerName(peer)} ${LOST_CAUSES[cause]}`
+  return new RingfenceError('PEER_LOST', `${args}: its last messages may be missing; open a new channel to continue`)
 }
 
-/** Returns the end of a peer for the reason that the binding returns. @param how - For `lost`. */
-export function closedFor(reason: GoneReason, peer: Identity, how = 0): Closed {
+/** Returns the end of a peer for the reason that the binding returns. @param cause - For `lostError`. */
+export function closedFor(reason: GoneReason, peer: Identity, cause = 0): Closed {
   if (reason === 'closed') return { reason }
-  if (reason === 'lost') return { reason, error: lost(peer, how) }
-  const [code, message] = ERRORS[reason]
+  if (reason === 'lost') return { reason, error: lostError(peer, cause) }
+  const [code, message] = END_ERRORS[reason]
   return { reason, error: new RingfenceError(code, message) }
 }
 
 /** Returns the end of a channel or a subscription for the binding's answer to `listen`; null while it is open. */
-export function closedBy(answer: number, native: Pick<NativePeer, 'isLost'>, peer: Identity): Closed | null {
-  const reason = REASONS[answer] ?? null
+export function closedFromStatus(status: number, native: Pick<NativePeer, 'isLost'>, peer: Identity): Closed | null {
+  const reason = REASONS[status] ?? null
   return reason === null ? null : closedFor(reason, peer, native.isLost())
 }
 
 /** Returns the end of a resource after `destroy(error)`. */
-export function destroyedBy(error: Error | undefined): Closed {
+export function closedByDestroy(error: Error | undefined): Closed {
   if (error === undefined) return { reason: 'closed' }
   if (error instanceof RingfenceError) return { reason: 'failed', error }
   return { reason: 'failed', error: new RingfenceError('CLOSED', `destroyed: ${messageOf(error)}`, { cause: error }) }
 }
 
 /** Returns a function that makes an error like this one for each call, with the stack of that call. */
-export function repeat(error: RingfenceError): () => RingfenceError {
+export function errorFactory(error: RingfenceError): () => RingfenceError {
   const name = error.code.replace('ERR_RINGFENCE_', '') as ErrorName
   return () => new RingfenceError(name, error.message, { cause: error })
 }

@@ -7,32 +7,32 @@ import { timers } from '../runtime/timers.js'
  * Turns of the event loop before the peer is asked for a wakeup. Asking costs both processes several microseconds: membarrier(2) interrupts
  * the peer, and a byte on the line wakes this side. A peer that reads makes much room in that time.
  */
-const TURNS = 8
+const MAX_TURNS = 8
 
 /** The wait of one send queue for room. */
 export class RoomWait {
   readonly #native: NativeSender
-  readonly #again: () => void
+  readonly #onRoom: () => void
   /** The least room that is worth another attempt, in bytes. */
-  readonly #worthwhile: number
+  readonly #minRoom: number
   /** The peer will send a wakeup once it has read something. */
   #armed = false
   /** Turns since the last successful send. */
   #turns = 0
   /** Room for the next message, in bytes. */
-  #wanted = 0
-  #turning = false
+  #neededRoom = 0
+  #isTurnPending = false
 
-  /** @param again - Called when there may be room. */
-  constructor(native: NativeSender, again: () => void) {
+  /** @param onRoom - Called when there may be room. */
+  constructor(native: NativeSender, onRoom: () => void) {
     this.#native = native
-    this.#again = again
-    this.#worthwhile = Math.min(native.capacity / 16, native.maxAtOnce)
+    this.#onRoom = onRoom
+    this.#minRoom = Math.min(native.capacity / 16, native.maxAtOnce)
   }
 
-  /** Whether `again` will be called. */
+  /** Whether `onRoom` will be called. */
   get isWaiting(): boolean {
-    return this.#armed || this.#turning
+    return this.#armed || this.#isTurnPending
   }
 
   /** Something was sent. */
@@ -41,16 +41,16 @@ export class RoomWait {
   }
 
   /** Handles the peer's wakeup. */
-  awake(): void {
+  handleWakeup(): void {
     this.#armed = false
   }
 
-  /** Starts waiting. `true`: `again` will be called. `false`: there may be room now. null: the binding has failed. */
+  /** Starts waiting. `true`: `onRoom` will be called. `false`: there may be room now. null: the binding has failed. */
   start(size: number, bundle: NativeBundle | null): boolean | null {
     if (this.isWaiting) return true
-    if (this.#turns < TURNS) {
-      this.#wanted = size
-      this.#turning = true
+    if (this.#turns < MAX_TURNS) {
+      this.#neededRoom = size
+      this.#isTurnPending = true
       timers.setImmediate(this.#turn)
       return true
     }
@@ -62,17 +62,17 @@ export class RoomWait {
   }
 
   stop(): void {
-    this.#turning = false
+    this.#isTurnPending = false
   }
 
   readonly #turn = (): void => {
-    if (!this.#turning) return
+    if (!this.#isTurnPending) return
     this.#turns += 1
-    if (this.#turns < TURNS && this.#native.hasRoom(Math.max(this.#wanted, this.#worthwhile)) === 0) {
+    if (this.#turns < MAX_TURNS && this.#native.hasRoom(Math.max(this.#neededRoom, this.#minRoom)) === 0) {
       timers.setImmediate(this.#turn)
       return
     }
-    this.#turning = false
-    this.#again()
+    this.#isTurnPending = false
+    this.#onRoom()
   }
 }

@@ -1,24 +1,24 @@
 // Messages that wait to be sent, in the order of the calls, and their promises.
 //
 // Small messages are written as records into an arena, which one call into the binding copies into the ring: the call costs more than the
-// message. If the ring is full, the remainder waits in line, behind earlier messages.
+// message. If the ring is full, the remainder is queued behind earlier messages.
 //
 // A promise resolves once its message is in the ring, and rejects only if it never will be. Messages share a promise if the ring is certain
 // to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
-import { Deferred, ignore, showCaller, within } from '../runtime/deferred.js'
-import { SEND, signalOf } from '../endpoint/options.js'
+import { Deferred, RESOLVED, captureCallStack, ignore, runInMicrotask, withTimeout } from '../runtime/deferred.js'
+import { SEND_OPTIONS, signalOf } from '../endpoint/options.js'
 import { onAbort } from '../runtime/aborts.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
-import { flushAtExit, noticeExit } from '../runtime/exit.js'
+import { flushAtExit, watchExit } from '../runtime/exit.js'
 import { Arena, toBytes } from './arena.js'
-import { bundleOf } from './attachments.js'
+import { makeBundle } from './attachments.js'
 import { allocateEmpty, SpareMemory } from './memory.js'
 import { HEAD, makeFrame } from './envelope.js'
 import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeBundle, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
-import { Line, Place } from './line.js'
+import { LinkedList, ListNode } from './linked-list.js'
 import { RoomWait } from './room-wait.js'
 import { SendPromises, type Pending } from './send-promises.js'
 import type { MessageInput, Reservation, SendOptions, WaitOptions } from '../types.js'
@@ -27,28 +27,25 @@ import type { MessageInput, Reservation, SendOptions, WaitOptions } from '../typ
  * For tests: 1 disables external memory without asking the engine whether it allows it. Electron does not, and a reservation is a copy
  * there.
  */
-const OWN_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
+const NO_EXTERNAL_MEMORY = process.env['RINGFENCE_NO_EXTERNAL_BUFFERS'] === '1' ? 1 : 0
 
 /** The errors of a message with attachments that say nothing about later messages. */
-const REFUSED: ReadonlySet<string> = new Set([
+const MESSAGE_ERRORS: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_INVALID_ARGUMENT',
   'ERR_RINGFENCE_MESSAGE_TOO_LARGE',
   'ERR_RINGFENCE_NO_SPACE',
 ])
 
 /** At the end, this number of waiting calls get an error with a stack of their own. A stack for each of many would block the event loop. */
-const MOST_STACKS = 16
-
-/** The result of a send whose message is already in the ring. */
-const SENT: Promise<void> = Promise.resolve()
+const MAX_STACKS = 16
 
 /** Cached: Node 20 walks the prototype chain of typed arrays in each call (3 ns of a `send`'s 17, measured). */
-const put = Uint8Array.prototype.set
-/** An entry of the line: records, or one message that is too long to be staged. */
-class Parcel extends Place {
+const setBytes = Uint8Array.prototype.set
+/** An entry of the queue: records, or one message that is too long to be staged. */
+class QueueEntry extends ListNode {
   constructor(
     readonly bytes: Uint8Array,
-    readonly packed: boolean,
+    readonly isPacked: boolean,
     /** The number of its bytes that are in the ring. */
     public sent: number,
     readonly promises: Pending[],
@@ -68,8 +65,8 @@ class Parcel extends Place {
 }
 
 /** A caller that waits for room. */
-class Asking extends Place {
-  readonly told = new Deferred()
+class RoomWaiter extends ListNode {
+  readonly deferred = new Deferred()
 
   constructor(readonly size: number) {
     super()
@@ -88,23 +85,23 @@ export class SendQueue {
   /** The arena is flushed in the next microtask. */
   #scheduled = false
   /** Entries that are written before the arena. */
-  readonly #line = new Line<Parcel>()
-  /** Payload bytes in the arena and the line that are not in the ring yet. */
-  #buffered = 0
-  readonly #asking = new Line<Asking>()
+  readonly #entries = new LinkedList<QueueEntry>()
+  /** Payload bytes of messages that are not in the ring yet. */
+  bufferedAmount = 0
+  readonly #roomWaiters = new LinkedList<RoomWaiter>()
   /** Call frames that wait until a reservation is committed or cancelled, or a message is filled. */
-  readonly #held: { readonly frame: Uint8Array; readonly promise: Deferred }[] = []
-  #whenEmpty: (() => void)[] = []
+  readonly #delayedFrames: { readonly frame: Uint8Array; readonly promise: Deferred }[] = []
+  #drainCallbacks: (() => void)[] = []
   /** Returns why nothing can be sent now: a reservation, or an end. */
-  #shut: (() => RingfenceError) | null = null
-  /** `#shut` was not caused by the caller, so rejections with it need no handler and do not end the process. */
+  #blockReason: (() => RingfenceError) | null = null
+  /** `#blockReason` was not caused by the caller, so rejections with it need no handler and do not end the process. */
   #isQuiet = false
-  /** The channel has ended, as `closed` reports. `#shut` has the reason, and no longer changes. */
-  #over = false
+  /** The channel has ended, as `closed` reports. `#blockReason` has the reason, and no longer changes. */
+  #hasEnded = false
   readonly #failed: (error: RingfenceError) => void
-  readonly #process = noticeExit()
+  readonly #process = watchExit()
   /** Cancels the flush at exit, which puts filled messages into the ring as `fill` promises its caller. */
-  #forgetExit: (() => void) | null = null
+  #cancelExitFlush: (() => void) | null = null
 
   /** @param failed - Called with failures of the binding that are not the caller's fault. */
   constructor(native: NativeSender, eager: boolean, failed: (error: RingfenceError) => void) {
@@ -118,18 +115,13 @@ export class SendQueue {
 
   /** Whether everything that was sent is in the ring. */
   get isEmpty(): boolean {
-    return this.#arena.isEmpty && this.#line.isEmpty
-  }
-
-  /** Bytes of messages that are not in the ring yet. */
-  get bufferedAmount(): number {
-    return this.#buffered
+    return this.#arena.isEmpty && this.#entries.isEmpty
   }
 
   /** The figures of the queue. The caller flushes first, so that messages that have room do not count as queued. */
   stats(): { waits: number; waitedMicros: number; queuedBytes: number } {
     const waits = this.#promises.waits(this.#waiting())
-    return { waits, waitedMicros: this.#promises.waitedMicros, queuedBytes: this.#buffered }
+    return { waits, waitedMicros: this.#promises.waitedMicros, queuedBytes: this.bufferedAmount }
   }
 
   /** Puts what is staged into the ring, as far as there is room. */
@@ -138,49 +130,48 @@ export class SendQueue {
   }
 
   #waiting(): Pending[][] {
-    return this.#line.places.map(({ promises }) => promises)
+    return this.#entries.nodes.map(({ promises }) => promises)
   }
 
   send(message: MessageInput, options?: SendOptions): Promise<void> {
-    if (options !== undefined) return this.#sendOther(message, options)
-    if (this.#shut === null && !this.#eager) {
-      const length = typeof message === 'string' ? this.#arena.takeText(message) : this.#arena.take(message)
+    if (options !== undefined) return this.#sendSlowly(message, options)
+    if (this.#blockReason === null && !this.#eager) {
+      const length = typeof message === 'string' ? this.#arena.stageText(message) : this.#arena.stage(message)
       if (length >= 0) {
-        this.#buffered += length
-        return this.#promises.shared ?? this.#begin()
+        this.bufferedAmount += length
+        return this.#promises.shared ?? this.#startBatch()
       }
     }
-    return this.#sendOther(message)
+    return this.#sendSlowly(message)
   }
 
   /** Makes the promise of the first message in the arena. Later messages with certain room share it. */
-  #begin(): Promise<void> {
+  #startBatch(): Promise<void> {
     this.#schedule()
     return this.#promises.share()
   }
 
-  /** Schedules the flush by a promise: `queueMicrotask` would make an async resource for each call. */
   #schedule(): void {
     if (this.#scheduled) return
     this.#scheduled = true
-    void SENT.then(this.#flush)
+    runInMicrotask(this.#flush)
   }
 
   readonly #flush = (): void => {
     this.#scheduled = false
-    if (!this.#arena.isEmpty || this.#held.length > 0) this.pump()
+    if (!this.#arena.isEmpty || this.#delayedFrames.length > 0) this.pump()
   }
 
-  #sendOther(message: MessageInput, options?: SendOptions): Promise<void> {
+  #sendSlowly(message: MessageInput, options?: SendOptions): Promise<void> {
     let bundle: NativeBundle | null = null
     try {
-      const signal = signalOf(options, SEND)
-      const bytes = this.#admit(message)
-      if (options?.attachments !== undefined) bundle = bundleOf(options.attachments)
+      const signal = signalOf(options, SEND_OPTIONS)
+      const bytes = this.#checkMessage(message)
+      if (options?.attachments !== undefined) bundle = makeBundle(options.attachments)
       return this.#sendBytes(bytes, 0, signal, bundle)
     } catch (error) {
       bundle?.close()
-      return this.#rejects(error as Error, this.send)
+      return this.#rejected(error as Error, this.send)
     }
   }
 
@@ -192,39 +183,39 @@ export class SendQueue {
    */
   sendFrame(kind: number, id: number, remaining: number, body: Uint8Array): Promise<void> | null {
     const size = HEAD + body.length
-    const mayFit = this.#shut === null && this.#held.length === 0 && !this.#roomWait.isWaiting
-    if (!mayFit || size > this.#arena.most || !this.#findsSureRoom(size))
-      return this.#sendAlone(makeFrame(kind, id, remaining, body))
-    this.#arena.addFrame(kind, id, remaining, body)
-    this.#buffered += size
+    const mayFit = this.#blockReason === null && this.#delayedFrames.length === 0 && !this.#roomWait.isWaiting
+    if (!mayFit || size > this.#arena.maxPayload || !this.#ensureRoom(size))
+      return this.#sendFrameSeparately(makeFrame(kind, id, remaining, body))
+    this.#arena.appendFrame(kind, id, remaining, body)
+    this.bufferedAmount += size
     if (!this.#eager) this.#schedule()
     else {
       this.pump()
       // `pump` may have found the end.
-      if (this.#shut !== null) throw (this.#shut as () => RingfenceError)()
+      if (this.#blockReason !== null) throw (this.#blockReason as () => RingfenceError)()
     }
     return null
   }
 
-  #sendAlone(frame: Uint8Array): Promise<void> {
-    if (this.#shut === filling || this.#shut === whileReserved) {
+  #sendFrameSeparately(frame: Uint8Array): Promise<void> {
+    if (this.#blockReason === fillingError || this.#blockReason === reservedError) {
       this.#checkSize(frame)
       const promise = new Deferred()
-      this.#held.push({ frame, promise })
+      this.#delayedFrames.push({ frame, promise })
       promise.promise.catch(ignore)
       // A reservation pumps when it is finished.
-      if (this.#shut === filling) this.#schedule()
+      if (this.#blockReason === fillingError) this.#schedule()
       return promise.promise
     }
-    if (this.#shut === null && this.#held.length > 0) this.#sendHeld()
-    if (this.#shut !== null) throw this.#shut()
+    if (this.#blockReason === null && this.#delayedFrames.length > 0) this.#sendDelayedFrames()
+    if (this.#blockReason !== null) throw this.#blockReason()
     const sent = this.#sendBytes(frame, CALL)
     sent.catch(ignore)
     return sent
   }
 
-  #sendHeld(): void {
-    for (const { frame, promise } of this.#held.splice(0)) {
+  #sendDelayedFrames(): void {
+    for (const { frame, promise } of this.#delayedFrames.splice(0)) {
       try {
         promise.resolve(this.#sendBytes(frame, CALL))
       } catch (error) {
@@ -243,55 +234,55 @@ export class SendQueue {
   #sendBytes(bytes: Uint8Array, tag: number, signal?: AbortSignal, bundle: NativeBundle | null = null): Promise<void> {
     this.#checkSize(bytes)
     // An abort can only remove a message that shares neither memory nor a promise with others.
-    const alone = this.#eager || bytes.length > this.#arena.most || signal !== undefined || bundle !== null
-    return alone ? this.#sendNow(bytes, tag, signal, bundle) : this.#stage(bytes, tag)
+    const isSeparate = this.#eager || bytes.length > this.#arena.maxPayload || signal !== undefined || bundle !== null
+    return isSeparate ? this.#sendSeparately(bytes, tag, signal, bundle) : this.#stage(bytes, tag)
   }
 
   /** A rejection for an end of the channel or peer needs no handler. A wrong call is reported only by its promise, which needs one. */
-  #rejects(error: Error, call: (...given: never[]) => unknown): Promise<never> {
+  #rejected(error: Error, call: (...given: never[]) => unknown): Promise<never> {
     // The frames below the call would leave no room for the program's: a stack has ten.
-    if (error instanceof RingfenceError) showCaller(error, call)
-    const broken = Promise.reject(error)
-    if (this.#isQuiet && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') broken.catch(ignore)
-    return broken
+    if (error instanceof RingfenceError) captureCallStack(error, call)
+    const rejection = Promise.reject(error)
+    if (this.#isQuiet && (error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') rejection.catch(ignore)
+    return rejection
   }
 
   /** Puts a message into the arena, whether or not the ring has room for it. */
   #stage(bytes: Uint8Array, tag: number): Promise<void> {
     const arena = this.#arena
     const size = recordSize(bytes.length)
-    let shared = arena.isSure(size)
+    let shared = arena.ensureRoom(size)
     if (!shared) {
       if (!this.#roomWait.isWaiting) this.pump()
       this.#makeRoom(size)
-      shared = this.isEmpty && this.#hasSureRoom(size)
-      if (this.#shut !== null) throw this.#shut()
+      shared = this.isEmpty && this.#queryRoom(size)
+      if (this.#blockReason !== null) throw this.#blockReason()
     }
     const at = arena.to
-    arena.add(bytes, tag)
-    this.#buffered += bytes.length
-    if (shared) return this.#promises.shared ?? this.#begin()
-    arena.sure = 0
-    const promise = this.#promises.single(at, arena.to)
+    arena.append(bytes, tag)
+    this.bufferedAmount += bytes.length
+    if (shared) return this.#promises.shared ?? this.#startBatch()
+    arena.guaranteedEnd = 0
+    const promise = this.#promises.addSeparate(at, arena.to)
     if (!this.#roomWait.isWaiting) this.#schedule()
     return promise
   }
 
   /**
-   * Makes room in the arena for another record. If the arena cannot grow, its records move to the line.
+   * Makes room in the arena for another record. If the arena cannot grow, its records move to the queue.
    *
    * @throws {@link RingfenceError} NO_SPACE
    */
   #makeRoom(size: number): void {
     const arena = this.#arena
-    if (this.#shut !== null || arena.to + size <= arena.bytes.length || arena.grow(size)) return
-    this.#clearArena()
+    if (this.#blockReason !== null || arena.to + size <= arena.bytes.length || arena.grow(size)) return
+    this.#moveArenaToQueue()
     if (size > arena.bytes.length) arena.grow(size)
   }
 
   /** Asks the ring for its room. The line must be empty. */
-  #hasSureRoom(size: number): boolean {
-    const room = this.#native.packedRoom(this.#arena.most)
+  #queryRoom(size: number): boolean {
+    const room = this.#native.packedRoom(this.#arena.maxPayload)
     if (room === FAILED) {
       this.#fail()
       return false
@@ -299,8 +290,8 @@ export class SendQueue {
     return this.#arena.setRoom(room, size)
   }
 
-  /** Writes to the ring if all earlier messages are there; otherwise puts a copy in line. */
-  #sendNow(
+  /** Writes to the ring if all earlier messages are there; otherwise queues a copy. */
+  #sendSeparately(
     bytes: Uint8Array,
     tag: number,
     signal: AbortSignal | undefined,
@@ -309,12 +300,12 @@ export class SendQueue {
     if (!this.isEmpty) {
       this.pump()
       // `pump` may have found the end.
-      if (this.#shut !== null) throw this.#shut()
+      if (this.#blockReason !== null) throw this.#blockReason()
     }
     let sent = 0
     let own: Uint8Array | null = null
     if (this.isEmpty) {
-      this.#arena.forgetRoom()
+      this.#arena.invalidateRoom()
       // The message may be sent in parts. Its copy is allocated first: without memory for the remainder, no part may be in the ring. The
       // view of fixed length does not change between two parts, though another thread may grow shared memory.
       if (bytes.length > this.#maxAtOnce) {
@@ -326,24 +317,24 @@ export class SendQueue {
         bundle?.close()
         if (own !== null) this.#memory.recycle(own)
         fairness.spend()
-        return this.#promises.before ?? SENT
+        return this.#promises.previous ?? RESOLVED
       }
       if (sent === FAILED) throw this.#fail()
     }
-    this.#clearArena()
+    this.#moveArenaToQueue()
     const pending = this.#promises.pending(bytes.length)
     own ??= this.#memory.copyOf(bytes.length)
     // The part that is in the ring is not read again.
-    put.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
-    const parcel = new Parcel(own, false, sent, [pending], tag, bundle)
-    if (sent > 0) parcel.closeBundle()
-    this.#line.push(parcel)
-    this.#buffered += bytes.length - sent
+    setBytes.call(own, new Uint8Array(bytes.buffer, bytes.byteOffset + sent, bytes.length - sent), sent)
+    const entry = new QueueEntry(own, false, sent, [pending], tag, bundle)
+    if (sent > 0) entry.closeBundle()
+    this.#entries.push(entry)
+    this.bufferedAmount += bytes.length - sent
     if (signal !== undefined)
       this.#onAbort(signal, pending.promise, () => {
-        if (parcel.sent > 0 || !this.#line.remove(parcel)) return false
-        parcel.closeBundle()
-        this.#buffered -= bytes.length
+        if (entry.sent > 0 || !this.#entries.remove(entry)) return false
+        entry.closeBundle()
+        this.bufferedAmount -= bytes.length
         return true
       })
     this.pump()
@@ -351,39 +342,39 @@ export class SendQueue {
   }
 
   /** Rejects a promise once the signal is aborted, if `remove` can still remove the promise's message or caller. */
-  #onAbort(signal: AbortSignal, told: Pending['promise'], remove: () => boolean): void {
-    const forget = onAbort(signal, () => {
+  #onAbort(signal: AbortSignal, deferred: Pending['promise'], remove: () => boolean): void {
+    const removeAbortListener = onAbort(signal, () => {
       if (!remove()) return
-      told.reject(aborted(signal))
+      deferred.reject(aborted(signal))
       // The next message or caller may find room.
       this.pump()
     })
-    told.promise.then(forget, forget)
+    deferred.promise.then(removeAbortListener, removeAbortListener)
   }
 
-  /** Moves the arena's records to the line, so that another entry can follow them. */
-  #clearArena(): void {
+  /** Moves the arena's records to the queue, so that another entry can follow them. */
+  #moveArenaToQueue(): void {
     const { bytes, from, to } = this.#arena
-    const promises = this.#promises.moveFrom(from, to)
+    const promises = this.#promises.detachArena(from, to)
     if (from < to) {
       const copy = this.#memory.copyOf(to - from)
-      put.call(copy, bytes.subarray(from, to))
-      this.#line.push(new Parcel(copy, true, 0, promises))
+      setBytes.call(copy, bytes.subarray(from, to))
+      this.#entries.push(new QueueEntry(copy, true, 0, promises))
     }
     this.#arena.clear()
   }
 
   /** Checks a message, and that messages can be sent now. */
-  #admit(message: MessageInput): Uint8Array {
+  #checkMessage(message: MessageInput): Uint8Array {
     const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : toBytes(message)
-    if (this.#shut !== null) throw this.#shut()
+    if (this.#blockReason !== null) throw this.#blockReason()
     return bytes
   }
 
   trySend(message: MessageInput): boolean {
-    const bytes = this.#admit(message)
-    if (bytes.length <= this.#maxAtOnce && !this.#isThrough()) return false
-    this.#arena.forgetRoom()
+    const bytes = this.#checkMessage(message)
+    if (bytes.length <= this.#maxAtOnce && !this.#isFlushed()) return false
+    this.#arena.invalidateRoom()
     const sent = this.#native.trySend(bytes)
     if (sent === FAILED) throw this.#fail()
     return sent === 1
@@ -391,217 +382,217 @@ export class SendQueue {
 
   fill(size: number, write: Fill): boolean {
     if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
-    mustBeSize(size, 'message')
-    if (this.#shut !== null) throw this.#shut()
+    checkSizeArgument(size, 'message')
+    if (this.#blockReason !== null) throw this.#blockReason()
     // A record in the arena is certain to fit. If the arena has no such room, the ring itself is asked for room for this message.
     const arena = this.#arena
-    if (this.#eager || size > arena.most || !this.#findsSureRoom(size)) return this.#fillReserved(size, write)
-    const length = this.#filled(write, arena.bytes, arena.to + HEADER, size)
-    arena.finish(length)
-    this.#buffered += length
-    if (this.#held.length > 0) this.#sendHeld()
-    if (!this.#scheduled || this.#forgetExit === null || this.#process.isExiting) this.#flushSoon()
+    if (this.#eager || size > arena.maxPayload || !this.#ensureRoom(size)) return this.#fillReservation(size, write)
+    const length = this.#callFill(write, arena.bytes, arena.to + HEADER, size)
+    arena.finishRecord(length)
+    this.bufferedAmount += length
+    if (this.#delayedFrames.length > 0) this.#sendDelayedFrames()
+    if (!this.#scheduled || this.#cancelExitFlush === null || this.#process.isExiting) this.#scheduleFlush()
     return true
   }
 
-  #findsSureRoom(size: number): boolean {
+  #ensureRoom(size: number): boolean {
     const needed = recordSize(size)
-    if (this.#arena.isSure(needed)) return true
+    if (this.#arena.ensureRoom(needed)) return true
     this.flush()
     if (!this.isEmpty) return false
     this.#makeRoom(needed)
-    return this.#hasSureRoom(needed)
+    return this.#queryRoom(needed)
   }
 
-  #flushSoon(): void {
+  #scheduleFlush(): void {
     if (this.#process.isExiting) {
       this.pump()
       return
     }
-    this.#forgetExit ??= flushAtExit(() => this.pump())
+    this.#cancelExitFlush ??= flushAtExit(() => this.pump())
     this.#schedule()
   }
 
   /** Fills memory of the ring itself if it can be exposed, or else a scratch buffer that is copied there. */
-  #fillReserved(size: number, write: Fill): boolean {
+  #fillReservation(size: number, write: Fill): boolean {
     const reserved = this.#reserve(size)
     if (reserved === 0) return false
     let committed = false
     try {
       const own = reserved instanceof ArrayBuffer ? null : this.#memory.scratchFor(size)
-      const length = this.#filled(write, own ?? new Uint8Array(reserved as ArrayBuffer), 0, size)
+      const length = this.#callFill(write, own ?? new Uint8Array(reserved as ArrayBuffer), 0, size)
       committed = true
       if (this.#native.commit(length, own ?? undefined) === FAILED) throw this.#fail()
     } finally {
       // If the channel has ended in the meantime, the reservation is already cancelled.
-      if (!committed && !this.#over) this.#native.cancel()
+      if (!committed && !this.#hasEnded) this.#native.cancel()
     }
     this.pump()
     return true
   }
 
   /** Lets the caller fill the bytes, and returns how many it has written. Nothing else can be sent during the call. */
-  #filled(write: Fill, bytes: Uint8Array, start: number, size: number): number {
+  #callFill(write: Fill, bytes: Uint8Array, start: number, size: number): number {
     this.#arena.isFilling = true
-    this.#shut = filling
+    this.#blockReason = fillingError
     let length: unknown
     try {
       length = write(bytes, start, size)
     } finally {
       this.#arena.isFilling = false
       // In the meantime the channel may have ended, or this side its sending.
-      if (this.#shut === filling) this.#shut = null
-      else if (!this.#over) this.#schedule()
+      if (this.#blockReason === fillingError) this.#blockReason = null
+      else if (!this.#hasEnded) this.#schedule()
     }
     if (typeof length !== 'number' || !Number.isInteger(length) || length < 0 || length > size) {
       throw invalid(
         `what fills a message returns how many bytes it has written, from 0 to ${size}, and not ${show(length)}`,
       )
     }
-    if (this.#shut !== null) throw (this.#shut as () => RingfenceError)()
+    if (this.#blockReason !== null) throw (this.#blockReason as () => RingfenceError)()
     if (bytes.length === 0) throw invalid('the memory that was to be filled was transferred elsewhere')
     return length
   }
 
   reserve(size: number): Reservation | undefined {
-    mustBeSize(size, 'reservation')
-    if (this.#shut !== null) throw this.#shut()
+    checkSizeArgument(size, 'reservation')
+    if (this.#blockReason !== null) throw this.#blockReason()
     const reserved = this.#reserve(size)
     if (reserved === 0) return undefined
     const finish: Finish = (length, scratch) => {
       // If the channel has ended in the meantime, the reservation is already cancelled.
-      if (this.#shut !== whileReserved) return this.#shut!()
-      this.#shut = null
+      if (this.#blockReason !== reservedError) return this.#blockReason!()
+      this.#blockReason = null
       if (length === null) this.#native.cancel()
       else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()
       this.pump()
       return null
     }
-    let made: Reservation
+    let reservation: Reservation
     try {
-      made = new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, finish)
+      reservation = new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, finish)
     } catch (error) {
       // There is no memory for it. A reservation that the caller never gets would be neither committed nor cancelled.
       this.#native.cancel()
       throw error
     }
-    this.#shut = whileReserved
-    return made
+    this.#blockReason = reservedError
+    return reservation
   }
 
   /** Reserves room in the ring; 0: there is none now. */
   #reserve(size: number): number | ArrayBuffer {
-    if (size <= this.#maxAtOnce && !this.#isThrough()) return 0
-    this.#arena.forgetRoom()
-    const reserved = this.#native.reserve(size, OWN_MEMORY)
+    if (size <= this.#maxAtOnce && !this.#isFlushed()) return 0
+    this.#arena.invalidateRoom()
+    const reserved = this.#native.reserve(size, NO_EXTERNAL_MEMORY)
     if (reserved === FAILED) throw this.#fail()
     return reserved
   }
 
   /** Whether a message that is sent now would be the next one in the ring. */
-  #isThrough(): boolean {
+  #isFlushed(): boolean {
     this.flush()
-    if (this.#shut !== null) throw this.#shut()
+    if (this.#blockReason !== null) throw this.#blockReason()
     return this.isEmpty
   }
 
   waitWritable(size: number, options?: WaitOptions): Promise<void> {
     try {
       const signal = signalOf(options)
-      mustBeSize(size, 'message')
-      if (this.#shut !== null) throw this.#shut()
+      checkSizeArgument(size, 'message')
+      if (this.#blockReason !== null) throw this.#blockReason()
       if (size > this.#maxAtOnce) {
-        this.#native.reserve(size, OWN_MEMORY)
+        this.#native.reserve(size, NO_EXTERNAL_MEMORY)
         throw this.#failure()
       }
-      const asking = new Asking(size)
-      this.#asking.push(asking)
-      if (signal !== undefined) this.#onAbort(signal, asking.told, () => this.#asking.remove(asking))
+      const waiter = new RoomWaiter(size)
+      this.#roomWaiters.push(waiter)
+      if (signal !== undefined) this.#onAbort(signal, waiter.deferred, () => this.#roomWaiters.remove(waiter))
       this.pump()
-      return asking.told.promise
+      return waiter.deferred.promise
     } catch (error) {
-      return this.#rejects(error as Error, this.waitWritable)
+      return this.#rejected(error as Error, this.waitWritable)
     }
   }
 
   /** Resolves once everything that was sent so far is in the ring, or never will be. */
-  empty(): Promise<void> {
+  drained(): Promise<void> {
     this.pump()
-    if (this.isEmpty) return SENT
-    return new Promise((resolve) => this.#whenEmpty.push(resolve))
+    if (this.isEmpty) return RESOLVED
+    return new Promise((resolve) => this.#drainCallbacks.push(resolve))
   }
 
   /**
-   * Rejects new messages, and waits for earlier ones for at most this many milliseconds, or until {@link shut}. null: there is nothing to
+   * Rejects new messages, and waits for earlier ones for at most this many milliseconds, or until {@link stop}. null: there is nothing to
    * wait for, so the caller can continue synchronously.
    */
-  linger(milliseconds: number, refusal: () => RingfenceError): Promise<void> | null {
-    this.refuse(refusal, true)
-    const empty = this.empty()
+  linger(milliseconds: number, reason: () => RingfenceError): Promise<void> | null {
+    this.rejectNew(reason, true)
+    const drained = this.drained()
     if (milliseconds <= 0 || this.isEmpty) return null
-    return within(milliseconds, empty)
+    return withTimeout(milliseconds, drained)
   }
 
   /** Handles a wakeup from the peer. */
-  awake(): void {
-    this.#roomWait.awake()
+  handleWakeup(): void {
+    this.#roomWait.handleWakeup()
     this.pump()
   }
 
   /** Puts messages into the ring, in order, as far as there is room. Asks the peer for a wakeup if some are left. */
   pump(): void {
-    if (this.#held.length > 0 && this.#shut === null) this.#sendHeld()
-    if (!this.#pumpLine() || !this.#pumpArena()) return
-    this.#promises.isFree()
-    if (this.#whenEmpty.length > 0) for (const empty of this.#whenEmpty.splice(0)) empty()
-    this.#pumpAsking()
+    if (this.#delayedFrames.length > 0 && this.#blockReason === null) this.#sendDelayedFrames()
+    if (!this.#pumpEntries() || !this.#pumpArena()) return
+    this.#promises.markFree()
+    if (this.#drainCallbacks.length > 0) for (const drained of this.#drainCallbacks.splice(0)) drained()
+    this.#pumpRoomWaiters()
   }
 
-  /** Puts the line into the ring. `false`: the ring is full, or something failed. */
-  #pumpLine(): boolean {
-    for (let parcel = this.#line.first; parcel !== null; parcel = this.#line.first) {
-      const { bytes, packed, bundle } = parcel
-      this.#arena.forgetRoom()
-      const result = packed
-        ? this.#native.flush(bytes, parcel.sent, bytes.length)
+  /** Puts the queued entries into the ring. `false`: the ring is full, or something failed. */
+  #pumpEntries(): boolean {
+    for (let entry = this.#entries.first; entry !== null; entry = this.#entries.first) {
+      const { bytes, isPacked, bundle } = entry
+      this.#arena.invalidateRoom()
+      const result = isPacked
+        ? this.#native.flush(bytes, entry.sent, bytes.length)
         : bundle === null
-          ? this.#native.send(bytes, parcel.sent, parcel.tag)
+          ? this.#native.send(bytes, entry.sent, entry.tag)
           : this.#native.sendAttached(bytes, bundle)
       if (result === FAILED) {
-        if (bundle === null) return this.#giveUp()
-        if (!this.#dropAttached(parcel)) return false
+        if (bundle === null) return this.#stopPumping()
+        if (!this.#dropAttached(entry)) return false
         continue
       }
-      if (result !== 0) parcel.closeBundle()
-      const before = parcel.sent
-      if (packed) parcel.sent += result
-      else parcel.sent = result === WHOLE ? bytes.length : result
-      this.#buffered -= packed ? payloadOf(bytes, before, parcel.sent) : parcel.sent - before
-      if (parcel.sent !== before) this.#roomWait.progress()
-      if (packed) this.#promises.keepUpTo(parcel.promises, parcel.sent)
-      if (packed ? parcel.sent < bytes.length : result !== WHOLE) {
-        const size = packed ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(parcel.sent, true) : bytes.length
-        if (this.#arm(size, parcel.bundle)) {
-          if (!this.#over) this.#promises.isFull()
+      if (result !== 0) entry.closeBundle()
+      const before = entry.sent
+      if (isPacked) entry.sent += result
+      else entry.sent = result === WHOLE ? bytes.length : result
+      this.bufferedAmount -= isPacked ? payloadOf(bytes, before, entry.sent) : entry.sent - before
+      if (entry.sent !== before) this.#roomWait.progress()
+      if (isPacked) this.#promises.resolveUpTo(entry.promises, entry.sent)
+      if (isPacked ? entry.sent < bytes.length : result !== WHOLE) {
+        const size = isPacked ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(entry.sent, true) : bytes.length
+        if (this.#arm(size, entry.bundle)) {
+          if (!this.#hasEnded) this.#promises.markFull()
           return false
         }
         continue
       }
-      this.#line.shift()
+      this.#entries.shift()
       this.#memory.recycle(bytes)
-      this.#promises.keepUpTo(parcel.promises, bytes.length)
+      this.#promises.resolveUpTo(entry.promises, bytes.length)
     }
     return true
   }
 
   /** Handles a message with attachments that cannot be sent. Returns whether later messages can be. */
-  #dropAttached(parcel: Parcel): boolean {
+  #dropAttached(entry: QueueEntry): boolean {
     const error = this.#fail()
-    if (this.#over || !REFUSED.has(error.code)) return false
-    this.#line.remove(parcel)
-    parcel.closeBundle()
-    this.#buffered -= parcel.bytes.length
-    for (const { promise } of parcel.promises) promise.reject(error)
+    if (this.#hasEnded || !MESSAGE_ERRORS.has(error.code)) return false
+    this.#entries.remove(entry)
+    entry.closeBundle()
+    this.bufferedAmount -= entry.bytes.length
+    for (const { promise } of entry.promises) promise.reject(error)
     return true
   }
 
@@ -609,52 +600,52 @@ export class SendQueue {
     const arena = this.#arena
     while (!arena.isEmpty) {
       const before = arena.from
-      const taken = this.#native.flush(arena.bytes, before, arena.to)
-      if (taken === FAILED) return this.#giveUp()
-      if (taken !== 0) this.#roomWait.progress()
-      arena.taken(taken)
-      // The line is empty here. A flush mostly takes all records, which need not be walked then.
-      if (arena.isEmpty) this.#buffered = 0
-      else this.#buffered -= payloadOf(arena.bytes, before, arena.from)
-      this.#promises.keepArena(arena.from, arena.to)
+      const flushed = this.#native.flush(arena.bytes, before, arena.to)
+      if (flushed === FAILED) return this.#stopPumping()
+      if (flushed !== 0) this.#roomWait.progress()
+      arena.flushed(flushed)
+      // The queue is empty here. A flush mostly takes all records, which need not be walked then.
+      if (arena.isEmpty) this.bufferedAmount = 0
+      else this.bufferedAmount -= payloadOf(arena.bytes, before, arena.from)
+      this.#promises.resolveArena(arena.from, arena.to)
       if (!arena.isEmpty) {
-        arena.sure = 0
+        arena.guaranteedEnd = 0
         if (this.#arm(arena.words[arena.from >>> 2]!)) {
-          if (!this.#over) this.#promises.isFull()
+          if (!this.#hasEnded) this.#promises.markFull()
           return false
         }
       }
     }
-    arena.restart()
+    arena.rewind()
     return true
   }
 
-  #pumpAsking(): void {
-    for (let asking = this.#asking.first; asking !== null; asking = this.#asking.first) {
-      const room = this.#native.hasRoom(asking.size)
+  #pumpRoomWaiters(): void {
+    for (let waiter = this.#roomWaiters.first; waiter !== null; waiter = this.#roomWaiters.first) {
+      const room = this.#native.hasRoom(waiter.size)
       if (room === FAILED) {
         this.#fail()
         return
       }
       if (room === 0) {
-        if (this.#arm(asking.size)) return
+        if (this.#arm(waiter.size)) return
         continue
       }
-      this.#asking.shift()
+      this.#roomWaiters.shift()
       this.#roomWait.progress()
-      this.#promises.keep(asking.told)
+      this.#promises.resolveInOrder(waiter.deferred)
     }
   }
 
   /** `true`: there is no room, and `pump` is called again once there may be. */
   #arm(size: number, bundle: NativeBundle | null = null): boolean {
-    const started = this.#roomWait.start(size, bundle)
-    if (started !== null) return started
-    this.#giveUp()
+    const isWaiting = this.#roomWait.start(size, bundle)
+    if (isWaiting !== null) return isWaiting
+    this.#stopPumping()
     return true
   }
 
-  #giveUp(): false {
+  #stopPumping(): false {
     this.#fail()
     return false
   }
@@ -672,31 +663,31 @@ export class SendQueue {
   /**
    * Rejects waiting callers and later calls: nothing more is sent.
    *
-   * @param over - The channel has ended. A later end of this side's own sending does not change the reason.
+   * @param hasEnded - The channel has ended. A later end of this side's own sending does not change the reason.
    */
-  shut(why: () => RingfenceError, over: boolean): void {
-    if (this.#over && !over) return
-    this.#shut = why
-    this.#over ||= over
-    this.#isQuiet ||= over
-    if (over) this.#forgetExit?.()
+  stop(reason: () => RingfenceError, hasEnded: boolean): void {
+    if (this.#hasEnded && !hasEnded) return
+    this.#blockReason = reason
+    this.#hasEnded ||= hasEnded
+    this.#isQuiet ||= hasEnded
+    if (hasEnded) this.#cancelExitFlush?.()
     const waiting = this.#promises.end(this.#waiting())
-    for (const parcel of this.#line.clear()) parcel.closeBundle()
-    for (const { told } of this.#asking.clear()) waiting.push(told)
-    for (const { promise } of this.#held.splice(0)) waiting.push(promise)
-    this.#buffered = 0
+    for (const entry of this.#entries.clear()) entry.closeBundle()
+    for (const { deferred } of this.#roomWaiters.clear()) waiting.push(deferred)
+    for (const { promise } of this.#delayedFrames.splice(0)) waiting.push(promise)
+    this.bufferedAmount = 0
     this.#roomWait.stop()
     this.#memory.free()
     this.#arena.end()
-    this.#rejectAll(waiting, why)
-    for (const empty of this.#whenEmpty.splice(0)) empty()
+    this.#rejectAll(waiting, reason)
+    for (const drained of this.#drainCallbacks.splice(0)) drained()
   }
 
-  #rejectAll(waiting: Pending['promise'][], why: () => RingfenceError): void {
-    const rest = waiting.splice(MOST_STACKS)
-    for (const each of waiting) each.reject(why(), this.#isQuiet)
+  #rejectAll(waiting: Pending['promise'][], reason: () => RingfenceError): void {
+    const rest = waiting.splice(MAX_STACKS)
+    for (const each of waiting) each.reject(reason(), this.#isQuiet)
     if (rest.length === 0) return
-    const failed = Promise.reject(why())
+    const failed = Promise.reject(reason())
     failed.catch(ignore)
     for (const each of rest) {
       if (this.#isQuiet) each.promise.catch(ignore)
@@ -709,9 +700,9 @@ export class SendQueue {
    *
    * @param isQuiet - The caller did not end its own sending, so the rejections of later sends need no handler.
    */
-  refuse(why: () => RingfenceError, isQuiet: boolean): void {
-    if (this.#over) return
-    this.#shut = why
+  rejectNew(reason: () => RingfenceError, isQuiet: boolean): void {
+    if (this.#hasEnded) return
+    this.#blockReason = reason
     this.#isQuiet ||= isQuiet
   }
 }
@@ -731,12 +722,12 @@ function payloadOf(bytes: Uint8Array, from: number, to: number): number {
 /** Fills at most `length` bytes of `bytes` from `offset` on, and returns how many it has written. */
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
-function mustBeSize(size: number, what: string): void {
+function checkSizeArgument(size: number, what: string): void {
   if (!Number.isInteger(size) || size < 0) throw invalid(`a ${what}'s size must be a whole number, not ${show(size)}`)
 }
 
-const whileReserved = () => invalid('a reservation is open: commit or cancel it first')
-const filling = () => invalid('a message is being filled: send once that has returned')
+const reservedError = () => invalid('a reservation is open: commit or cancel it first')
+const fillingError = () => invalid('a message is being filled: send once that has returned')
 
 /** Commits this number of bytes, or cancels. Returns the error if that fails. */
 type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null
@@ -762,10 +753,10 @@ class Reserved implements Reservation {
     }
     this.#open = false
     // The channel's end detaches the bytes as well, and its error takes precedence.
-    const taken = this.bytes.length !== this.#size
-    const error = taken ? this.#finish(null) : this.#finish(length, this.#scratch ? this.bytes : undefined)
+    const isDetached = this.bytes.length !== this.#size
+    const error = isDetached ? this.#finish(null) : this.#finish(length, this.#scratch ? this.bytes : undefined)
     if (error !== null) throw error
-    if (taken) throw invalid("the reservation's bytes were transferred elsewhere: it is cancelled")
+    if (isDetached) throw invalid("the reservation's bytes were transferred elsewhere: it is cancelled")
   }
 
   cancel(): void {

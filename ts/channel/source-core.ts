@@ -5,55 +5,55 @@ import type { ChannelSettings } from '../endpoint/options.js'
 import { FAILED, type NativePeer, type NativeReader } from '../native.js'
 import type { Closed } from '../types.js'
 import { PeerView } from './peer-view.js'
-import { ReceiveBuffer, type Reading } from './receive-buffer.js'
-import { closedBy, closedFor, destroyedBy, lost, repeat } from './resource.js'
+import { ReceiveBuffer, type BufferOwner } from './receive-buffer.js'
+import { closedFromStatus, closedFor, closedByDestroy, lostError, errorFactory } from './resource.js'
 
 export const CLOSED: Closed = { reason: 'closed' }
 
 /** The errors of calls after the end of a channel or a subscription. */
-interface Reasons {
+interface EndErrors {
   /** This side has closed it. */
   closed(): RingfenceError
   /** `verify` has refused the peer. */
   refused(): RingfenceError
 }
 
-export abstract class SourceCore implements Reading {
+export abstract class SourceCore implements BufferOwner {
   readonly native: NativePeer
   readonly buffer: ReceiveBuffer
-  readonly view: PeerView
+  readonly peerView: PeerView
   /** The end; null while the source is open. */
   protected closed: Closed | null = null
   /** The error of calls after the end. */
-  protected whyOver: () => RingfenceError
+  protected endReason: () => RingfenceError
   /** The peer ended the source by closing it or exiting, so its earlier messages can still be read. */
-  protected outlives = false
-  protected readonly reasons: Reasons
+  protected hasLeftovers = false
+  protected readonly endErrors: EndErrors
   readonly #onEnd: (closed: Closed) => void
 
   /** @param onEnd - Called once, when the source has ended. */
   protected constructor(
     native: NativePeer & NativeReader,
     { busyPollMicros, attachments }: ChannelSettings,
-    reasons: Reasons,
+    endErrors: EndErrors,
     onEnd: (closed: Closed) => void,
   ) {
     this.native = native
-    this.view = new PeerView(native)
+    this.peerView = new PeerView(native)
     this.buffer = new ReceiveBuffer(native, busyPollMicros > 0, this, attachments)
-    this.reasons = reasons
-    this.whyOver = reasons.closed
+    this.endErrors = endErrors
+    this.endReason = endErrors.closed
     this.#onEnd = onEnd
   }
 
-  /** Calls `woken` whenever the line is readable. */
-  protected watch(woken: () => void): void {
-    if (this.native.watch(woken) === FAILED) throw fromFailure(this.native.failure())
+  /** Calls `onReadable` whenever the line is readable. */
+  protected watch(onReadable: () => void): void {
+    if (this.native.watch(onReadable) === FAILED) throw fromFailure(this.native.failure())
   }
 
   /** The error of a call after the end; `undefined` before it. */
-  get over(): RingfenceError | undefined {
-    return this.closed === null ? undefined : this.whyOver()
+  get endError(): RingfenceError | undefined {
+    return this.closed === null ? undefined : this.endReason()
   }
 
   /** Sends what is staged. It must go out before this side waits for an answer. */
@@ -90,46 +90,46 @@ export abstract class SourceCore implements Reading {
 
   /** Ends the source at once. A channel's peer gets no end. */
   destroy(error?: Error): void {
-    if (this.hasEnded()) this.dropLeft()
+    if (this.hasEnded()) this.dropLeftovers()
     else {
-      const closed = destroyedBy(error)
-      this.finish(closed, closed.error === undefined ? this.reasons.closed : repeat(closed.error))
+      const closed = closedByDestroy(error)
+      this.finish(closed, closed.error === undefined ? this.endErrors.closed : errorFactory(closed.error))
     }
   }
 
   /** Whether the source has ended. Asks the core as well: a reader may have found a lost peer, and not the event loop. */
   protected hasEnded(): boolean {
-    if (this.closed === null && this.native.isLost() !== 0) this.hear()
+    if (this.closed === null && this.native.isLost() !== 0) this.checkLine()
     return this.closed !== null
   }
 
   /** Drops the messages that the peer left: this side will not read them. */
-  protected dropLeft(): void {
-    this.buffer.dropLeft(this.reasons.closed)
+  protected dropLeftovers(): void {
+    this.buffer.dropLeftovers(this.endErrors.closed)
   }
 
   /** The error of a lost peer; null if the peer is not lost. A reader may find that before the event loop is notified. */
-  protected whyLost(): (() => RingfenceError) | null {
-    if (this.closed !== null) return this.closed.error === undefined ? null : repeat(this.closed.error)
-    const how = this.native.isLost()
-    return how === 0 ? null : () => lost(this.view.peer, how)
+  protected lostReason(): (() => RingfenceError) | null {
+    if (this.closed !== null) return this.closed.error === undefined ? null : errorFactory(this.closed.error)
+    const cause = this.native.isLost()
+    return cause === 0 ? null : () => lostError(this.peerView.peer, cause)
   }
 
   /**
    * Asks the core whether it has ended. Called when the line is readable.
    *
-   * @param unsendable - The error of later sends; by default that of the reason.
+   * @param sendError - The error of later sends; by default that of the reason.
    */
-  hear(unsendable?: () => RingfenceError): void {
+  checkLine(sendError?: () => RingfenceError): void {
     if (this.closed !== null) return
-    this.settle(this.native.listen(), unsendable)
-    if (this.closed === null) this.wake()
+    this.settle(this.native.listen(), sendError)
+    if (this.closed === null) this.handleWakeup()
   }
 
   /** Re-checks everything that waits: the peer has woken this side. */
-  protected wake(): void {
+  protected handleWakeup(): void {
     this.native.disarm()
-    this.buffer.awake()
+    this.buffer.handleWakeup()
   }
 
   /** The error of calls after the peer has closed the source. */
@@ -139,20 +139,20 @@ export abstract class SourceCore implements Reading {
    * Ends the source if the core's answer says so. The core may notice the peer's end on its own thread before the event loop is notified.
    * The messages that the peer left are still read then.
    */
-  protected settle(answer: number, unsendable?: () => RingfenceError): void {
-    const closed = closedBy(answer, this.native, this.view.peer)
+  protected settle(status: number, sendError?: () => RingfenceError): void {
+    const closed = closedFromStatus(status, this.native, this.peerView.peer)
     if (closed === null) return
     const { reason, error } = closed
-    if (reason === 'refused') this.finish(closed, this.reasons.refused)
-    else if (reason !== 'closed' && reason !== 'lost') this.finish(closed, repeat(error!))
-    else this.finish(closed, unsendable ?? (error === undefined ? () => this.closedByPeer() : repeat(error)), true)
+    if (reason === 'refused') this.finish(closed, this.endErrors.refused)
+    else if (reason !== 'closed' && reason !== 'lost') this.finish(closed, errorFactory(error!))
+    else this.finish(closed, sendError ?? (error === undefined ? () => this.closedByPeer() : errorFactory(error)), true)
   }
 
-  abstract foundEnd(): (() => RingfenceError) | null
+  abstract handleEnd(): (() => RingfenceError) | null
 
   /** Returns the end of the source of a merge. The event loop may not be notified yet, or the peer may have ended only its sending. */
   endOfSource(): Closed {
-    this.hear()
+    this.checkLine()
     const closed = this.closed ?? CLOSED
     // The merge reports the end.
     this.endWithPeer()
@@ -163,49 +163,49 @@ export abstract class SourceCore implements Reading {
 
   /** Handles a failed call into the core. An error that ends the source there ends it here as well. */
   failed(error: RingfenceError): void {
-    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.finish({ reason: 'corrupt', error }, repeat(error))
+    if (error.code === 'ERR_RINGFENCE_RING_CORRUPT') this.finish({ reason: 'corrupt', error }, errorFactory(error))
     else if (error.code === 'ERR_RINGFENCE_UNSUPPORTED') this.finish({ reason: 'failed', error }, () => error)
     else if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED') {
-      const closed = closedFor('exposed', this.view.peer)
-      this.finish(closed, repeat(closed.error!))
-    } else if (NOTICED.has(error.code)) this.hear()
+      const closed = closedFor('exposed', this.peerView.peer)
+      this.finish(closed, errorFactory(closed.error!))
+    } else if (END_CODES.has(error.code)) this.checkLine()
   }
 
   /**
-   * @param whyOver - The error of later calls.
-   * @param outlives - The messages that the peer left can still be read.
+   * @param endReason - The error of later calls.
+   * @param hasLeftovers - The messages that the peer left can still be read.
    */
-  protected finish(closed: Closed, whyOver: () => RingfenceError, outlives = false): void {
+  protected finish(closed: Closed, endReason: () => RingfenceError, hasLeftovers = false): void {
     if (this.closed !== null) return
     this.closed = closed
-    this.outlives = outlives
-    this.whyOver = whyOver
-    if (outlives) this.native.outlive()
+    this.hasLeftovers = hasLeftovers
+    this.endReason = endReason
+    if (hasLeftovers) this.native.outlive()
     else this.native.close()
-    this.shut(whyOver)
-    const drops = closed.reason === 'refused' || closed.reason === 'failed'
-    if (outlives) this.buffer.outlive(() => this.letGo())
-    else if (whyOver === this.reasons.closed) this.buffer.close(whyOver)
-    else if (drops) this.buffer.fail(whyOver)
-    else this.buffer.stop(whyOver)
-    this.finished(drops || whyOver === this.reasons.closed)
+    this.rejectSends(endReason)
+    const dropsUnread = closed.reason === 'refused' || closed.reason === 'failed'
+    if (hasLeftovers) this.buffer.keepLeftovers(() => this.releaseRing())
+    else if (endReason === this.endErrors.closed) this.buffer.close(endReason)
+    else if (dropsUnread) this.buffer.fail(endReason)
+    else this.buffer.stop(endReason)
+    this.onFinished(dropsUnread || endReason === this.endErrors.closed)
     this.#onEnd(closed)
   }
 
   /** Rejects pending sends: the source has ended. */
-  protected shut(_why: () => RingfenceError): void {}
+  protected rejectSends(_reason: () => RingfenceError): void {}
 
-  /** Called after the end. `drops`: what was not read is dropped. */
-  protected finished(_drops: boolean): void {}
+  /** Called after the end. `dropsUnread`: what was not read is dropped. */
+  protected onFinished(_dropsUnread: boolean): void {}
 
   /** Releases the ring: the messages that the peer left were read or dropped. */
-  protected letGo(): void {
+  protected releaseRing(): void {
     this.native.close()
   }
 }
 
 /** The errors of a call that noticed the end before the event loop was notified. */
-const NOTICED: ReadonlySet<string> = new Set([
+const END_CODES: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_PEER_LOST',
   'ERR_RINGFENCE_CLOSED',
   'ERR_RINGFENCE_EVICTED',

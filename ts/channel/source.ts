@@ -2,7 +2,7 @@
 
 import { WebStreams, type WebSink } from '../adapters/web.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
-import { promised } from '../runtime/deferred.js'
+import { tryPromise } from '../runtime/deferred.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import type { ReceiveBuffer } from './receive-buffer.js'
 import { Resource, type ResourceEvents } from './resource.js'
@@ -56,12 +56,12 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
 
   /** The peer's identity at the last check, in the handshake or by `verify`. */
   get peer(): Identity {
-    return this.#core.view.peer
+    return this.#core.peerView.peer
   }
 
   /** Every check of the handshake, in order, and the checks of the last `verify`. */
   get evidence(): readonly Evidence[] {
-    return this.#core.view.evidence
+    return this.#core.peerView.evidence
   }
 
   /**
@@ -82,9 +82,9 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * reports, need one as usual.
    */
   verify(options?: WaitOptions): Promise<Identity> {
-    return this.#core.view.verify(
-      () => this.#core.over,
-      () => this.#core.hear(),
+    return this.#core.peerView.verify(
+      () => this.#core.endError,
+      () => this.#core.checkLine(),
       options,
     )
   }
@@ -185,9 +185,9 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     const buffer = this.#buffer
     return batchLoop<Buffer, In>(
       {
-        now: () => this.#core.nextNow(),
-        more: () => (buffer.due === null ? buffer.takeNow() : null),
-        run: this.#values === null ? (into, max) => buffer.takeRun(into as unknown[] as Buffer[], max) : undefined,
+        poll: () => this.#core.nextNow(),
+        pollMore: () => (buffer.due === null ? buffer.takeNow() : null),
+        takeRun: this.#values === null ? (into, max) => buffer.takeRun(into as unknown[] as Buffer[], max) : undefined,
         wait: (reader, signal) => buffer.wait(true, signal, reader),
         decode: (message) => this.#decode(message)!,
       },
@@ -229,7 +229,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
       {
         waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
         tryReceive: () => this.#decode(this.#buffer.takeNow()),
-        told: () => this.#core.endWithPeer(),
+        endReported: () => this.#core.endWithPeer(),
         close: () => this.close(),
       },
       this.sink,
@@ -246,7 +246,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   }
 
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    return promised(() => this.#core.close(lingerOf(options)))
+    return tryPromise(() => this.#core.close(lingerOf(options)))
   }
 
   destroy(error?: Error): void {

@@ -6,7 +6,7 @@ import type { Values } from './values.js'
 import type { Closed } from '../types.js'
 
 /** The interface through which a merge reads a source. */
-export interface Inlet {
+export interface MergeInput {
   /** The messages that the source has received. */
   readonly buffer: ReceiveBuffer
   /** Converts messages to values; null: the messages are bytes. */
@@ -16,21 +16,21 @@ export interface Inlet {
 }
 
 /** Returns the inlet of a value of one kind, or `undefined` for other values. */
-type Kind = (value: object) => Inlet | undefined
+type SourceKind = (value: object) => MergeInput | undefined
 
-const kinds: Kind[] = []
+const sourceKinds: SourceKind[] = []
 
 /** Adds a kind of source. */
-export function registerSource(kind: Kind): void {
-  kinds.push(kind)
+export function registerSource(kind: SourceKind): void {
+  sourceKinds.push(kind)
 }
 
 /** Returns the inlet of a value, or `undefined` if the value is not a source. */
-export function inletOf(value: unknown): Inlet | undefined {
+export function mergeInputOf(value: unknown): MergeInput | undefined {
   if (typeof value !== 'object' || value === null) return undefined
-  for (const kind of kinds) {
-    const inlet = kind(value)
-    if (inlet !== undefined) return inlet
+  for (const kind of sourceKinds) {
+    const input = kind(value)
+    if (input !== undefined) return input
   }
   return undefined
 }

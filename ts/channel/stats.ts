@@ -59,7 +59,7 @@ export interface EndpointStats {
   accepted: number
   /**
    * Peers that were refused so far, by the check that failed (`uid`, `executable`, …), or else by the error code without `ERR_RINGFENCE_`.
-   * `other` is a check by the peer that this version does not know.
+   * `prometheusName` is a check by the peer that this version does not know.
    */
   refused: Record<string, number>
 }
@@ -146,16 +146,16 @@ export interface Figure {
   readonly unit: string
   readonly help: string
   /** Its name in Prometheus, without the prefix and the suffix, if it is another one. */
-  readonly other: string | undefined
+  readonly prometheusName: string | undefined
 }
 
 const counter = figure.bind(null, 'counter')
 const gauge = figure.bind(null, 'gauge')
-function figure(type: Figure['type'], name: string, unit: string, help: string, other?: string): Figure {
-  return { type, name, unit, help, other }
+function figure(type: Figure['type'], name: string, unit: string, help: string, prometheusName?: string): Figure {
+  return { type, name, unit, help, prometheusName }
 }
 
-const OF_CHANNEL = {
+const CHANNEL_FIGURES = {
   messagesSent: counter('messages.sent', '{message}', 'Messages that were sent and are in the ring.'),
   messagesReceived: counter('messages.received', '{message}', 'Messages that were handed out.'),
   bytesSent: counter('sent', 'By', 'Bytes of the messages sent.'),
@@ -185,7 +185,7 @@ type FigureName = keyof (ChannelStats & PublisherStats & SubscriptionStats & Mer
 
 /** All figures of all resources. */
 export const FIGURES: Readonly<Record<FigureName, Figure>> = {
-  ...OF_CHANNEL,
+  ...CHANNEL_FIGURES,
   attachmentsWithheld: counter(
     'attachments.withheld',
     '{attachment}',
@@ -200,15 +200,16 @@ export const FIGURES: Readonly<Record<FigureName, Figure>> = {
   lag: gauge('lag', 'By', 'Bytes that are published and not read.'),
 }
 
-const CHANNEL_FIGURES = Object.keys(OF_CHANNEL) as (keyof ChannelStats)[]
+const CHANNEL_FIGURE_NAMES = Object.keys(CHANNEL_FIGURES) as (keyof ChannelStats)[]
 
 /** The sums over no channel. */
-export const noStats = () => Object.fromEntries(CHANNEL_FIGURES.map((name) => [name, 0])) as unknown as ChannelStats
+export const zeroStats = () =>
+  Object.fromEntries(CHANNEL_FIGURE_NAMES.map((name) => [name, 0])) as unknown as ChannelStats
 
 /** Adds the figures of a channel to sums over several. */
 export function addStats(sums: ChannelStats, stats: ChannelStats): void {
   const tokensStray = Math.max(sums.tokensStray, stats.tokensStray)
-  for (const name of CHANNEL_FIGURES) sums[name] += stats[name]
+  for (const name of CHANNEL_FIGURE_NAMES) sums[name] += stats[name]
   sums.tokensStray = tokensStray
 }
 
@@ -217,9 +218,9 @@ export class PeerCounts {
   accepted = 0
   readonly #refused = new Map<string, number>()
 
-  refuse({ check, code }: RingfenceError): void {
-    const by = check ?? code.slice('ERR_RINGFENCE_'.length)
-    this.#refused.set(by, (this.#refused.get(by) ?? 0) + 1)
+  countRefusal({ check, code }: RingfenceError): void {
+    const reason = check ?? code.slice('ERR_RINGFENCE_'.length)
+    this.#refused.set(reason, (this.#refused.get(reason) ?? 0) + 1)
   }
 
   stats(open: number): EndpointStats {

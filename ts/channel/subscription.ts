@@ -3,7 +3,7 @@
 import { Readable } from 'node:stream'
 
 import type { Codec } from '../adapters/codec.js'
-import { nowOpen, openNow, tellSubscribed } from '../runtime/diagnostics.js'
+import { trackOpen, openResources, reportSubscribed } from '../runtime/diagnostics.js'
 import { RingfenceError, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
 import type { NativeSubscription } from '../native.js'
@@ -21,8 +21,8 @@ const KEY = Symbol('ringfence')
 type AnySubscription = Subscription<any>
 let make: (native: NativeSubscription, settings: ChannelSettings, address: string) => AnySubscription
 
-const closedHere = () => new RingfenceError('CLOSED', 'the subscription is closed')
-const refusedHere = () =>
+const closedError = () => new RingfenceError('CLOSED', 'the subscription is closed')
+const refusedError = () =>
   new RingfenceError('CLOSED', 'the subscription was closed: its publisher no longer satisfies the policy')
 
 class SubscriptionCore extends SourceCore {
@@ -30,8 +30,8 @@ class SubscriptionCore extends SourceCore {
 
   /** @param onEnd - Called once, when the subscription has ended. */
   constructor(native: NativeSubscription, settings: ChannelSettings, onEnd: (closed: Closed) => void) {
-    super(native, settings, { closed: closedHere, refused: refusedHere }, onEnd)
-    this.watch(() => this.hear())
+    super(native, settings, { closed: closedError, refused: refusedError }, onEnd)
+    this.watch(() => this.checkLine())
   }
 
   async close(): Promise<void> {
@@ -45,13 +45,13 @@ class SubscriptionCore extends SourceCore {
   }
 
   protected closedByPeer(): RingfenceError {
-    return closedHere()
+    return closedError()
   }
 
-  foundEnd(): (() => RingfenceError) | null {
+  handleEnd(): (() => RingfenceError) | null {
     // The reader that has found the end must return first.
-    timers.queueMicrotask(() => this.hear())
-    return this.whyLost()
+    timers.queueMicrotask(() => this.checkLine())
+    return this.lostReason()
   }
 }
 
@@ -78,7 +78,7 @@ export class Subscription<In = Message> extends Source<In> {
   static {
     make = (native, settings, address) => {
       const core = new SubscriptionCore(native, settings, (closed) => {
-        openNow.delete(subscription)
+        openResources.delete(subscription)
         subscription.settle(closed)
       })
       const values = settings.codec === undefined ? null : new Values(settings.codec)
@@ -205,8 +205,8 @@ export function subscribe(address: string, options?: SubscribeOptions): Promise<
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
   return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
     const subscription = make(native, settings, address)
-    nowOpen(subscription)
-    tellSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
+    trackOpen(subscription)
+    reportSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
     return subscription
   })
 }

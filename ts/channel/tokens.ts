@@ -7,11 +7,11 @@ import type { TokenStats } from './stats.js'
 import { fairness } from '../runtime/fairness.js'
 import { Waiters, type Wait } from './waiters.js'
 
-const LARGEST = 2n ** 64n - 1n
+const MAX_TOKEN = 2n ** 64n - 1n
 
 /** Converts a caller's token to 64 bits. */
 export function toToken(token: bigint | number): bigint {
-  if (typeof token === 'bigint' && token >= 0n && token <= LARGEST) return token
+  if (typeof token === 'bigint' && token >= 0n && token <= MAX_TOKEN) return token
   if (Number.isSafeInteger(token) && token >= 0) return BigInt(token)
   throw invalid(
     `a token must be a bigint from 0 to 2^64 - 1, or a whole number from 0 to 2^53 - 1, not ${show(token)}` +
@@ -22,13 +22,13 @@ export function toToken(token: bigint | number): bigint {
 export class Tokens {
   readonly #native: NativeChannel
   readonly #waiters = new Waiters<bigint>()
-  #watched = false
+  #isWatching = false
   /** The channel keeps no process alive, so reading its tokens does not either. */
   #isWeak = false
   /** No more tokens will arrive from the binding. */
-  #over = false
+  #hasEnded = false
   /** The tokens that were unread when the channel ended, the next one last. */
-  #kept: bigint[] = []
+  #leftovers: bigint[] = []
   #sent = 0
   #received = 0
 
@@ -46,28 +46,28 @@ export class Tokens {
   }
 
   /** Counts a token that was sent. */
-  sent(): void {
+  countSent(): void {
     this.#sent += 1
   }
 
   /** Sets whether awaiting a turn of the event loop keeps the process alive. */
   keepAlive(alive: boolean): void {
-    this.#isWeak = !alive && !this.#over
+    this.#isWeak = !alive && !this.#hasEnded
   }
 
   /** The turn of the event loop to await before more is handed out; null if none is due. */
   get #due(): Promise<void> | null {
-    return this.#isWeak ? fairness.dueWeakly : fairness.due
+    return this.#isWeak ? fairness.weakDue : fairness.due
   }
 
   iterate(): AsyncIterator<bigint, undefined> {
     return loop(
-      () => this.#now(),
+      () => this.#poll(),
       () => this.#wait(),
     )
   }
 
-  #now(): bigint | null | undefined {
+  #poll(): bigint | null | undefined {
     fairness.spend(this.#isWeak)
     return !this.#waiters.isEmpty || this.#due !== null ? undefined : this.#take()
   }
@@ -86,35 +86,35 @@ export class Tokens {
 
   /** Returns a token if there is one, `undefined` if one may arrive, `null` if none will. */
   #take(): bigint | null | undefined {
-    if (this.#over) return this.#kept.pop() ?? null
-    const answer = this.#native.token()
-    if (typeof answer === 'bigint') {
+    if (this.#hasEnded) return this.#leftovers.pop() ?? null
+    const token = this.#native.token()
+    if (typeof token === 'bigint') {
       this.#received += 1
-      return answer
+      return token
     }
-    if (answer !== ENDED) return undefined
-    this.#over = true
+    if (token !== ENDED) return undefined
+    this.#hasEnded = true
     return null
   }
 
   #watch(): void {
-    if (this.#watched) return
-    if (this.#native.watchTokens(() => this.#heard()) === FAILED) {
+    if (this.#isWatching) return
+    if (this.#native.watchTokens(() => this.#handleReadable()) === FAILED) {
       const error = fromFailure(this.#native.failure())
       this.#waiters.fail(() => error)
       return
     }
-    this.#watched = true
+    this.#isWatching = true
   }
 
   /** Called when there is a token, or no more will arrive. */
-  #heard(): void {
+  #handleReadable(): void {
     if (!this.#waiters.isEmpty) {
       this.#serve()
       return
     }
     // No loop takes the token, so the binding would call back repeatedly.
-    this.#watched = false
+    this.#isWatching = false
     this.#native.unwatchTokens()
   }
 
@@ -122,22 +122,22 @@ export class Tokens {
     while (!this.#waiters.isEmpty) {
       const token = this.#take()
       if (token === undefined) return
-      this.#waiters.shift()!.found(token)
+      this.#waiters.shift()!.resolve(token)
     }
   }
 
   /** Keeps the tokens that have arrived, to be handed out: the channel has ended. */
   stop(): void {
     this.#serve()
-    const kept: bigint[] = []
-    for (let token = this.#take(); typeof token === 'bigint'; token = this.#take()) kept.push(token)
-    this.#kept = kept.reverse()
+    const leftovers: bigint[] = []
+    for (let token = this.#take(); typeof token === 'bigint'; token = this.#take()) leftovers.push(token)
+    this.#leftovers = leftovers.reverse()
     this.close()
   }
 
   /** Drops unread tokens. */
   close(): void {
-    this.#over = true
+    this.#hasEnded = true
     this.#isWeak = false
     this.#native.endTokens()
     this.#serve()

@@ -6,42 +6,42 @@
 // come first (fq_codel treats the flows of a network the same way).
 
 import { fairness } from '../runtime/fairness.js'
-import { Line, type Place } from './line.js'
+import { LinkedList, type ListNode } from './linked-list.js'
 
-export { Place } from './line.js'
+export { ListNode } from './linked-list.js'
 
 /** The approximate size of a turn in bytes: a turn ends with the message that reaches it. */
 export const TURN = 16 * 1024
 /** Clock checks after which a turn ends as well: with a slow handler, a few messages take long. */
-const LOOKS = 2
+const MAX_CLOCK_READS = 2
 
-export class Turns<Kind extends Place> {
-  readonly #fresh = new Line<Kind>()
-  readonly #ready = new Line<Kind>()
+export class Turns<Kind extends ListNode> {
+  readonly #fresh = new LinkedList<Kind>()
+  readonly #ready = new LinkedList<Kind>()
   /** Sources that were found empty and will not send a wakeup. */
-  readonly #resting = new Line<Kind>()
+  readonly #resting = new LinkedList<Kind>()
   /** Sources that were found empty and will send a wakeup. */
-  readonly #armed = new Line<Kind>()
+  readonly #armed = new LinkedList<Kind>()
   /** The source that has the turn, with the remaining bytes of the turn. */
   #current: Kind | null = null
-  #left = 0
-  #began = 0
+  #bytesLeft = 0
+  #startReads = 0
 
   /** The source that has the next turn; null if no source may have anything. */
   get next(): Kind | null {
     const next = this.#fresh.first ?? this.#ready.first
     if (next !== this.#current && next !== null) {
       this.#current = next
-      this.#left = TURN
-      this.#began = fairness.looks
+      this.#bytesLeft = TURN
+      this.#startReads = fairness.clockReads
     }
     return next
   }
 
   /** Accounts for bytes that the current source has handed out. Returns whether its turn is over. */
   spend(bytes: number): boolean {
-    this.#left -= bytes
-    if (this.#left > 0 && fairness.looks - this.#began < LOOKS) return false
+    this.#bytesLeft -= bytes
+    if (this.#bytesLeft > 0 && fairness.clockReads - this.#startReads < MAX_CLOCK_READS) return false
     this.end()
     return true
   }
@@ -53,32 +53,32 @@ export class Turns<Kind extends Place> {
     if (current !== null && this.isReady(current)) this.#ready.push(current)
   }
 
-  isReady(place: Kind): boolean {
-    return place.line === this.#fresh || place.line === this.#ready
+  isReady(node: Kind): boolean {
+    return node.list === this.#fresh || node.list === this.#ready
   }
 
   /** Gives a source the next turn, if it was not ready before: it may have something now. */
-  wake(place: Kind): void {
-    if (!this.isReady(place)) this.#fresh.push(place)
+  wake(node: Kind): void {
+    if (!this.isReady(node)) this.#fresh.push(node)
   }
 
   /** Called when the source that has the turn was found empty. */
-  foundEmpty(place: Kind, isArmed: boolean): void {
-    if (place === this.#current) this.#current = null
-    if (place.line === this.#fresh && this.#ready.first !== null) this.#ready.push(place)
-    else this.rest(place, isArmed)
+  markEmpty(node: Kind, isArmed: boolean): void {
+    if (node === this.#current) this.#current = null
+    if (node.list === this.#fresh && this.#ready.first !== null) this.#ready.push(node)
+    else this.rest(node, isArmed)
   }
 
   /** Marks a source as empty. */
-  rest(place: Kind, isArmed: boolean): void {
-    if (place === this.#current) this.#current = null
-    const line = isArmed ? this.#armed : this.#resting
-    line.push(place)
+  rest(node: Kind, isArmed: boolean): void {
+    if (node === this.#current) this.#current = null
+    const list = isArmed ? this.#armed : this.#resting
+    list.push(node)
   }
 
-  remove(place: Kind): void {
-    if (place === this.#current) this.#current = null
-    place.line?.remove(place)
+  remove(node: Kind): void {
+    if (node === this.#current) this.#current = null
+    node.list?.remove(node)
   }
 
   /** Makes all sources ready, to be checked. */
@@ -88,24 +88,24 @@ export class Turns<Kind extends Place> {
   }
 
   /** Checks a few empty sources, starting with those that were not checked for longest. */
-  lookAround(count: number, hasSomething: (place: Kind) => boolean): void {
-    for (const line of [this.#resting, this.#armed]) {
-      for (let looks = 0; looks < count; looks += 1) {
-        const place = line.first
-        if (place === null) break
-        if (hasSomething(place)) this.wake(place)
-        else line.push(place)
+  checkEmpty(count: number, needsTurn: (node: Kind) => boolean): void {
+    for (const list of [this.#resting, this.#armed]) {
+      for (let checked = 0; checked < count; checked += 1) {
+        const node = list.first
+        if (node === null) break
+        if (needsTurn(node)) this.wake(node)
+        else list.push(node)
       }
     }
   }
 
   /** The sources that were not found empty since their last event. */
   get ready(): Kind[] {
-    return [...this.#fresh.places, ...this.#ready.places]
+    return [...this.#fresh.nodes, ...this.#ready.nodes]
   }
 
   /** The sources that are empty and will not send a wakeup. */
   get resting(): Kind[] {
-    return this.#resting.places
+    return this.#resting.nodes
   }
 }

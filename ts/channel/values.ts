@@ -5,12 +5,12 @@ import {
   checkCodec,
   decodeMessage,
   encodeMessage,
-  encodesToNothing,
+  notAMessage,
   encodeWith,
   malformed,
   type Codec,
 } from '../adapters/codec.js'
-import { promised } from '../runtime/deferred.js'
+import { tryPromise } from '../runtime/deferred.js'
 import type { Message, SendOptions, Visit } from '../types.js'
 import type { SendQueue } from './send-queue.js'
 
@@ -29,14 +29,14 @@ export class Values<T> {
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be encoded, or encodes to nothing */
   encode(value: T): Uint8Array | string {
     // The receiver would take undefined for the end, however the codec encodes it.
-    if (value === undefined) throw encodesToNothing(value, undefined)
+    if (value === undefined) throw notAMessage(value, undefined)
     return encodeWith(this.codec, value)
   }
 
   /** Encodes and sends a value. */
   send(queue: SendQueue, value: T, options?: SendOptions): Promise<void> {
-    return promised(() => {
-      if (value === undefined) throw encodesToNothing(value, undefined)
+    return tryPromise(() => {
+      if (value === undefined) throw notAMessage(value, undefined)
       const encoded = encodeMessage(this.codec, value, options)
       return queue.send(encoded.message, encoded.options)
     })
@@ -51,20 +51,20 @@ export class Values<T> {
   }
 
   /** Decodes a message in reused memory. Codecs that may keep the bytes get a copy. */
-  decodeShown(bytes: Uint8Array, offset: number, length: number): T {
-    const shown = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
-    const own = this.#borrows ? shown : Buffer.concat([shown])
+  decodeVisited(bytes: Uint8Array, offset: number, length: number): T {
+    const view = Buffer.from(bytes.buffer, bytes.byteOffset + offset, length)
+    const bytesToKeep = this.#borrows ? view : Buffer.concat([view])
     const { attachments } = bytes as Message
     if (attachments !== undefined) {
-      Object.assign(own, { attachments })
+      Object.assign(bytesToKeep, { attachments })
       // They are this message's now.
       delete (bytes as { attachments?: unknown }).attachments
     }
-    return this.decode(own)
+    return this.decode(bytesToKeep)
   }
 
   /** Returns a visitor of messages that calls a visitor of values. */
   visitor(visit: (value: T) => void): Visit {
-    return (bytes, offset, length) => visit(this.decodeShown(bytes, offset, length))
+    return (bytes, offset, length) => visit(this.decodeVisited(bytes, offset, length))
   }
 }

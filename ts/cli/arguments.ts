@@ -2,7 +2,7 @@
 
 import { parseArgs } from 'node:util'
 
-import { misspelt } from '../runtime/nearest.js'
+import { nearestName } from '../runtime/nearest.js'
 import {
   COMMANDS,
   COMMAND_NAMES,
@@ -18,43 +18,45 @@ import { UsageError } from './exit.js'
 import { SHELLS } from './help.js'
 
 /** A command, its arguments and its options. */
-export interface Asked {
+export interface ParsedCommand {
   command: CommandName | 'version'
   words: string[]
   flags: Flags
 }
 
 /** @throws {UsageError} for invalid arguments. */
-export function ask(given: string[]): Asked {
-  const { values, positionals } = parse(given)
+export function parseCommand(args: string[]): ParsedCommand {
+  const { values, positionals } = parse(args)
   const [command, ...words] = positionals
   if (values['version']) return { command: 'version', words: [], flags: {} }
   if (values['help']) return { command: 'help', words: isCommand(command) ? [command] : [], flags: {} }
-  if (!isCommand(command)) throw noCommand(command)
+  if (!isCommand(command)) throw unknownCommand(command)
   const [first] = words
-  if (command === 'help' && first !== undefined && !isCommand(first)) throw noCommand(first)
+  if (command === 'help' && first !== undefined && !isCommand(first)) throw unknownCommand(first)
   if (command === 'completion' && !Object.hasOwn(SHELLS, first ?? ''))
     throw new UsageError(`completion takes a shell: ${Object.keys(SHELLS).join(', ')}`)
-  const { usage, surplus }: Command = COMMANDS[command]
-  const known = usage.split(' ').filter((word) => word !== '')
-  if (known[0] === 'ADDRESS' && first === undefined) throw new UsageError(`${command} needs an address`)
-  if (surplus !== undefined && words.length > known.length) throw new UsageError(`${command} ${surplus}`)
-  return { command, words, flags: Object.fromEntries(Object.entries(values).map(parsed)) }
+  const { usage, excessError }: Command = COMMANDS[command]
+  const operands = usage.split(' ').filter((word) => word !== '')
+  if (operands[0] === 'ADDRESS' && first === undefined) throw new UsageError(`${command} needs an address`)
+  if (excessError !== undefined && words.length > operands.length) throw new UsageError(`${command} ${excessError}`)
+  return { command, words, flags: Object.fromEntries(Object.entries(values).map(convertFlag)) }
 }
 
 /** Converts the value of an option. */
-function parsed([name, value]: [string, unknown]): [string, unknown] {
+function convertFlag([name, value]: [string, unknown]): [string, unknown] {
   const { values, parse: convert }: Flag = FLAGS[name as FlagName]
   if (values?.includes(value as string) === false)
     throw new UsageError(`--${name} takes ${values.join(', ')}, not ${value as string}`)
   return [name, convert === undefined ? value : convert(value as string, `--${name}`)]
 }
 
-function noCommand(name: string | undefined): UsageError {
-  const known = COMMAND_NAMES.join(', ')
-  if (name === undefined) return new UsageError(`name a command: ${known}`)
-  const meant = misspelt(name, COMMAND_NAMES)
-  return new UsageError(`there is no command ${name}: ${meant === undefined ? known : `did you mean ${meant}?`}`)
+function unknownCommand(name: string | undefined): UsageError {
+  const names = COMMAND_NAMES.join(', ')
+  if (name === undefined) return new UsageError(`name a command: ${names}`)
+  const suggestion = nearestName(name, COMMAND_NAMES)
+  return new UsageError(
+    `there is no command ${name}: ${suggestion === undefined ? names : `did you mean ${suggestion}?`}`,
+  )
 }
 
 const toOption = ([name, { value }]: [string, Flag]) =>
@@ -67,12 +69,12 @@ const OPTIONS = {
 } as const
 
 function parse(words: string[]) {
-  const how = { args: words, allowPositionals: true, options: OPTIONS } as const
-  const { positionals, tokens } = parseArgs({ ...how, tokens: true, strict: false })
+  const config = { args: words, allowPositionals: true, options: OPTIONS } as const
+  const { positionals, tokens } = parseArgs({ ...config, tokens: true, strict: false })
   const command = isCommand(positionals[0]) ? positionals[0] : undefined
   for (const token of tokens) if (token.kind === 'option') checkFlag(command, token.name, token.rawName)
   try {
-    return parseArgs(how)
+    return parseArgs(config)
   } catch (error) {
     throw new UsageError((error as Error).message)
   }
@@ -83,10 +85,10 @@ function checkFlag(command: CommandName | undefined, name: string, shown: string
   if (name === 'help' || name === 'version') return
   const flags: readonly string[] = command === undefined ? Object.keys(FLAGS) : COMMANDS[command].flags
   if (flags.includes(name)) return
-  const meant = misspelt(name, [...flags, 'help', 'version'])
+  const suggestion = nearestName(name, [...flags, 'help', 'version'])
   const others = COMMAND_NAMES.filter((other) => (COMMANDS[other].flags as readonly string[]).includes(name))
   const what = command === undefined ? `there is no option ${shown}` : `${command} takes no ${shown}`
   if (others.length > 0) throw new UsageError(`${what}: it is an option of ${others.join(', ')}`)
-  const known = flags.map((flag) => `--${flag}`).join(', ')
-  throw new UsageError(`${what}${meant === undefined ? known && `: ${known}` : `: did you mean --${meant}?`}`)
+  const list = flags.map((flag) => `--${flag}`).join(', ')
+  throw new UsageError(`${what}${suggestion === undefined ? list && `: ${list}` : `: did you mean --${suggestion}?`}`)
 }

@@ -5,13 +5,13 @@ import { once } from 'node:events'
 import { publish as bind, type Publisher } from '../endpoint/publisher.js'
 import { subscribe as connect } from '../channel/subscription.js'
 import type { Subscriber } from '../endpoint/subscriber.js'
-import { within } from '../runtime/deferred.js'
+import { withTimeout } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
-import { late } from './exit.js'
+import { asTimeout } from './exit.js'
 import { write, written } from './output.js'
-import { mustBeOpen, openSource, readUntil } from './source.js'
-import { tell, tellEvidence } from './text.js'
+import { requireOpen, openSource, readUntil } from './source.js'
+import { printMessage, printEvidence } from './text.js'
 import type { Run } from './transfer.js'
 
 /** One run of `publish`. */
@@ -48,13 +48,13 @@ export async function publish({ address, file, raw, audience, evidence, options 
     let [published, hasAudience] = [0, false]
     publisher.on('connection', (subscriber) => {
       hasAudience = true
-      if (evidence) tellEvidence(`subscriber is process ${subscriber.peer.pid}`, subscriber.evidence)
+      if (evidence) printEvidence(`subscriber is process ${subscriber.peer.pid}`, subscriber.evidence)
     })
     publisher.on('disconnect', ({ peer }, { reason }) => {
-      if (reason === 'evicted') tell(`process ${peer.pid} was too slow, and was evicted`)
+      if (reason === 'evicted') printMessage(`process ${peer.pid} was too slow, and was evicted`)
     })
-    publisher.on('refused', (refusal) => tell(refusal.message))
-    await hasCome(audience, publisher)
+    publisher.on('refused', (refusal) => printMessage(refusal.message))
+    await waitForAudience(audience, publisher)
     const input = readUntil(
       source,
       publisher.closed.then(({ error }) => error),
@@ -66,7 +66,7 @@ export async function publish({ address, file, raw, audience, evidence, options 
     }
     await finish(publisher, options.stall ?? STALL)
     if (published > 0 && !hasAudience)
-      tell(
+      printMessage(
         `no process has subscribed: no message (of ${published}) reached anybody; --audience 1 waits for a subscriber`,
       )
   } finally {
@@ -75,38 +75,41 @@ export async function publish({ address, file, raw, audience, evidence, options 
 }
 
 /** Waits for `audience` subscribers, or until the publisher has closed: then no subscriber can connect any longer. */
-async function hasCome(audience: number, publisher: Publisher): Promise<void> {
-  let isOver = false
-  const over = publisher.closed.then(({ error }) => {
-    isOver = true
+async function waitForAudience(audience: number, publisher: Publisher): Promise<void> {
+  let isClosed = false
+  const closed = publisher.closed.then(({ error }) => {
+    isClosed = true
     if (error !== undefined) throw error
   })
-  over.catch(() => {})
-  while (!isOver && publisher.subscribers.length < audience) await Promise.race([once(publisher, 'connection'), over])
+  closed.catch(() => {})
+  while (!isClosed && publisher.subscribers.length < audience)
+    await Promise.race([once(publisher, 'connection'), closed])
 }
 
 async function finish(publisher: Publisher, stall: number): Promise<void> {
   await publisher.end()
-  await within(stall, readByReliable(publisher))
-  for (const { peer } of reliableOf(publisher))
-    tell(`process ${peer.pid} has not read everything after ${stall / 1000} s: what is left stays readable to it`)
+  await withTimeout(stall, reliableHaveRead(publisher))
+  for (const { peer } of reliableSubscribers(publisher))
+    printMessage(
+      `process ${peer.pid} has not read everything after ${stall / 1000} s: what is left stays readable to it`,
+    )
   await publisher.close()
   const { error } = await publisher.closed
   if (error !== undefined) throw error
 }
 
 /** Resolves once each reliable subscriber has read everything or has disconnected. */
-async function readByReliable(publisher: Publisher): Promise<void> {
-  while (reliableOf(publisher).length > 0) await once(publisher, 'disconnect')
+async function reliableHaveRead(publisher: Publisher): Promise<void> {
+  while (reliableSubscribers(publisher).length > 0) await once(publisher, 'disconnect')
 }
 
-function reliableOf(publisher: Publisher): Subscriber[] {
+function reliableSubscribers(publisher: Publisher): Subscriber[] {
   return publisher.subscribers.filter(({ delivery }) => delivery === 'reliable')
 }
 
 /** Whole lines without their newline. Bytes after the last newline, if any, are a line too. */
 export async function* lines(input: AsyncIterable<Buffer>, longest: number): AsyncGenerator<Buffer> {
-  let begun: Buffer[] = []
+  let parts: Buffer[] = []
   let length = 0
   const add = (part: Buffer) => {
     length += part.length
@@ -116,20 +119,20 @@ export async function* lines(input: AsyncIterable<Buffer>, longest: number): Asy
         `a line has more than ${longest} bytes, which is what a message may have here: take a larger --capacity (a message is at ` +
           'most an eighth of it), or --raw',
       )
-    begun.push(part)
+    parts.push(part)
   }
   for await (const chunk of input) {
     let at = 0
     for (let end = chunk.indexOf(NEWLINE); end !== -1; end = chunk.indexOf(NEWLINE, at)) {
       add(chunk.subarray(at, end))
-      yield begun.length === 1 ? begun[0]! : Buffer.concat(begun)
-      begun = []
+      yield parts.length === 1 ? parts[0]! : Buffer.concat(parts)
+      parts = []
       length = 0
       at = end + 1
     }
     if (at < chunk.length) add(chunk.subarray(at))
   }
-  if (length > 0) yield Buffer.concat(begun)
+  if (length > 0) yield Buffer.concat(parts)
 }
 
 /** Pieces of at most `size` bytes, as soon as they arrive, so that output of a terminal or a log is not delayed. */
@@ -139,9 +142,9 @@ async function* chunks(input: AsyncIterable<Buffer>, size: number): AsyncGenerat
 
 /** Writes each message to standard output, until the publisher has ended or `count` messages have arrived. */
 export async function subscribe({ address, count, raw, evidence, options }: Subscribing): Promise<void> {
-  mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
-  await using subscription = await connect(address, options).catch(late(`no process published at ${address}`))
-  if (evidence) tellEvidence(`publisher is process ${subscription.peer.pid}`, subscription.evidence)
+  requireOpen(1, 'output', 'open it (>/dev/null where that is meant)')
+  await using subscription = await connect(address, options).catch(asTimeout(`no process published at ${address}`))
+  if (evidence) printEvidence(`publisher is process ${subscription.peer.pid}`, subscription.evidence)
   let left = count
   const newline = Buffer.from('\n')
   try {
@@ -157,5 +160,5 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
     await written()
   }
   const { lost } = subscription
-  if (lost > 0n) tell(`${lost} messages were passed over`)
+  if (lost > 0n) printMessage(`${lost} messages were passed over`)
 }

@@ -1,13 +1,13 @@
 // `ringfence collect`: merges the output of many senders line by line.
 
 import type { Channel } from '../channel/channel.js'
-import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
+import { allowEnd, makePersistent, type Merge } from '../channel/merge.js'
 import { listen, type Listener } from '../endpoint/service.js'
 import type { Closed, ListenOptions } from '../types.js'
-import { Lines, LONGEST } from './lines.js'
+import { Lines, MAX_LINE } from './lines.js'
 import { output, write, written } from './output.js'
-import { tell, tellEvidence } from './text.js'
-import { mustBeOpen } from './source.js'
+import { printMessage, printEvidence } from './text.js'
+import { requireOpen } from './source.js'
 import type { Run } from './transfer.js'
 
 /** One run of the collector. */
@@ -21,13 +21,13 @@ interface Collection extends Run<ListenOptions> {
  * arrived, once the sender's last line is written. If that line has no newline, one is added.
  */
 export async function collect({ address, evidence, options, stop }: Collection): Promise<void> {
-  mustBeOpen(1, 'output', 'open it (>/dev/null where that is meant)')
+  requireOpen(1, 'output', 'open it (>/dev/null where that is meant)')
   // The end of this side confirms to a sender that everything is written, long after the sender's own end.
   const listener = await listen(address, { ...options, allowHalfOpen: true })
   listener.on('refused', ({ code, message, identity }) => {
     // `send` first tries to connect as one of a pair.
     if (code !== 'ERR_RINGFENCE_PROTOCOL')
-      tell(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
+      printMessage(`refused ${identity ? `process ${identity.pid}` : 'a process'}: ${message}`)
   })
   try {
     await new Collector(evidence).run(listener, stop)
@@ -38,7 +38,7 @@ export async function collect({ address, evidence, options, stop }: Collection):
 
 class Collector {
   readonly #evidence: boolean
-  readonly #merged: Merge<Channel> = makeHeld(() => {})
+  readonly #merged: Merge<Channel> = makePersistent(() => {})
   readonly #lines = new Map<Channel, Lines>()
 
   constructor(evidence: boolean) {
@@ -60,7 +60,7 @@ class Collector {
       if (!stop.aborted) throw error
     }
     await accepting
-    await this.#addWhatIsThere()
+    await this.#addAvailable()
     for (const channel of [...this.#lines.keys()]) await this.#finish(channel)
   }
 
@@ -69,15 +69,15 @@ class Collector {
     try {
       for await (const channel of listener) {
         const { pid } = channel.peer
-        if (this.#evidence) tellEvidence(`process ${pid} sends`, channel.evidence)
+        if (this.#evidence) printEvidence(`process ${pid} sends`, channel.evidence)
         this.#lines.set(channel, new Lines())
         this.#merged.add(channel)
       }
-      letEnd(this.#merged, null)
+      allowEnd(this.#merged, null)
     } catch (error) {
       // Connected senders may continue for a long time, so report the failure now.
-      tell(`no sender can come any more: ${(error as Error).message}`)
-      letEnd(this.#merged, error as Error)
+      printMessage(`no sender can come any more: ${(error as Error).message}`)
+      allowEnd(this.#merged, error as Error)
     }
   }
 
@@ -85,8 +85,8 @@ class Collector {
     const lines = this.#lines.get(channel)
     if (lines === undefined) return
     const whole = lines.add(bytes)
-    if (lines.size > LONGEST) {
-      tell(`process ${channel.peer.pid} sends a line of more than ${LONGEST >> 20} MiB: it is let go of`)
+    if (lines.size > MAX_LINE) {
+      printMessage(`process ${channel.peer.pid} sends a line of more than ${MAX_LINE >> 20} MiB: it is let go of`)
       this.#lines.delete(channel)
       channel.destroy()
     }
@@ -95,19 +95,20 @@ class Collector {
   }
 
   /** Writes everything that is in the rings. */
-  async #addWhatIsThere(): Promise<void> {
-    const there: [Channel, Buffer][] = []
+  async #addAvailable(): Promise<void> {
+    const messages: [Channel, Buffer][] = []
     // The bytes are valid only during the visit.
     this.#merged.receiveEach((bytes, offset, length, channel) => {
-      there.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
+      messages.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
     }, Infinity)
-    for (const [channel, bytes] of there) await this.#add(channel, bytes)
+    for (const [channel, bytes] of messages) await this.#add(channel, bytes)
   }
 
   #end(channel: Channel, reason: Closed['reason']): void {
-    const was = reason === 'lost' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
-    if (was !== undefined) tell(`process ${channel.peer.pid} ${was} before it had said that it has sent all`)
-    this.#finish(channel).catch((error: unknown) => letEnd(this.#merged, error as Error))
+    const outcome = reason === 'lost' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
+    if (outcome !== undefined)
+      printMessage(`process ${channel.peer.pid} ${outcome} before it had said that it has sent all`)
+    this.#finish(channel).catch((error: unknown) => allowEnd(this.#merged, error as Error))
   }
 
   /** Writes a sender's last line, and confirms to the sender that everything is written. */

@@ -47,9 +47,9 @@ export const FLAGS = {
 
 export type FlagName = keyof typeof FLAGS
 
-type ValueOf<Of> = Of extends { parse: unknown }
+type ValueOf<Option> = Option extends { parse: unknown }
   ? number
-  : Of extends { values: readonly (infer Value)[] }
+  : Option extends { values: readonly (infer Value)[] }
     ? Value
     : boolean
 
@@ -61,7 +61,7 @@ export interface Command {
   /** Its arguments. */
   readonly usage: string
   /** The error for more arguments; undefined if they are ignored. */
-  readonly surplus?: string
+  readonly excessError?: string
   /** One line for the list of commands. */
   readonly summary: string
   /** Paragraphs. */
@@ -77,7 +77,7 @@ const FILE =
 export const COMMANDS = {
   send: {
     usage: 'ADDRESS [FILE]',
-    surplus: 'takes an address and at most one file',
+    excessError: 'takes an address and at most one file',
     summary: 'send FILE, or standard input, to a receiver',
     text: [
       'Sends to the process that runs receive or collect at ADDRESS. Exits with 0 once the receiver has stored everything.',
@@ -87,7 +87,7 @@ export const COMMANDS = {
   },
   receive: {
     usage: 'ADDRESS [FILE]',
-    surplus: 'takes an address and at most one file',
+    excessError: 'takes an address and at most one file',
     summary: 'receive into FILE, or to standard output',
     text: ['Receives from the process that runs send at ADDRESS. Either side may start first.', FILE],
     flags: ['backing', 'capacity', 'timeout', 'evidence'],
@@ -95,7 +95,7 @@ export const COMMANDS = {
   },
   collect: {
     usage: 'ADDRESS',
-    surplus: 'writes to standard output, and takes no file',
+    excessError: 'writes to standard output, and takes no file',
     summary: 'write the lines of many senders to standard output',
     text: [
       'Starts before its senders. Writes whole lines of up to 64 MiB; the last line of a sender gets its newline. SIGINT and SIGTERM end it ' +
@@ -106,7 +106,7 @@ export const COMMANDS = {
   },
   publish: {
     usage: 'ADDRESS [FILE]',
-    surplus: 'takes an address and at most one file',
+    excessError: 'takes an address and at most one file',
     summary: 'publish each line of FILE, or of standard input',
     text: [
       'Publishes to all processes that run subscribe at ADDRESS. If a subscriber stops reading, it delays the publisher for --stall at most, and is ' +
@@ -119,7 +119,7 @@ export const COMMANDS = {
   },
   subscribe: {
     usage: 'ADDRESS',
-    surplus: 'writes to standard output, and takes no file',
+    excessError: 'writes to standard output, and takes no file',
     summary: 'write each published message, and a newline',
     text: ['Subscribes to the process that runs publish at ADDRESS. Either side may start first.'],
     flags: ['timeout', 'evidence', 'delivery', 'from', 'count', 'no-newline'],
@@ -127,7 +127,7 @@ export const COMMANDS = {
   },
   ps: {
     usage: '',
-    surplus: 'takes no address',
+    excessError: 'takes no address',
     summary: 'list the processes that have channels',
     text: ['Prints each channel with its process, peer, ring size and address.'],
     flags: ['json'],
@@ -135,7 +135,7 @@ export const COMMANDS = {
   },
   top: {
     usage: '[ADDRESS]',
-    surplus: 'takes one address at most',
+    excessError: 'takes one address at most',
     summary: 'show the traffic of processes that can be observed',
     text: ['A process can be observed if it runs with RINGFENCE_OBSERVE=1 or calls observe().'],
     flags: ['json', 'once'],
@@ -143,7 +143,7 @@ export const COMMANDS = {
   },
   doctor: {
     usage: '[PID|ADDRESS]',
-    surplus: 'takes one process or address at most',
+    excessError: 'takes one process or address at most',
     summary: 'check this kernel, or find out why a channel is slow',
     text: [
       'Without an argument: prints what this kernel offers, and what that means for the guarantees. With a process id or an address: prints ' +

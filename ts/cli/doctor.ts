@@ -16,8 +16,8 @@ export function diagnose(json: boolean): void {
   print(`${kernel}, Node ${process.versions.node}\n\n`)
   print(`${table(['', 'what', 'found'], rows, process.stdout.columns ?? 160)}\n`)
   for (const status of ['missing', 'limited', 'good'] as const) {
-    const some = findings.filter((finding) => finding.status === status)
-    if (some.length > 0) print(`\n${styleText(COLORS[status], MARKS[status])}\n`)
-    for (const { title, meaning } of some) print(`  ${title}: ${meaning}\n`)
+    const matching = findings.filter((finding) => finding.status === status)
+    if (matching.length > 0) print(`\n${styleText(COLORS[status], MARKS[status])}\n`)
+    for (const { title, meaning } of matching) print(`  ${title}: ${meaning}\n`)
   }
 }

@@ -34,7 +34,7 @@ export function exitCode(error: unknown): number {
 }
 
 /** Converts the error of a call whose signal was aborted by --timeout. */
-export function late(what: string): (error: unknown) => never {
+export function asTimeout(what: string): (error: unknown) => never {
   return (error) => {
     throw (error as NodeJS.ErrnoException).code === 'ABORT_ERR'
       ? new RingfenceError('TIMEOUT', `${what} in time`, { cause: error })

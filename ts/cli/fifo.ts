@@ -6,7 +6,7 @@ import { stat } from 'node:fs/promises'
 import { Socket } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 
-import { late } from './exit.js'
+import { asTimeout } from './exit.js'
 
 /** Milliseconds between two checks for a reader. The kernel does not notify a writer of one. */
 const PERIOD = 20
@@ -32,6 +32,6 @@ export async function writeFifo(path: string, signal: AbortSignal | undefined): 
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENXIO') throw error
     }
-    await pause(PERIOD, undefined, { signal }).catch(late(`no process came to read from ${path}`))
+    await pause(PERIOD, undefined, { signal }).catch(asTimeout(`no process came to read from ${path}`))
   }
 }

@@ -141,8 +141,8 @@ compdef _ringfence ringfence
       ...COMMAND_NAMES.flatMap((name) =>
         flagsOf(name).map((flagName) => {
           const { value, values }: Flag = FLAGS[flagName]
-          const takes = value === undefined ? '' : values === undefined ? ' -x' : ` -x -a '${values.join(' ')}'`
-          return `complete -c ringfence -n '__fish_seen_subcommand_from ${name}' -l ${flagName}${takes} -d '${quoted(flagName)}'`
+          const argument = value === undefined ? '' : values === undefined ? ' -x' : ` -x -a '${values.join(' ')}'`
+          return `complete -c ringfence -n '__fish_seen_subcommand_from ${name}' -l ${flagName}${argument} -d '${quoted(flagName)}'`
         }),
       ),
       '',
@@ -155,8 +155,8 @@ function zshFlags(name: CommandName): string {
   return flagsOf(name)
     .map((flagName) => {
       const { value, values, text }: Flag = FLAGS[flagName]
-      const takes = value === undefined ? '' : `:${value}:${values === undefined ? '' : `(${values.join(' ')})`}`
-      return `'--${flagName}[${text.replaceAll("'", "'\\''").replaceAll(':', '\\:')}]${takes}'`
+      const argument = value === undefined ? '' : `:${value}:${values === undefined ? '' : `(${values.join(' ')})`}`
+      return `'--${flagName}[${text.replaceAll("'", "'\\''").replaceAll(':', '\\:')}]${argument}'`
     })
     .join(' ')
 }

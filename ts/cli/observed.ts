@@ -4,34 +4,34 @@ import { setMaxListeners } from 'node:events'
 import { statSync } from 'node:fs'
 
 import { subscribe, type Subscription } from '../channel/subscription.js'
-import { within } from '../runtime/deferred.js'
+import { withTimeout } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
-import { LONGEST, observedAt, observedPid, type Observed, type Snapshot } from '../runtime/observe.js'
-import { addressesOf, failIfShort, listeningSockets } from '../runtime/sockets.js'
-import { snapshotIn } from './snapshot.js'
+import { MAX_SNAPSHOT, observeAddress, pidOfObserveAddress, type Observed, type Snapshot } from '../runtime/observe.js'
+import { addressesOf, throwIfResourceShortage, listeningSockets } from '../runtime/sockets.js'
+import { parseSnapshot } from './snapshot.js'
 
 /** Milliseconds to wait for the first snapshots of a process. */
-const PATIENCE = 10_000
+const DEFAULT_TIMEOUT = 10_000
 
 /**
  * Minimum milliseconds between two snapshots that are compared: half of a process's interval. Each new observer makes the process publish
  * one more snapshot immediately, and no rate can be computed from a millisecond.
  */
-const APART = 250
+const MIN_INTERVAL = 250
 
 /**
  * An observed process that publishes nothing for this many milliseconds is stopped or busy. Its last rates are out of date, and are shown
  * as 0.
  */
-const SILENT = 3000
+const MAX_SILENCE = 3000
 
-const RATED = ['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived'] as const
+const RATED_FIGURES = ['messagesSent', 'bytesSent', 'messagesReceived', 'bytesReceived'] as const
 
 /** Messages and bytes per second. */
-type Rates = Record<`${(typeof RATED)[number]}PerSecond`, number>
+type Rates = Record<`${(typeof RATED_FIGURES)[number]}PerSecond`, number>
 
 /** A process, and the traffic of its channels. */
-export interface Watched {
+export interface ObservedProcess {
   pid: number
   uid: number
   executable: string
@@ -42,14 +42,14 @@ export interface Watched {
 class Source {
   readonly #subscription: Subscription
   #before: Snapshot | null = null
-  /** The snapshot that becomes `#before` once a snapshot at least `APART` later has arrived. */
+  /** The snapshot that becomes `#before` once a snapshot at least `MIN_INTERVAL` later has arrived. */
   #next: Snapshot | null = null
   /** When `#next` arrived, by this process's clock. The other process's clock may stand still. */
-  #came = -Infinity
+  #nextArrivedAt = -Infinity
   #now: Snapshot | null = null
   /** When the last snapshot arrived. */
-  #told = 0
-  isOver = false
+  #lastArrivedAt = 0
+  hasEnded = false
   /** Resolves once two comparable snapshots have arrived, or no more will arrive. */
   readonly ready: Promise<void>
 
@@ -63,19 +63,19 @@ class Source {
   async #read(ready: () => void): Promise<void> {
     try {
       for await (const message of this.#subscription) {
-        this.#now = snapshotIn(message, this.#subscription.peer)
-        const came = performance.now()
-        this.#told = came
-        if (came - this.#came < APART) continue
+        this.#now = parseSnapshot(message, this.#subscription.peer)
+        const arrivedAt = performance.now()
+        this.#lastArrivedAt = arrivedAt
+        if (arrivedAt - this.#nextArrivedAt < MIN_INTERVAL) continue
         this.#before = this.#next
         this.#next = this.#now
-        this.#came = came
+        this.#nextArrivedAt = arrivedAt
         if (this.#before !== null) ready()
       }
     } catch {
       // An error ends the observation of this process.
     }
-    this.isOver = true
+    this.hasEnded = true
   }
 
   close(): Promise<void> {
@@ -92,11 +92,11 @@ class Source {
   }
 
   /** Returns null if no snapshot has arrived. */
-  watched(address: string | undefined): Watched | null {
+  observed(address: string | undefined): ObservedProcess | null {
     if (this.#now === null) return null
     const { pid, uid, executable, at, channels } = this.#now
     const before = this.#before
-    const isSilent = performance.now() - this.#told > SILENT
+    const isSilent = performance.now() - this.#lastArrivedAt > MAX_SILENCE
     const seconds = before === null || isSilent ? 0 : (at - before.at) / 1000
     const rated = channels
       .filter((channel) => address === undefined || channel.address === address)
@@ -109,10 +109,10 @@ class Source {
 }
 
 function ratesOf(before: Observed | undefined, now: Observed, seconds: number): Rates {
-  const isKnown = before !== undefined && seconds > 0
-  const rateOf = (figure: (typeof RATED)[number]) =>
-    isKnown ? (Number(now[figure] ?? 0) - Number(before[figure] ?? 0)) / seconds : 0
-  return Object.fromEntries(RATED.map((figure) => [`${figure}PerSecond`, rateOf(figure)])) as Rates
+  const isComparable = before !== undefined && seconds > 0
+  const rateOf = (figure: (typeof RATED_FIGURES)[number]) =>
+    isComparable ? (Number(now[figure] ?? 0) - Number(before[figure] ?? 0)) / seconds : 0
+  return Object.fromEntries(RATED_FIGURES.map((figure) => [`${figure}PerSecond`, rateOf(figure)])) as Rates
 }
 
 /**
@@ -121,15 +121,15 @@ function ratesOf(before: Observed | undefined, now: Observed, seconds: number): 
  */
 function observedPids(): number[] {
   const listening = listeningSockets()
-  const named = new Set([...listening.values()].map(observedPid))
-  return [...named].filter((pid) => pid !== null && pid !== process.pid && mayTell(pid)) as number[]
+  const candidates = new Set([...listening.values()].map(pidOfObserveAddress))
+  return [...candidates].filter((pid) => pid !== null && pid !== process.pid && isObservable(pid)) as number[]
 
-  function mayTell(pid: number): boolean {
+  function isObservable(pid: number): boolean {
     try {
       if (statSync(`/proc/${pid}`).uid !== process.geteuid!()) return false
-      return addressesOf(pid, listening).includes(observedAt(pid))
+      return addressesOf(pid, listening).includes(observeAddress(pid))
     } catch (error) {
-      failIfShort(error)
+      throwIfResourceShortage(error)
       // A hardened process hides its descriptors. The handshake shows whether it is the right one.
       return (error as NodeJS.ErrnoException).code === 'EACCES'
     }
@@ -140,15 +140,15 @@ function observedPids(): number[] {
 export class Sources {
   readonly #sources = new Map<number, Source>()
   /** Processes with a handshake in progress. */
-  readonly #coming = new Set<number>()
-  readonly #over = new AbortController()
-  readonly #patience: number
+  readonly #connecting = new Set<number>()
+  readonly #closing = new AbortController()
+  readonly #timeout: number
 
-  /** @param patience - Milliseconds to wait for a process that is stopped or busy. */
-  constructor(patience = PATIENCE) {
-    this.#patience = patience
+  /** @param timeout - Milliseconds to wait for a process that is stopped or busy. */
+  constructor(timeout = DEFAULT_TIMEOUT) {
+    this.#timeout = timeout
     // Every handshake adds a listener.
-    setMaxListeners(0, this.#over.signal)
+    setMaxListeners(0, this.#closing.signal)
   }
 
   /**
@@ -158,46 +158,46 @@ export class Sources {
    */
   async find(only?: ReadonlySet<number>): Promise<void> {
     for (const [pid, source] of this.#sources) {
-      if (!source.isOver) continue
+      if (!source.hasEnded) continue
       this.#sources.delete(pid)
       // The subscription may still be open: reading also ends at a malformed snapshot.
       await source.close()
     }
-    const isFresh = (pid: number) => !this.#sources.has(pid) && !this.#coming.has(pid) && only?.has(pid) !== false
-    const fresh = observedPids().filter(isFresh)
-    await Promise.all(fresh.map((pid) => this.#come(pid)))
+    const isNew = (pid: number) => !this.#sources.has(pid) && !this.#connecting.has(pid) && only?.has(pid) !== false
+    const found = observedPids().filter(isNew)
+    await Promise.all(found.map((pid) => this.#connect(pid)))
   }
 
-  async #come(pid: number): Promise<void> {
-    this.#coming.add(pid)
+  async #connect(pid: number): Promise<void> {
+    this.#connecting.add(pid)
     // A process of another user refuses this one, and a process that is exiting fails. Both are skipped.
-    const subscription = await subscribe(observedAt(pid), {
+    const subscription = await subscribe(observeAddress(pid), {
       delivery: 'latest',
       from: 'latest',
       policy: { executable: 'any' },
-      maxMessageSize: LONGEST,
-      handshakeTimeout: this.#patience,
-      signal: this.#over.signal,
+      maxMessageSize: MAX_SNAPSHOT,
+      handshakeTimeout: this.#timeout,
+      signal: this.#closing.signal,
     })
       .catch((error: unknown) => {
         if (error instanceof RingfenceError && error.code === 'ERR_RINGFENCE_NO_SPACE') throw error
         return null
       })
-      .finally(() => this.#coming.delete(pid))
+      .finally(() => this.#connecting.delete(pid))
     if (subscription === null) return
     // Any process of this user may have bound the address of another process.
-    if (subscription.peer.pid !== pid || this.#over.signal.aborted) await subscription.close()
+    if (subscription.peer.pid !== pid || this.#closing.signal.aborted) await subscription.close()
     else this.#sources.set(pid, new Source(subscription))
   }
 
   async ready(): Promise<void> {
-    await within(this.#patience, Promise.all([...this.#sources.values()].map(({ ready }) => ready)))
+    await withTimeout(this.#timeout, Promise.all([...this.#sources.values()].map(({ ready }) => ready)))
   }
 
-  watched(address: string | undefined): Watched[] {
+  observed(address: string | undefined): ObservedProcess[] {
     const all = [...this.#sources.values()]
-      .map((source) => source.watched(address))
-      .filter((watched) => watched !== null)
+      .map((source) => source.observed(address))
+      .filter((observed) => observed !== null)
       .filter(({ channels }) => address === undefined || channels.length > 0)
     return all.sort((one, other) => one.pid - other.pid)
   }
@@ -209,7 +209,7 @@ export class Sources {
   }
 
   async close(): Promise<void> {
-    this.#over.abort()
+    this.#closing.abort()
     await Promise.all([...this.#sources.values()].map((source) => source.close()))
   }
 }

@@ -37,9 +37,9 @@ export function printJson(value: unknown, indent = 2): void {
 
 /** Writes all parts before it waits. Resolves once there is room for more. */
 export async function write(parts: Iterable<Uint8Array>): Promise<void> {
-  let goesOn = true
-  for (const part of parts) goesOn = output().write(part)
-  if (!goesOn) await once(output(), 'drain')
+  let hasRoom = true
+  for (const part of parts) hasRoom = output().write(part)
+  if (!hasRoom) await once(output(), 'drain')
 }
 
 /** Resolves once everything is written. An earlier exit would lose output that waits for a slow reader. */

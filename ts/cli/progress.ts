@@ -32,10 +32,10 @@ export class Progress {
   line(): string {
     const rate = `${formatBytes(this.bytes / this.seconds)}/s`
     if (!this.#total) return `${formatBytes(this.bytes)}  ${rate}`
-    const part = Math.min(this.bytes / this.#total, 1)
-    const full = Math.round(part * WIDTH)
-    const bar = '█'.repeat(full) + '░'.repeat(WIDTH - full)
-    return `${bar} ${String(Math.floor(part * 100)).padStart(3)} %  ${formatBytes(this.bytes)}  ${rate}`
+    const share = Math.min(this.bytes / this.#total, 1)
+    const filled = Math.round(share * WIDTH)
+    const bar = '█'.repeat(filled) + '░'.repeat(WIDTH - filled)
+    return `${bar} ${String(Math.floor(share * 100)).padStart(3)} %  ${formatBytes(this.bytes)}  ${rate}`
   }
 
   get seconds(): number {

@@ -2,13 +2,13 @@
 // identity. Its statistics are self-reported; they are only checked to be numbers.
 
 import { FIGURES } from '../channel/stats.js'
-import { MOST_BEHIND, type Observed, type Snapshot } from '../runtime/observe.js'
+import { MAX_LAGGING, type Observed, type Snapshot } from '../runtime/observe.js'
 import type { Identity } from '../types.js'
 
 /** Maximum number of channels of one process, the same as in `observe`. */
-const MOST = 500
+const MAX_CHANNELS = 500
 /** Maximum number of characters of an address: a socket's has up to 107 bytes, plus the @. */
-const LONGEST = 108
+const MAX_ADDRESS = 108
 
 const ROLES: ReadonlySet<unknown> = new Set(['host', 'guest', 'publisher', 'subscriber'])
 
@@ -21,9 +21,9 @@ const FIGURE_NAMES = Object.keys(NUMBERS) as (keyof typeof NUMBERS)[]
  *
  * @throws {Error} if the message is not a valid snapshot
  */
-export function snapshotIn(message: Buffer, { pid, uid, executable }: Identity): Snapshot {
-  const told = JSON.parse(message.toString()) as Record<string, unknown> | null
-  const { at, channels, executable: path } = told ?? {}
+export function parseSnapshot(message: Buffer, { pid, uid, executable }: Identity): Snapshot {
+  const parsed = JSON.parse(message.toString()) as Record<string, unknown> | null
+  const { at, channels, executable: path } = parsed ?? {}
   if (!isFigure(at) || !Array.isArray(channels) || typeof path !== 'string') throw new Error('no figures')
   return {
     pid,
@@ -31,19 +31,19 @@ export function snapshotIn(message: Buffer, { pid, uid, executable }: Identity):
     executable: executable?.path ?? path.slice(0, 4096),
     // Whole milliseconds, so that dividing by a difference of two yields a finite number.
     at: Math.round(at),
-    channels: channels.slice(0, MOST).map(observedIn),
-    more: Math.max(0, channels.length - MOST),
+    channels: channels.slice(0, MAX_CHANNELS).map(parseObserved),
+    more: Math.max(0, channels.length - MAX_CHANNELS),
   }
 }
 
 /** Copies only known properties. */
-function observedIn(told: unknown): Observed {
-  if (typeof told !== 'object' || told === null) throw new Error('no figures')
-  const { id, address, peer, role, behind, ...rest } = told as Record<string, unknown>
-  const isKnown = isFigure(id) && isNullOr(address, isAddress) && isNullOr(peer, isFigure) && ROLES.has(role)
-  if (!isKnown) throw new Error('no figures')
+function parseObserved(entry: unknown): Observed {
+  if (typeof entry !== 'object' || entry === null) throw new Error('no figures')
+  const { id, address, peer, role, behind, ...rest } = entry as Record<string, unknown>
+  const isValid = isFigure(id) && isNullOr(address, isAddress) && isNullOr(peer, isFigure) && ROLES.has(role)
+  if (!isValid) throw new Error('no figures')
   const observed = { id, address, peer, role } as Observed
-  if (behind !== undefined) observed.behind = behindIn(behind)
+  if (behind !== undefined) observed.behind = parseBehind(behind)
   for (const figure of FIGURE_NAMES) {
     const value = rest[figure]
     if (value === undefined) continue
@@ -53,10 +53,10 @@ function observedIn(told: unknown): Observed {
   return observed
 }
 
-function behindIn(told: unknown): [number, number][] {
-  if (!Array.isArray(told)) throw new Error('no figures')
-  return told.slice(0, MOST_BEHIND).map((one: unknown) => {
-    const [pid, lag] = Array.isArray(one) ? (one as unknown[]) : []
+function parseBehind(entries: unknown): [number, number][] {
+  if (!Array.isArray(entries)) throw new Error('no figures')
+  return entries.slice(0, MAX_LAGGING).map((entry: unknown) => {
+    const [pid, lag] = Array.isArray(entry) ? (entry as unknown[]) : []
     if (!isFigure(pid) || !isFigure(lag)) throw new Error('no figures')
     return [pid, lag]
   })
@@ -67,9 +67,9 @@ function isFigure(value: unknown): value is number {
 }
 
 function isAddress(value: unknown): value is string {
-  return typeof value === 'string' && value.length <= LONGEST
+  return typeof value === 'string' && value.length <= MAX_ADDRESS
 }
 
-function isNullOr(value: unknown, is: (value: unknown) => boolean): boolean {
-  return value === null || is(value)
+function isNullOr(value: unknown, isValid: (value: unknown) => boolean): boolean {
+  return value === null || isValid(value)
 }

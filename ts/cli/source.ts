@@ -25,7 +25,7 @@ export interface Source {
 export async function openSource(path: string | undefined): Promise<Source> {
   const size = async () => undefined
   if (path === undefined) {
-    mustBeOpen(0, 'input')
+    requireOpen(0, 'input')
     return { size, read: () => process.stdin, close: async () => {} }
   }
   if (await isFifo(path)) {
@@ -57,9 +57,9 @@ export async function openSource(path: string | undefined): Promise<Source> {
 export async function* readUntil(source: Source, over: Promise<Error | undefined>): AsyncGenerator<Buffer> {
   const stream = source.read()
   let reading = true
-  void over.then((why) => {
+  void over.then((error) => {
     // Once the stream was read to its end, no handler is left for the error.
-    if (reading && why !== undefined) stream.destroy(why)
+    if (reading && error !== undefined) stream.destroy(error)
   })
   try {
     yield* stream as AsyncIterable<Buffer>
@@ -68,7 +68,7 @@ export async function* readUntil(source: Source, over: Promise<Error | undefined
   }
 }
 
-export function exposed(): RingfenceError {
+export function exposedError(): RingfenceError {
   return new RingfenceError('OBJECT_EXPOSED', 'another process tried to open the shared memory, which was wiped')
 }
 
@@ -76,7 +76,7 @@ export function exposed(): RingfenceError {
  * Throws if a standard descriptor was closed when this process started. Node then opens /dev/null for reading and writing in its place:
  * received data would be lost, or an empty input would be sent. A shell's `>/dev/null` and `</dev/null` open it for only one of the two.
  */
-export function mustBeOpen(fd: 0 | 1, what: 'input' | 'output', remedy = NAME_A_FILE): void {
+export function requireOpen(fd: 0 | 1, what: 'input' | 'output', remedy = NAME_A_FILE): void {
   if (fstatSync(fd).rdev !== statSync('/dev/null').rdev) return
   const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'utf8'))?.[1] ?? '0'
   if ((Number.parseInt(flags, 8) & constants.O_RDWR) === 0) return

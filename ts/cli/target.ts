@@ -9,16 +9,16 @@ import type { Writable } from 'node:stream'
 import { isFifo, writeFifo } from './fifo.js'
 
 /** Maximum number of symbolic links to follow, the same as in the kernel. */
-const LINKS = 40
+const MAX_LINKS = 40
 /** Characters of the target's name that the temporary file's name includes. A name may have at most 255 bytes. */
-const NAME = 40
+const MAX_NAME = 40
 
 export interface Target {
   /** The stream to write to. Closes the file when it ends. */
   sink: Writable
   /** Call once everything has arrived. Puts the new file at the path. */
   keep(): Promise<void>
-  /** Closes the target, and removes a file that was not kept. */
+  /** Closes the target, and removes the temporary file unless `keep` has put it at the path. */
   close(): Promise<void>
 }
 
@@ -29,15 +29,15 @@ export interface Target {
  * @param signal - Aborts the wait for a FIFO's reader.
  */
 export async function openTarget(path: string, signal: AbortSignal | undefined): Promise<Target> {
-  const place = await follow(path)
-  const old = place === null ? undefined : await stat(place).catch(ifMissing)
-  if (place === null || (old !== undefined && !old.isFile())) return openAsItIs(path, signal)
+  const resolved = await follow(path)
+  const old = resolved === null ? undefined : await stat(resolved).catch(ifMissing)
+  if (resolved === null || (old !== undefined && !old.isFile())) return openInPlace(path, signal)
   // Fail now: no file could be put at such a path after the transfer.
-  if (old === undefined && (place === '' || place.endsWith('/'))) throw new Error(`${path || "''"} names no file`)
+  if (old === undefined && (resolved === '' || resolved.endsWith('/'))) throw new Error(`${path || "''"} names no file`)
   // Without write permission for the old file, a user may not replace it either, even if the directory's permissions allow it.
-  if (old !== undefined) await access(place, constants.W_OK)
-  const name = `.${basename(place).slice(0, NAME)}.${randomBytes(6).toString('hex')}.part`
-  const temporary = join(dirname(place), name)
+  if (old !== undefined) await access(resolved, constants.W_OK)
+  const name = `.${basename(resolved).slice(0, MAX_NAME)}.${randomBytes(6).toString('hex')}.part`
+  const temporary = join(dirname(resolved), name)
   // 'wx' is O_EXCL: never writes to a file that another process has created.
   const file = await open(temporary, 'wx', old === undefined ? 0o666 : 0o600)
   const remove = () => rmSync(temporary, { force: true })
@@ -47,15 +47,15 @@ export async function openTarget(path: string, signal: AbortSignal | undefined):
     await file.close().finally(remove)
   }
   try {
-    if (old !== undefined) await takeAfter(file, old)
+    if (old !== undefined) await copyOwnership(file, old)
   } catch (error) {
     await close()
     throw error
   }
-  return { sink: file.createWriteStream(), keep: () => rename(temporary, place), close }
+  return { sink: file.createWriteStream(), keep: () => rename(temporary, resolved), close }
 }
 
-async function openAsItIs(path: string, signal: AbortSignal | undefined): Promise<Target> {
+async function openInPlace(path: string, signal: AbortSignal | undefined): Promise<Target> {
   const keep = async () => {}
   if (await isFifo(path)) {
     const sink = await writeFifo(path, signal)
@@ -70,23 +70,23 @@ async function openAsItIs(path: string, signal: AbortSignal | undefined): Promis
  * shell's `>(…)` are. The text of such a link does not name the open file itself, so a rename could not replace it.
  */
 async function follow(path: string): Promise<string | null> {
-  const proc = (await lstat('/proc').catch(ifMissing))?.dev
-  let place = path
-  for (let followed = 0; followed < LINKS; followed += 1) {
-    const found = await lstat(place).catch(ifMissing)
-    if (!found?.isSymbolicLink()) return place
-    if (found.dev === proc) return null
-    place = resolve(dirname(place), await readlink(place))
+  const procDevice = (await lstat('/proc').catch(ifMissing))?.dev
+  let resolved = path
+  for (let followed = 0; followed < MAX_LINKS; followed += 1) {
+    const found = await lstat(resolved).catch(ifMissing)
+    if (!found?.isSymbolicLink()) return resolved
+    if (found.dev === procDevice) return null
+    resolved = resolve(dirname(resolved), await readlink(resolved))
   }
   // Too many links: the next system call fails with the reason.
   return path
 }
 
 /** Copies the owner, group and mode of the file that will be replaced. */
-async function takeAfter(file: FileHandle, old: Stats): Promise<void> {
-  const mine = await file.stat()
+async function copyOwnership(file: FileHandle, old: Stats): Promise<void> {
+  const current = await file.stat()
   let mode = old.mode & 0o7777
-  if (mine.uid !== old.uid || mine.gid !== old.gid) {
+  if (current.uid !== old.uid || current.gid !== old.gid) {
     try {
       await file.chown(old.uid, old.gid)
     } catch {

@@ -45,7 +45,7 @@ export function formatBytes(bytes: number): string {
 }
 
 /** Writes one line for people to standard error. */
-export function tell(line: string): void {
+export function printMessage(line: string): void {
   process.stderr.write(`ringfence: ${printable(line)}\n`)
 }
 
@@ -60,8 +60,8 @@ export function table(headings: string[], rows: string[][], width = process.stde
 }
 
 /** Writes the checks of a handshake to standard error. */
-export function tellEvidence(who: string, evidence: readonly Evidence[]): void {
-  process.stderr.write(`${who}\n${evidenceTable(evidence)}\n`)
+export function printEvidence(title: string, evidence: readonly Evidence[]): void {
+  process.stderr.write(`${title}\n${evidenceTable(evidence)}\n`)
 }
 
 /** Formats the checks of a handshake for logs and audits. A property that was only recorded has a dash instead of `ok`. */
@@ -76,7 +76,7 @@ export function evidenceTable(evidence: readonly Evidence[], width?: number): st
   return table(['', 'step', 'check', 'found', 'wanted'], rows, width)
 }
 
-function shorten(whole: string, length: number): string {
-  const text = printable(whole)
-  return text.length > length ? `${text.slice(0, length - 1)}…` : text
+function shorten(text: string, length: number): string {
+  const shown = printable(text)
+  return shown.length > length ? `${shown.slice(0, length - 1)}…` : shown
 }

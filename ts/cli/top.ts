@@ -2,7 +2,7 @@
 
 import { printable } from '../runtime/printable.js'
 import { seenProcesses } from '../runtime/processes.js'
-import { Sources, type Watched } from './observed.js'
+import { Sources, type ObservedProcess } from './observed.js'
 import { print, printJson } from './output.js'
 import { formatBytes, table } from './text.js'
 
@@ -24,11 +24,11 @@ export function ps(json: boolean): void {
     ]),
   )
   const headings = ['pid', 'uid', 'executable', 'since', 'role', 'peer', 'ring', 'address']
-  print(`${shown(headings, rows)}\n`)
+  print(`${safeTable(headings, rows)}\n`)
 }
 
 /** Escapes the cells: other processes choose the names of executables and addresses. */
-function shown(headings: string[], rows: string[][]): string {
+function safeTable(headings: string[], rows: string[][]): string {
   return table(
     headings,
     rows.map((row) => row.map(printable)),
@@ -39,7 +39,7 @@ function shown(headings: string[], rows: string[][]): string {
 /** Milliseconds between two updates of the screen and of the list of processes. */
 const INTERVAL = 1000
 
-type Row = Watched['channels'][number] & { pid: number }
+type Row = ObservedProcess['channels'][number] & { pid: number }
 
 /** The sort orders, by key. */
 const ORDERS: Record<string, { name: string; by: (row: Row) => number }> = {
@@ -54,10 +54,10 @@ function fillOf({ ringUsed = 0, ringCapacity = 0 }: Row): number {
   return ringCapacity === 0 ? 0 : ringUsed / ringCapacity
 }
 
-function screen(watched: Watched[], order: string): string {
+function screen(watched: ObservedProcess[], order: string): string {
   const { by, name } = ORDERS[order]!
   const rows = watched.flatMap(({ pid, channels }) => channels.map((channel): Row => ({ ...channel, pid })))
-  rows.sort((one, other) => by(other) - by(one))
+  rows.sort((a, b) => by(b) - by(a))
   const cells = rows.map((row) => [
     String(row.pid),
     String(row.role),
@@ -88,8 +88,8 @@ function screen(watched: Watched[], order: string): string {
     'evicted',
     'address',
   ]
-  const keys = Object.entries(ORDERS).map(([key, { name: of }]) => `${key} ${of}`)
-  return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${shown(headings, cells)}\n`
+  const keys = Object.entries(ORDERS).map(([key, { name: label }]) => `${key} ${label}`)
+  return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${safeTable(headings, cells)}\n`
 }
 
 /** Shows the traffic of this user's observable processes. */
@@ -102,7 +102,7 @@ export async function top(
   await sources.ready()
   let order = 'm'
   const show = () => {
-    const processes = sources.watched(address)
+    const processes = sources.observed(address)
     if (json) printJson({ processes }, once ? 2 : 0)
     else print(`${once ? '' : '\u001B[2J\u001B[H'}${screen(processes, order)}`)
   }

@@ -5,19 +5,19 @@ import { RingfenceError, type ErrorName } from '../errors.js'
 import { join } from '../endpoint/pair.js'
 import { connect } from '../endpoint/service.js'
 import type { Closed, Options } from '../types.js'
-import { late } from './exit.js'
+import { asTimeout } from './exit.js'
 import { write, written } from './output.js'
 import { Progress } from './progress.js'
-import { exposed, mustBeOpen, openSource, readUntil, type Source } from './source.js'
+import { exposedError, requireOpen, openSource, readUntil, type Source } from './source.js'
 import { openTarget } from './target.js'
-import { tellEvidence } from './text.js'
+import { printEvidence } from './text.js'
 
 /** One run of a command at an address. */
-export interface Run<Taken> {
+export interface Run<RunOptions> {
   address: string
   /** Whether to print each check of the handshake. */
   evidence: boolean
-  options: Taken
+  options: RunOptions
 }
 
 /** One run of `send` or `receive`. */
@@ -31,10 +31,10 @@ export async function send({ address, file, evidence, options }: Transfer): Prom
   // Before the handshake: a missing file must not involve the peer.
   const source = await openSource(file)
   try {
-    const channel = await meetOrConnect(address, options, evidence)
+    const channel = await joinOrConnect(address, options, evidence)
     // Read from the start: if both sides sent and neither read, both would wait for room forever.
     const answer = channel.receive()
-    await Promise.race([sendAll(channel, source, answer, file), mustNotSend(answer, address)])
+    await Promise.race([sendAll(channel, source, answer, file), rejectIfPeerSends(answer, address)])
   } finally {
     await source.close()
   }
@@ -44,7 +44,7 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
   const size = await source.size()
   const progress = new Progress(size)
   try {
-    const over = channel.closed.then((closed) => endedBy(closed, 'the receiver has left'))
+    const over = channel.closed.then((closed) => closeError(closed, 'the receiver has left'))
     for await (const chunk of readUntil(source, over)) {
       await channel.send(chunk)
       progress.add(chunk.length)
@@ -58,32 +58,33 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
     await answer.catch(() => {})
     const closed = await channel.closed
     // A receiver that disconnects without ending its side has not written everything.
-    if (closed.reason !== 'closed') throw endedBy(closed, 'the receiver left before it had said that it has everything')
+    if (closed.reason !== 'closed')
+      throw closeError(closed, 'the receiver left before it had said that it has everything')
   } finally {
     progress.done()
   }
 }
 
 /** Rejects if the peer sends something. Must never resolve. The end of the channel is reported by {@link sendAll}. */
-async function mustNotSend(answer: Promise<unknown>, address: string): Promise<never> {
+async function rejectIfPeerSends(answer: Promise<unknown>, address: string): Promise<never> {
   if ((await answer.catch(() => undefined)) !== undefined)
     throw new RingfenceError('PROTOCOL', `the process at ${address} sends as well, and neither would receive`)
   return new Promise(() => {})
 }
 
 /** The error for the end of a channel. */
-function endedBy({ reason }: Closed, lost: string): RingfenceError {
-  if (reason === 'exposed') return exposed()
+function closeError({ reason }: Closed, lost: string): RingfenceError {
+  if (reason === 'exposed') return exposedError()
   if (reason === 'corrupt') return new RingfenceError('RING_CORRUPT', 'the peer has spoilt the shared memory')
   return new RingfenceError('PEER_LOST', lost)
 }
 
 /** Receives to standard output, or to a file that appears once everything has arrived. */
 export async function receive({ address, file, evidence, options }: Transfer): Promise<void> {
-  if (file === undefined) mustBeOpen(1, 'output')
+  if (file === undefined) requireOpen(1, 'output')
   const target = file === undefined ? undefined : await openTarget(file, options.signal)
   try {
-    const channel = await meet(address, options, evidence)
+    const channel = await joinPair(address, options, evidence)
     const progress = new Progress(undefined)
     try {
       const chunks = messages(channel, progress)
@@ -104,34 +105,34 @@ export async function receive({ address, file, evidence, options }: Transfer): P
 }
 
 /** Connects to a receiver as one of a pair. If the address belongs to a service, connects to it as a collector. */
-async function meetOrConnect(address: string, options: Options, evidence: boolean): Promise<Channel> {
+async function joinOrConnect(address: string, options: Options, evidence: boolean): Promise<Channel> {
   try {
-    return await meet(address, options, evidence)
+    return await joinPair(address, options, evidence)
   } catch (error) {
-    if (!is(error, 'PROTOCOL')) throw error
+    if (!hasCode(error, 'PROTOCOL')) throw error
     try {
-      return shown(await connect(address, { ...options, allowHalfOpen: true }), evidence)
-    } catch (other) {
+      return withEvidence(await connect(address, { ...options, allowHalfOpen: true }), evidence)
+    } catch (connectError) {
       // The process at the address is neither, or speaks another version.
-      throw is(other, 'PROTOCOL') ? error : other
+      throw hasCode(connectError, 'PROTOCOL') ? error : connectError
     }
   }
 }
 
-function is(error: unknown, name: ErrorName): boolean {
+function hasCode(error: unknown, name: ErrorName): boolean {
   return error instanceof RingfenceError && error.code === `ERR_RINGFENCE_${name}`
 }
 
 /** Joins a pair. The receiver's end confirms that everything is written, long after the sender's end, so half-open channels are allowed. */
-async function meet(address: string, options: Options, evidence: boolean): Promise<Channel> {
-  return shown(
-    await join(address, { ...options, allowHalfOpen: true }).catch(late(`no process came to ${address}`)),
+async function joinPair(address: string, options: Options, evidence: boolean): Promise<Channel> {
+  return withEvidence(
+    await join(address, { ...options, allowHalfOpen: true }).catch(asTimeout(`no process came to ${address}`)),
     evidence,
   )
 }
 
-function shown(channel: Channel, evidence: boolean): Channel {
-  if (evidence) tellEvidence(`${channel.role}, peer is process ${channel.peer.pid}`, channel.evidence)
+function withEvidence(channel: Channel, evidence: boolean): Channel {
+  if (evidence) printEvidence(`${channel.role}, peer is process ${channel.peer.pid}`, channel.evidence)
   return channel
 }
 

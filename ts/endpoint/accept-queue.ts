@@ -5,11 +5,11 @@ import { loop } from '../channel/loops.js'
 import { Waiters } from '../channel/waiters.js'
 
 /** Channels that may wait here for a loop. */
-const UNCLAIMED = 16
+const MAX_UNCLAIMED = 16
 
 /** Receives all channels instead of the loops. */
-export interface Taker<Channel> {
-  take(channel: Channel): void
+export interface Consumer<Channel> {
+  accept(channel: Channel): void
   /** The error for a loop that asks for a channel while the taker is set. */
   refusal(): RingfenceError
 }
@@ -18,55 +18,55 @@ export class AcceptQueue<Channel> {
   /** Lets clients wait at the address, or accepts them again. */
   readonly #setPaused: (paused: boolean) => void
   /** Called when a loop or the taker gets a channel. */
-  readonly #handedOut: (channel: Channel) => void
+  readonly #onHandedOut: (channel: Channel) => void
   /** Whether no channel may be dropped. Until its first loop starts, a membership keeps only the last channels. */
-  #all: boolean
+  #keepsAll: boolean
   #unclaimed: Channel[] = []
   readonly #waiters = new Waiters<Channel>()
-  #taker: Taker<Channel> | null = null
+  #consumer: Consumer<Channel> | null = null
   /** Loops that are in progress. */
   readonly #loops = new Set<object>()
   #paused = false
-  #over = false
+  #hasEnded = false
   /** The error that ended the endpoint. The first loop that asks gets it. */
   #failure: RingfenceError | null = null
 
-  constructor(all: boolean, setPaused: (paused: boolean) => void, handedOut: (channel: Channel) => void) {
-    this.#all = all
+  constructor(keepsAll: boolean, setPaused: (paused: boolean) => void, onHandedOut: (channel: Channel) => void) {
+    this.#keepsAll = keepsAll
     this.#setPaused = setPaused
-    this.#handedOut = handedOut
+    this.#onHandedOut = onHandedOut
   }
 
   /** A loop over the channels. From its first `next` on it counts as in progress, and no channel is dropped. */
   iterator(): AsyncIterator<Channel, undefined> {
-    const own = loop(
-      () => this.#now(),
+    const channels = loop(
+      () => this.#poll(),
       () => this.#waiters.add(),
     )
-    let isOver = false
-    const over = () => {
-      isOver = true
-      this.#loops.delete(own)
+    let isFinished = false
+    const finish = () => {
+      isFinished = true
+      this.#loops.delete(channels)
     }
     const next = async () => {
-      if (!isOver) {
-        this.#loops.add(own)
-        this.#all = true
+      if (!isFinished) {
+        this.#loops.add(channels)
+        this.#keepsAll = true
       }
       try {
-        const result = await own.next()
-        if (result.done === true) over()
+        const result = await channels.next()
+        if (result.done === true) finish()
         return result
       } catch (error) {
-        over()
+        finish()
         throw error
       }
     }
     return {
       next,
       return() {
-        over()
-        return own.return()
+        finish()
+        return channels.return()
       },
     }
   }
@@ -77,26 +77,26 @@ export class AcceptQueue<Channel> {
   }
 
   /** Hands all queued and all later channels to the taker. `null` hands later channels to loops again. */
-  setTaker(taker: Taker<Channel> | null): void {
-    this.#taker = taker
-    if (taker === null) return
-    this.#waiters.fail(() => taker.refusal())
+  setConsumer(consumer: Consumer<Channel> | null): void {
+    this.#consumer = consumer
+    if (consumer === null) return
+    this.#waiters.fail(() => consumer.refusal())
     // The taker may remove itself after each channel.
-    while (this.#taker === taker && this.#unclaimed.length > 0) this.#take(taker, this.#unclaimed.shift()!)
-    this.#pause()
+    while (this.#consumer === consumer && this.#unclaimed.length > 0) this.#handOver(consumer, this.#unclaimed.shift()!)
+    this.#updatePause()
   }
 
-  #take(taker: Taker<Channel>, channel: Channel): void {
-    taker.take(channel)
-    this.#handedOut(channel)
+  #handOver(consumer: Consumer<Channel>, channel: Channel): void {
+    consumer.accept(channel)
+    this.#onHandedOut(channel)
   }
 
-  #now(): Channel | null | undefined {
-    if (this.#taker !== null && !this.#over) throw this.#taker.refusal()
+  #poll(): Channel | null | undefined {
+    if (this.#consumer !== null && !this.#hasEnded) throw this.#consumer.refusal()
     const channel = this.#unclaimed.shift()
     if (channel !== undefined) {
-      this.#handedOut(channel)
-      this.#pause()
+      this.#onHandedOut(channel)
+      this.#updatePause()
       return channel
     }
     const failure = this.#failure
@@ -104,27 +104,27 @@ export class AcceptQueue<Channel> {
       this.#failure = null
       throw failure
     }
-    return this.#over ? null : undefined
+    return this.#hasEnded ? null : undefined
   }
 
   add(channel: Channel): void {
-    if (this.#taker !== null) {
-      this.#take(this.#taker, channel)
+    if (this.#consumer !== null) {
+      this.#handOver(this.#consumer, channel)
       return
     }
     const waiter = this.#waiters.shift()
-    if (waiter !== undefined) {
-      this.#handedOut(channel)
-      waiter.found(channel)
+    if (waiter !== null) {
+      this.#onHandedOut(channel)
+      waiter.resolve(channel)
       return
     }
     this.#unclaimed.push(channel)
-    if (!this.#all && this.#unclaimed.length > UNCLAIMED) this.#unclaimed.shift()
-    this.#pause()
+    if (!this.#keepsAll && this.#unclaimed.length > MAX_UNCLAIMED) this.#unclaimed.shift()
+    this.#updatePause()
   }
 
-  #pause(): void {
-    const paused = this.#all && this.#unclaimed.length >= UNCLAIMED
+  #updatePause(): void {
+    const paused = this.#keepsAll && this.#unclaimed.length >= MAX_UNCLAIMED
     if (paused === this.#paused) return
     this.#paused = paused
     this.#setPaused(paused)
@@ -133,18 +133,18 @@ export class AcceptQueue<Channel> {
   /** Reports the error that ended the endpoint to the loop that has waited longest, else to the first that asks. */
   fail(error: RingfenceError): void {
     const first = this.#waiters.shift()
-    if (first === undefined) this.#failure = error
-    else first.failed(error)
+    if (first === null) this.#failure = error
+    else first.reject(error)
   }
 
   /** No more channels will arrive. */
   end(): void {
-    this.#over = true
+    this.#hasEnded = true
     this.#waiters.end()
   }
 
   /** Removes and returns the channels that no loop has taken. */
-  discard(): Channel[] {
+  removeUnclaimed(): Channel[] {
     return this.#unclaimed.splice(0)
   }
 }

@@ -2,11 +2,11 @@
 
 import type { EventEmitter } from 'node:events'
 
-import { Channel, openArrived, whenRead } from '../channel/channel.js'
-import { addStats, noStats, type ListenerStats } from '../channel/stats.js'
+import { Channel, openIncoming, onLeftoversRead } from '../channel/channel.js'
+import { addStats, zeroStats, type ListenerStats } from '../channel/stats.js'
 import { type RingfenceError, invalid } from '../errors.js'
 import { FAILED, type Endpoints, type Failure, type NativeAcceptor, type RawChannel } from '../native.js'
-import { tellRefused } from '../runtime/diagnostics.js'
+import { reportRefused } from '../runtime/diagnostics.js'
 import type { Closed, Options } from '../types.js'
 import { AcceptQueue } from './accept-queue.js'
 import { Endpoint, type EndpointEvents } from './endpoint.js'
@@ -14,9 +14,9 @@ import { runHandshakeAt, type Opening } from './handshake.js'
 import type { ChannelSettings } from './options.js'
 
 /** The figures that a channel no longer has after its end. */
-const NOT_AT_END = { callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
+const ZERO_AT_END = { callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 /** The figures that grow while the messages that a peer has left are read. */
-const RECEIVED = ['messagesReceived', 'bytesReceived', 'attachmentsReceived'] as const
+const RECEIVED_FIGURES = ['messagesReceived', 'bytesReceived', 'attachmentsReceived'] as const
 
 /** Only this package makes acceptors. */
 export const KEY = Symbol('ringfence')
@@ -41,17 +41,17 @@ export abstract class Acceptor<
   /** @internal */
   protected readonly acceptQueue: AcceptQueue<Channel<In, Out>>
   /** This class's own listeners. `removeAllListeners` must remove only the program's. */
-  readonly #hearing = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
+  readonly #ownListeners = new Map<'newListener' | 'removeListener', (name: unknown) => void>()
   /**
    * The channels that are open now.
    *
    * @internal
    */
-  protected readonly open = new Set<Channel<In, Out>>()
+  protected readonly openChannels = new Set<Channel<In, Out>>()
   /** Channels that the program has received. */
-  readonly #followed = new WeakSet<Channel<In, Out>>()
+  readonly #handedOut = new WeakSet<Channel<In, Out>>()
   /** Sums over the channels that have ended. */
-  readonly #past = noStats()
+  readonly #endedSums = zeroStats()
   /**
    * No more channels will be made.
    *
@@ -60,12 +60,12 @@ export abstract class Acceptor<
   protected stopped = false
 
   /**
-   * @param made - The error message if the key is not {@link KEY}.
+   * @param message - The error message if the key is not {@link KEY}.
    * @param keepsAll - Whether the queue drops no channel even before the first loop.
    * @internal
    */
-  protected constructor(key: symbol, made: string, parts: AcceptorParts<NativeAcceptor>, keepsAll: boolean) {
-    if (key !== KEY) throw invalid(made)
+  protected constructor(key: symbol, message: string, parts: AcceptorParts<NativeAcceptor>, keepsAll: boolean) {
+    if (key !== KEY) throw invalid(message)
     const { address, native, opening } = parts
     super(address, native, opening)
     this.#native = native
@@ -73,7 +73,7 @@ export abstract class Acceptor<
     this.acceptQueue = new AcceptQueue(
       keepsAll,
       (paused) => native.pause(paused ? 1 : 0),
-      (channel) => this.follow(channel),
+      (channel) => this.watchDisconnect(channel),
     )
   }
 
@@ -85,7 +85,7 @@ export abstract class Acceptor<
   protected abstract next(): RawChannel | Failure | number
 
   /**
-   * Called for each new channel, after it was added to {@link open}.
+   * Called for each new channel, after it was added to {@link openChannels}.
    *
    * @internal
    */
@@ -105,54 +105,54 @@ export abstract class Acceptor<
 
   /** The peers so far, and the sums over all of their channels. After the end, the last figures remain. */
   stats(): ListenerStats {
-    const sums = { ...this.#past }
-    for (const channel of this.open) addStats(sums, channel.stats())
-    return { ...this.counts.stats(this.open.size), ...sums }
+    const sums = { ...this.#endedSums }
+    for (const channel of this.openChannels) addStats(sums, channel.stats())
+    return { ...this.counts.stats(this.openChannels.size), ...sums }
   }
 
   /** Like that of every emitter, but keeps the listeners that this object itself has added. */
   override removeAllListeners(...name: Parameters<EventEmitter<Events>['removeAllListeners']>): this {
     super.removeAllListeners(...name)
-    for (const [event, hear] of this.#hearing) this.#listen(event, hear)
+    for (const [event, listener] of this.#ownListeners) this.#addOwnListener(event, listener)
     return this
   }
 
   /**
-   * Calls `hear` for each listener that is added or removed, depending on `event`, even after `removeAllListeners`.
+   * Calls `listener` for each listener that is added or removed, depending on `event`, even after `removeAllListeners`.
    *
    * @internal
    */
-  protected hearOf(event: 'newListener' | 'removeListener', hear: (name: unknown) => void): void {
-    this.#hearing.set(event, hear)
-    this.#listen(event, hear)
+  protected onListenerChange(event: 'newListener' | 'removeListener', listener: (name: unknown) => void): void {
+    this.#ownListeners.set(event, listener)
+    this.#addOwnListener(event, listener)
   }
 
-  #listen(event: string, hear: (name: unknown) => void): void {
+  #addOwnListener(event: string, listener: (name: unknown) => void): void {
     const emitter = this as EventEmitter
-    if (!emitter.listeners(event).includes(hear)) emitter.on(event, hear)
+    if (!emitter.listeners(event).includes(listener)) emitter.on(event, listener)
   }
 
   /** @internal */
-  protected override handle(): boolean {
+  protected override handleEvent(): boolean {
     if (this.stopped) return false
     const event = this.next()
     if (event === FAILED) {
       const error = this.errorOf(this.#native.failure())
       // A member that reconnected as a guest was refused.
-      if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(this.address, error)
+      if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(this.address, error)
       this.failed(error)
       return false
     }
     if (typeof event === 'number') return false
     if ('role' in event) this.#admit(event)
-    else this.refuse(event)
+    else this.reportRefusal(event)
     return true
   }
 
   #admit(raw: RawChannel): void {
-    const channel = openArrived(raw, this.#settings, this.address)
+    const channel = openIncoming(raw, this.#settings, this.address)
     if (!(channel instanceof Channel)) {
-      this.refuse(channel)
+      this.reportRefusal(channel)
       return
     }
     // A subscriber of a diagnostics channel may just have closed this endpoint.
@@ -168,15 +168,15 @@ export abstract class Acceptor<
 
   #count(channel: Channel<In, Out>): void {
     this.counts.accepted += 1
-    this.open.add(channel)
+    this.openChannels.add(channel)
     void channel.closed.then(() => {
-      this.open.delete(channel)
+      this.openChannels.delete(channel)
       const atEnd = channel.stats()
-      addStats(this.#past, { ...atEnd, ...NOT_AT_END })
+      addStats(this.#endedSums, { ...atEnd, ...ZERO_AT_END })
       // The peer's unread messages are still read after the end.
-      whenRead(channel, () => {
-        const now = channel.stats()
-        for (const name of RECEIVED) this.#past[name] += now[name] - atEnd[name]
+      onLeftoversRead(channel, () => {
+        const latest = channel.stats()
+        for (const name of RECEIVED_FIGURES) this.#endedSums[name] += latest[name] - atEnd[name]
       })
     })
   }
@@ -186,10 +186,10 @@ export abstract class Acceptor<
    *
    * @internal
    */
-  protected follow(channel: Channel<In, Out>): void {
-    if (this.#followed.has(channel)) return
-    this.#followed.add(channel)
-    void channel.closed.then((closed) => this.tell('disconnect', ...([channel, closed] as Events['disconnect'])))
+  protected watchDisconnect(channel: Channel<In, Out>): void {
+    if (this.#handedOut.has(channel)) return
+    this.#handedOut.add(channel)
+    void channel.closed.then((closed) => this.notify('disconnect', ...([channel, closed] as Events['disconnect'])))
   }
 
   /**

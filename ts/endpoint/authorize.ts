@@ -9,8 +9,8 @@ const NO = 0
 const YES = 1
 const FAILED = 2
 
-/** Exceptions that are kept. A host makes no error for some clients that it refuses, so the oldest exceptions are dropped. */
-const REMEMBERED = 256
+/** The maximum number of stored exceptions. A host makes no error for some clients that it refuses, so the oldest exceptions are dropped. */
+const MAX_CAUSES = 256
 
 /** Calls the policy's callback for the binding. Keeps the callback's exceptions as causes of the errors that follow. */
 export class Authorizer {
@@ -43,25 +43,25 @@ export class Authorizer {
         return
       }
       found = show(verdict)
-      this.#keep(id, new TypeError(`authorize must answer true or false, not ${found}`))
+      this.#setCause(id, new TypeError(`authorize must answer true or false, not ${found}`))
     } catch (error) {
       found = `an exception: ${messageOf(error)}`
-      this.#keep(id, error)
+      this.#setCause(id, error)
     }
     this.answer?.(id, FAILED, found)
   }
 
-  #keep(id: number, cause: unknown): void {
+  #setCause(id: number, cause: unknown): void {
     this.#causes.set(id, cause)
-    if (this.#causes.size > REMEMBERED) this.#causes.delete(this.#causes.keys().next().value as number)
+    if (this.#causes.size > MAX_CAUSES) this.#causes.delete(this.#causes.keys().next().value as number)
   }
 
   /** The callback's exception, if that caused the failure. */
   causeOf(failure: Failure | null): unknown {
-    const question = failure?.question
-    if (question === undefined) return undefined
-    const cause = this.#causes.get(question)
-    this.#causes.delete(question)
+    const requestId = failure?.question
+    if (requestId === undefined) return undefined
+    const cause = this.#causes.get(requestId)
+    this.#causes.delete(requestId)
     return cause
   }
 }

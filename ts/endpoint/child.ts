@@ -5,9 +5,9 @@ import type { Readable } from 'node:stream'
 import { runHandshake } from './handshake.js'
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { RingfenceError, aborted, fromFailure, invalid, isShort, orNoSpace, show } from '../errors.js'
-import { builtin, native, type Given, type Joining, type RawChannel, type PrivateLine } from '../native.js'
-import { within } from '../runtime/deferred.js'
+import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, withNoSpace, show } from '../errors.js'
+import { builtin, native, type HandshakeArgs, type Joining, type RawChannel, type PrivateLine } from '../native.js'
+import { withTimeout } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
 import type { ChildOptions, LineOptions, Message, MessageInput } from '../types.js'
 
@@ -29,13 +29,13 @@ export interface Spawned<In = Message, Out = MessageInput> extends AsyncDisposab
 }
 
 /** Bytes from the end of standard error that an error includes. */
-const TAIL = 4096
+const STDERR_TAIL = 4096
 /** Bytes of output that are buffered until the caller reads. A child that writes more during the handshake blocks. */
-const KEPT = 1 << 20
+const MAX_BUFFERED = 1 << 20
 /** Milliseconds to wait for the end of standard error after the exit. A descendant of the child may hold it open. */
-const LAST_WORDS = 200
+const STDERR_TIMEOUT = 200
 /** Milliseconds to wait for the exit event of a child that was killed or has exited. The kernel may delay it. */
-const LAST_BREATH = 5000
+const EXIT_TIMEOUT = 5000
 
 /**
  * Starts a child that inherits one end of a private line. Resolves once the child has called {@link fromParent} and the handshake is
@@ -75,7 +75,7 @@ export async function spawn(
   if (!Array.isArray(args)) throw invalid(`args must be an array, not ${show(args)}`)
   const { signal, onSpawn } = options
   if (signal?.aborted) throw aborted(signal)
-  const { child, line } = start(command, args, options)
+  const { child, line } = startChild(command, args, options)
   if (child.pid === undefined) {
     line.close()
     const [cause] = (await once(child, 'error').catch((error: unknown) => [error])) as [Error]
@@ -83,7 +83,7 @@ export async function spawn(
   }
   // The handshake may fail before the exit is awaited.
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
-  const output = drain(child)
+  const output = bufferOutput(child)
   try {
     onSpawn?.(child)
     const channel = await adopt(line, child.pid, options)
@@ -92,7 +92,7 @@ export async function spawn(
     const dispose = async () => {
       await channel.close()
       await killAll(line, child)
-      await within(LAST_BREATH, exited)
+      await withTimeout(EXIT_TIMEOUT, exited)
     }
     let disposed: Promise<void> | undefined
     return { child, channel, [Symbol.asyncDispose]: () => (disposed ??= dispose()) }
@@ -101,7 +101,7 @@ export async function spawn(
     void exited.then(() => line.release())
     if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
     // A process that traces the child delays the event.
-    await within(LAST_BREATH, exited)
+    await withTimeout(EXIT_TIMEOUT, exited)
     throw await childExited(child, output.tail, error)
   } finally {
     line.close()
@@ -126,23 +126,27 @@ export async function spawn(
 export function fromParent<T>(options: LineOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
 export function fromParent(options?: LineOptions): Promise<Channel>
 export function fromParent(options: LineOptions = {}): Promise<Channel> {
-  return handshake('fromParent', (...given) => native.fromParent(...given), options)
+  return openLine('fromParent', (...args) => native.fromParent(...args), options)
 }
 
-function handshake(name: Call, call: (...given: Given<RawChannel>) => Joining, options: LineOptions): Promise<Channel> {
+function openLine(
+  name: Call,
+  call: (...args: HandshakeArgs<RawChannel>) => Joining,
+  options: LineOptions,
+): Promise<Channel> {
   return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings, null))
 }
 
-function start(command: string, args: readonly string[], { spawn: settings = {}, line: place }: ChildOptions) {
-  const line = orNoSpace(
+function startChild(command: string, args: readonly string[], { spawn: settings = {}, line: option }: ChildOptions) {
+  const line = withNoSpace(
     (reason) => `no line can be made: ${reason}`,
     () => native.privateLine(),
   )
   try {
-    const stdio = standard(settings.stdio)
-    const number = place === 'stdin' ? 0 : stdio.length
-    stdio[number] = line.descriptor
-    const env = { ...(settings.env ?? process.env), RINGFENCE_LINE: String(number) }
+    const stdio = stdioList(settings.stdio)
+    const descriptor = option === 'stdin' ? 0 : stdio.length
+    stdio[descriptor] = line.descriptor
+    const env = { ...(settings.env ?? process.env), RINGFENCE_LINE: String(descriptor) }
     return { line, child: builtin.childProcess.spawn(command, args, { ...settings, stdio, env }) as ChildProcess }
   } catch (error) {
     line.close()
@@ -151,7 +155,7 @@ function start(command: string, args: readonly string[], { spawn: settings = {},
 }
 
 /** The child's `stdio` as a list with an entry for each of the three standard descriptors. */
-function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], string | undefined> {
+function stdioList(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], string | undefined> {
   if (!Array.isArray(stdio)) return [stdio, stdio, stdio]
   const missing = Array.from({ length: Math.max(0, 3 - stdio.length) }, () => undefined)
   return [...stdio, ...missing]
@@ -160,7 +164,7 @@ function standard(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'], 
 function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<Channel> {
   const failure = line.started(pid, options.admit ?? 'child')
   if (failure !== null) return Promise.reject(fromFailure(failure))
-  return handshake('spawn', (...given) => native.adopt(line, ...given), options)
+  return openLine('spawn', (...args) => native.adopt(line, ...args), options)
 }
 
 /** Kills the child, the process that answered, and their descendants. */
@@ -191,14 +195,14 @@ function kill(child: ChildProcess, signal: NodeJS.Signals): void {
  * Reads the child's output before the caller can, since the caller gets the child only once `spawn` has resolved. Otherwise a child that
  * fills a pipe would never reach its handshake. The streams buffer the bytes. Also keeps the end of standard error.
  */
-function drain({ stdout, stderr }: ChildProcess): { tail(): string | undefined; release(): void } {
+function bufferOutput({ stdout, stderr }: ChildProcess): { tail(): string | undefined; release(): void } {
   let tail = Buffer.alloc(0)
   const releases = [stdout, stderr].map((stream) => {
     if (!stream) return undefined
     const { push } = stream
     stream.push = (chunk: unknown, encoding?: BufferEncoding) => {
-      if (stream === stderr && Buffer.isBuffer(chunk)) tail = Buffer.concat([tail, chunk]).subarray(-TAIL)
-      return push.call(stream, chunk, encoding) || stream.readableLength < KEPT
+      if (stream === stderr && Buffer.isBuffer(chunk)) tail = Buffer.concat([tail, chunk]).subarray(-STDERR_TAIL)
+      return push.call(stream, chunk, encoding) || stream.readableLength < MAX_BUFFERED
     }
     // Uncovers the method of the stream's class.
     return () => void delete (stream as Partial<Readable>).push
@@ -216,8 +220,8 @@ async function childExited(
 ): Promise<RingfenceError> {
   const { pid, exitCode, signalCode, stderr } = child
   if (stderr && !stderr.closed)
-    await within(
-      LAST_WORDS,
+    await withTimeout(
+      STDERR_TIMEOUT,
       once(stderr, 'close').catch(() => {}),
     )
   const code = exitCode === null ? '' : ` with code ${exitCode}`
@@ -228,14 +232,10 @@ async function childExited(
   return new RingfenceError('CHILD_EXITED', text, { cause, exitCode, signalCode, stderr: output })
 }
 
-/** Whether this process lacks the resources for a child. EAGAIN: it may not start another process. */
-function lacksRoom({ code }: NodeJS.ErrnoException): boolean {
-  return isShort(code) || code === 'EAGAIN'
-}
-
-function cannotStart(command: string, cause: Error): RingfenceError {
-  const name = lacksRoom(cause) ? 'NO_SPACE' : 'INVALID_ARGUMENT'
-  const advice = (cause as NodeJS.ErrnoException).code === 'ENOENT' ? adviceOnMissing(command) : ''
+function cannotStart(command: string, cause: NodeJS.ErrnoException): RingfenceError {
+  // EAGAIN: this process may not start another one.
+  const name = isResourceShortage(cause.code) || cause.code === 'EAGAIN' ? 'NO_SPACE' : 'INVALID_ARGUMENT'
+  const advice = cause.code === 'ENOENT' ? adviceOnMissing(command) : ''
   return new RingfenceError(name, `${show(command)} cannot be started: ${cause.message}${advice}`, { cause })
 }
 

@@ -4,10 +4,10 @@ import { Resource, type ResourceEvents } from '../channel/resource.js'
 import { PeerCounts } from '../channel/stats.js'
 import { type RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type Failure, type NativeEndpoint } from '../native.js'
-import { tellRefused } from '../runtime/diagnostics.js'
+import { reportRefused } from '../runtime/diagnostics.js'
 import { ignore } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
-import { pumpOf } from '../runtime/pump.js'
+import { makePump } from '../runtime/pump.js'
 import type { Closed } from '../types.js'
 import type { Opening } from './handshake.js'
 
@@ -37,12 +37,12 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected readonly poll = pumpOf(() => this.handle())
+  protected readonly poll = makePump(() => this.handleEvent())
   readonly #native: NativeEndpoint
   readonly #opening: Opening | null
-  readonly #abort = () => void this.close()
+  readonly #onAbort = () => void this.close()
   /** Cancels the work registered for the exit of the process. */
-  readonly #stay: () => void
+  readonly #cancelExit: () => void
 
   /**
    * @param from - The address; or the endpoint of which the new one is a view.
@@ -54,8 +54,8 @@ export abstract class Endpoint<
     this.#native = native
     this.#opening = opening
     if (opening !== null && native.watch(this.poll) === FAILED) throw fromFailure(native.failure())
-    this.#stay = opening === null ? ignore : atExit(this.address, () => this.vacate())
-    opening?.signal?.addEventListener('abort', this.#abort, { once: true })
+    this.#cancelExit = opening === null ? ignore : atExit(this.address, () => this.vacate())
+    opening?.signal?.addEventListener('abort', this.#onAbort, { once: true })
   }
 
   /**
@@ -63,7 +63,7 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected abstract handle(): boolean
+  protected abstract handleEvent(): boolean
 
   /**
    * Frees the address as the process exits.
@@ -82,11 +82,11 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected refuse(failure: Failure): void {
+  protected reportRefusal(failure: Failure): void {
     const error = this.errorOf(failure)
-    this.counts.refuse(error)
-    tellRefused(this.address, error)
-    this.tell('refused', ...([error] as Events['refused']))
+    this.counts.countRefusal(error)
+    reportRefused(this.address, error)
+    this.notify('refused', ...([error] as Events['refused']))
   }
 
   /**
@@ -95,8 +95,8 @@ export abstract class Endpoint<
    * @internal
    */
   protected release(): void {
-    this.#opening?.signal?.removeEventListener('abort', this.#abort)
-    this.#stay()
+    this.#opening?.signal?.removeEventListener('abort', this.#onAbort)
+    this.#cancelExit()
   }
 
   /** Keeps the process alive while the endpoint is open, which is the default. */

@@ -1,6 +1,6 @@
 import { Authorizer } from './authorize.js'
-import { tellRefused } from '../runtime/diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, orNoSpace, show } from '../errors.js'
+import { reportRefused } from '../runtime/diagnostics.js'
+import { RingfenceError, aborted, fromFailure, invalid, withNoSpace, show } from '../errors.js'
 import { rejection } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { closeInspector } from '../runtime/harden.js'
@@ -9,7 +9,7 @@ import {
   withOperations,
   type Endpoints,
   type Failure,
-  type Given,
+  type HandshakeArgs,
   type Joining,
   type RawChannel,
 } from '../native.js'
@@ -31,14 +31,14 @@ export interface Opening {
 type Native = RawChannel | { close(): void }
 
 /** Like {@link runHandshake}, at an address. */
-export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncDisposable>(
+export function runHandshakeAt<Name extends keyof Endpoints, Opened extends AsyncDisposable>(
   name: Name,
   address: string,
   options: Options,
-  open: (raw: Endpoints[Name], opening: Opening) => Made,
-): Promise<Made> {
+  open: (raw: Endpoints[Name], opening: Opening) => Opened,
+): Promise<Opened> {
   if (typeof address !== 'string') return Promise.reject(invalid(`address must be a string, not ${show(address)}`))
-  const call = (...given: Given<Endpoints[Name]>) => native.begin(name, address, ...given)
+  const call = (...args: HandshakeArgs<Endpoints[Name]>) => native.begin(name, address, ...args)
   return runHandshake(name, call, options, open, address)
 }
 
@@ -47,63 +47,64 @@ export function runHandshakeAt<Name extends keyof Endpoints, Made extends AsyncD
  *
  * The caller must get this very promise. An abort or the end of `timeout` before it is settled rejects it and closes the outcome.
  */
-export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
+export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>(
   name: Call,
-  call: (...given: Given<Raw>) => Joining,
+  call: (...args: HandshakeArgs<Raw>) => Joining,
   options: Options,
-  open: (raw: Raw, opening: Opening) => Made,
+  open: (raw: Raw, opening: Opening) => Opened,
   address?: string,
-): Promise<Made> {
-  return new Promise<Made>((resolve, reject) => {
+): Promise<Opened> {
+  return new Promise<Opened>((resolve, reject) => {
     const checked = checkOptions(name, options)
     const settings = channelSettings(options)
     const { signal, timeout } = options
     if (signal?.aborted) throw aborted(signal)
     if (checked.harden) closeInspector()
     const authorizer = Authorizer.of(options.policy)
-    let late: RingfenceError | undefined
-    const calledOff = () => (signal?.aborted ? aborted(signal) : late)
-    const done = (failure: Failure | null, raw: Raw | null) => {
+    let timeoutError: RingfenceError | undefined
+    const cancelReason = () => (signal?.aborted ? aborted(signal) : timeoutError)
+    const finish = (failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       timers.clearTimeout(timer)
-      stay?.()
+      cancelExit?.()
       if (raw === null) {
-        const error = (failure?.code === 'ABORTED' && calledOff()) || fromFailure(failure, authorizer?.causeOf(failure))
-        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') tellRefused(address ?? null, error)
+        const error =
+          (failure?.code === 'ABORTED' && cancelReason()) || fromFailure(failure, authorizer?.causeOf(failure))
+        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(address ?? null, error)
         resolve(rejection(error))
         return
       }
-      let made: Made | undefined
+      let opened: Opened | undefined
       try {
-        throwIfAny(calledOff())
-        made = open(raw, { settings, signal, authorizer })
+        if (cancelReason() !== undefined) throw cancelReason()
+        opened = open(raw, { settings, signal, authorizer })
         // A subscriber of a diagnostics channel may just have aborted the call.
-        throwIfAny(calledOff())
-        resolve(made)
+        if (cancelReason() !== undefined) throw cancelReason()
+        resolve(opened)
       } catch (error) {
         // The peer must be notified now, not at the next garbage collection.
-        if (made === undefined) closeNative(raw)
-        else void made[Symbol.asyncDispose]()
+        if (opened === undefined) closeNative(raw)
+        else void opened[Symbol.asyncDispose]()
         reject(error)
       }
     }
     const refused = (refusal: Failure) =>
-      tellRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
+      reportRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
     // There may be no thread for it, or no descriptor to cancel it by.
-    const joining = orNoSpace(
+    const joining = withNoSpace(
       (reason) => `the handshake cannot be started: ${reason}`,
-      () => call(checked, done, authorizer?.ask, name === 'join' ? refused : undefined),
+      () => call(checked, finish, authorizer?.ask, name === 'join' ? refused : undefined),
     )
     if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
     const cancel = () => joining.cancel()
     const expire = () => {
-      const text = `${name} did not succeed within its timeout of ${timeout} ms`
-      late = new RingfenceError('TIMEOUT', text + adviceOnTimeout(name, options))
+      const message = `${name} did not succeed within its timeout of ${timeout} ms`
+      timeoutError = new RingfenceError('TIMEOUT', message + adviceOnTimeout(name, options))
       cancel()
     }
     const timer = timeout === undefined ? undefined : timers.setTimeout(expire, Math.min(timeout, LONGEST_TIMER))
     // `connect` never binds.
-    const stay = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
+    const cancelExit = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
 }
@@ -111,10 +112,6 @@ export function runHandshake<Raw extends Native, Made extends AsyncDisposable>(
 function adviceOnTimeout(name: Call, { wait }: Options): string {
   if (name === 'join') return '; does a partner join at the same address?'
   return wait ? '; without `wait` it fails at once, with the reason' : ''
-}
-
-function throwIfAny(error: Error | undefined): void {
-  if (error !== undefined) throw error
 }
 
 function closeNative(raw: Native): void {

@@ -1,10 +1,10 @@
-import { depart, type Channel } from '../channel/channel.js'
+import { prepareClose, type Channel } from '../channel/channel.js'
 import { Acceptor, KEY, openAcceptor, type AcceptorParts } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
 import { lingerOf } from './options.js'
-import { promised } from '../runtime/deferred.js'
+import { tryPromise } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
-import { destroyedBy } from '../channel/resource.js'
+import { closedByDestroy } from '../channel/resource.js'
 import type { Codec } from '../adapters/codec.js'
 import type { RingfenceError } from '../errors.js'
 import type { Failure, NativeMembership, RawChannel } from '../native.js'
@@ -48,11 +48,11 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   #channel: Channel<In, Out> | undefined
   #closing: Promise<void> | null = null
   /** The channel that 'connection' was emitted for, until 'disconnect' was. */
-  #introduced: Channel<In, Out> | undefined
+  #announced: Channel<In, Out> | undefined
   /** The channels whose 'connection' is still to be emitted. */
-  readonly #newcomers: Channel<In, Out>[] = []
-  /** Events that are held back; null once they were emitted. */
-  #untold: (() => void)[] | null = []
+  readonly #unannounced: Channel<In, Out>[] = []
+  /** Events to emit once the caller of `member` can add listeners; null afterwards. */
+  #deferredEvents: (() => void)[] | null = []
 
   static {
     // The signal has no effect on the membership.
@@ -66,9 +66,9 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
     // A guest starts with a channel. The caller of `member` can add listeners only one turn later: hold events back until then.
     this.poll()
     timers.setImmediate(() => {
-      const untold = this.#untold!
-      this.#untold = null
-      for (const say of untold) say()
+      const events = this.#deferredEvents!
+      this.#deferredEvents = null
+      for (const emitEvent of events) emitEvent()
     })
   }
 
@@ -97,7 +97,7 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
    * continues. Rejects with INVALID_ARGUMENT for wrong options.
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    return promised(() => {
+    return tryPromise(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
     })
@@ -105,25 +105,25 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
 
   async #close(linger: number): Promise<void> {
     if (this.ended !== null) return
-    const departure = this.#channel && (await depart(this.#channel, linger))
+    const prepared = this.#channel && (await prepareClose(this.#channel, linger))
     if (this.ended !== null) return
-    const flushed = departure === undefined || departure.flushed
+    const flushed = prepared === undefined || prepared.flushed
     await new Promise<void>((resolve) => {
       if (this.#native.leave(() => resolve(), flushed ? 1 : 0) === 0) resolve()
     })
-    departure?.finish()
+    prepared?.finish()
     if (this.ended !== null) return
-    this.acceptQueue.discard()
+    this.acceptQueue.removeUnclaimed()
     this.finish({ reason: 'closed' })
   }
 
   /** Leaves the address, and destroys the channel. Does not wait until the partner has taken the address over. */
   destroy(error?: Error): void {
     if (this.ended !== null) return
-    for (const channel of this.open) channel.destroy()
+    for (const channel of this.openChannels) channel.destroy()
     this.#native.close()
-    this.acceptQueue.discard()
-    this.finish(destroyedBy(error))
+    this.acceptQueue.removeUnclaimed()
+    this.finish(closedByDestroy(error))
   }
 
   /** @internal */
@@ -132,7 +132,7 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
       const event = this.#native.next()
       if (typeof event !== 'string') return event
       this.#role = event
-      this.tell('role', event)
+      this.notify('role', event)
     }
   }
 
@@ -142,28 +142,28 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = undefined
     })
-    this.#newcomers.push(channel)
-    this.#introduce()
+    this.#unannounced.push(channel)
+    this.#announceNext()
   }
 
   /**
-   * Does nothing: a loop may get a channel before its 'connection', and 'disconnect' comes after it.
+   * Does nothing: a loop may get a channel before its 'connection', and 'disconnect' follows it.
    *
    * @internal
    */
-  protected override follow(): void {}
+  protected override watchDisconnect(): void {}
 
   /** The binding may report a partner before the end of the last one. A program expects 'disconnect' first. */
-  #introduce(): void {
-    if (this.#introduced !== undefined || this.stopped) return
-    const channel = this.#newcomers.shift()
+  #announceNext(): void {
+    if (this.#announced !== undefined || this.stopped) return
+    const channel = this.#unannounced.shift()
     if (channel === undefined) return
-    this.#introduced = channel
-    this.tell('connection', channel)
-    super.follow(channel)
+    this.#announced = channel
+    this.notify('connection', channel)
+    super.watchDisconnect(channel)
     void channel.closed.then(() => {
-      this.#introduced = undefined
-      this.#introduce()
+      this.#announced = undefined
+      this.#announceNext()
     })
   }
 
@@ -188,13 +188,13 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   }
 
   /** @internal */
-  protected override tell<Name extends keyof MembershipEvents<Channel<In, Out>>>(
+  protected override notify<Name extends keyof MembershipEvents<Channel<In, Out>>>(
     name: Name,
-    ...what: MembershipEvents<Channel<In, Out>>[Name]
+    ...args: MembershipEvents<Channel<In, Out>>[Name]
   ): void {
-    const say = () => super.tell(name, ...what)
-    if (this.#untold === null) say()
-    else this.#untold.push(say)
+    const emitEvent = () => super.notify(name, ...args)
+    if (this.#deferredEvents === null) emitEvent()
+    else this.#deferredEvents.push(emitEvent)
   }
 
   /** @internal */

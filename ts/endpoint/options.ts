@@ -6,7 +6,7 @@ import { isAbsolute } from 'node:path'
 import { checkCodec, type Codec } from '../adapters/codec.js'
 import { aborted, invalid, show } from '../errors.js'
 import type { NativeOptions, NativeProgram } from '../native.js'
-import { misspelt } from '../runtime/nearest.js'
+import { nearestName } from '../runtime/nearest.js'
 import type {
   ChildOptions,
   Confined,
@@ -29,18 +29,18 @@ import type {
 } from '../types.js'
 
 /** Options of a call whose messages may be values. */
-type Coded<Taken> = Taken & { codec?: Codec<unknown> | undefined }
+type WithCodec<Base> = Base & { codec?: Codec<unknown> | undefined }
 
 /** The calls that take options, and their types. */
 interface OptionsOf {
-  join: Coded<JoinOptions>
-  member: Coded<MemberOptions>
-  listen: Coded<ListenOptions>
-  connect: Coded<ConnectOptions>
-  spawn: Coded<ChildOptions>
-  fromParent: Coded<LineOptions>
-  publish: Coded<PublishOptions>
-  subscribe: Coded<SubscribeOptions>
+  join: WithCodec<JoinOptions>
+  member: WithCodec<MemberOptions>
+  listen: WithCodec<ListenOptions>
+  connect: WithCodec<ConnectOptions>
+  spawn: WithCodec<ChildOptions>
+  fromParent: WithCodec<LineOptions>
+  publish: WithCodec<PublishOptions>
+  subscribe: WithCodec<SubscribeOptions>
 }
 
 export type Call = keyof OptionsOf
@@ -48,67 +48,66 @@ export type Call = keyof OptionsOf
 type OptionName = { [C in Call]: keyof OptionsOf[C] }[Call]
 
 /** The calls whose type has an option. */
-type Taking<Name> = { [C in Call]: Name extends keyof OptionsOf[C] ? C : never }[Call]
+type CallsWith<Name> = { [C in Call]: Name extends keyof OptionsOf[C] ? C : never }[Call]
 
 /** `native` checks the value and returns what the binding gets under the same name. `local` checks a value that is used only here. */
-type Declared<Name> = { readonly calls: readonly Taking<Name>[] } & (Name extends keyof NativeOptions
+type Declared<Name> = { readonly calls: readonly CallsWith<Name>[] } & (Name extends keyof NativeOptions
   ? { native(name: string, value: unknown): NativeOptions[Name] }
   : { local(name: string, value: unknown): unknown })
 
 type Table = { readonly [Name in OptionName]: Declared<Name> }
 
 /** Options that the type of a call has and that the table does not list for that call. */
-type Forgotten<T extends Table> = {
-  [Name in OptionName]: [Exclude<Taking<Name>, T[Name]['calls'][number]>] extends [never] ? never : Name
+type MissingCalls<T extends Table> = {
+  [Name in OptionName]: [Exclude<CallsWith<Name>, T[Name]['calls'][number]>] extends [never] ? never : Name
 }[OptionName]
 
 /** Compiles only if the table agrees with the types of the calls. */
-function declare<const T extends Table>(table: T & Record<Forgotten<T>, 'is taken by more calls'>): T {
+function declare<const T extends Table>(table: T & Record<MissingCalls<T>, 'is taken by more calls'>): T {
   return table
 }
 
-const PAIRS = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'] as const
-const ALL = [...PAIRS, 'publish', 'subscribe'] as const
-const HOSTS = ['join', 'member', 'listen', 'publish'] as const
-const SERVICES = ['listen', 'publish'] as const
+const CHANNEL_CALLS = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'] as const
+const ALL_CALLS = [...CHANNEL_CALLS, 'publish', 'subscribe'] as const
+const BINDING_CALLS = ['join', 'member', 'listen', 'publish'] as const
+const SERVICE_CALLS = ['listen', 'publish'] as const
 
 /** The largest uid or gid. The kernel reserves the next number for "none". */
-const LARGEST_ID = 2 ** 32 - 2
+const MAX_ID = 2 ** 32 - 2
 
 const DELIVERIES = ['reliable', 'best-effort', 'latest'] as const satisfies Delivery[]
 
 const count = (name: string, value: unknown) => integer(name, value, 1, Number.MAX_SAFE_INTEGER)
-const bytes = count
 const flag = (name: string, value: unknown) => must(typeof value === 'boolean', name, 'true or false', value as boolean)
 
 /** The declarations of all options. */
 const OPTIONS = declare({
-  timeout: { calls: ALL, local: milliseconds },
-  handshakeTimeout: { calls: ALL, native: milliseconds },
-  signal: { calls: ALL, local: abortSignal },
+  timeout: { calls: ALL_CALLS, local: milliseconds },
+  handshakeTimeout: { calls: ALL_CALLS, native: milliseconds },
+  signal: { calls: ALL_CALLS, local: abortSignal },
   wait: { calls: ['join', 'member', 'listen', 'connect', 'publish', 'subscribe'], native: flag },
   backing: {
-    calls: [...PAIRS, 'publish'],
+    calls: [...CHANNEL_CALLS, 'publish'],
     native: (name, value) => oneOf(name, value, ['memfd', 'shm']),
   },
-  capacity: { calls: [...PAIRS, 'publish'], native: bytes },
-  maxMessageSize: { calls: ALL, native: (name, value) => integer(name, value, 1, 2 ** 31) },
-  maxPeerCapacity: { calls: PAIRS, native: bytes },
-  attachments: { calls: ALL, native: (_, value) => checkAttachments(value as AttachmentOptions) },
-  policy: { calls: ALL, native: (_, value) => checkPolicy(value as Policy) },
-  mode: { calls: HOSTS, native: (name, value) => integer(name, value, 0, 0o777) },
+  capacity: { calls: [...CHANNEL_CALLS, 'publish'], native: count },
+  maxMessageSize: { calls: ALL_CALLS, native: (name, value) => integer(name, value, 1, 2 ** 31) },
+  maxPeerCapacity: { calls: CHANNEL_CALLS, native: count },
+  attachments: { calls: ALL_CALLS, native: (_, value) => checkAttachments(value as AttachmentOptions) },
+  policy: { calls: ALL_CALLS, native: (_, value) => checkPolicy(value as Policy) },
+  mode: { calls: BINDING_CALLS, native: (name, value) => integer(name, value, 0, 0o777) },
   group: {
-    calls: HOSTS,
-    native: (name, value) => (typeof value === 'number' ? integer(name, value, 0, LARGEST_ID) : text(name, value)),
+    calls: BINDING_CALLS,
+    native: (name, value) => (typeof value === 'number' ? integer(name, value, 0, MAX_ID) : text(name, value)),
   },
-  busyPollMicros: { calls: ALL, native: (name, value) => integer(name, value, 0, 60_000_000) },
-  allowHalfOpen: { calls: PAIRS, local: flag },
-  codec: { calls: ALL, local: (_, value) => checkCodec(value) },
-  harden: { calls: ALL, native: flag },
-  realtimeSignal: { calls: ALL, native: (name, value) => integer(name, value, 1, 64) },
-  maxPeers: { calls: SERVICES, native: count },
-  maxPeersPerProcess: { calls: SERVICES, native: count },
-  maxPeersPerUser: { calls: SERVICES, native: count },
+  busyPollMicros: { calls: ALL_CALLS, native: (name, value) => integer(name, value, 0, 60_000_000) },
+  allowHalfOpen: { calls: CHANNEL_CALLS, local: flag },
+  codec: { calls: ALL_CALLS, local: (_, value) => checkCodec(value) },
+  harden: { calls: ALL_CALLS, native: flag },
+  realtimeSignal: { calls: ALL_CALLS, native: (name, value) => integer(name, value, 1, 64) },
+  maxPeers: { calls: SERVICE_CALLS, native: count },
+  maxPeersPerProcess: { calls: SERVICE_CALLS, native: count },
+  maxPeersPerUser: { calls: SERVICE_CALLS, native: count },
   stall: {
     calls: ['publish'],
     native: duration,
@@ -116,8 +115,10 @@ const OPTIONS = declare({
   deliveries: {
     calls: ['publish'],
     native: (name, value) => {
-      if (!Array.isArray(value) || value.length === 0 || !value.every((one) => DELIVERIES.includes(one)))
-        throw invalid(`${name} must be a list of one or more of ${DELIVERIES.map((one) => `'${one}'`).join(', ')}`)
+      if (!Array.isArray(value) || value.length === 0 || !value.every((delivery) => DELIVERIES.includes(delivery)))
+        throw invalid(
+          `${name} must be a list of one or more of ${DELIVERIES.map((delivery) => `'${delivery}'`).join(', ')}`,
+        )
       return value
     },
   },
@@ -130,8 +131,8 @@ const OPTIONS = declare({
 })
 
 /** The options of each call. */
-export const NAMES = Object.fromEntries(
-  ALL.map((call) => [call, namesOf(OPTIONS).filter((name) => callsOf(name).includes(call))]),
+export const OPTION_NAMES = Object.fromEntries(
+  ALL_CALLS.map((call) => [call, namesOf(OPTIONS).filter((name) => callsOf(name).includes(call))]),
 ) as Record<Call, OptionName[]>
 
 function callsOf(name: OptionName): readonly Call[] {
@@ -155,24 +156,24 @@ export interface ChannelSettings {
 }
 
 /** The settings in options that were already checked. */
-export function channelSettings(options: Coded<Options>): ChannelSettings {
+export function channelSettings(options: WithCodec<Options>): ChannelSettings {
   const { busyPollMicros = 0, allowHalfOpen = false, codec, attachments } = options
   return { busyPollMicros, allowHalfOpen, codec, attachments }
 }
 
 /** The options of `child_process.spawn` that are none of {@link spawn}: they belong into its option `spawn`. */
-const OF_CHILD_PROCESS = new Set(
+const CHILD_PROCESS_OPTIONS = new Set(
   'argv0 cwd detached env gid killSignal serialization shell stdio uid windowsHide windowsVerbatimArguments'.split(' '),
 )
 
 /** Throws INVALID_ARGUMENT for an option that the call does not take, and for a value that the option cannot have. */
 export function checkOptions(call: Call, options: Options): NativeOptions {
-  const known = NAMES[call]
+  const known = OPTION_NAMES[call]
   checkObject('options', options, known, (name) => {
-    const takers = Object.hasOwn(OPTIONS, name) ? `: it is for ${callsOf(name as OptionName).join(', ')}` : ''
-    const isOfNode = call === 'spawn' && OF_CHILD_PROCESS.has(name)
-    const place = isOfNode ? `; write spawn: { ${name}: … } for the option of child_process.spawn` : ''
-    return `${call} takes no option ${name}${takers}${place}`
+    const validFor = Object.hasOwn(OPTIONS, name) ? `: it is for ${callsOf(name as OptionName).join(', ')}` : ''
+    const isChildProcessOption = call === 'spawn' && CHILD_PROCESS_OPTIONS.has(name)
+    const advice = isChildProcessOption ? `; write spawn: { ${name}: … } for the option of child_process.spawn` : ''
+    return `${call} takes no option ${name}${validFor}${advice}`
   })
   const checked: Partial<Record<OptionName, unknown>> & NativeOptions = { useLibuv: usesLibuv() }
   for (const name of known) {
@@ -194,17 +195,17 @@ function checkObject(
   what: string,
   value: unknown,
   known: readonly string[],
-  unknown: (name: string) => string,
+  describe: (name: string) => string,
 ): asserts value is object {
   object(what, value)
   // A promise that was not awaited, a Map or an AbortSignal is a mistake: it would set no option.
   if (!isPlain(value) && !known.some((key) => key in value))
     throw invalid(`${what} must be an object that has some of ${known.join(', ')}, not ${kindOf(value)}`)
-  for (const [name, given] of Object.entries(value)) {
+  for (const [name, entry] of Object.entries(value)) {
     // Ignoring a misspelt option could drop a check.
-    if (given === undefined || known.includes(name)) continue
-    const meant = misspelt(name, known)
-    throw invalid(meant === undefined ? unknown(name) : `${unknown(name)}; the nearest one is ${meant}`)
+    if (entry === undefined || known.includes(name)) continue
+    const suggestion = nearestName(name, known)
+    throw invalid(suggestion === undefined ? describe(name) : `${describe(name)}; the nearest one is ${suggestion}`)
   }
 }
 
@@ -219,12 +220,12 @@ function kindOf(value: object): string {
   return typeof name === 'string' && name !== '' ? `one of class ${name}` : show(value)
 }
 
-const WAIT = ['signal']
+const WAIT_OPTIONS = ['signal']
 /** The options of `send`. The attachments are checked when they are collected. */
-export const SEND = ['signal', 'attachments']
+export const SEND_OPTIONS = ['signal', 'attachments']
 
 /** Checks the names of the options, and returns the signal of a call that waits. Throws an AbortError if it is already aborted. */
-export function signalOf(options: WaitOptions | undefined, known = WAIT): AbortSignal | undefined {
+export function signalOf(options: WaitOptions | undefined, known = WAIT_OPTIONS): AbortSignal | undefined {
   if (options === undefined) return undefined
   plainObject('options', options, known)
   const { signal } = options
@@ -271,14 +272,14 @@ export function lingerOf(options: { linger?: number | undefined }): number {
 }
 
 /** Returns the value if it is valid. @throws {@link RingfenceError} INVALID_ARGUMENT */
-function must<Value>(isValid: boolean, name: string, wanted: string, value: Value): Value {
-  if (!isValid) throw invalid(`${name} must be ${wanted}, not ${show(value)}`)
+function must<Value>(isValid: boolean, name: string, expected: string, value: Value): Value {
+  if (!isValid) throw invalid(`${name} must be ${expected}, not ${show(value)}`)
   return value
 }
 
-function integer(name: string, value: unknown, least: number, most: number): number {
-  const isValid = Number.isInteger(value) && (value as number) >= least && (value as number) <= most
-  return must(isValid, name, `a whole number from ${least} to ${most}`, value as number)
+function integer(name: string, value: unknown, min: number, max: number): number {
+  const isValid = Number.isInteger(value) && (value as number) >= min && (value as number) <= max
+  return must(isValid, name, `a whole number from ${min} to ${max}`, value as number)
 }
 
 function text(name: string, value: unknown): string {
@@ -315,26 +316,26 @@ function milliseconds(name: string, value: unknown): number {
 }
 
 export function oneOf<const T extends string>(name: string, value: unknown, allowed: readonly T[]): T {
-  return must(allowed.includes(value as T), name, either(allowed), value as T)
+  return must(allowed.includes(value as T), name, alternatives(allowed), value as T)
 }
 
 /** `'a', 'b' or 'c'` */
-function either(names: readonly string[]): string {
+function alternatives(names: readonly string[]): string {
   const quoted = names.map((name) => `'${name}'`)
   return `${quoted.slice(0, -1).join(', ')} or ${quoted.at(-1)}`
 }
 
-function list<T>(value: T | readonly T[]): readonly T[] {
+function toArray<T>(value: T | readonly T[]): readonly T[] {
   return Array.isArray(value) ? value : [value as T]
 }
 
 function ids(name: string, value: unknown): number[] {
-  const all = list(value)
+  const all = toArray(value)
   if (all.length === 0) throw invalid(`${name} must name at least one`)
-  return all.map((id) => integer(name, id, 0, LARGEST_ID))
+  return all.map((id) => integer(name, id, 0, MAX_ID))
 }
 
-function program(value: string | ExecutableFile): NativeProgram {
+function toProgram(value: string | ExecutableFile): NativeProgram {
   if (typeof value !== 'object')
     return value === 'same' ? { same: true } : { same: false, path: absolute('executable', value) }
   plainObject('executable', value, ['path', 'sha256'])
@@ -348,7 +349,7 @@ function program(value: string | ExecutableFile): NativeProgram {
 }
 
 /** The property names of a policy. */
-export const POLICY = namesOf({
+export const POLICY_PROPERTIES = namesOf({
   uid: true,
   gid: true,
   executable: true,
@@ -360,22 +361,22 @@ export const POLICY = namesOf({
 } satisfies Record<keyof Policy, true>)
 
 /** The checks of each property of {@link AttachmentOptions}. */
-const ACCEPTED = {
+const ATTACHMENT_CHECKS = {
   sealed: flag,
   descriptors: flag,
-  maxBytes: bytes,
+  maxBytes: count,
   maxCount: (name, value) => integer(name, value, 1, 1024),
 } satisfies Record<keyof AttachmentOptions, (name: string, value: unknown) => unknown>
 
-function checkAttachments(accepted: AttachmentOptions): AttachmentOptions {
-  const names = namesOf(ACCEPTED)
-  plainObject('attachments', accepted, names)
-  const given = names.filter((name) => accepted[name] !== undefined)
-  return Object.fromEntries(given.map((name) => [name, ACCEPTED[name](`attachments.${name}`, accepted[name])]))
+function checkAttachments(options: AttachmentOptions): AttachmentOptions {
+  const names = namesOf(ATTACHMENT_CHECKS)
+  plainObject('attachments', options, names)
+  const set = names.filter((name) => options[name] !== undefined)
+  return Object.fromEntries(set.map((name) => [name, ATTACHMENT_CHECKS[name](`attachments.${name}`, options[name])]))
 }
 
 /** The required value of each property of {@link Confined}. */
-const CONFINED = {
+const REQUIRED = {
   noNewPrivs: true,
   seccomp: true,
   noCapabilities: true,
@@ -385,29 +386,29 @@ const CONFINED = {
 
 /** Returns the names of the checks. Any value but the required one is a mistake, since it could be meant to drop the check. */
 function confinement(confined: Confined): string[] {
-  const known = namesOf(CONFINED)
+  const known = namesOf(REQUIRED)
   plainObject('confined', confined, known)
   const required = known.filter((name) => confined[name] !== undefined)
   if (required.length === 0) throw invalid(`confined must have at least one of ${known.join(', ')}`)
   return required.map((name) => {
-    must(confined[name] === CONFINED[name], `confined.${name}`, `${show(CONFINED[name])} or left out`, confined[name])
+    must(confined[name] === REQUIRED[name], `confined.${name}`, `${show(REQUIRED[name])} or left out`, confined[name])
     return `confined.${name}`
   })
 }
 
 /** Checks a policy. A missing property has its default; only `'any'` drops a check that is made by default. */
 function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
-  plainObject('policy', policy, POLICY)
+  plainObject('policy', policy, POLICY_PROPERTIES)
   const { uid, gid, executable, cgroup, label, namespace, confined, authorize } = policy
-  const programs = executable === undefined || executable === 'any' ? undefined : list(executable).map(program)
-  if (programs?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
+  const executables = executable === undefined || executable === 'any' ? undefined : toArray(executable).map(toProgram)
+  if (executables?.length === 0) throw invalid("executable must name at least one; 'any' drops the check")
   if (authorize !== undefined) callback('authorize', authorize)
   return {
     anyUid: uid === 'any' ? true : undefined,
     sameUid: uid === 'same' ? true : undefined,
     uids: uid === undefined || uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
     gids: gid === undefined ? undefined : ids('gid', gid),
-    executables: programs,
+    executables: executables,
     anyExecutable: executable === 'any' ? true : undefined,
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),

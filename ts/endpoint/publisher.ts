@@ -2,15 +2,15 @@
 
 import type { Codec } from '../adapters/codec.js'
 import { WebStreams } from '../adapters/web.js'
-import { Deferred, promised, untilAborted } from '../runtime/deferred.js'
-import { nowOpen, openNow, tellEvicted, tellSubscribed } from '../runtime/diagnostics.js'
+import { Deferred, tryPromise, untilAborted } from '../runtime/deferred.js'
+import { trackOpen, openResources, reportEvicted, reportSubscribed } from '../runtime/diagnostics.js'
 import { Endpoint, type EndpointEvents } from './endpoint.js'
 import { RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, REASONS, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
 import type { GoneReason } from './peer.js'
-import { closedFor, destroyedBy } from '../channel/resource.js'
+import { closedFor, closedByDestroy } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
 import type { PublisherStats } from '../channel/stats.js'
 import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
@@ -23,9 +23,9 @@ const KEY = Symbol('ringfence')
 type AnyPublisher = Publisher<any>
 let make: (address: string, native: NativePublisher, opening: Opening) => AnyPublisher
 
-const closedHere = () => new RingfenceError('CLOSED', 'the publisher is closed')
-const endedHere = () => new RingfenceError('CLOSED', 'the publisher has ended: it sends no more')
-const exposed = () =>
+const closedError = () => new RingfenceError('CLOSED', 'the publisher is closed')
+const endedError = () => new RingfenceError('CLOSED', 'the publisher has ended: it sends no more')
+const exposedError = () =>
   new RingfenceError(
     'OBJECT_EXPOSED',
     "another process tried to open the publisher's shared memory: it was wiped, and the publisher is closed",
@@ -88,11 +88,11 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
       return
     }
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
-    if (native.watchRoom(() => this.#hear()) === FAILED) {
+    if (native.watchRoom(() => this.#handleRoom()) === FAILED) {
       this.release()
       throw fromFailure(native.failure())
     }
-    nowOpen(this)
+    trackOpen(this)
   }
 
   /**
@@ -278,9 +278,9 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   #end(): Promise<void> {
     if (this.#ending === null) {
-      this.#queue.refuse(endedHere, false)
-      this.#ending = this.#queue.empty().then(() => {
-        this.#queue.shut(endedHere, false)
+      this.#queue.rejectNew(endedError, false)
+      this.#ending = this.#queue.drained().then(() => {
+        this.#queue.stop(endedError, false)
         if (this.ended !== null) return
         this.#native.end()
         this.poll()
@@ -325,7 +325,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
     if (this.root !== this) return this.root.close(options)
-    return promised(() => {
+    return tryPromise(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
     })
@@ -333,11 +333,11 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   async #close(linger: number): Promise<void> {
     if (this.ended !== null) return
-    const lingering = this.#queue.linger(linger, closedHere)
-    if (lingering !== null) await lingering
+    const flushed = this.#queue.linger(linger, closedError)
+    if (flushed !== null) await flushed
     // Without this end, subscribers find a lost publisher.
     if (this.ended === null && this.#queue.isEmpty) this.#native.end()
-    this.#finish({ reason: 'closed' }, closedHere)
+    this.#finish({ reason: 'closed' }, closedError)
   }
 
   /**
@@ -349,23 +349,23 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * ```
    */
   destroy(error?: Error): void {
-    this.root.#finish(destroyedBy(error), closedHere)
+    this.root.#finish(closedByDestroy(error), closedError)
   }
 
   /** A subscriber has made room or disconnected. */
-  #hear(): void {
+  #handleRoom(): void {
     if (this.ended !== null) return
     this.#native.listen()
     this.#native.disarm()
-    this.#queue.awake()
+    this.#queue.handleWakeup()
   }
 
   /** @internal */
-  protected override handle(): boolean {
+  protected override handleEvent(): boolean {
     if (this.ended !== null) return false
     const event = this.#native.next()
     if (event === FAILED) {
-      this.#ended(fromFailure(this.#native.failure()))
+      this.#endedByCore(fromFailure(this.#native.failure()))
       return false
     }
     if (typeof event === 'number') return false
@@ -373,52 +373,52 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
       const subscriber = makeSubscriber(event)
       this.#subscribers.set(event.number, subscriber)
       this.counts.accepted += 1
-      tellSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
-      this.tell('connection', subscriber)
+      reportSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
+      this.notify('connection', subscriber)
     } else if ('gone' in event) {
       this.#disconnected(event.gone, REASONS[event.reason] ?? 'closed')
     } else {
-      this.refuse(event)
+      this.reportRefusal(event)
     }
     return true
   }
 
-  #disconnected(number: number, reason: GoneReason): void {
-    const subscriber = this.#subscribers.get(number)
+  #disconnected(id: number, reason: GoneReason): void {
+    const subscriber = this.#subscribers.get(id)
     if (subscriber === undefined) return
     const closed = closedFor(reason, subscriber.peer)
-    this.#subscribers.delete(number)
+    this.#subscribers.delete(id)
     closeSubscriber(subscriber, closed)
-    if (closed.reason === 'evicted') tellEvicted(this, subscriber)
-    this.tell('disconnect', subscriber, closed)
+    if (closed.reason === 'evicted') reportEvicted(this, subscriber)
+    this.notify('disconnect', subscriber, closed)
   }
 
   /** The core has ended the publisher. */
-  #ended(error: RingfenceError): void {
+  #endedByCore(error: RingfenceError): void {
     if (error.code === 'ERR_RINGFENCE_OBJECT_EXPOSED' || REASONS[this.#native.reason()] === 'exposed') {
-      this.#finish({ reason: 'exposed', error: exposed() }, exposed)
+      this.#finish({ reason: 'exposed', error: exposedError() }, exposedError)
     } else if (error.code === 'ERR_RINGFENCE_CLOSED') {
-      this.#finish({ reason: 'closed' }, this.#ending === null ? closedHere : endedHere)
+      this.#finish({ reason: 'closed' }, this.#ending === null ? closedError : endedError)
     } else {
-      this.#finish({ reason: 'failed', error }, closedHere)
+      this.#finish({ reason: 'failed', error }, closedError)
     }
   }
 
   /** A call into the core has failed. Some errors end the publisher. */
   #failed(error: RingfenceError): void {
-    const ends = ['ERR_RINGFENCE_OBJECT_EXPOSED', 'ERR_RINGFENCE_CLOSED', 'ERR_RINGFENCE_UNSUPPORTED']
-    if (this.ended === null && ends.includes(error.code)) this.#ended(error)
+    const fatalCodes = ['ERR_RINGFENCE_OBJECT_EXPOSED', 'ERR_RINGFENCE_CLOSED', 'ERR_RINGFENCE_UNSUPPORTED']
+    if (this.ended === null && fatalCodes.includes(error.code)) this.#endedByCore(error)
   }
 
-  #finish(closed: Closed, unsendable: () => RingfenceError): void {
+  #finish(closed: Closed, sendError: () => RingfenceError): void {
     if (this.ended !== null) return
     this.settle(closed)
-    openNow.delete(this)
+    openResources.delete(this)
     this.#native.close()
     this.release()
-    this.#queue.shut(unsendable, true)
-    const subscribersEnd = closed.reason === 'exposed' ? 'exposed' : 'closed'
-    for (const number of [...this.#subscribers.keys()]) this.#disconnected(number, subscribersEnd)
+    this.#queue.stop(sendError, true)
+    const subscriberReason = closed.reason === 'exposed' ? 'exposed' : 'closed'
+    for (const id of [...this.#subscribers.keys()]) this.#disconnected(id, subscriberReason)
   }
 
   /** @internal */

@@ -3,9 +3,9 @@ import { openChannel, type Channel } from '../channel/channel.js'
 import { Acceptor, KEY, openAcceptor, type AcceptorParts } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
 import { invalid, type RingfenceError } from '../errors.js'
-import { destroyedBy } from '../channel/resource.js'
+import { closedByDestroy } from '../channel/resource.js'
 import { runHandshakeAt } from './handshake.js'
-import { letEnd, makeHeld, type Merge } from '../channel/merge.js'
+import { allowEnd, makePersistent, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { lingerOf, oneOf, plainObject } from './options.js'
 import { timers } from '../runtime/timers.js'
@@ -14,9 +14,9 @@ import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../ty
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 let make: (parts: AcceptorParts<NativeListener>) => Listener<any, any>
 
-const toListeners = () =>
+const CONNECTION_IN_USE =
   "the listeners of 'connection' get the channels of this listener: remove them to use a loop or messages()"
-const toMessages = () =>
+const MESSAGES_IN_USE =
   "messages() reads the channels of this listener: close it to use a loop or a listener of 'connection'"
 
 /**
@@ -55,18 +55,18 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
     super(key, 'listeners are made by listen', parts, true)
     this.#native = parts.native
     // 'newListener' is emitted before the listener is added, so that an error prevents the addition.
-    this.hearOf('newListener', (name) => {
-      if (name === 'connection' && this.#merged !== null) throw invalid(toMessages())
-      if (name === 'connection') timers.queueMicrotask(() => this.#divert())
+    this.onListenerChange('newListener', (name) => {
+      if (name === 'connection' && this.#merged !== null) throw invalid(MESSAGES_IN_USE)
+      if (name === 'connection') timers.queueMicrotask(() => this.#deliverToListeners())
     })
-    this.hearOf('removeListener', (name) => {
-      if (name === 'connection' && this.listenerCount('connection') === 0) this.acceptQueue.setTaker(null)
+    this.onListenerChange('removeListener', (name) => {
+      if (name === 'connection' && this.listenerCount('connection') === 0) this.acceptQueue.setConsumer(null)
     })
   }
 
   /** The open channels in the order in which they were made, including those that no loop has taken yet. */
   get channels(): readonly Channel<In, Out>[] {
-    return [...this.open]
+    return [...this.openChannels]
   }
 
   /**
@@ -85,22 +85,22 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
    * @throws {@link RingfenceError} INVALID_ARGUMENT if a loop over the listener is in progress, or 'connection' has a listener.
    */
   messages(): Merge<Channel<In, Out>, In> {
-    return (this.#merged ??= this.#mergeAll())
+    return (this.#merged ??= this.#makeMerge())
   }
 
-  #mergeAll(): Merge<Channel<In, Out>, In> {
-    if (this.listenerCount('connection') > 0) throw invalid(toListeners())
+  #makeMerge(): Merge<Channel<In, Out>, In> {
+    if (this.listenerCount('connection') > 0) throw invalid(CONNECTION_IN_USE)
     if (this.acceptQueue.hasLoop)
       throw invalid('a loop over this listener gets its channels: leave it before messages() is called')
-    const merged: Merge<Channel<In, Out>, In> = makeHeld(() => {
+    const merged: Merge<Channel<In, Out>, In> = makePersistent(() => {
       this.#merged = null
-      this.acceptQueue.setTaker(null)
+      this.acceptQueue.setConsumer(null)
     })
-    if (this.stopped) letEnd(merged, this.ended?.error ?? null)
+    if (this.stopped) allowEnd(merged, this.ended?.error ?? null)
     else {
-      this.acceptQueue.setTaker({
-        take: (channel) => void merged.add(channel),
-        refusal: () => invalid(toMessages()),
+      this.acceptQueue.setConsumer({
+        accept: (channel) => void merged.add(channel),
+        refusal: () => invalid(MESSAGES_IN_USE),
       })
     }
     return merged
@@ -128,18 +128,18 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
     const isFirst = !this.stopped
     const unclaimed = this.#stop()
     // A channel in the queue may have ended already, and still hold unread messages.
-    const leaving = new Set(channels === 'close' ? [...unclaimed, ...this.open] : unclaimed)
+    const closing = new Set(channels === 'close' ? [...unclaimed, ...this.openChannels] : unclaimed)
     // A later call resolves no earlier than this one.
-    this.#closing = Promise.all([this.#closing, ...[...leaving].map((channel) => channel.close({ linger }))])
+    this.#closing = Promise.all([this.#closing, ...[...closing].map((channel) => channel.close({ linger }))])
     await this.#closing
     if (isFirst) this.settle({ reason: 'closed' })
   }
 
   /** Stops listening, and destroys all channels. With an error, a loop over the listener, or over {@link Listener.messages}, fails with it. */
   destroy(error?: Error): void {
-    const closed = destroyedBy(error)
+    const closed = closedByDestroy(error)
     const unclaimed = this.#stop(closed.error)
-    for (const channel of new Set([...unclaimed, ...this.open])) channel.destroy()
+    for (const channel of new Set([...unclaimed, ...this.openChannels])) channel.destroy()
     this.settle(closed)
   }
 
@@ -161,15 +161,15 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
 
   /** @internal */
   protected override summary(): string[] {
-    return [this.open.size === 1 ? '1 channel' : `${this.open.size} channels`]
+    return [this.openChannels.size === 1 ? '1 channel' : `${this.openChannels.size} channels`]
   }
 
   /** Hands channels to the listeners of 'connection' as long as there are any. */
-  #divert(): void {
+  #deliverToListeners(): void {
     if (this.listenerCount('connection') === 0) return
-    this.acceptQueue.setTaker({
-      take: (channel) => this.tell('connection', channel),
-      refusal: () => invalid(toListeners()),
+    this.acceptQueue.setConsumer({
+      accept: (channel) => this.notify('connection', channel),
+      refusal: () => invalid(CONNECTION_IN_USE),
     })
   }
 
@@ -177,8 +177,8 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
   #stop(error?: RingfenceError): Channel<In, Out>[] {
     if (this.stopped) return []
     this.#native.close()
-    const unclaimed = this.acceptQueue.discard()
-    if (this.#merged !== null) letEnd(this.#merged, error ?? null)
+    const unclaimed = this.acceptQueue.removeUnclaimed()
+    if (this.#merged !== null) allowEnd(this.#merged, error ?? null)
     this.stop(error)
     return unclaimed
   }

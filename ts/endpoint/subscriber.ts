@@ -24,14 +24,14 @@ export class Subscriber {
   readonly #native: NativeSubscriber
   #peer: Identity
   #evidence: readonly Evidence[] | null = null
-  #gone = false
-  readonly #ended = new Deferred<Closed>()
+  #isGone = false
+  readonly #ending = new Deferred<Closed>()
 
   static {
     makeSubscriber = (native) => new Subscriber(KEY, native)
     closeSubscriber = (subscriber, closed) => {
-      subscriber.#gone = true
-      subscriber.#ended.resolve(closed)
+      subscriber.#isGone = true
+      subscriber.#ending.resolve(closed)
     }
   }
 
@@ -40,7 +40,7 @@ export class Subscriber {
     this.#native = native
     this.#peer = native.peer
     this.delivery = native.delivery
-    this.closed = this.#ended.promise
+    this.closed = this.#ending.promise
   }
 
   /** The subscriber's identity at the last check: in the handshake or by {@link Subscriber.verify}. */
@@ -62,7 +62,7 @@ export class Subscriber {
    * ```
    */
   stats(): SubscriberStats {
-    return { lag: this.#gone ? 0 : this.#native.lag() }
+    return { lag: this.#isGone ? 0 : this.#native.lag() }
   }
 
   /**
@@ -104,7 +104,7 @@ export class Subscriber {
    * ```
    */
   async disconnect(): Promise<void> {
-    if (this.#gone) return
+    if (this.#isGone) return
     this.#native.disconnect()
     await this.closed
   }

@@ -1,10 +1,10 @@
 /** The callbacks that wait for a signal, and the listener that calls them. */
-interface Group {
+interface Subscription {
   readonly callbacks: Set<() => void>
   readonly listener: () => void
 }
 
-const groups = new WeakMap<AbortSignal, Group>()
+const subscriptions = new WeakMap<AbortSignal, Subscription>()
 
 /**
  * Calls back once the signal is aborted. Returns a function that removes the callback.
@@ -13,23 +13,23 @@ const groups = new WeakMap<AbortSignal, Group>()
  * one signal to thousands of calls.
  */
 export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  const group = groups.get(signal) ?? open(signal)
-  group.callbacks.add(callback)
+  const subscription = subscriptions.get(signal) ?? subscribe(signal)
+  subscription.callbacks.add(callback)
   return () => {
-    if (!group.callbacks.delete(callback) || group.callbacks.size > 0) return
-    signal.removeEventListener('abort', group.listener)
-    groups.delete(signal)
+    if (!subscription.callbacks.delete(callback) || subscription.callbacks.size > 0) return
+    signal.removeEventListener('abort', subscription.listener)
+    subscriptions.delete(signal)
   }
 }
 
-function open(signal: AbortSignal): Group {
+function subscribe(signal: AbortSignal): Subscription {
   const callbacks = new Set<() => void>()
   const listener = () => {
-    groups.delete(signal)
+    subscriptions.delete(signal)
     for (const callback of callbacks) callback()
   }
-  const group = { callbacks, listener }
-  groups.set(signal, group)
+  const subscription = { callbacks, listener }
+  subscriptions.set(signal, subscription)
   signal.addEventListener('abort', listener, { once: true })
-  return group
+  return subscription
 }

@@ -21,15 +21,16 @@ export class Deferred<Value = void> {
   }
 }
 
-const NOW: Promise<void> = Promise.resolve()
+/** A resolved promise, for callers that need not wait. */
+export const RESOLVED: Promise<void> = Promise.resolve()
 
 /** Calls back in the next microtask. `queueMicrotask` makes an async resource for each call, which costs more than a message. */
-export function soon(call: () => void): void {
-  void NOW.then(call)
+export function runInMicrotask(call: () => void): void {
+  void RESOLVED.then(call)
 }
 
 /** Makes the call. An exception becomes a rejection. */
-export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
+export function tryPromise<Value>(call: () => Promise<Value>): Promise<Value> {
   try {
     return call()
   } catch (error) {
@@ -41,10 +42,10 @@ export function promised<Value>(call: () => Promise<Value>): Promise<Value> {
  * A promise that rejects with this error, to resolve another promise with. The stack of the error then shows the functions that await that
  * promise: V8 finds them in a microtask of the promise, and not where the event loop calls back. Only a rejection pays for it.
  *
- * @param quiet - The other promise, if its rejection needs no handler. It gets one last: V8 shows the function that awaits a promise only if
+ * @param handled - The other promise, if its rejection needs no handler. It gets one last: V8 shows the function that awaits a promise only if
  * that is its only handler.
  */
-export function rejection(error: Error, quiet: Promise<unknown> | null = null): Promise<never> {
+export function rejection(error: Error, handled: Promise<unknown> | null = null): Promise<never> {
   const rejected = reject()
   return rejected
 
@@ -52,10 +53,10 @@ export function rejection(error: Error, quiet: Promise<unknown> | null = null): 
     // The promise that was resolved with this one subscribes to it in the next microtask.
     await Promise.resolve()
     await Promise.resolve()
-    showCaller(error)
+    captureCallStack(error)
     // A promise that was settled before, for example by an abort, never subscribes.
     rejected.catch(ignore)
-    quiet?.catch(ignore)
+    handled?.catch(ignore)
     throw error
   }
 }
@@ -65,14 +66,14 @@ export function rejection(error: Error, quiet: Promise<unknown> | null = null): 
  *
  * @param call - A function on the stack, which is left out like those that it calls.
  */
-export function showCaller(error: Error, call: (...given: never[]) => unknown = showCaller): void {
+export function captureCallStack(error: Error, call: (...args: never[]) => unknown = captureCallStack): void {
   Error.captureStackTrace(error, call)
 }
 
 /** Whether `await` would wait for this value. */
 export function isThenable(value: unknown): value is PromiseLike<unknown> {
-  const mayBe = (typeof value === 'object' && value !== null) || typeof value === 'function'
-  return mayBe && typeof (value as { then?: unknown }).then === 'function'
+  const isObjectLike = (typeof value === 'object' && value !== null) || typeof value === 'function'
+  return isObjectLike && typeof (value as { then?: unknown }).then === 'function'
 }
 
 /** Handles a rejection that is reported elsewhere as well, or does not matter. */
@@ -86,17 +87,17 @@ export function untilAborted<T>(options: WaitOptions | undefined, call: () => Pr
     const promise = call()
     promise.then(resolve, reject)
     if (signal === undefined) return
-    const forget = onAbort(signal, () => reject(aborted(signal)))
-    promise.then(forget, forget)
+    const removeAbortListener = onAbort(signal, () => reject(aborted(signal)))
+    promise.then(removeAbortListener, removeAbortListener)
   })
 }
 
-/** Resolves once one of the promises has resolved, or after `milliseconds`. */
-export async function within(milliseconds: number, ...those: Promise<unknown>[]): Promise<void> {
+/** Resolves once the promise has resolved, or after `milliseconds`. */
+export async function withTimeout(milliseconds: number, promise: Promise<unknown>): Promise<void> {
   let timer: NodeJS.Timeout | undefined
-  const late = new Promise<void>((resolve) => {
+  const timeout = new Promise<void>((resolve) => {
     timer = timers.setTimeout(resolve, Math.min(milliseconds, LONGEST_TIMER))
   })
-  await Promise.race([...those, late])
+  await Promise.race([promise, timeout])
   timers.clearTimeout(timer)
 }

@@ -16,94 +16,99 @@ const failed = diagnostics('ringfence:call:error')
 const log = debuglog('ringfence')
 
 /** An object with a checked peer: a channel, a subscriber or a subscription. */
-export interface Checked {
+export interface CheckedResource {
   readonly peer: Identity
   readonly evidence: readonly Evidence[]
 }
 
 /** One that met its peer at an address; null for a line without one. */
-interface Met extends Checked {
+interface ConnectedResource extends CheckedResource {
   readonly address: string | null
 }
 
-interface Opened {
+interface Registry {
   /** The objects that are open. */
-  now: Set<object>
+  open: Set<object>
   /** Those that have ended as well. */
-  ever: WeakSet<object>
+  known: WeakSet<object>
 }
 
 /** Shared by both builds of this package, since a program may load both: each also reports what the other has opened. */
-const OPENED: unique symbol = Symbol.for('ringfence.opened')
-const ofAllBuilds = globalThis as { [OPENED]?: Opened }
-const all = (ofAllBuilds[OPENED] ??= { now: new Set(), ever: new WeakSet() })
+const REGISTRY: unique symbol = Symbol.for('ringfence.opened')
+const shared = globalThis as { [REGISTRY]?: Registry }
+const registry = (shared[REGISTRY] ??= { open: new Set(), known: new WeakSet() })
 
 /** The open channels, publishers and subscriptions of this process. */
-export const openNow = all.now
+export const openResources = registry.open
 
 /** Whether the value is a channel, a publisher or a subscription that either build of this package has opened. */
-export function wasOpened(value: unknown): value is object {
-  return all.ever.has(value as object)
+export function isKnownResource(value: unknown): value is object {
+  return registry.known.has(value as object)
 }
 
 /** Records that an object is open. */
-export function nowOpen(made: object): void {
-  openNow.add(made)
-  all.ever.add(made)
+export function trackOpen(resource: object): void {
+  openResources.add(resource)
+  registry.known.add(resource)
 }
 
 /** Reports that a channel is open. */
-export function tellOpen(channel: Met & { role: string }): void {
-  nowOpen(channel)
+export function reportOpen(channel: ConnectedResource & { role: string }): void {
+  trackOpen(channel)
   const { address } = channel
   if (opened.hasSubscribers) opened.publish({ channel, peer: channel.peer, address })
-  if (log.enabled) tellStory(channel, `${nameOf(address)}: a channel, this side is the ${channel.role}`)
+  if (log.enabled) logHandshake(channel, `${addressName(address)}: a channel, this side is the ${channel.role}`)
 }
 
 /** Reports that a channel has ended. */
-export function tellClosed(channel: Met, { reason, error }: Closed): void {
-  openNow.delete(channel)
+export function reportClosed(channel: ConnectedResource, { reason, error }: Closed): void {
+  openResources.delete(channel)
   if (closed.hasSubscribers) closed.publish({ channel, peer: channel.peer, reason, error })
   if (log.enabled)
-    log('%s: the channel with process %d has ended: %s', nameOf(channel.address), channel.peer.pid, reason)
+    log('%s: the channel with process %d has ended: %s', addressName(channel.address), channel.peer.pid, reason)
 }
 
 /** Reports a handshake in which the peer was refused, on the listening or the connecting side. */
-export function tellRefused(address: string | null, error: RingfenceError): void {
+export function reportRefused(address: string | null, error: RingfenceError): void {
   const { identity, check, wanted, found } = error
   if (refused.hasSubscribers) refused.publish({ address, error, identity })
   if (!log.enabled) return
-  const who = identity === undefined ? 'a process' : `process ${identity.pid} (uid ${identity.uid})`
-  const why = check === undefined ? error.message : `${check}: wanted ${wanted}, found ${found}`
-  log('%s: %s was refused (%s): %s', nameOf(address), who, error.code, printable(why))
+  const peer = identity === undefined ? 'a process' : `process ${identity.pid} (uid ${identity.uid})`
+  const cause = check === undefined ? error.message : `${check}: wanted ${wanted}, found ${found}`
+  log('%s: %s was refused (%s): %s', addressName(address), peer, error.code, printable(cause))
 }
 
 /** Reports that a publisher has evicted a subscriber that was too slow. */
-export function tellEvicted(publisher: { address: string }, subscriber: Checked): void {
+export function reportEvicted(publisher: { address: string }, subscriber: CheckedResource): void {
   if (evicted.hasSubscribers) evicted.publish({ publisher, subscriber })
   if (log.enabled) log('%s: the subscriber of process %d was evicted', publisher.address, subscriber.peer.pid)
 }
 
 /** Reports an error that the handler of a call has thrown. The caller gets it without its stack. */
-export function tellThrown(channel: Met, error: unknown): void {
+export function reportHandlerError(channel: ConnectedResource, error: unknown): void {
   if (failed.hasSubscribers) failed.publish({ channel, peer: channel.peer, error })
   if (!log.enabled) return
   const { address, peer } = channel
-  log('%s: the handler of a call of process %d has thrown: %s', nameOf(address), peer.pid, printable(messageOf(error)))
+  log(
+    '%s: the handler of a call of process %d has thrown: %s',
+    addressName(address),
+    peer.pid,
+    printable(messageOf(error)),
+  )
 }
 
 /** Reports that a handshake has resulted in a subscriber or a subscription. */
-export function tellSubscribed(checked: Checked, address: string, what: string): void {
-  if (log.enabled) tellStory(checked, `${address}: ${what}`)
+export function reportSubscribed(resource: CheckedResource, address: string, summary: string): void {
+  if (log.enabled) logHandshake(resource, `${address}: ${summary}`)
 }
 
 /** Logs a handshake step by step, from its evidence. */
-function tellStory({ peer, evidence }: Checked, what: string): void {
-  log('%s; the peer is process %d (uid %d)', what, peer.pid, peer.uid)
+function logHandshake({ peer, evidence }: CheckedResource, summary: string): void {
+  log('%s; the peer is process %d (uid %d)', summary, peer.pid, peer.uid)
   for (const { step, check, wanted, found, outcome } of evidence)
     log('  %s, %s: wanted %s, found %s (%s)', step, check, printable(wanted ?? ''), printable(found ?? ''), outcome)
 }
 
-function nameOf(address: string | null): string {
+function addressName(address: string | null): string {
   return address ?? 'a private line'
 }

@@ -2,7 +2,7 @@
 // the rings, then the files beside a path are removed. The peers see a process that has exited, as after a kill; a member leaves.
 
 /** The calls to make as this process, or this worker thread, exits. */
-interface AtExit {
+interface ExitWork {
   /** Whether the exit has started. Promises no longer settle, but another listener of 'exit' may still send. */
   isExiting: boolean
   /** Puts messages into rings. */
@@ -16,49 +16,49 @@ interface AtExit {
  * listeners.
  */
 const AT_EXIT: unique symbol = Symbol.for('ringfence.atExit')
-const ofAllCopies = process as { [AT_EXIT]?: AtExit }
+const shared = process as { [AT_EXIT]?: ExitWork }
 
 /** Returns the shared state. The first call adds the listener of 'exit'. */
-function atExitOfAll(): AtExit {
-  const known = ofAllCopies[AT_EXIT]
-  if (known !== undefined) return known
-  const made: AtExit = { isExiting: false, flush: new Set(), vacate: new Set() }
-  Object.defineProperty(process, AT_EXIT, { value: made })
+function exitWork(): ExitWork {
+  const existing = shared[AT_EXIT]
+  if (existing !== undefined) return existing
+  const work: ExitWork = { isExiting: false, flush: new Set(), vacate: new Set() }
+  Object.defineProperty(process, AT_EXIT, { value: work })
   process.on('exit', () => {
-    made.isExiting = true
-    for (const calls of [made.flush, made.vacate]) callAll(calls)
+    work.isExiting = true
+    for (const callbacks of [work.flush, work.vacate]) runAll(callbacks)
   })
-  return made
+  return work
 }
 
-function callAll(calls: Set<() => void>): void {
-  for (const call of calls) {
+function runAll(callbacks: Set<() => void>): void {
+  for (const callback of callbacks) {
     try {
-      call()
+      callback()
     } catch {
       // The other calls must still be made, and no caller is left to get the error.
     }
   }
-  calls.clear()
+  callbacks.clear()
 }
 
-function add(calls: Set<() => void>, call: () => void): () => void {
-  calls.add(call)
-  return () => calls.delete(call)
+function add(callbacks: Set<() => void>, callback: () => void): () => void {
+  callbacks.add(callback)
+  return () => callbacks.delete(callback)
 }
 
 /** Calls `vacate` when this process or worker thread exits. Returns a function that cancels this. Does not keep the process alive. */
 export function atExit(address: string, vacate: () => void): () => void {
   // The kernel frees an abstract name.
-  return address.startsWith('@') ? () => {} : add(atExitOfAll().vacate, vacate)
+  return address.startsWith('@') ? () => {} : add(exitWork().vacate, vacate)
 }
 
 /** Like {@link atExit}, for messages that are guaranteed to be in the ring before the exit. */
 export function flushAtExit(flush: () => void): () => void {
-  return add(atExitOfAll().flush, flush)
+  return add(exitWork().flush, flush)
 }
 
 /** Listens for the exit. Must be called before it: Node does not call a listener that is added while 'exit' is emitted. */
-export function noticeExit(): { readonly isExiting: boolean } {
-  return atExitOfAll()
+export function watchExit(): { readonly isExiting: boolean } {
+  return exitWork()
 }

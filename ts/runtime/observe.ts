@@ -5,7 +5,7 @@ import { builtin } from '../native.js'
 import { publish, type Publisher } from '../endpoint/publisher.js'
 import type { Subscription } from '../channel/subscription.js'
 import type { Channel } from '../channel/channel.js'
-import { openNow } from './diagnostics.js'
+import { openResources } from './diagnostics.js'
 import { timers } from './timers.js'
 import type { ChannelStats, PublisherStats, SubscriptionStats } from '../channel/stats.js'
 
@@ -14,17 +14,17 @@ const INTERVAL = 500
 /** Bytes of the ring. A message may have an eighth of that. */
 const CAPACITY = 4 * 1024 * 1024
 /** Bytes of the longest snapshot. */
-export const LONGEST = CAPACITY / 8
+export const MAX_SNAPSHOT = CAPACITY / 8
 /** Maximum number of entries in one snapshot. Each has less than 1 KiB, so that all of them fit. */
-const MOST = 500
+const MAX_ENTRIES = 500
 /** Maximum number of lagging subscribers that are listed for a publisher. */
-export const MOST_BEHIND = 8
+export const MAX_LAGGING = 8
 
 /** The address at which a process publishes its statistics. */
-export const observedAt = (pid: number): string => `@ringfence-observe-${pid}`
+export const observeAddress = (pid: number): string => `@ringfence-observe-${pid}`
 
 /** The process that publishes its statistics at an address; null for any other address. */
-export function observedPid(address: string): number | null {
+export function pidOfObserveAddress(address: string): number | null {
   const pid = Number(/^@ringfence-observe-(\d+)$/.exec(address)?.[1])
   return pid > 0 ? pid : null
 }
@@ -37,7 +37,7 @@ export interface Observed extends Partial<ChannelStats & PublisherStats & Subscr
   /** The process at the other end; null for a publisher, which may have many. */
   peer: number | null
   role: 'host' | 'guest' | 'publisher' | 'subscriber'
-  /** For a publisher: up to {@link MOST_BEHIND} lagging subscribers, the slowest first, with their lag in bytes. */
+  /** For a publisher: up to {@link MAX_LAGGING} lagging subscribers, the slowest first, with their lag in bytes. */
   behind?: [pid: number, lag: number][]
 }
 
@@ -69,7 +69,7 @@ function idOf(open: object): number {
   return id
 }
 
-function observed(open: Channel | Publisher | Subscription): Observed {
+function toObserved(open: Channel | Publisher | Subscription): Observed {
   return { id: idOf(open), address: open.address, ...describe(open) }
 }
 
@@ -81,26 +81,26 @@ function describe(open: Channel | Publisher | Subscription): Omit<Observed, 'id'
       .filter(([, lag]) => lag > 0)
       .sort(([, one], [, other]) => other - one)
     const lag = behind[0]?.[1] ?? 0
-    return { peer: null, role: 'publisher', ...open.stats(), lag, behind: behind.slice(0, MOST_BEHIND) }
+    return { peer: null, role: 'publisher', ...open.stats(), lag, behind: behind.slice(0, MAX_LAGGING) }
   }
   return { peer: open.peer.pid, role: 'subscriber', ...open.stats() }
 }
 
 function snapshot(): Snapshot {
-  const all = [...openNow] as (Channel | Publisher | Subscription)[]
+  const all = [...openResources] as (Channel | Publisher | Subscription)[]
   return {
     pid: process.pid,
     uid: process.geteuid!(),
     executable: process.execPath,
     at: timers.now(),
-    channels: all.slice(0, MOST).map(observed),
-    more: Math.max(0, all.length - MOST),
+    channels: all.slice(0, MAX_ENTRIES).map(toObserved),
+    more: Math.max(0, all.length - MAX_ENTRIES),
   }
 }
 
 /** Shared by both builds of this package, since a program may load both and the process has only one address. */
-const OBSERVING: unique symbol = Symbol.for('ringfence.observing')
-const ofAllBuilds = globalThis as { [OBSERVING]?: Promise<Observation> | undefined }
+const OBSERVATION: unique symbol = Symbol.for('ringfence.observing')
+const shared = globalThis as { [OBSERVATION]?: Promise<Observation> | undefined }
 
 /**
  * Lets processes of the same user read the statistics of this one, with `ringfence top`. While a process subscribes, they are published at
@@ -110,23 +110,23 @@ const ofAllBuilds = globalThis as { [OBSERVING]?: Promise<Observation> | undefin
  * @throws {@link RingfenceError} as {@link publish}; ADDRESS_OCCUPIED also in a worker thread if another thread of the process is observed
  */
 export function observe(): Promise<Observation> {
-  const observing = ofAllBuilds[OBSERVING]
-  if (observing !== undefined) return observing
+  const current = shared[OBSERVATION]
+  if (current !== undefined) return current
   // An observation that has ended must not remove its successor.
-  const forget = () => {
-    if (ofAllBuilds[OBSERVING] === begun) ofAllBuilds[OBSERVING] = undefined
+  const clear = () => {
+    if (shared[OBSERVATION] === started) shared[OBSERVATION] = undefined
   }
-  const begun = begin(forget).catch((error: unknown) => {
-    forget()
+  const started = startObservation(clear).catch((error: unknown) => {
+    clear()
     throw error
   })
-  ofAllBuilds[OBSERVING] = begun
-  return begun
+  shared[OBSERVATION] = started
+  return started
 }
 
-/** @param over - Called once the observation has ended. */
-async function begin(over: () => void): Promise<Observation> {
-  const address = observedAt(process.pid)
+/** @param onEnd - Called once the observation has ended. */
+async function startObservation(onEnd: () => void): Promise<Observation> {
+  const address = observeAddress(process.pid)
   const publisher = await publish(address, {
     capacity: CAPACITY,
     deliveries: ['latest', 'best-effort'],
@@ -135,8 +135,8 @@ async function begin(over: () => void): Promise<Observation> {
   })
   publisher.unref()
   // The statistics list only what the program has opened.
-  openNow.delete(publisher)
-  const tell = () => {
+  openResources.delete(publisher)
+  const publishSnapshot = () => {
     try {
       if (publisher.subscribers.length > 0) publisher.trySend(JSON.stringify(snapshot()))
     } catch {
@@ -145,20 +145,20 @@ async function begin(over: () => void): Promise<Observation> {
   }
   // The timer runs only while a process subscribes, so that an idle process is not woken.
   let timer: NodeJS.Timeout | undefined
-  const rest = () => {
+  const stopTimer = () => {
     timers.clearInterval(timer)
     timer = undefined
   }
   publisher.on('connection', () => {
-    tell()
-    timer ??= timers.setInterval(tell, INTERVAL).unref()
+    publishSnapshot()
+    timer ??= timers.setInterval(publishSnapshot, INTERVAL).unref()
   })
   publisher.on('disconnect', () => {
-    if (publisher.subscribers.length === 0) rest()
+    if (publisher.subscribers.length === 0) stopTimer()
   })
   const end = () => {
-    rest()
-    over()
+    stopTimer()
+    onEnd()
   }
   // The publisher also ends if another process opens its memory.
   void publisher.closed.then(end)

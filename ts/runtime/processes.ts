@@ -3,9 +3,9 @@
 
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
-import { isShort } from '../errors.js'
-import { observedAt, observedPid } from './observe.js'
-import { addressesOf, failIfShort, listeningSockets, type Listening } from './sockets.js'
+import { isResourceShortage } from '../errors.js'
+import { observeAddress, pidOfObserveAddress } from './observe.js'
+import { addressesOf, throwIfResourceShortage, listeningSockets, type Listening } from './sockets.js'
 
 /** A channel of a process, as other processes can see it. */
 export interface SeenChannel {
@@ -36,10 +36,10 @@ export interface SeenProcess {
 }
 
 /** Bytes of an object in addition to the ring: the words that both sides read, and one page after the ring. */
-const BESIDE = 8192
+const OVERHEAD = 8192
 
 /** A mapping of an object of this package. */
-interface Mapped {
+interface MappedRing {
   inode: string
   capacity: number
   /** Whether the process maps the object writable. Only the owner does, also with the backing shm. */
@@ -48,26 +48,26 @@ interface Mapped {
   publishedAt: string | null
 }
 
-interface Looked {
+interface InspectedProcess {
   pid: number
-  mapped: Mapped[]
+  mapped: MappedRing[]
   /** Addresses at which the process listens. */
   addresses: string[]
 }
 
 /** The writer and the readers of each object, by inode. */
-interface Host {
-  owners: Map<string, Looked>
+interface RingIndex {
+  owners: Map<string, InspectedProcess>
   /** The index of each object that has an owner, in the order of the owners. */
-  places: Map<string, number>
-  readers: Map<string, Looked[]>
+  order: Map<string, number>
+  readers: Map<string, InspectedProcess[]>
 }
 
 /**
  * A line of /proc/PID/maps: start, end, permissions, device and inode, name. A control object holds no ring; its name is different and does
  * not match. The name of a publisher's ring contains the address.
  */
-const LINE =
+const MAPS_LINE =
   /^([0-9a-f]+)-([0-9a-f]+) r([w-])\S+ \S+ (\S+ \d+) +(?:\/memfd:ringfence(?:-published:([^]+))?|\/dev\/shm\/ringfence\S*) \(deleted\)$/
 
 /**
@@ -77,20 +77,20 @@ const LINE =
  */
 export function seenProcesses(): SeenProcess[] {
   const listening = listeningSockets()
-  const looked = pids()
-    .map((pid) => look(pid, listening))
+  const inspected = pids()
+    .map((pid) => inspect(pid, listening))
     .filter((found) => found !== null)
-  const owners = new Map<string, Looked>()
-  const readers = new Map<string, Looked[]>()
-  for (const process of looked)
+  const owners = new Map<string, InspectedProcess>()
+  const readers = new Map<string, InspectedProcess[]>()
+  for (const process of inspected)
     for (const { inode, writes } of process.mapped) {
       if (writes) owners.set(inode, process)
       else readers.set(inode, [...(readers.get(inode) ?? []), process])
     }
-  const places = new Map([...owners.keys()].map((inode, place) => [inode, place]))
-  return looked.flatMap((process) => {
-    const about = aboutProcess(process.pid)
-    return about === null ? [] : [{ ...about, channels: channelsOf(process, { owners, places, readers }) }]
+  const order = new Map([...owners.keys()].map((inode, index) => [inode, index]))
+  return inspected.flatMap((process) => {
+    const description = describeProcess(process.pid)
+    return description === null ? [] : [{ ...description, channels: channelsOf(process, { owners, order, readers }) }]
   })
 }
 
@@ -100,56 +100,56 @@ function pids(): number[] {
       .filter((name) => /^\d+$/.test(name))
       .map(Number)
   } catch (error) {
-    failIfShort(error)
+    throwIfResourceShortage(error)
     throw error
   }
 }
 
 /** Returns null if the process has no channel, may not be inspected, or has exited. */
-function look(pid: number, listening: Listening): Looked | null {
+function inspect(pid: number, listening: Listening): InspectedProcess | null {
   try {
-    const mapped = mappedBy(readFileSync(`/proc/${pid}/maps`, 'latin1'))
+    const mapped = parseMaps(readFileSync(`/proc/${pid}/maps`, 'latin1'))
     if (mapped.length === 0) return null
     // The address for statistics belongs to this package and not to the program.
-    return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observedAt(pid)) }
+    return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observeAddress(pid)) }
   } catch (error) {
-    failIfShort(error)
+    throwIfResourceShortage(error)
     return null
   }
 }
 
 /** The rings in a process's memory map. The pieces of one object are merged. */
-function mappedBy(maps: string): Mapped[] {
-  const found = new Map<string, Mapped>()
+function parseMaps(maps: string): MappedRing[] {
+  const found = new Map<string, MappedRing>()
   // Any user may choose a file's name. The kernel escapes a newline in it and nothing else, so only a newline ends a line here.
   for (const line of maps.split('\n')) {
-    const [, from, to, right, inode, name] = LINE.exec(line) ?? []
+    const [, from, to, access, inode, name] = MAPS_LINE.exec(line) ?? []
     if (inode === undefined) continue
     const publishedAt = name === undefined ? null : Buffer.from(name, 'latin1').toString().replaceAll('\\012', '\n')
     // The ring that publishes a process's statistics is not a channel of the program.
-    if (publishedAt !== null && observedPid(publishedAt) !== null) continue
-    const mapped = found.get(inode) ?? { inode, capacity: -BESIDE, writes: false, publishedAt }
+    if (publishedAt !== null && pidOfObserveAddress(publishedAt) !== null) continue
+    const mapped = found.get(inode) ?? { inode, capacity: -OVERHEAD, writes: false, publishedAt }
     mapped.capacity += parseInt(to!, 16) - parseInt(from!, 16)
-    mapped.writes ||= right === 'w'
+    mapped.writes ||= access === 'w'
     found.set(inode, mapped)
   }
   return [...found.values()].filter(({ capacity }) => capacity > 0)
 }
 
-function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
+function describeProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
   try {
     const { uid } = statSync(`/proc/${pid}`)
-    const since = beganAt(pid)
+    const since = startTime(pid)
     let executable: string | null = null
     try {
       executable = readlinkSync(`/proc/${pid}/exe`)
     } catch (error) {
       // Any other error means that this user may not read it.
-      if (isShort((error as NodeJS.ErrnoException).code)) throw error
+      if (isResourceShortage((error as NodeJS.ErrnoException).code)) throw error
     }
     return { pid, uid, executable, since }
   } catch (error) {
-    failIfShort(error)
+    throwIfResourceShortage(error)
     return null
   }
 }
@@ -157,7 +157,7 @@ function aboutProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
 /** Clock ticks per second in /proc, on every processor that this package is built for. */
 const TICKS = 100
 
-function beganAt(pid: number): number {
+function startTime(pid: number): number {
   const stat = readFileSync(`/proc/${pid}/stat`, 'latin1')
   // The name may contain anything and ends at the last parenthesis. After it, the start time is the 20th word.
   const ticks = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19])
@@ -166,33 +166,35 @@ function beganAt(pid: number): number {
 }
 
 /** A channel consists of two rings: each process writes one and the other reads it. A publisher's ring has any number of readers. */
-function channelsOf(process: Looked, { owners, places, readers }: Host): SeenChannel[] {
+function channelsOf(process: InspectedProcess, { owners, order, readers }: RingIndex): SeenChannel[] {
   const readersOf = (inode: string) => readers.get(inode) ?? []
-  const placeOf = ({ inode }: Mapped) => places.get(inode) ?? 0
+  const orderOf = ({ inode }: MappedRing) => order.get(inode) ?? 0
   /** Other processes' rings that this one reads. Each is paired once, in the order of the owners, so that both sides pair them alike. */
-  const others = process.mapped.filter(({ writes }) => !writes).sort((one, other) => placeOf(one) - placeOf(other))
+  const foreignRings = process.mapped
+    .filter(({ writes }) => !writes)
+    .sort((one, other) => orderOf(one) - orderOf(other))
   const channels: SeenChannel[] = []
   for (const { inode, capacity: ringCapacity, publishedAt } of process.mapped.filter(({ writes }) => writes)) {
-    const theirs = readersOf(inode)
+    const ringReaders = readersOf(inode)
     if (publishedAt !== null) {
-      const of = {
+      const publisher = {
         address: ifBound(publishedAt, process),
         role: 'publisher' as const,
         ringCapacity,
         peerRingCapacity: 0,
       }
-      for (const pid of theirs.length > 0 ? theirs.map((reader) => reader.pid) : [null])
-        channels.push({ ...of, peer: pid })
+      for (const pid of ringReaders.length > 0 ? ringReaders.map((reader) => reader.pid) : [null])
+        channels.push({ ...publisher, peer: pid })
       continue
     }
-    const [peer] = theirs
-    const at = others.findIndex((other) => other.publishedAt === null && owners.get(other.inode) === peer)
-    const [other] = at < 0 ? [] : others.splice(at, 1)
+    const [peer] = ringReaders
+    const at = foreignRings.findIndex((other) => other.publishedAt === null && owners.get(other.inode) === peer)
+    const [other] = at < 0 ? [] : foreignRings.splice(at, 1)
     const address = peer === undefined ? null : addressFor(process, peer)
     const role = address === null ? null : process.addresses.includes(address) ? 'host' : 'guest'
     channels.push({ address, peer: peer?.pid ?? null, role, ringCapacity, peerRingCapacity: other?.capacity ?? 0 })
   }
-  for (const { inode, capacity, publishedAt } of others) {
+  for (const { inode, capacity, publishedAt } of foreignRings) {
     const owner = owners.get(inode)
     const isPublished = publishedAt !== null
     channels.push({
@@ -208,12 +210,12 @@ function channelsOf(process: Looked, { owners, places, readers }: Host): SeenCha
 }
 
 /** The address that a publisher claims, if the kernel confirms that it listens there. */
-function ifBound(address: string, { addresses }: Looked): string | null {
+function ifBound(address: string, { addresses }: InspectedProcess): string | null {
   return addresses.includes(address) ? address : null
 }
 
 /** The address at which one of two processes listens, if there is exactly one. */
-function addressFor(one: Looked, other: Looked): string | null {
+function addressFor(one: InspectedProcess, other: InspectedProcess): string | null {
   const [first, ...more] = [...new Set([...one.addresses, ...other.addresses])]
   return first === undefined || more.length > 0 ? null : first
 }

@@ -1,9 +1,9 @@
 import { fairness } from './fairness.js'
-import { afterWeakTurn } from './weak-turn.js'
+import { setWeakImmediate } from './weak-immediate.js'
 import { timers } from './timers.js'
 
 /** Events between two reads of the clock. Each event may call listeners of the program. */
-const EVENTS = 16
+const EVENTS_PER_CHECK = 16
 
 /**
  * Returns a function that handles the events of a binding until there are none. Clients that reconnect as fast as they are refused must not
@@ -11,17 +11,17 @@ const EVENTS = 16
  *
  * @param handle - Handles one event, and returns whether another one may follow.
  */
-export function pumpOf(handle: () => boolean): () => void {
-  let rests = false
+export function makePump(handle: () => boolean): () => void {
+  let isPaused = false
   return function run() {
     // libuv calls this again for events that are still pending, before the event loop turns.
-    if (rests) return
-    const began = timers.now()
+    if (isPaused) return
+    const startedAt = timers.now()
     for (let count = 1; handle(); count += 1) {
-      if (count % EVENTS > 0 || !fairness.isLong(began, timers.now())) continue
-      rests = true
-      afterWeakTurn(() => {
-        rests = false
+      if (count % EVENTS_PER_CHECK > 0 || !fairness.exceedsBudget(startedAt, timers.now())) continue
+      isPaused = true
+      setWeakImmediate(() => {
+        isPaused = false
         run()
       })
       return

@@ -2,15 +2,15 @@
 
 import { readFileSync, readdirSync, readlinkSync } from 'node:fs'
 
-import { RingfenceError, isShort } from '../errors.js'
+import { RingfenceError, isResourceShortage } from '../errors.js'
 
 /** Links of descriptors (`socket:[…]`) to the addresses at which their sockets listen. */
 export type Listening = ReadonlyMap<string, string>
 
 /** Number, references, protocol, flags, type, state, inode, and an optional name with any characters. */
-const LINE = /^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+)(?: (.*))?$/s
+const TABLE_LINE = /^[0-9a-f]+: [0-9A-F]{8} [0-9A-F]{8} ([0-9A-F]{8}) [0-9A-F]{4} [0-9A-F]{2} +(\d+)(?: (.*))?$/s
 /** The flag of a listening socket. */
-const LISTENS = 0x10000
+const LISTENING_FLAG = 0x10000
 
 /**
  * The named sockets that listen in this network namespace.
@@ -19,9 +19,9 @@ const LISTENS = 0x10000
  */
 export function listeningSockets(): Listening {
   try {
-    return listeningIn(readFileSync('/proc/net/unix', 'utf8'))
+    return parseListening(readFileSync('/proc/net/unix', 'utf8'))
   } catch (error) {
-    failIfShort(error)
+    throwIfResourceShortage(error)
     throw error
   }
 }
@@ -30,25 +30,25 @@ export function listeningSockets(): Listening {
  * The listening sockets in the kernel's table. The kernel prints names verbatim, newlines included, and any user may choose a name that
  * contains a forged line. If two lines contradict each other about a socket, that socket is ignored.
  */
-export function listeningIn(table: string): Listening {
-  const told = new Map<string, { flags: number; name: string }>()
-  const doubtful = new Set<string>()
+export function parseListening(table: string): Listening {
+  const sockets = new Map<string, { flags: number; name: string }>()
+  const contradictory = new Set<string>()
   /** The entries, each with the continuation lines of its name. */
-  const whole: { flags: number; inode: string; name: string }[] = []
+  const rows: { flags: number; inode: string; name: string }[] = []
   for (const line of table.split('\n').slice(1, -1)) {
-    const [, flags, inode, name = ''] = LINE.exec(line) ?? []
-    const last = whole.at(-1)
-    if (flags !== undefined) whole.push({ flags: parseInt(flags, 16), inode: `socket:[${inode}]`, name })
+    const [, flags, inode, name = ''] = TABLE_LINE.exec(line) ?? []
+    const last = rows.at(-1)
+    if (flags !== undefined) rows.push({ flags: parseInt(flags, 16), inode: `socket:[${inode}]`, name })
     else if (last !== undefined) last.name += `\n${line}`
   }
-  for (const { flags, inode, name } of whole) {
-    const before = told.get(inode) ?? { flags, name }
+  for (const { flags, inode, name } of rows) {
+    const earlier = sockets.get(inode) ?? { flags, name }
     // The kernel may list a socket twice if others are opened or closed during the read.
-    if (before.flags !== flags || before.name !== name) doubtful.add(inode)
-    told.set(inode, before)
+    if (earlier.flags !== flags || earlier.name !== name) contradictory.add(inode)
+    sockets.set(inode, earlier)
   }
-  const listening = [...told].filter(
-    ([inode, { flags, name }]) => (flags & LISTENS) !== 0 && name !== '' && !doubtful.has(inode),
+  const listening = [...sockets].filter(
+    ([inode, { flags, name }]) => (flags & LISTENING_FLAG) !== 0 && name !== '' && !contradictory.has(inode),
   )
   return new Map(listening.map(([inode, { name }]) => [inode, name]))
 }
@@ -67,15 +67,15 @@ export function addressesOf(pid: number, listening: Listening): string[] {
       if (address !== undefined) addresses.add(address)
     } catch (error) {
       // Any other error means that the descriptor was closed in the meantime.
-      if (isShort((error as NodeJS.ErrnoException).code)) throw error
+      if (isResourceShortage((error as NodeJS.ErrnoException).code)) throw error
     }
   }
   return [...addresses]
 }
 
 /** Throws NO_SPACE for an error of this process's own limits, which says nothing about the inspected process. */
-export function failIfShort(error: unknown): void {
+export function throwIfResourceShortage(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException
-  if (isShort(code))
+  if (isResourceShortage(code))
     throw new RingfenceError('NO_SPACE', `this process cannot look into /proc: ${message}`, { cause: error })
 }

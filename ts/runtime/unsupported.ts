@@ -15,12 +15,12 @@ export function unsupported<Binding extends object>(cause: unknown): Binding {
 function reason(cause: unknown): string {
   const { platform, arch } = process
   if (platform !== 'linux') return `ringfence works on Linux, and this is ${platform} on ${arch}`
-  if (mayNotRead(cause))
+  if (isReadDenied(cause))
     return (
       'this process may not read the binary of ringfence: it was started with --permission. Start it with --allow-addons, and with ' +
       '--allow-fs-read for the folder of the package ringfence and of the package ringfence-linux-* beside it'
     )
-  if (!mayLoad())
+  if (!canLoadAddons())
     return hasPermissions()
       ? 'this process may not load native addons, which ringfence is: it was started with --permission. Start it with --allow-addons as well'
       : 'this process may not load native addons, which ringfence is: it was started with --no-addons. Start it without that option'
@@ -38,7 +38,7 @@ function reason(cause: unknown): string {
  * Whether Node.js allows this process to load native addons at all. Tested anew, because the loader of the binding keeps the messages of
  * errors but not their codes.
  */
-function mayLoad(): boolean {
+function canLoadAddons(): boolean {
   try {
     process.dlopen({ exports: {} }, '/')
     return true
@@ -52,7 +52,7 @@ function hasPermissions(): boolean {
 }
 
 /** Whether the binding did not load because of this process's permissions. */
-function mayNotRead(cause: unknown): boolean {
+function isReadDenied(cause: unknown): boolean {
   if (!hasPermissions()) return false
   for (let error = cause; error instanceof Error; error = error.cause) {
     const { code, message } = error as NodeJS.ErrnoException

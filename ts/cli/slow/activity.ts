@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
-import { failIfShort } from '../../runtime/sockets.js'
+import { throwIfResourceShortage } from '../../runtime/sockets.js'
 
 /** The activity of a process while it was sampled. */
 export interface Activity {
@@ -35,40 +35,40 @@ interface Thread {
 }
 
 /** Samples processes for a little over half a second. Omits processes that have exited in the meantime. */
-export async function watchProcesses(pids: readonly number[]): Promise<Map<number, Activity>> {
-  const begun = performance.now()
-  const looks = new Map(pids.map((pid) => [pid, [threadsOf(pid)]]))
+export async function sampleProcesses(pids: readonly number[]): Promise<Map<number, Activity>> {
+  const startedAt = performance.now()
+  const samples = new Map(pids.map((pid) => [pid, [threadsOf(pid)]]))
   for (let step = 0; step < STEPS; step += 1) {
     await pause(STEP)
-    for (const [pid, all] of looks) all.push(threadsOf(pid))
+    for (const [pid, threadSamples] of samples) threadSamples.push(threadsOf(pid))
   }
-  const seconds = (performance.now() - begun) / 1000
-  const found = new Map<number, Activity>()
-  for (const [pid, all] of looks) {
-    const activity = activityOf(pid, all, seconds)
-    if (activity !== null) found.set(pid, activity)
+  const seconds = (performance.now() - startedAt) / 1000
+  const activities = new Map<number, Activity>()
+  for (const [pid, threadSamples] of samples) {
+    const activity = activityOf(pid, threadSamples, seconds)
+    if (activity !== null) activities.set(pid, activity)
   }
-  return found
+  return activities
 }
 
-function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number): Activity | null {
-  const main = looks.at(-1)!.get(pid)
+function activityOf(pid: number, samples: Map<number, Thread>[], seconds: number): Activity | null {
+  const main = samples.at(-1)!.get(pid)
   if (main === undefined) return null
   const cores = new Map<number, number>()
-  let [wanted, sleeps] = [0, 0]
-  for (const [step, threads] of looks.entries()) {
+  let [busyTime, sleeps] = [0, 0]
+  for (const [step, threads] of samples.entries()) {
     for (const [id, thread] of threads) {
-      const before = looks[step - 1]?.get(id)
+      const before = samples[step - 1]?.get(id)
       if (before === undefined) continue
-      wanted += thread.ran - before.ran + thread.delayed - before.delayed
+      busyTime += thread.ran - before.ran + thread.delayed - before.delayed
       sleeps += thread.sleeps - before.sleeps
       cores.set(thread.core, (cores.get(thread.core) ?? 0) + thread.ran - before.ran)
     }
   }
-  const [longest] = [...cores].sort(([, one], [, other]) => other - one)
+  const [longest] = [...cores].sort(([, a], [, b]) => b - a)
   return {
     isStopped: main.state === 'T' || main.state === 't',
-    busy: wanted / 1e9 / seconds,
+    busy: busyTime / 1e9 / seconds,
     isPinned: main.isPinned,
     core: longest === undefined || longest[1] === 0 ? main.core : longest[0],
     sleepsPerSecond: sleeps / seconds,
@@ -79,19 +79,19 @@ function activityOf(pid: number, looks: Map<number, Thread>[], seconds: number):
 function threadsOf(pid: number): Map<number, Thread> {
   const threads = new Map<number, Thread>()
   const directory = `/proc/${pid}/task`
-  for (const id of unlessGone(() => readdirSync(directory)) ?? []) {
-    const thread = unlessGone(() => threadAt(`${directory}/${id}`))
+  for (const id of nullIfGone(() => readdirSync(directory)) ?? []) {
+    const thread = nullIfGone(() => threadAt(`${directory}/${id}`))
     if (thread !== null) threads.set(Number(id), thread)
   }
   return threads
 }
 
 /** @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory */
-function unlessGone<Found>(look: () => Found): Found | null {
+function nullIfGone<Result>(read: () => Result): Result | null {
   try {
-    return look()
+    return read()
   } catch (error) {
-    failIfShort(error)
+    throwIfResourceShortage(error)
     return null
   }
 }

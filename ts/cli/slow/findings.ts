@@ -8,7 +8,7 @@ import type { Bounded, Distance } from './machine.js'
 export type Subject = 'cores' | 'ring' | 'reader' | 'wake-ups' | 'sizes' | 'shm' | 'memory'
 
 /** The result of one check of a pair. */
-export interface Ailment {
+export interface PairFinding {
   check: Subject
   /** `slow`: it costs time, or soon will. `unknown`: it could not be checked. */
   status: 'good' | 'slow' | 'unknown'
@@ -37,26 +37,26 @@ export interface Stream {
 }
 
 /** A ring filled above this share counts as full: the next message may not fit. */
-const FULL = 0.75
+const FULL_SHARE = 0.75
 /** A sender that waits for a smaller share of its time is not slowed down noticeably. */
-const HELD_UP = 0.1
+const WAITING_SHARE = 0.1
 /** Below the first share of its time, a reader does not work on its messages. Above the second, it works all the time. */
 const [IDLE, BUSY] = [0.1, 0.7]
 /** Below this number per second, the cost per message does not matter. */
-const MANY = 500
+const MANY_PER_SECOND = 500
 /** A reader that sleeps more often than this per message is woken for nearly every message. */
-const FOR_EACH = 0.5
+const SLEEPS_PER_MESSAGE = 0.5
 /** Bytes of the header before each message. */
 const HEADER = 8
 
 /** A verdict on one subject: its status, its meaning, and the state that was found, if that is not the usual text. */
-type Verdict = (status: Ailment['status'], meaning: string, found?: string) => Ailment
+type Verdict = (status: PairFinding['status'], meaning: string, found?: string) => PairFinding
 
-function about(check: Subject, processes: number[], usual: string): Verdict {
+function verdictOn(check: Subject, processes: number[], usual: string): Verdict {
   return (status, meaning, found = usual) => ({ check, processes, status, found, meaning })
 }
 
-const DISTANCES: Record<Distance, [status: Ailment['status'], meaning: string]> = {
+const DISTANCES: Record<Distance, [status: PairFinding['status'], meaning: string]> = {
   'same core': [
     'slow',
     'the two take turns on one core: each message waits for a switch, or for the other to sleep; give each its own (taskset, CPUAffinity=)',
@@ -70,16 +70,16 @@ const DISTANCES: Record<Distance, [status: Ailment['status'], meaning: string]> 
 }
 
 /** Checks the cores on which two processes run. */
-export function judgeCores(processes: number[], both: [Activity, Activity], distance: Distance): Ailment {
-  const verdict = about('cores', processes, `cores ${both[0].core} and ${both[1].core}: ${distance}`)
+export function checkCores(processes: number[], both: [Activity, Activity], distance: Distance): PairFinding {
+  const verdict = verdictOn('cores', processes, `cores ${both[0].core} and ${both[1].core}: ${distance}`)
   if (both.some(({ isPinned, busy }) => !isPinned && busy < IDLE))
     return verdict('unknown', 'they have hardly run, and may run elsewhere the next time')
   return verdict(...DISTANCES[distance])
 }
 
 /** Checks how full the ring is, and which side is the cause. */
-export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
-  const verdict = about('ring', [writer, reader], formatBytes(capacity))
+export function checkRing({ writer, reader, capacity, sent }: Stream): PairFinding {
+  const verdict = verdictOn('ring', [writer, reader], formatBytes(capacity))
   if (sent === null)
     return verdict(
       'unknown',
@@ -87,8 +87,8 @@ export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
     )
   // A best-effort subscriber may lag by more than the ring holds.
   const fill = Math.min(sent.used, sent.usedBefore, capacity) / capacity
-  const held = `the sender waits for room for ${percent(sent.waiting)} of the time`
-  const found = `${percent(fill)} of ${formatBytes(capacity)} full; ${held}`
+  const waiting = `the sender waits for room for ${percent(sent.waiting)} of the time`
+  const found = `${percent(fill)} of ${formatBytes(capacity)} full; ${waiting}`
   if (!isFull({ capacity, sent })) return verdict('good', 'there is room', found)
   const meaning = `process ${reader} reads more slowly than process ${writer} sends: a larger ring (capacity) helps against bursts alone`
   return verdict('slow', meaning, found)
@@ -96,12 +96,12 @@ export function judgeRing({ writer, reader, capacity, sent }: Stream): Ailment {
 
 function isFull({ capacity, sent }: Pick<Stream, 'capacity' | 'sent'>): boolean {
   if (sent === null) return false
-  return Math.min(sent.used, sent.usedBefore) > FULL * capacity || sent.waiting > HELD_UP
+  return Math.min(sent.used, sent.usedBefore) > FULL_SHARE * capacity || sent.waiting > WAITING_SHARE
 }
 
 /** Checks whether the reader is running and working. */
-export function judgeReader(stream: Stream, activity: Activity | undefined): Ailment {
-  const verdict = about('reader', [stream.reader], `works for ${percent(activity?.busy ?? 0)} of the time`)
+export function checkReader(stream: Stream, activity: Activity | undefined): PairFinding {
+  const verdict = verdictOn('reader', [stream.reader], `works for ${percent(activity?.busy ?? 0)} of the time`)
   if (activity === undefined) return verdict('unknown', '/proc does not show it', 'another user’s, or gone')
   if (activity.isStopped)
     return verdict(
@@ -117,12 +117,16 @@ export function judgeReader(stream: Stream, activity: Activity | undefined): Ail
 }
 
 /** Checks how often the reader must be woken. */
-export function judgeWakeUps({ writer, reader, flow, sleepsPerSecond }: Stream, activity?: Activity): Ailment {
+export function checkWakeups({ writer, reader, flow, sleepsPerSecond }: Stream, activity?: Activity): PairFinding {
   const sleeps = sleepsPerSecond ?? activity?.sleepsPerSecond
-  const of = flow === null ? '' : `, for ${flow.messagesPerSecond.toFixed(0)} messages`
-  const verdict = about('wake-ups', [writer, reader], `the reader sleeps ${sleeps?.toFixed(0)} times a second${of}`)
+  const rate = flow === null ? '' : `, for ${flow.messagesPerSecond.toFixed(0)} messages`
+  const verdict = verdictOn(
+    'wake-ups',
+    [writer, reader],
+    `the reader sleeps ${sleeps?.toFixed(0)} times a second${rate}`,
+  )
   if (sleeps === undefined) return verdict('unknown', '/proc does not show the reader', 'not to be seen')
-  const isOften = sleeps > MANY && (flow === null || sleeps > FOR_EACH * flow.messagesPerSecond)
+  const isOften = sleeps > MANY_PER_SECOND && (flow === null || sleeps > SLEEPS_PER_MESSAGE * flow.messagesPerSecond)
   if (!isOften) return verdict('good', 'few messages wake it')
   return verdict(
     'slow',
@@ -131,8 +135,8 @@ export function judgeWakeUps({ writer, reader, flow, sleepsPerSecond }: Stream, 
 }
 
 /** Compares the size of messages with that of their headers and of the ring. */
-export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment {
-  const verdict = about('sizes', [writer, reader], 'none seen')
+export function checkSizes({ writer, reader, capacity, flow }: Stream): PairFinding {
+  const verdict = verdictOn('sizes', [writer, reader], 'none seen')
   if (flow === null)
     return verdict(
       'unknown',
@@ -140,16 +144,16 @@ export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment 
     )
   const { size, messagesPerSecond } = flow
   const found = `${formatBytes(Math.round(size))} a message, ${messagesPerSecond.toFixed(0)} a second`
-  const larger = `take a capacity of at least ${formatBytes(8 * size)}`
+  const advice = `take a capacity of at least ${formatBytes(8 * size)}`
   if (size > capacity / 2) {
-    const meaning = `more than half the ring: each travels in fragments, and waits for the reader on the way; ${larger}`
+    const meaning = `more than half the ring: each travels in fragments, and waits for the reader on the way; ${advice}`
     return verdict('slow', meaning, found)
   }
   if (size > capacity / 8) {
-    const meaning = `the ring holds fewer than eight: sender and reader wait for each other; ${larger}`
+    const meaning = `the ring holds fewer than eight: sender and reader wait for each other; ${advice}`
     return verdict('slow', meaning, found)
   }
-  if (size <= 2 * HEADER && messagesPerSecond > MANY) {
+  if (size <= 2 * HEADER && messagesPerSecond > MANY_PER_SECOND) {
     const meaning = `each has a header of ${HEADER} bytes, and is handed out by itself: put several into one message`
     return verdict('slow', meaning, found)
   }
@@ -157,13 +161,13 @@ export function judgeSizes({ writer, reader, capacity, flow }: Stream): Ailment 
 }
 
 /** Checks the free space of /dev/shm for a process that has rings there. */
-export function judgeShm(pid: number, rings: number, shm: Bounded | null): Ailment {
-  const there = `${formatBytes(rings)} of rings there`
-  const verdict = about('shm', [pid], there)
+export function checkShm(pid: number, rings: number, shm: Bounded | null): PairFinding {
+  const ringsText = `${formatBytes(rings)} of rings there`
+  const verdict = verdictOn('shm', [pid], ringsText)
   if (rings === 0) return verdict('good', 'its rings are memfds', 'no ring there')
   if (shm === null) return verdict('unknown', 'it has no bound of its own, or /proc does not show it')
   const left = shm.limit - shm.used
-  const found = `${formatBytes(left)} of ${formatBytes(shm.limit)} left; ${there}`
+  const found = `${formatBytes(left)} of ${formatBytes(shm.limit)} left; ${ringsText}`
   if (left >= rings) return verdict('good', 'there is room', found)
   return verdict(
     'slow',
@@ -176,8 +180,8 @@ export function judgeShm(pid: number, rings: number, shm: Bounded | null): Ailme
 const NEAR_LIMIT = 0.9
 
 /** Checks the limit of the memory cgroup. */
-export function judgeMemory(pid: number, group: (Bounded & { path: string }) | null): Ailment {
-  const verdict = about('memory', [pid], 'no limit')
+export function checkMemory(pid: number, group: (Bounded & { path: string }) | null): PairFinding {
+  const verdict = verdictOn('memory', [pid], 'no limit')
   if (group === null) return verdict('good', 'no memory cgroup that can be seen limits it')
   const { used, limit, path } = group
   const found = `${formatBytes(used)} of ${formatBytes(limit)} in ${path}`

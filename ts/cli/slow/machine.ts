@@ -6,16 +6,16 @@ import { readFileSync, readdirSync, statfsSync } from 'node:fs'
 export type Distance = 'same core' | 'near' | 'far' | 'unknown'
 
 /** The directories of the kernel's files. Tests pass other ones to simulate other machines. */
-export interface Places {
+export interface SystemPaths {
   sys: string
 }
 
 /** Whether two cores share their last-level cache, as the kernel reports it. A hypervisor may report a fictitious topology. */
-export function distanceOf(one: number, other: number, { sys }: Places): Distance {
+export function distanceOf(one: number, other: number, { sys }: SystemPaths): Distance {
   if (one === other) return 'same core'
-  const [mine, theirs] = [lastCacheOf(one, sys), lastCacheOf(other, sys)]
-  if (mine === null || theirs === null) return 'unknown'
-  return coresIn(mine).has(other) && coresIn(theirs).has(one) ? 'near' : 'far'
+  const [own, otherCache] = [lastCacheOf(one, sys), lastCacheOf(other, sys)]
+  if (own === null || otherCache === null) return 'unknown'
+  return coresIn(own).has(other) && coresIn(otherCache).has(one) ? 'near' : 'far'
 }
 
 /** The cores that share a core's last-level cache, in the kernel's list format; null if the kernel does not report it. */
@@ -75,7 +75,7 @@ export function ringsInShm(pid: number): number {
 }
 
 /** The tightest memory cgroup among a process's own and its ancestors; null if none has a limit. */
-export function memoryGroupOf(pid: number, { sys }: Places): (Bounded & { path: string }) | null {
+export function memoryGroupOf(pid: number, { sys }: SystemPaths): (Bounded & { path: string }) | null {
   let tightest: (Bounded & { path: string }) | null = null
   for (const group of memoryGroupsOf(pid, sys)) {
     if (tightest === null || group.used / group.limit > tightest.used / tightest.limit) tightest = group
@@ -101,8 +101,8 @@ function* hierarchiesOf(pid: number, sys: string) {
   } catch {
     return
   }
-  for (const [, controllers, whole] of groups.matchAll(/^\d+:([^:]*):(.*)$/gm)) {
-    const path = whole === '/' ? '' : whole!
+  for (const [, controllers, groupPath] of groups.matchAll(/^\d+:([^:]*):(.*)$/gm)) {
+    const path = groupPath === '/' ? '' : groupPath!
     if (controllers === '') {
       const names = { limit: 'memory.max', used: 'memory.current' }
       yield { root: `${sys}/fs/cgroup`, path, names }

@@ -5,74 +5,74 @@ import { seenProcesses, type SeenProcess } from '../../runtime/processes.js'
 import { Sources } from '../observed.js'
 import { print, printJson } from '../output.js'
 import { table } from '../text.js'
-import { watchProcesses, type Activity } from './activity.js'
+import { sampleProcesses, type Activity } from './activity.js'
 import {
-  judgeCores,
-  judgeMemory,
-  judgeReader,
-  judgeRing,
-  judgeShm,
-  judgeSizes,
-  judgeWakeUps,
-  type Ailment,
+  checkCores,
+  checkMemory,
+  checkReader,
+  checkRing,
+  checkShm,
+  checkSizes,
+  checkWakeups,
+  type PairFinding,
 } from './findings.js'
-import { distanceOf, memoryGroupOf, ringsInShm, shmOf, type Places } from './machine.js'
+import { distanceOf, memoryGroupOf, ringsInShm, shmOf, type SystemPaths } from './machine.js'
 import { pairsOf, type Pair } from './streams.js'
 
 /** Milliseconds to wait for the statistics of a process. A stopped process publishes none, and that is then the finding. */
-const PATIENCE = 3000
+const TIMEOUT = 3000
 
 /** Two processes with a channel, and the findings about it. */
 export interface DiagnosedPair {
   address: string | null
   processes: number[]
-  findings: Ailment[]
+  findings: PairFinding[]
 }
 
 /** Examines a running pair for a second or two. */
 export async function diagnosePair(
   target: number | string,
-  places: Places = { sys: '/sys' },
+  paths: SystemPaths = { sys: '/sys' },
 ): Promise<{ processes: SeenProcess[]; pairs: DiagnosedPair[] }> {
   // List the channels before this process subscribes to any statistics, or it would be listed as a subscriber.
   const processes = seenProcesses()
-  const sources = new Sources(PATIENCE)
-  const concerned = concernedBy(target, processes)
-  await sources.find(concerned)
-  const [activities] = await Promise.all([watchProcesses([...concerned]), sources.ready()])
+  const sources = new Sources(TIMEOUT)
+  const involved = involvedIn(target, processes)
+  await sources.find(involved)
+  const [activities] = await Promise.all([sampleProcesses([...involved]), sources.ready()])
   const pairs = pairsOf(target, processes, sources.lastTwo())
   await sources.close()
   if (pairs.length === 0) throw new Error(`${nameOf(target)} has no channel, as far as this user may see`)
-  const both = new Set(pairs.flatMap(({ pid, peer }) => [pid, peer]))
+  const members = new Set(pairs.flatMap(({ pid, peer }) => [pid, peer]))
   return {
-    processes: processes.filter(({ pid }) => both.has(pid)),
-    pairs: pairs.map((pair) => judge(pair, activities, places)),
+    processes: processes.filter(({ pid }) => members.has(pid)),
+    pairs: pairs.map((pair) => checkPair(pair, activities, paths)),
   }
 }
 
 /** The processes whose statistics are needed: a process and its peers; for an address all, since any may have met its peer there. */
-function concernedBy(target: number | string, processes: SeenProcess[]): Set<number> {
-  const isIt = ({ pid, channels }: SeenProcess) =>
+function involvedIn(target: number | string, processes: SeenProcess[]): Set<number> {
+  const isInvolved = ({ pid, channels }: SeenProcess) =>
     typeof target === 'string' || pid === target || channels.some(({ peer }) => peer === target)
-  return new Set(processes.filter(isIt).map(({ pid }) => pid))
+  return new Set(processes.filter(isInvolved).map(({ pid }) => pid))
 }
 
 const nameOf = (target: number | string): string => (typeof target === 'number' ? `process ${target}` : target)
 
-function judge({ pid, peer, address, streams }: Pair, activities: Map<number, Activity>, places: Places) {
+function checkPair({ pid, peer, address, streams }: Pair, activities: Map<number, Activity>, paths: SystemPaths) {
   const processes = [pid, peer]
-  const findings: Ailment[] = []
+  const findings: PairFinding[] = []
   const [one, other] = [activities.get(pid), activities.get(peer)]
   if (one !== undefined && other !== undefined)
-    findings.push(judgeCores(processes, [one, other], distanceOf(one.core, other.core, places)))
+    findings.push(checkCores(processes, [one, other], distanceOf(one.core, other.core, paths)))
   for (const stream of streams) {
     const activity = activities.get(stream.reader)
-    findings.push(judgeRing(stream), judgeReader(stream, activity), judgeWakeUps(stream, activity), judgeSizes(stream))
+    findings.push(checkRing(stream), checkReader(stream, activity), checkWakeups(stream, activity), checkSizes(stream))
   }
   for (const process of processes)
     findings.push(
-      judgeShm(process, ringsInShm(process), shmOf(process)),
-      judgeMemory(process, memoryGroupOf(process, places)),
+      checkShm(process, ringsInShm(process), shmOf(process)),
+      checkMemory(process, memoryGroupOf(process, paths)),
     )
   return { address, processes, findings }
 }
@@ -84,20 +84,20 @@ export async function explain(target: number | string, json: boolean): Promise<v
   const diagnosis = await diagnosePair(target)
   if (json) return printJson(diagnosis)
   for (const { address, processes, findings } of diagnosis.pairs) {
-    const where = address === null ? '' : ` at ${address}`
-    print(`processes ${processes.join(' and ')}${printable(where)}\n\n`)
-    const rows = findings.map(({ check, status, processes: whom, found }) => [
+    const location = address === null ? '' : ` at ${address}`
+    print(`processes ${processes.join(' and ')}${printable(location)}\n\n`)
+    const rows = findings.map(({ check, status, processes: pids, found }) => [
       MARKS[status],
       check,
-      whom.join(' → '),
+      pids.join(' → '),
       printable(found),
     ])
     print(`${table(['', 'what', 'process', 'found'], rows, process.stdout.columns ?? 160)}\n`)
     for (const status of ['slow', 'unknown'] as const) {
-      const some = findings.filter((finding) => finding.status === status)
-      if (some.length > 0) print(`\n${MARKS[status]}\n`)
-      for (const { check, processes: whom, meaning } of some)
-        print(`  ${check}, ${whom.join(' → ')}: ${printable(meaning)}\n`)
+      const matching = findings.filter((finding) => finding.status === status)
+      if (matching.length > 0) print(`\n${MARKS[status]}\n`)
+      for (const { check, processes: pids, meaning } of matching)
+        print(`  ${check}, ${pids.join(' → ')}: ${printable(meaning)}\n`)
     }
     print('\n')
   }

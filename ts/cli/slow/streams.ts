@@ -13,7 +13,7 @@ export interface Pair {
 }
 
 /** Two snapshots of each process, taken some time apart, by process id. */
-export type Told = Map<number, { before: Snapshot; now: Snapshot }>
+export type Snapshots = Map<number, { before: Snapshot; now: Snapshot }>
 
 /** The statistics of one side of a channel. */
 interface Figures {
@@ -23,50 +23,55 @@ interface Figures {
 }
 
 /** The channels of a process, or those at an address, without the processes of other users. */
-export function pairsOf(target: number | string, processes: SeenProcess[], told: Told): Pair[] {
+export function pairsOf(target: number | string, processes: SeenProcess[], snapshots: Snapshots): Pair[] {
   const pairs: Pair[] = []
-  const taken = new Set<Observed>()
-  const seen = new Set(processes.map(({ pid }) => pid))
+  const used = new Set<Observed>()
+  const visible = new Set(processes.map(({ pid }) => pid))
   for (const { pid, channels } of processes) {
     for (const channel of channels) {
       const { peer } = channel
       if (peer === null) continue
       // Each channel is listed twice, once for each side.
-      if (typeof target === 'number' ? pid !== target : seen.has(peer) && !comesFirst(pid, peer, channel)) continue
+      if (typeof target === 'number' ? pid !== target : visible.has(peer) && !isListedFirst(pid, peer, channel))
+        continue
       const { role, ringCapacity, peerRingCapacity } = channel
-      const own = role === 'publisher' ? publisherOf(pid, ringCapacity, told) : figuresOf(pid, peer, told, taken)
-      const theirs =
-        role === 'subscriber' ? publisherOf(peer, peerRingCapacity, told) : figuresOf(peer, pid, told, taken)
+      const own =
+        role === 'publisher' ? publisherOf(pid, ringCapacity, snapshots) : figuresOf(pid, peer, snapshots, used)
+      const other =
+        role === 'subscriber' ? publisherOf(peer, peerRingCapacity, snapshots) : figuresOf(peer, pid, snapshots, used)
       // /proc does not tell the address if the two listen at several. The processes' own statistics do.
-      const address = channel.address ?? own?.now.address ?? theirs?.now.address ?? null
+      const address = channel.address ?? own?.now.address ?? other?.now.address ?? null
       if (typeof target === 'string' && address !== target) continue
-      pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, theirs]) })
+      pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, other]) })
     }
   }
   return pairs
 }
 
-function comesFirst(pid: number, peer: number, { role }: SeenChannel): boolean {
+function isListedFirst(pid: number, peer: number, { role }: SeenChannel): boolean {
   if (role === null) return pid < peer
   return role === 'host' || role === 'publisher'
 }
 
 /** A process's statistics of a channel with another process. Each entry is used for only one channel. */
-function figuresOf(pid: number, peer: number, told: Told, taken: Set<Observed>): Figures | null {
-  const figures = bothOf(told.get(pid), (one) => one.peer === peer && !taken.has(one))
-  if (figures !== null) taken.add(figures.now)
+function figuresOf(pid: number, peer: number, snapshots: Snapshots, used: Set<Observed>): Figures | null {
+  const figures = compare(snapshots.get(pid), (entry) => entry.peer === peer && !used.has(entry))
+  if (figures !== null) used.add(figures.now)
   return figures
 }
 
 /** A process's statistics of its publisher whose ring has this size. All subscribers share them. */
-function publisherOf(pid: number, capacity: number, told: Told): Figures | null {
-  return bothOf(told.get(pid), (one) => one.role === 'publisher' && one.ringCapacity === capacity)
+function publisherOf(pid: number, capacity: number, snapshots: Snapshots): Figures | null {
+  return compare(snapshots.get(pid), (entry) => entry.role === 'publisher' && entry.ringCapacity === capacity)
 }
 
-function bothOf(two: { before: Snapshot; now: Snapshot } | undefined, is: (one: Observed) => boolean): Figures | null {
-  if (two === undefined) return null
-  const { before, now } = two
-  const found = now.channels.find(is)
+function compare(
+  pair: { before: Snapshot; now: Snapshot } | undefined,
+  matches: (entry: Observed) => boolean,
+): Figures | null {
+  if (pair === undefined) return null
+  const { before, now } = pair
+  const found = now.channels.find(matches)
   const earlier = before.channels.find(({ id }) => id === found?.id)
   if (found === undefined || earlier === undefined) return null
   return { before: earlier, now: found, seconds: (now.at - before.at) / 1000 }
@@ -76,31 +81,31 @@ function streamsOf(
   pid: number,
   peer: number,
   { ringCapacity, peerRingCapacity }: SeenChannel,
-  [own, theirs]: [Figures | null, Figures | null],
+  [own, other]: [Figures | null, Figures | null],
 ): Stream[] {
   const streams: Stream[] = []
   const add = (writer: number, reader: number, capacity: number, sides: [Figures | null, Figures | null]) => {
-    if (capacity > 0) streams.push({ writer, reader, capacity, ...toldOf(reader, sides) })
+    if (capacity > 0) streams.push({ writer, reader, capacity, ...statisticsOf(reader, sides) })
   }
-  add(pid, peer, ringCapacity, [own, theirs])
-  add(peer, pid, peerRingCapacity, [theirs, own])
+  add(pid, peer, ringCapacity, [own, other])
+  add(peer, pid, peerRingCapacity, [other, own])
   return streams
 }
 
-function toldOf(
+function statisticsOf(
   reader: number,
   [sending, reading]: [Figures | null, Figures | null],
 ): Omit<Stream, 'writer' | 'reader' | 'capacity'> {
   return {
     sent: sending && sentTo(reader, sending, reading),
     flow: flowOf(sending, 'messagesSent', 'bytesSent') ?? flowOf(reading, 'messagesReceived', 'bytesReceived'),
-    sleepsPerSecond: reading && grown(reading, 'sleeps') / reading.seconds,
+    sleepsPerSecond: reading && increase(reading, 'sleeps') / reading.seconds,
   }
 }
 
 /** The bytes that one reader has not read, and the share of the time for which the sender waits for that reader. */
 function sentTo(reader: number, sending: Figures, reading: Figures | null): Stream['sent'] {
-  const waiting = grown(sending, 'waitedMicros') / 1e6 / sending.seconds
+  const waiting = increase(sending, 'waitedMicros') / 1e6 / sending.seconds
   const usedIn = ({ ringUsed, behind }: Observed, lag: number | undefined) =>
     behind === undefined ? (ringUsed ?? 0) : (behind.find(([pid]) => pid === reader)?.[1] ?? lag ?? 0)
   const used = usedIn(sending.now, reading?.now.lag)
@@ -124,6 +129,6 @@ function flowOf(side: Figures | null, messages: Figure, bytes: Figure): Stream['
   return { messagesPerSecond: recent / side.seconds, size }
 }
 
-function grown({ before, now }: Figures, figure: 'waitedMicros' | 'sleeps'): number {
+function increase({ before, now }: Figures, figure: 'waitedMicros' | 'sleeps'): number {
   return Number(now[figure] ?? 0) - Number(before[figure] ?? 0)
 }

@@ -4,20 +4,20 @@ import { builtin } from '../native.js'
 import { timers } from './timers.js'
 
 /** A message posted here wakes the event loop, as long as something else keeps the loop alive. */
-let waker: { postMessage(nothing: null): void } | undefined
+let waker: { postMessage(value: null): void } | undefined
 
 /**
  * Calls back once the event loop has turned. Never calls back if nothing else keeps the process alive. An unreferenced immediate alone is
  * not enough: the loop would sleep before it for as long as it has no other work.
  */
-export function afterWeakTurn(call: () => void): NodeJS.Immediate {
-  const immediate = timers.setImmediate(call).unref()
-  waker ??= newWaker()
+export function setWeakImmediate(callback: () => void): NodeJS.Immediate {
+  const immediate = timers.setImmediate(callback).unref()
+  waker ??= makeWaker()
   waker.postMessage(null)
   return immediate
 }
 
-function newWaker() {
+function makeWaker() {
   const { port1, port2 } = new builtin.threads.MessageChannel()
   port2.on('message', () => {})
   port1.unref()
