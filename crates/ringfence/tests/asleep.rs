@@ -56,7 +56,7 @@ fn role() {
                     let (mut sender, receiver) = join(&address, &small()).unwrap().split();
                     let waiting = receive_asleep(&mut sender, receiver);
                     report("asleep");
-                    drop((woken(waiting), sender));
+                    drop((join_woken(waiting), sender));
                     assert!(!is_watched());
                     // SAFETY: only ends this process, and touches nothing of its parent.
                     unsafe { libc::_exit(0) };
@@ -68,11 +68,11 @@ fn role() {
             // The child has only released its own resources. A thread has its name once it runs.
             let end = Instant::now() + TIME_LIMIT;
             while !is_watched() {
-                assert!(Instant::now() < end, "no thread keeps watch");
+                assert!(Instant::now() < end, "no watcher thread runs");
                 thread::yield_now();
             }
             report("the child has ended");
-            woken(waiting);
+            join_woken(waiting);
         }
         other => unreachable!("{other}"),
     }
@@ -100,7 +100,7 @@ impl Partner {
     }
 
     /// Kills the partner, while the other process lives on.
-    fn die(&mut self) {
+    fn kill(&mut self) {
         self.actor.kill();
         assert!(kill(self.holder, None).is_ok());
     }
@@ -116,18 +116,21 @@ impl Drop for Partner {
 /// Receives on a thread until the end. When this returns, that thread has slept often enough to sleep in a
 /// read.
 fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Receiver> {
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let waiting = thread::spawn(move || {
-        tell.send(gettid()).unwrap();
+        tx.send(gettid()).unwrap();
         while let Ok(Some(_)) = receiver.receive(&mut [0; 8]) {}
         receiver
     });
-    let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+    let file = format!("/proc/self/task/{}/syscall", rx.recv().unwrap());
     let end = Instant::now() + TIME_LIMIT;
     let mut reads = || {
         let call = fs::read_to_string(&file).unwrap();
         let number = call.split(' ').next().unwrap();
-        assert!(Instant::now() < end, "it does not sleep in a read: {call}");
+        assert!(
+            Instant::now() < end,
+            "the thread does not sleep in a read: {call}"
+        );
         if number == libc::SYS_recvmsg.to_string() {
             return true;
         }
@@ -143,10 +146,10 @@ fn receive_asleep(sender: &mut Sender, mut receiver: Receiver) -> JoinHandle<Rec
 }
 
 /// Joins the thread. A thread that is never woken fails the test instead of hanging it.
-fn woken(waiting: JoinHandle<Receiver>) -> Receiver {
+fn join_woken(waiting: JoinHandle<Receiver>) -> Receiver {
     let end = Instant::now() + TIME_LIMIT;
     while !waiting.is_finished() {
-        assert!(Instant::now() < end, "it is not woken");
+        assert!(Instant::now() < end, "the thread is not woken");
         thread::yield_now();
     }
     waiting.join().unwrap()
@@ -167,7 +170,7 @@ fn watcher() -> Option<PathBuf> {
             fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-exits")
         });
     let first = watching.next();
-    assert_eq!(watching.next(), None, "one for all");
+    assert_eq!(watching.next(), None, "one watcher for all channels");
     first
 }
 
@@ -191,7 +194,7 @@ fn runs_of_the_watcher() -> String {
         if WAITS.iter().any(|wait| call.starts_with(&format!("{wait} "))) {
             return fs::read_to_string(watcher.join("schedstat")).unwrap();
         }
-        assert!(Instant::now() < end, "it does not sleep: {call}");
+        assert!(Instant::now() < end, "the thread does not sleep: {call}");
         thread::yield_now();
     }
 }
@@ -208,27 +211,27 @@ fn descriptors() -> Vec<String> {
 }
 
 #[test]
-fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_ends_the_watch() {
+fn peer_exit_ends_the_sleep_and_the_watcher_stops() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = descriptors();
-    let (mut mortal, mut sender, receiver) = Partner::meet();
+    let (mut partner, mut sender, receiver) = Partner::meet();
     let (_other, mut others_sender, others_receiver) = Partner::meet();
-    assert!(!is_watched(), "no thread has slept so often");
+    assert!(!is_watched(), "the watcher starts after some sleeps");
     let waiting = receive_asleep(&mut sender, receiver);
     let others = receive_asleep(&mut others_sender, others_receiver);
-    mortal.die();
-    let receiver = woken(waiting);
+    partner.kill();
+    let receiver = join_woken(waiting);
     assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
     // A death is reported once, although its channel still exists.
     let runs = runs_of_the_watcher();
     drop(Partner::meet());
     assert_eq!(runs_of_the_watcher(), runs);
     drop((sender, receiver));
-    assert!(is_watched(), "for the other");
+    assert!(is_watched(), "for the other channel");
     assert_eq!(others_sender.close_reason(), None);
     // The partner reads to its end, and closes.
     others_sender.end();
-    let others_receiver = woken(others);
+    let others_receiver = join_woken(others);
     assert_eq!(others_receiver.close_reason(), Some(CloseReason::Closed));
     drop((others_sender, others_receiver));
     assert!(!is_watched());
@@ -236,7 +239,7 @@ fn a_death_ends_the_sleep_though_another_holds_the_line_and_the_last_channel_end
 }
 
 #[test]
-fn a_forked_child_has_a_watch_of_its_own() {
+fn forked_child_has_its_own_watcher() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let addresses = [(); 2].map(|()| fresh_address(false).0);
     let [parents, childs] = &addresses;
@@ -246,10 +249,10 @@ fn a_forked_child_has_a_watch_of_its_own() {
         actor
     });
     let forks = Actor::start("forks and joins", &[&parents.to_string(), &childs.to_string()]);
-    let [mut parents, mut childs] = partners.map(Partner::of);
+    let [mut parents_partner, mut childs_partner] = partners.map(Partner::of);
     forks.expect("asleep");
-    childs.die();
+    childs_partner.kill();
     forks.expect("the child has ended");
-    parents.die();
+    parents_partner.kill();
     forks.finish();
 }

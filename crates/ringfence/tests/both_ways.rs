@@ -84,7 +84,7 @@ impl EventLoop {
             let timeout = EpollTimeout::try_from(TIME_LIMIT).unwrap();
             epoll.wait(&mut [EpollEvent::empty()], timeout).unwrap() > 0
         };
-        assert!(found, "no bell was heard");
+        assert!(found, "no wakeup arrived");
     }
 }
 
@@ -106,14 +106,14 @@ fn message(number: u64, length: usize) -> Vec<u8> {
 }
 
 /// Waits for room in all the ways that a program can.
-fn send_all(sender: &mut Sender, way: Way, traffic: &Traffic, beat: &AtomicU64) {
+fn send_all(sender: &mut Sender, way: Way, traffic: &Traffic, progress: &AtomicU64) {
     let mut event_loop = EventLoop(None);
     for number in 0..traffic.messages {
         let message = message(number, traffic.length);
         while !sender.try_send(&message).unwrap() {
             match way.of_message(number) {
                 Way::Thread => assert!(sender.wait(message.len(), None).unwrap()),
-                Way::Until => assert!(sender.wait(message.len(), far()).unwrap(), "no bell was heard"),
+                Way::Until => assert!(sender.wait(message.len(), far()).unwrap(), "no wakeup arrived"),
                 way => {
                     if sender.arm(message.len()).unwrap() {
                         event_loop.wait(way, sender);
@@ -123,12 +123,12 @@ fn send_all(sender: &mut Sender, way: Way, traffic: &Traffic, beat: &AtomicU64) 
                 }
             }
         }
-        beat.fetch_add(1, Ordering::Relaxed);
+        progress.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Waits for messages in the same ways.
-fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, beat: &AtomicU64) {
+fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, progress: &AtomicU64) {
     let mut event_loop = EventLoop(None);
     let mut into = vec![0; traffic.length];
     for number in 0..traffic.messages {
@@ -140,7 +140,7 @@ fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, beat: &Atom
             assert!(!receiver.is_ended().unwrap(), "the other process has failed");
             match way.of_message(number) {
                 Way::Thread => assert!(receiver.wait_readable(None).unwrap()),
-                Way::Until => assert!(receiver.wait_readable(far()).unwrap(), "no bell was heard"),
+                Way::Until => assert!(receiver.wait_readable(far()).unwrap(), "no wakeup arrived"),
                 way => {
                     if receiver.arm().unwrap() {
                         event_loop.wait(way, receiver);
@@ -150,29 +150,29 @@ fn receive_all(receiver: &mut Receiver, way: Way, traffic: &Traffic, beat: &Atom
                 }
             }
         }
-        beat.fetch_add(1, Ordering::Relaxed);
+        progress.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Waits for room and for messages at once.
-fn exchange_in_one_loop(channel: &mut (Sender, Receiver), traffic: &Traffic, beat: &AtomicU64) {
+fn exchange_in_one_loop(channel: &mut (Sender, Receiver), traffic: &Traffic, progress: &AtomicU64) {
     let (sender, receiver) = channel;
     let mut into = vec![0; traffic.length];
-    let (mut sent, mut taken) = (0, 0);
-    while sent < traffic.messages || taken < traffic.messages {
-        let before = sent + taken;
+    let (mut sent, mut read) = (0, 0);
+    while sent < traffic.messages || read < traffic.messages {
+        let before = sent + read;
         while sent < traffic.messages && sender.try_send(&message(sent, traffic.length)).unwrap() {
             sent += 1;
         }
-        while taken < traffic.messages && receiver.try_receive(&mut into).unwrap().is_some() {
-            assert_eq!(into[..8], taken.to_le_bytes());
-            taken += 1;
+        while read < traffic.messages && receiver.try_receive(&mut into).unwrap().is_some() {
+            assert_eq!(into[..8], read.to_le_bytes());
+            read += 1;
         }
-        beat.fetch_add(sent + taken - before, Ordering::Relaxed);
+        progress.fetch_add(sent + read - before, Ordering::Relaxed);
         let waits_for_room = sent < traffic.messages && sender.arm(traffic.length).unwrap();
-        let waits_for_message = taken < traffic.messages && receiver.arm().unwrap();
+        let waits_for_message = read < traffic.messages && receiver.arm().unwrap();
         if waits_for_room == (sent < traffic.messages)
-            && waits_for_message == (taken < traffic.messages)
+            && waits_for_message == (read < traffic.messages)
             && (waits_for_room || waits_for_message)
         {
             EventLoop(None).wait(Way::Loop, receiver);
@@ -185,16 +185,16 @@ fn exchange_in_one_loop(channel: &mut (Sender, Receiver), traffic: &Traffic, bea
 }
 
 /// Passes tokens there and back, one at a time.
-fn pass_tokens(tokens: &Tokens, traffic: &Traffic, begins: bool, beat: &AtomicU64) {
+fn pass_tokens(tokens: &Tokens, traffic: &Traffic, starts: bool, progress: &AtomicU64) {
     for number in 0..traffic.tokens {
-        if begins {
+        if starts {
             tokens.send(number).unwrap();
         }
         assert_eq!(tokens.token_until(far().unwrap()).unwrap(), Some(number));
-        if !begins {
+        if !starts {
             tokens.send(number).unwrap();
         }
-        beat.fetch_add(1, Ordering::Relaxed);
+        progress.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -209,47 +209,47 @@ struct Traffic {
 type Work = Box<dyn FnOnce(&AtomicU64) -> Box<dyn Send> + Send>;
 
 /// Runs all parts of a channel concurrently, each on a thread. Fails if there is no more progress.
-fn run(channel: Channel, [outward, inward]: [Way; 2], traffic: Traffic, begins: bool) {
+fn run(channel: Channel, [outward, inward]: [Way; 2], traffic: Traffic, starts: bool) {
     let tokens = channel.tokens();
     let (mut sender, mut receiver) = channel.split();
-    let beat = Arc::new(AtomicU64::new(0));
+    let progress = Arc::new(AtomicU64::new(0));
     let (done, ended) = mpsc::channel::<Box<dyn Send>>();
     let start = |work: Work| {
-        let (beat, done) = (Arc::clone(&beat), done.clone());
-        thread::spawn(move || done.send(work(&beat)).unwrap());
+        let (progress, done) = (Arc::clone(&progress), done.clone());
+        thread::spawn(move || done.send(work(&progress)).unwrap());
     };
     let halves = if outward == Way::OneLoop || inward == Way::OneLoop {
-        start(Box::new(move |beat| {
+        start(Box::new(move |progress| {
             let mut halves = (sender, receiver);
-            exchange_in_one_loop(&mut halves, &traffic, beat);
+            exchange_in_one_loop(&mut halves, &traffic, progress);
             Box::new(halves)
         }));
         1
     } else {
-        start(Box::new(move |beat| {
-            send_all(&mut sender, outward, &traffic, beat);
+        start(Box::new(move |progress| {
+            send_all(&mut sender, outward, &traffic, progress);
             Box::new(sender)
         }));
-        start(Box::new(move |beat| {
-            receive_all(&mut receiver, inward, &traffic, beat);
+        start(Box::new(move |progress| {
+            receive_all(&mut receiver, inward, &traffic, progress);
             Box::new(receiver)
         }));
         2
     };
-    start(Box::new(move |beat| {
-        pass_tokens(&tokens, &traffic, begins, beat);
+    start(Box::new(move |progress| {
+        pass_tokens(&tokens, &traffic, starts, progress);
         Box::new(tokens)
     }));
     // Dropped together: the channel stays open until all parts are done.
     let mut parts = Vec::new();
     while parts.len() < halves + 1 {
-        let before = beat.load(Ordering::Relaxed);
+        let before = progress.load(Ordering::Relaxed);
         match ended.recv_timeout(TIME_LIMIT) {
             Ok(part) => parts.push(part),
             Err(_) => assert_ne!(
-                beat.load(Ordering::Relaxed),
+                progress.load(Ordering::Relaxed),
                 before,
-                "nothing moves: sends by {outward:?}, receives by {inward:?}"
+                "no progress: sends by {outward:?}, receives by {inward:?}"
             ),
         }
     }
@@ -264,7 +264,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "other" => {}
-        "without descriptors" => return begin_a_loop_without_descriptors(&address),
+        "without descriptors" => return arm_without_descriptors(&address),
         "echo" => return echo(&address),
         other => unreachable!("{other}"),
     }
@@ -304,21 +304,21 @@ const TRAFFIC: Traffic = Traffic {
 };
 
 #[test]
-fn a_loop_that_receives_and_a_thread_that_sends_miss_nothing() {
+fn receiving_loop_and_sending_thread_miss_nothing() {
     for (receives, sends) in [(Way::Loop, Way::Thread), (Way::Edge, Way::Until)] {
         meet([sends, receives], [sends, receives], TRAFFIC);
     }
 }
 
 #[test]
-fn a_loop_that_sends_and_a_thread_that_receives_miss_nothing() {
+fn sending_loop_and_receiving_thread_miss_nothing() {
     for (sends, receives) in [(Way::Loop, Way::Thread), (Way::Edge, Way::Until)] {
         meet([sends, receives], [sends, receives], TRAFFIC);
     }
 }
 
 #[test]
-fn halves_that_change_their_way_miss_nothing() {
+fn changing_the_way_of_waiting_misses_nothing() {
     for fixed in [Way::Thread, Way::Until] {
         meet([fixed, Way::Changing], [Way::Changing, fixed], TRAFFIC);
     }
@@ -333,16 +333,16 @@ fn echo(address: &Address) {
 }
 
 /// A thread that sleeps in a read of the line would consume the wakeup of an event loop that starts now.
-fn begin_a_loop_without_descriptors(address: &Address) {
+fn arm_without_descriptors(address: &Address) {
     let (mut sender, mut receiver) = join(address, &small()).unwrap().split();
-    let (tell, told) = mpsc::channel();
+    let (tx, rx) = mpsc::channel();
     let reading = thread::spawn(move || {
         let mut into = [0; 8];
-        tell.send(gettid()).unwrap();
+        tx.send(gettid()).unwrap();
         while receiver.receive(&mut into).unwrap() == Some(8) {}
         receiver
     });
-    let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+    let file = format!("/proc/self/task/{}/syscall", rx.recv().unwrap());
     let end = Instant::now() + TIME_LIMIT;
     while !fs::read_to_string(&file)
         .unwrap()
@@ -350,7 +350,7 @@ fn begin_a_loop_without_descriptors(address: &Address) {
     {
         // Each answer is one more wait.
         sender.try_send(&[0; 8]).unwrap();
-        assert!(Instant::now() < end, "it does not sleep in a read");
+        assert!(Instant::now() < end, "the thread does not sleep in a read");
     }
     forbid(libc::SYS_epoll_create1, None, libc::EMFILE);
     let armed = sender.arm(1000);
@@ -360,7 +360,7 @@ fn begin_a_loop_without_descriptors(address: &Address) {
         .is_ok_and(|call| EPOLL.iter().any(|epoll| call.starts_with(&format!("{epoll} "))))
     {
         sender.try_send(&[0; 8]).unwrap();
-        assert!(Instant::now() < end, "it does not sleep beside a loop");
+        assert!(Instant::now() < end, "the thread does not use epoll");
     }
     sender.arm(1000).unwrap();
     sender.disarm();
@@ -369,7 +369,7 @@ fn begin_a_loop_without_descriptors(address: &Address) {
 }
 
 #[test]
-fn a_loop_that_cannot_be_told_is_not_begun() {
+fn arming_a_loop_without_descriptors_fails() {
     let (address, _keep) = fresh_address(false);
     let echo = Actor::start("echo", &[&address.to_string()]);
     wait_for_host(&address);
@@ -380,7 +380,7 @@ fn a_loop_that_cannot_be_told_is_not_begun() {
 /// Four pairs of processes at a time, in random ways, for the number of seconds in `RINGFENCE_SOAK`: see
 /// scripts/test.mjs.
 #[test]
-#[ignore = "takes as long as it is told to"]
+#[ignore = "runs for RINGFENCE_SOAK seconds"]
 fn soak() {
     let seconds = std::env::var("RINGFENCE_SOAK").map_or(60, |seconds| seconds.parse().unwrap());
     let end = Instant::now() + Duration::from_secs(seconds);

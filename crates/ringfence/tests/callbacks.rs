@@ -39,7 +39,7 @@ fn role() {
             wait_for_test();
         }
         // Connects many times at once.
-        "crowd" => {
+        "concurrent connects" => {
             thread::scope(|scope| {
                 for _ in 0..arguments[1].parse().unwrap() {
                     scope.spawn(|| report(connect(&address, &small()).unwrap_err().code()));
@@ -52,14 +52,14 @@ fn role() {
 }
 
 #[test]
-fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens() {
+fn panicking_callback_only_refuses_its_peer() {
     // More handshakes than one process may have under way: no slot is leaked.
     const COUNT: usize = 20;
     for later in [true, false] {
         let panics = Arc::new(AtomicBool::new(true));
         let policy = {
             let panics = Arc::clone(&panics);
-            let decide = move || assert!(!panics.load(Ordering::Acquire), "as this test wants it");
+            let decide = move || assert!(!panics.load(Ordering::Acquire), "on purpose");
             if later {
                 Policy::new().authorize_later(move |_, decision| {
                     decide();
@@ -80,11 +80,11 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
             let refusal = error.refusal().expect("a refusal");
             assert_eq!(
                 (refusal.check.as_str(), refusal.found.as_str()),
-                ("authorize", "a panic: as this test wants it"),
+                ("authorize", "a panic: on purpose"),
                 "{number}"
             );
             let cause = refusal.source().expect("its cause").to_string();
-            assert!(cause.contains("as this test wants it"), "{cause}");
+            assert!(cause.contains("on purpose"), "{cause}");
             assert_eq!(identity.map(|identity| identity.pid), Some(agent.pid()));
             if number == COUNT - 1 {
                 break;
@@ -108,42 +108,42 @@ fn a_panic_in_a_callback_refuses_its_peer_and_is_told_and_nothing_else_happens()
 }
 
 #[test]
-fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
+fn hanging_callbacks_occupy_a_limited_number_of_threads() {
     const CALLS: usize = 20;
     // The maximum number of concurrent callback calls about one process.
-    const MOST: usize = 16;
+    const MAX_CALLS: usize = 16;
     let (address, _keep) = fresh_address(false);
     let about = Arc::new(AtomicI32::new(0));
-    let begun = Arc::new(AtomicUsize::new(0));
+    let started = Arc::new(AtomicUsize::new(0));
     let released = Arc::new((Mutex::new(false), Condvar::new()));
     let policy = Policy::new().authorize_later({
-        let (about, begun, released) = (Arc::clone(&about), Arc::clone(&begun), Arc::clone(&released));
+        let (about, started, released) = (Arc::clone(&about), Arc::clone(&started), Arc::clone(&released));
         move |peer, decision| {
             if peer.pid == about.load(Ordering::Acquire) {
-                begun.fetch_add(1, Ordering::AcqRel);
-                let (released, told) = &*released;
-                drop(told.wait_while(released.lock().unwrap(), |released| !*released));
+                started.fetch_add(1, Ordering::AcqRel);
+                let (released, signal) = &*released;
+                drop(signal.wait_while(released.lock().unwrap(), |released| !*released));
             }
             decision.allow();
         }
     });
-    // Long enough for a client's handshake on a busy machine: the whole crowd waits that long.
+    // Long enough for a client's handshake on a busy machine: all concurrent clients wait that long.
     let options = small().policy(policy).handshake_timeout(Duration::from_secs(2));
     let listener = listen(&address, &options).unwrap();
     listener.pause();
-    let mut crowd = Actor::start("crowd", &[&address.to_string(), &CALLS.to_string()]);
-    about.store(crowd.pid(), Ordering::Release);
+    let mut clients = Actor::start("concurrent connects", &[&address.to_string(), &CALLS.to_string()]);
+    about.store(clients.pid(), Ordering::Release);
     listener.resume();
     let mut without_a_thread = 0;
     for _ in 0..CALLS {
         let error = refused(&listener).error;
         assert!(matches!(error, Error::HandshakeTimeout { .. }), "{error}");
         without_a_thread += usize::from(error.to_string().contains("calls that do not return"));
-        crowd.expect("PEER_LOST");
+        clients.expect("PEER_LOST");
     }
     assert_eq!(
-        (begun.load(Ordering::Acquire), without_a_thread),
-        (MOST, CALLS - MOST)
+        (started.load(Ordering::Acquire), without_a_thread),
+        (MAX_CALLS, CALLS - MAX_CALLS)
     );
     // All of these calls still hang.
     let mut agent = Actor::start("agent", &[&address.to_string(), "1"]);
@@ -158,7 +158,7 @@ fn callbacks_that_never_return_have_so_many_threads_and_others_go_on() {
     let mut again = Actor::start("agent", &[&address.to_string(), "1"]);
     again.expect("in");
     drop(listener);
-    for actor in [&mut crowd, &mut agent, &mut again] {
+    for actor in [&mut clients, &mut agent, &mut again] {
         actor.proceed();
     }
 }

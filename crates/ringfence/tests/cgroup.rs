@@ -90,8 +90,8 @@ fn role() {
     };
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
-        "asks for too much" => asks_for_too_much(&address, &arguments[1]),
-        "asks too often" => asks_too_often(&address, &arguments[1]),
+        "large ring" => as_large_ring(&address, &arguments[1]),
+        "many rings" => as_many_rings(&address, &arguments[1]),
         "bystander" => bystander(&address),
         other => panic!("no such role: {other}"),
     }
@@ -106,12 +106,12 @@ fn agent(capacity: u64) -> Options {
     small().capacity(capacity).max_message_size(MESSAGE as u64)
 }
 
-fn asks_for_too_much(address: &Address, cgroup: &str) {
+fn as_large_ring(address: &Address, cgroup: &str) {
     enter(cgroup);
     let mut channel = connect(address, &agent(RING)).unwrap();
     channel.sender().send(&message(0, MESSAGE)).unwrap();
     match connect(address, &agent(TOO_MUCH)) {
-        Ok(_) => report("let in"),
+        Ok(_) => report("connected"),
         Err(error) => report(error.code()),
     }
     // Its existing channel continues to work.
@@ -119,7 +119,7 @@ fn asks_for_too_much(address: &Address, cgroup: &str) {
     channel.close();
 }
 
-fn asks_too_often(address: &Address, cgroup: &str) {
+fn as_many_rings(address: &Address, cgroup: &str) {
     enter(cgroup);
     let mut channels = Vec::new();
     for number in 0..TOO_MANY {
@@ -137,7 +137,7 @@ fn asks_too_often(address: &Address, cgroup: &str) {
             }
         }
     }
-    report("let in");
+    report("connected");
 }
 
 /// Another process of the same service.
@@ -150,7 +150,7 @@ fn bystander(address: &Address) {
     }
 }
 
-fn echoed(channel: &mut Channel) {
+fn check_echo(channel: &mut Channel) {
     channel.sender().send(b"there and back").unwrap();
     let mut room = [0; 64];
     let length = channel.receiver().receive(&mut room).unwrap().unwrap();
@@ -164,17 +164,17 @@ fn service() -> (Listener, Address, Option<tempfile::TempDir>) {
 }
 
 /// Counts the descriptors of this process, and the shared objects of ringfence that it has mapped.
-fn traces() -> (usize, usize) {
+fn resources() -> (usize, usize) {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
     let mapped = maps.lines().filter(|line| line.contains("memfd:ringfence"));
     (fs::read_dir("/proc/self/fd").unwrap().count(), mapped.count())
 }
 
 /// Waits until there are no more than before: resources are released a moment after an end.
-fn is_back_to(before: (usize, usize)) {
+fn wait_until_released(before: (usize, usize)) {
     let end = Instant::now() + TIME_LIMIT;
     loop {
-        let (descriptors, mappings) = traces();
+        let (descriptors, mappings) = resources();
         if descriptors <= before.0 && mappings <= before.1 {
             return;
         }
@@ -202,51 +202,51 @@ fn read_to_the_end(channel: &mut Channel, first: usize) -> (usize, CloseReason) 
 }
 
 #[test]
-fn a_ring_larger_than_the_cgroup_is_an_error() {
+fn ring_larger_than_the_cgroup_is_an_error() {
     let Some(cgroup) = Cgroup::new("ring") else { return };
-    is_refused_in(&cgroup.limited);
+    expect_no_space_in(&cgroup.limited);
 }
 
 #[test]
-fn a_ring_larger_than_a_cgroup_above_is_an_error() {
+fn ring_larger_than_a_parent_cgroup_is_an_error() {
     let Some(cgroup) = Cgroup::new("above") else {
         return;
     };
-    is_refused_in(&cgroup.below);
+    expect_no_space_in(&cgroup.below);
 }
 
-fn is_refused_in(cgroup: &Path) {
+fn expect_no_space_in(cgroup: &Path) {
     let (listener, address, _keep) = service();
-    let beside = Actor::start("bystander", &[&address.to_string()]);
+    let bystander_actor = Actor::start("bystander", &[&address.to_string()]);
     let mut bystander = accepted(&listener);
-    beside.expect("met");
-    let before = traces();
+    bystander_actor.expect("met");
+    let before = resources();
 
-    let actor = Actor::start("asks for too much", &[&address.to_string(), text(cgroup)]);
+    let actor = Actor::start("large ring", &[&address.to_string(), text(cgroup)]);
     let mut channel = accepted(&listener);
     assert_eq!(actor.next_line_or_end().as_deref(), Some("NO_SPACE"));
     assert_eq!(actor.signal(), None);
     // Its existing channel continues to work.
     assert_eq!(read_to_the_end(&mut channel, 0), (2, CloseReason::Closed));
     drop(channel);
-    is_back_to(before);
-    echoed(&mut bystander);
+    wait_until_released(before);
+    check_echo(&mut bystander);
     bystander.close();
-    beside.finish();
+    bystander_actor.finish();
 }
 
 #[test]
-fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
+fn rings_that_fill_the_cgroup_fail_or_kill_the_client() {
     let Some(cgroup) = Cgroup::new("rings") else {
         return;
     };
     let (listener, address, _keep) = service();
-    let beside = Actor::start("bystander", &[&address.to_string()]);
+    let bystander_actor = Actor::start("bystander", &[&address.to_string()]);
     let mut bystander = accepted(&listener);
-    beside.expect("met");
-    let before = traces();
+    bystander_actor.expect("met");
+    let before = resources();
 
-    let actor = Actor::start("asks too often", &[&address.to_string(), text(&cgroup.below)]);
+    let actor = Actor::start("many rings", &[&address.to_string(), text(&cgroup.below)]);
     let mut channels = Vec::new();
     let reason = if let Some(count) = actor.next_line_or_end() {
         assert_eq!(actor.next_line_or_end().as_deref(), Some("NO_SPACE"));
@@ -279,10 +279,10 @@ fn rings_that_fill_the_cgroup_end_in_an_error_or_with_who_asks_for_them() {
         // The last peer may have been killed before it sent its message.
         assert!(count == 1 || count == 0 && number == last, "{count} of {number}");
     }
-    is_back_to(before);
-    echoed(&mut bystander);
+    wait_until_released(before);
+    check_echo(&mut bystander);
     assert_eq!(listener.size(), 1);
     bystander.close();
-    beside.finish();
+    bystander_actor.finish();
     listener.close(Channels::Close);
 }

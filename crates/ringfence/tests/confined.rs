@@ -84,14 +84,14 @@ fn role() {
             report("returned");
             wait_for_test();
         }
-        "gives the line away" => {
+        "passes the line" => {
             let line: i32 = arguments[0].parse().unwrap();
             let bytes = [IoSlice::new(b"!")];
             let rights = [ControlMessage::ScmRights(&[line])];
             sendmsg::<()>(0, &bytes, &rights, MsgFlags::empty(), None).unwrap();
-            report("given");
+            report("passed");
         }
-        "takes the line" => {
+        "receives the line" => {
             let mut byte = [0];
             let mut bytes = [std::io::IoSliceMut::new(&mut byte)];
             let mut space = nix::cmsg_space!([i32; 1]);
@@ -107,14 +107,14 @@ fn role() {
             answer(any());
         }
         // Its sandbox denies the calls that a filter of the network often denies.
-        "may not shut down" => {
+        "shutdown denied" => {
             for call in [libc::SYS_sendto, libc::SYS_recvfrom, libc::SYS_shutdown] {
                 forbid(call, None, libc::EPERM);
             }
             let (mut sender, mut receiver) = from_parent(&small().policy(any())).unwrap().split();
-            let (tell, told) = mpsc::channel();
+            let (tx, rx) = mpsc::channel();
             let waiting = thread::spawn(move || {
-                tell.send(gettid()).unwrap();
+                tx.send(gettid()).unwrap();
                 let mut bytes = [0; 64];
                 loop {
                     match receiver.receive(&mut bytes) {
@@ -123,7 +123,7 @@ fn role() {
                     }
                 }
             });
-            let file = format!("/proc/self/task/{}/syscall", told.recv().unwrap());
+            let file = format!("/proc/self/task/{}/syscall", rx.recv().unwrap());
             sender.send(b"to the parent").unwrap();
             wait_for_test();
             let end = Instant::now() + TIME_LIMIT;
@@ -131,7 +131,7 @@ fn role() {
                 let number = call.split(' ').next().and_then(|number| number.parse().ok());
                 number.is_some_and(|number| SLEEPS.contains(&number))
             }) {
-                assert!(Instant::now() < end, "it does not sleep");
+                assert!(Instant::now() < end, "the thread does not sleep");
                 thread::yield_now();
             }
             sender.close();
@@ -196,8 +196,8 @@ const SLEEPS: &[libc::c_long] = &[
 
 /// Wakeups arrive, and the end of the channel wakes the threads of both sides.
 #[test]
-fn a_child_that_may_not_shut_its_line_down_talks_and_ends() {
-    let (mut child, line) = start("", false, "may not shut down").unwrap();
+fn child_without_shutdown_exchanges_messages_and_ends() {
+    let (mut child, line) = start("", false, "shutdown denied").unwrap();
     let (mut sender, mut receiver) = line.channel(&requires(&[])).unwrap().split();
     let mut bytes = [0; 64];
     let length = receiver.receive(&mut bytes).unwrap().unwrap();
@@ -228,7 +228,7 @@ fn refusal(result: ringfence::Result<Channel>) -> (Confinement, String, String) 
 }
 
 #[test]
-fn a_confined_child_passes_and_each_check_is_evidence_at_each_step() {
+fn confined_child_passes_every_check_at_every_step() {
     let Some((child, line)) = start("-Urn", true, "child") else {
         return;
     };
@@ -256,7 +256,7 @@ fn a_confined_child_passes_and_each_check_is_evidence_at_each_step() {
 }
 
 #[test]
-fn a_child_that_is_not_confined_is_refused_by_the_check_that_fails() {
+fn unconfined_child_is_refused_by_the_failed_check() {
     for (confinement, advice) in [
         (Confinement::NoNewPrivs, "--no-new-privs"),
         (Confinement::Seccomp, "bwrap --seccomp"),
@@ -275,13 +275,13 @@ fn a_child_that_is_not_confined_is_refused_by_the_check_that_fails() {
             sentence.contains(&format!("requires {confinement} ")),
             "{sentence}"
         );
-        let told = child.next_line();
-        assert!(told.contains(confinement.as_str()), "{told}");
+        let reply = child.next_line();
+        assert!(reply.contains(confinement.as_str()), "{reply}");
     }
 }
 
 #[test]
-fn a_child_with_some_of_the_confinements_is_refused_for_the_missing_one() {
+fn partly_confined_child_is_refused() {
     let (_child, line) = start("", true, "child").unwrap();
     let wanted = [
         Confinement::NoNewPrivs,
@@ -294,7 +294,7 @@ fn a_child_with_some_of_the_confinements_is_refused_for_the_missing_one() {
 }
 
 #[test]
-fn a_child_with_one_unconfined_thread_is_refused() {
+fn child_with_an_unconfined_thread_is_refused() {
     for confinement in [Confinement::NoNewPrivs, Confinement::Seccomp] {
         let (child, line) = start("", false, "confines one thread").unwrap();
         let (check, found, _) = refusal(line.channel(&requires(&[confinement])));
@@ -304,7 +304,7 @@ fn a_child_with_one_unconfined_thread_is_refused() {
 }
 
 #[test]
-fn capabilities_in_a_namespace_below_do_not_count() {
+fn capabilities_in_a_child_namespace_do_not_count() {
     let Some((child, line)) = start("-Ur", false, "child") else {
         return;
     };
@@ -323,7 +323,7 @@ fn capabilities_in_a_namespace_below_do_not_count() {
 
 /// Only a process with capabilities over the parent's network namespace can return to it.
 #[test]
-fn a_child_that_leaves_its_network_namespace_is_refused_at_the_last_check() {
+fn leaving_the_network_namespace_fails_the_last_check() {
     if !geteuid().is_root() {
         eprintln!("skipped: it takes root to enter a network namespace");
         return;
@@ -350,10 +350,10 @@ fn a_child_that_leaves_its_network_namespace_is_refused_at_the_last_check() {
 }
 
 #[test]
-fn an_unconfined_process_that_has_the_line_from_a_confined_child_is_refused() {
+fn unconfined_holder_of_a_confined_line_is_refused() {
     let (here, there) = UnixStream::pair().unwrap();
-    let (line, childs) = private_line().unwrap();
-    let inherited = dup(&childs).unwrap();
+    let (line, child_end) = private_line().unwrap();
+    let inherited = dup(&child_end).unwrap();
     let number = inherited.as_raw_fd();
     let mut command = Command::new(std::env::current_exe().unwrap());
     let confine = move || {
@@ -366,26 +366,26 @@ fn an_unconfined_process_that_has_the_line_from_a_confined_child_is_refused() {
     };
     // SAFETY: between fork and exec it makes three system calls and allocates nothing.
     unsafe { command.pre_exec(confine) };
-    let role = "gives the line away";
+    let role = "passes the line";
     let confined = Actor::run_with_input(command, there.into(), role, &[&number.to_string()]);
-    drop(childs);
+    drop(child_end);
     let unconfined = Command::new(std::env::current_exe().unwrap());
-    let unconfined = Actor::run_with_input(unconfined, here.into(), "takes the line", &[]);
-    confined.expect("given");
+    let unconfined = Actor::run_with_input(unconfined, here.into(), "receives the line", &[]);
+    confined.expect("passed");
     let (check, ..) = refusal(line.channel(&requires(&[Confinement::NoNewPrivs, Confinement::Seccomp])));
     assert_eq!(check, Confinement::NoNewPrivs);
-    let told = unconfined.next_line();
-    assert!(told.contains("confined.noNewPrivs"), "{told}");
+    let reply = unconfined.next_line();
+    assert!(reply.contains("confined.noNewPrivs"), "{reply}");
 }
 
 #[test]
-fn a_service_refuses_and_counts_an_unconfined_client() {
+fn service_refuses_and_counts_an_unconfined_client() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &requires(&[Confinement::Seccomp])).unwrap();
     wait_for_host(&address);
     let client = Actor::start("connect", &[&address.to_string()]);
-    let told = client.next_line();
-    assert!(told.contains("confined.seccomp"), "{told}");
+    let reply = client.next_line();
+    assert!(reply.contains("confined.seccomp"), "{reply}");
     let error = refused(&listener).error;
     assert_eq!(
         error.refusal().unwrap().check,

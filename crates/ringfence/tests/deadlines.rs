@@ -27,7 +27,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     let options = small().max_message_size(1 << 16);
     match role.as_str() {
-        "short of memory" => receive_with_too_little(&address),
+        "limited memory" => receive_with_limited_memory(&address),
         // On command, reads all that is there.
         "reads" => {
             let (_sender, mut receiver) = join(&address, &options).unwrap().split();
@@ -105,7 +105,7 @@ fn far() -> Instant {
 }
 
 #[test]
-fn a_send_ends_at_its_deadline_and_nothing_of_a_short_message_was_sent() {
+fn timed_out_send_sends_nothing_of_a_short_message() {
     let (mut actor, channel) = meet("reads", &[]);
     let (mut sender, _receiver) = channel.split();
     let mut sent = Vec::new();
@@ -122,7 +122,7 @@ fn a_send_ends_at_its_deadline_and_nothing_of_a_short_message_was_sent() {
 }
 
 #[test]
-fn a_long_message_whose_sending_was_late_can_be_gone_on_with() {
+fn timed_out_send_of_a_long_message_can_be_resumed() {
     let (mut actor, channel) = meet("reads", &[]);
     let (mut sender, _receiver) = channel.split();
     let long = message(30_000);
@@ -143,7 +143,7 @@ fn a_long_message_whose_sending_was_late_can_be_gone_on_with() {
 }
 
 #[test]
-fn a_message_comes_in_memory_of_its_own_size() {
+fn receive_vec_allocates_exactly_the_message() {
     let (mut actor, channel) = meet("sends", &["0", "1", "700", "30000", "8"]);
     let (_sender, mut receiver) = channel.split();
     assert_eq!(receiver.try_receive_vec().unwrap(), None);
@@ -156,7 +156,7 @@ fn a_message_comes_in_memory_of_its_own_size() {
 
 /// Receives each of two messages once the limit is lifted. Before the second call, the whole message has
 /// arrived and was assembled.
-fn receive_with_too_little(address: &Address) {
+fn receive_with_limited_memory(address: &Address) {
     let options = small().capacity(4 << 20);
     let mut receiver = join(address, &options).unwrap().split().1;
     let (soft, hard) = getrlimit(Resource::RLIMIT_AS).unwrap();
@@ -185,13 +185,13 @@ fn address_space() -> u64 {
 }
 
 #[test]
-fn a_message_for_which_there_is_no_memory_stays() {
+fn message_is_kept_if_memory_runs_out() {
     let (address, _keep) = fresh_address(false);
     let mut itself = Command::new(std::env::current_exe().unwrap());
     // Each further arena of the C library would reserve 64 MiB of address space, which the limit does not
     // take away.
     itself.env("MALLOC_ARENA_MAX", "1");
-    let mut actor = Actor::run(itself, "short of memory", &[&address.to_string()]);
+    let mut actor = Actor::run(itself, "limited memory", &[&address.to_string()]);
     wait_for_host(&address);
     let options = small().capacity(4 << 20);
     let mut sender = join(&address, &options).unwrap().split().0;
@@ -214,7 +214,7 @@ fn a_message_for_which_there_is_no_memory_stays() {
 }
 
 #[test]
-fn an_accept_ends_at_its_deadline_and_loses_no_arrival() {
+fn timed_out_accept_loses_no_arrival() {
     let (address, _keep) = fresh_address(false);
     let listener = listen(&address, &small()).unwrap();
     assert!(matches!(listener.accept_until(soon()), Err(Error::TimedOut)));
@@ -228,7 +228,7 @@ fn an_accept_ends_at_its_deadline_and_loses_no_arrival() {
 }
 
 #[test]
-fn a_publisher_and_its_subscribers_have_deadlines_and_memory_as_well() {
+fn publisher_and_subscription_support_deadlines_and_vecs() {
     let (address, _keep) = fresh_address(false);
     let mut publisher = publish(&address, &small().capacity(16 << 10).stall(TIME_LIMIT)).unwrap();
     let mut actor = Actor::start("subscribes", &[&address.to_string()]);
@@ -246,7 +246,7 @@ fn a_publisher_and_its_subscribers_have_deadlines_and_memory_as_well() {
 }
 
 #[test]
-fn a_merge_has_deadlines_and_memory_as_well() {
+fn merge_supports_deadlines_and_vecs() {
     let (mut sends, channel) = meet("sends", &["30000"]);
     let (address, _keep) = fresh_address(false);
     let mut publishes = Actor::start("publishes", &[&address.to_string()]);
@@ -275,7 +275,7 @@ fn a_merge_has_deadlines_and_memory_as_well() {
 }
 
 #[test]
-fn an_error_has_a_kind_with_the_name_that_node_sees_and_becomes_one_of_the_standard_librarys() {
+fn error_kinds_map_to_codes_and_io_errors() {
     let no_service = || connect(&fresh_address(false).0, &small()).unwrap_err();
     let no_directory = || connect(&"/no/such/directory/socket".parse().unwrap(), &small()).unwrap_err();
     let no_address = || "".parse::<Address>().unwrap_err();
@@ -317,11 +317,11 @@ fn an_error_has_a_kind_with_the_name_that_node_sees_and_becomes_one_of_the_stand
             io::ErrorKind::BrokenPipe,
         ),
     ];
-    for (error, kind, code, of_io) in cases {
+    for (error, kind, code, io_kind) in cases {
         assert_eq!((error.kind(), error.code(), kind.as_str()), (kind, code, code));
-        let said = error.to_string();
+        let text = error.to_string();
         let error = io::Error::from(error);
-        assert_eq!((error.kind(), error.to_string()), (of_io, said));
+        assert_eq!((error.kind(), error.to_string()), (io_kind, text));
         let own = error
             .get_ref()
             .and_then(<dyn error::Error + Send + Sync>::downcast_ref::<Error>);

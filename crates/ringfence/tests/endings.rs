@@ -41,10 +41,10 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "host stops at" => wire::host(&arguments[0], &arguments[1], || {
-            report("there");
+            report("stopped");
             wait_for_test();
         }),
-        "again and again" => loop {
+        "joins repeatedly" => loop {
             let channel = join(&address, &small().wait(true)).unwrap();
             report("met");
             drop(channel);
@@ -59,7 +59,7 @@ fn role() {
             let (_sender, mut receiver) = join(&address, &small()).unwrap().split();
             report(receiver.receive_vec().unwrap_err().code());
         }
-        "ten" => as_ten(&address, &arguments[1]),
+        "sends ten" => as_sends_ten(&address, &arguments[1]),
         "sits" => {
             let mut channel = join(&address, &small()).unwrap();
             report("met");
@@ -68,7 +68,7 @@ fn role() {
             report("closed");
             wait_for_test();
         }
-        "answers at the end" => {
+        "echoes after the end" => {
             let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
             let mut into = [0; 16_000];
             let mut count = 0;
@@ -83,7 +83,7 @@ fn role() {
             sender.end();
             report(format!("{:?}", receiver.close_reason()));
         }
-        "keeps both halves" => {
+        "reports mappings" => {
             let (mut sender, mut receiver) = join(&address, &small()).unwrap().split();
             report(mapped().to_string());
             if arguments[1] == "its peer" {
@@ -114,7 +114,7 @@ fn role() {
 }
 
 /// Sends ten messages, and goes in this way.
-fn as_ten(address: &Address, way: &str) {
+fn as_sends_ten(address: &Address, way: &str) {
     let channel = join(address, &small()).unwrap();
     let (mut sender, receiver) = channel.split();
     for number in 1..=10 {
@@ -135,14 +135,14 @@ fn as_ten(address: &Address, way: &str) {
         "panics" => {
             let panicking = thread::spawn(move || {
                 let _halves = (sender, receiver);
-                panic!("as this test wants it");
+                panic!("on purpose");
             });
             assert!(panicking.join().is_err());
         }
         "panics as it receives" => {
             let panicking = thread::spawn(move || {
                 let _receiver = receiver;
-                panic!("as this test wants it");
+                panic!("on purpose");
             });
             assert!(panicking.join().is_err());
             sender.end();
@@ -168,15 +168,15 @@ fn mapped() -> usize {
 
 /// A program may keep its handles of a channel for a long time.
 #[test]
-fn the_halves_of_a_channel_that_has_ended_keep_no_memory_of_it() {
-    for who_closes in ["itself", "its peer"] {
-        let (keeper, channel) = host_with("keeps both halves", &[who_closes]);
-        keeper.expect("2");
-        if who_closes == "its peer" {
+fn halves_of_an_ended_channel_unmap_its_memory() {
+    for closer in ["itself", "its peer"] {
+        let (reporter, channel) = host_with("reports mappings", &[closer]);
+        reporter.expect("2");
+        if closer == "its peer" {
             channel.close();
         }
-        keeper.expect("0");
-        keeper.finish();
+        reporter.expect("0");
+        reporter.finish();
     }
 }
 
@@ -204,13 +204,13 @@ fn end_of(receiver: &mut Receiver) -> CloseReason {
 }
 
 #[test]
-fn a_host_killed_at_any_step_is_lost_or_its_guest_takes_its_place() {
+fn host_killed_at_any_step_is_lost_or_replaced() {
     for step in wire::HOST_STEPS {
         let (address, _keep) = fresh_address(false);
         let mut host = Actor::start("host stops at", &[&address.to_string(), step]);
         wait_for_host(&address);
         let guest = join_later(&address, &small());
-        host.expect("there");
+        host.expect("stopped");
         host.kill();
         match step {
             "listening" | "accepted" | "HELLO" => {
@@ -233,12 +233,12 @@ fn a_host_killed_at_any_step_is_lost_or_its_guest_takes_its_place() {
 }
 
 #[test]
-fn a_host_may_exit_before_its_guest_has_read_ready() {
+fn host_can_exit_before_its_guest_reads_ready() {
     let (address, _directory) = fresh_address(false);
     let mut host = Actor::start("host stops at", &[&address.to_string(), "ready"]);
     wait_for_host(&address);
     let guest = Actor::start("reads to the end", &[&address.to_string()]);
-    host.expect("there");
+    host.expect("stopped");
     guest.stop();
     host.proceed();
     host.finish();
@@ -248,11 +248,11 @@ fn a_host_may_exit_before_its_guest_has_read_ready() {
 }
 
 #[test]
-fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
+fn peers_killed_at_random_leave_the_address_usable() {
     const KILLS: u32 = 60;
     let (address, keep) = fresh_address(true);
     for round in 0..KILLS {
-        let mut worker = Actor::start("again and again", &[&address.to_string()]);
+        let mut worker = Actor::start("joins repeatedly", &[&address.to_string()]);
         let pid = worker.pid();
         let channel = join(&address, &small().wait(true)).expect("a channel");
         assert_eq!(channel.peer().pid, pid);
@@ -260,14 +260,14 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
         worker.expect("met");
         // The worker is in the middle of its next join, at a different step each round.
         let cancel_token = CancelToken::new().unwrap();
-        let calls_off = cancel_token.clone();
+        let canceller = cancel_token.clone();
         let killer = thread::spawn(move || {
             let end = Instant::now() + Duration::from_micros(u64::from(round) * 53 % 1500);
             while Instant::now() < end {
                 std::hint::spin_loop();
             }
             worker.kill();
-            calls_off.cancel();
+            canceller.cancel();
         });
         match join(&address, &small().wait(true).cancel_token(cancel_token)) {
             Ok(channel) => {
@@ -301,7 +301,7 @@ fn peers_killed_at_whatever_moment_leave_the_address_to_the_next() {
 }
 
 #[test]
-fn what_was_committed_before_a_kill_in_the_midst_of_a_transfer_arrives_in_order() {
+fn committed_messages_survive_a_kill_mid_transfer() {
     const READ_BEFORE: u64 = 5000;
     let (mut streamer, channel) = host_with("stream", &[]);
     let (mut sender, mut receiver) = channel.split();
@@ -327,9 +327,9 @@ fn what_was_committed_before_a_kill_in_the_midst_of_a_transfer_arrives_in_order(
 }
 
 #[test]
-fn what_was_sent_before_a_close_is_read_after_it() {
-    for how in ["closes", "ends and closes", "ends and destroys", "destroys"] {
-        let (mut closer, channel) = host_with("ten", &[how]);
+fn messages_sent_before_a_close_are_read() {
+    for ending in ["closes", "ends and closes", "ends and destroys", "destroys"] {
+        let (mut closer, channel) = host_with("sends ten", &[ending]);
         closer.expect("closed");
         let (mut sender, mut receiver) = channel.split();
         let mut into = [0; 16];
@@ -337,7 +337,7 @@ fn what_was_sent_before_a_close_is_read_after_it() {
             assert_eq!(receiver.receive(&mut into).unwrap(), Some(8));
             assert_eq!(into[..8], number.to_le_bytes());
         }
-        if how == "destroys" {
+        if ending == "destroys" {
             assert_lost(receiver.receive(&mut into));
             assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
         } else {
@@ -419,11 +419,7 @@ const READS: &[(&str, ReadAll)] = &[
                 Merged::Ended { reason, .. } => break Err(Error::PeerLost(reason.to_string())),
             }
         };
-        assert_eq!(
-            merge.receive(&mut [0; 8]).unwrap(),
-            None,
-            "it goes on, with no source"
-        );
+        assert_eq!(merge.receive(&mut [0; 8]).unwrap(), None, "no source is left");
         (count, end)
     }),
     #[cfg(feature = "tokio")]
@@ -448,7 +444,7 @@ const READS: &[(&str, ReadAll)] = &[
 ];
 
 #[test]
-fn each_way_to_read_tells_a_lost_peer_from_a_clean_end() {
+fn every_read_distinguishes_a_lost_peer_from_a_clean_end() {
     for (way, is_clean) in [
         ("closes", true),
         ("drops", true),
@@ -460,7 +456,7 @@ fn each_way_to_read_tells_a_lost_peer_from_a_clean_end() {
         ("is killed", false),
     ] {
         for (name, read) in READS {
-            let (mut closer, channel) = host_with("ten", &[way]);
+            let (mut closer, channel) = host_with("sends ten", &[way]);
             if way != "exits" {
                 closer.expect("closed");
             }
@@ -479,7 +475,7 @@ fn each_way_to_read_tells_a_lost_peer_from_a_clean_end() {
 }
 
 #[test]
-fn a_sender_that_waits_for_room_is_told_when_its_peer_goes() {
+fn waiting_sender_detects_a_lost_peer() {
     for killed in [true, false] {
         let (mut sitter, channel) = host_with("sits", &[]);
         let (mut sender, _receiver) = channel.split();
@@ -497,7 +493,7 @@ fn a_sender_that_waits_for_room_is_told_when_its_peer_goes() {
 }
 
 #[test]
-fn a_close_on_one_thread_ends_the_waiting_on_the_other() {
+fn close_on_one_thread_ends_a_wait_on_another() {
     let (_sitter, channel) = host_with("sits", &[]);
     let (mut sender, mut receiver) = channel.split();
     let waiting = thread::spawn(move || receiver.receive(&mut [0; 8]));
@@ -507,9 +503,9 @@ fn a_close_on_one_thread_ends_the_waiting_on_the_other() {
 }
 
 #[test]
-fn one_direction_ends_and_the_other_goes_on() {
+fn one_direction_can_end_before_the_other() {
     const MESSAGES: u64 = 500;
-    let (answerer, channel) = host_with("answers at the end", &[]);
+    let (answerer, channel) = host_with("echoes after the end", &[]);
     let (mut sender, mut receiver) = channel.split();
     for number in 0..MESSAGES {
         sender.send(&message(number)).unwrap();
@@ -534,7 +530,7 @@ fn one_direction_ends_and_the_other_goes_on() {
 }
 
 #[test]
-fn a_death_is_noticed_while_a_forked_child_holds_the_line_and_the_child_has_no_mapping() {
+fn peer_exit_is_detected_despite_its_forked_child() {
     /// A child of a dead process: nothing else would end it.
     struct Orphan(Pid);
 

@@ -26,16 +26,16 @@ fn run_two(name: &str) -> String {
             .spawn()
             .unwrap()
     };
-    let said = [start(), start()].map(|process| {
+    let outputs = [start(), start()].map(|process| {
         let output = process.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", output.status);
         String::from_utf8(output.stdout).unwrap()
     });
-    said.concat()
+    outputs.concat()
 }
 
 #[test]
-fn two_of_the_pair_meet_and_talk() {
+fn pair_example_exchanges_messages() {
     let both = run_two("pair");
     for wanted in [
         "this process is the host",
@@ -49,7 +49,7 @@ fn two_of_the_pair_meet_and_talk() {
 
 #[test]
 #[cfg(feature = "tokio")]
-fn two_of_the_tasks_meet_and_talk() {
+fn tasks_example_exchanges_messages() {
     let both = run_two("tasks");
     for wanted in [
         "this process is the host",

@@ -33,7 +33,7 @@ use ringfence::{
 use support::{Actor, TIME_LIMIT, forbid, report, small, wait_for_test, wire};
 
 /// A copy of the line of this process's channel outlives it, in a process that it starts.
-fn leave_a_copy() {
+fn as_leaves_a_copy() {
     let channel = from_parent(&small()).unwrap();
     let copies = sockets().len();
     for entry in std::fs::read_dir("/proc/self/fd").unwrap() {
@@ -96,7 +96,7 @@ fn role() {
             echo(from_parent(&small()).unwrap());
         }
         // Is asked for another line at the same time, which does not exist.
-        "looks for another" => {
+        "claims another line" => {
             let left = std::env::var(LINE_VARIABLE).unwrap();
             let first = thread::spawn(|| from_parent(&small()).unwrap());
             while !is_close_on_exec(&left) {
@@ -111,7 +111,7 @@ fn role() {
             }
             echo(first.join().unwrap());
         }
-        "owns" => owns(&arguments[0]),
+        "owns" => as_owner(&arguments[0]),
         "leaves" => {}
         // Lacks the descriptors for an answer.
         "cannot answer" => {
@@ -125,24 +125,24 @@ fn role() {
             report(error.code());
             wait_for_test();
         }
-        "says nothing" => {
-            report("here");
+        "silent" => {
+            report("started");
             wait_for_test();
         }
         // Lets a child of its own answer instead.
-        "passes it on" => {
+        "passes its line on" => {
             let grandchild = Actor::start("asks", &[]);
             report(grandchild.next_line());
         }
-        "starts one of its own" => {
+        "has a child" => {
             let channel = from_parent(&small()).unwrap();
             let grandchild = Actor::start("asks", &[]);
             report(grandchild.next_line());
             grandchild.finish();
             echo(channel);
         }
-        "leaves a copy" => leave_a_copy(),
-        "looks" => {
+        "leaves a copy" => as_leaves_a_copy(),
+        "lists descriptors" => {
             report(descriptors());
             wait_for_test();
         }
@@ -168,7 +168,7 @@ fn role() {
 }
 
 /// Checks that its own sockets stay its own, even if the variable names them.
-fn owns(listening: &str) {
+fn as_owner(listening: &str) {
     let (one, other) = UnixStream::pair().unwrap();
     let (prepared, _end) = UnixStream::pair().unwrap();
     setsockopt(&prepared, sockopt::PassCred, &true).unwrap();
@@ -200,11 +200,11 @@ fn owns(listening: &str) {
             error.to_string().contains("is not the line that was left"),
             "{error}"
         );
-        fcntl(socket, FcntlArg::F_GETFD).expect("it is open");
+        fcntl(socket, FcntlArg::F_GETFD).expect("an open descriptor");
     }
     (&one).write_all(b"!").unwrap();
     (&other).read_exact(&mut [0]).unwrap();
-    report("mine");
+    report("own");
 }
 
 fn echo(channel: Channel) {
@@ -225,7 +225,7 @@ fn is_close_on_exec(number: &str) -> bool {
 }
 
 /// With a child that echoes: a message makes a round trip, and both directions end.
-fn one_message_comes_back(channel: Channel) {
+fn exchange_and_end(channel: Channel) {
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"after all").unwrap();
     assert_eq!(receiver.receive(&mut [0; 16]).unwrap(), Some(9));
@@ -248,7 +248,7 @@ fn descriptors() -> String {
 }
 
 #[test]
-fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
+fn parent_and_child_have_a_channel_with_full_evidence() {
     if support::role().is_some() {
         return;
     }
@@ -277,7 +277,7 @@ fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
     assert_eq!(
         sockets.split(' ').count(),
         1,
-        "the channel's line, and not the one that was inherited: {sockets}"
+        "only the channel's line: {sockets}"
     );
     let again = child.next_line();
     assert!(
@@ -298,49 +298,52 @@ fn a_parent_and_its_child_have_a_channel_with_the_evidence_of_any_other() {
 }
 
 #[test]
-fn a_line_that_could_not_be_taken_is_there_for_the_next_try() {
+fn line_can_be_claimed_after_a_failed_attempt() {
     if support::role().is_some() {
         return;
     }
     let (child, line) = Actor::spawn("tries twice", &[]);
     let channel = line.channel(&small()).unwrap();
     child.expect("NO_SPACE");
-    one_message_comes_back(channel);
+    exchange_and_end(channel);
     child.finish();
 }
 
 #[test]
-fn a_line_that_was_taken_stays_taken_where_another_one_is_looked_for_in_vain() {
+fn claimed_line_stays_claimed_after_a_failed_second_call() {
     if support::role().is_some() {
         return;
     }
-    let (child, line) = Actor::spawn("looks for another", &[]);
+    let (child, line) = Actor::spawn("claims another line", &[]);
     for _ in 0..2 {
-        let told = child.next_line();
+        let reply = child.next_line();
         assert!(
-            told.starts_with("ADDRESS_INVALID") && told.contains("has taken its line already"),
-            "{told}"
+            reply.starts_with("ADDRESS_INVALID") && reply.contains("has taken its line already"),
+            "{reply}"
         );
     }
-    one_message_comes_back(line.channel(&small()).unwrap());
+    exchange_and_end(line.channel(&small()).unwrap());
     child.finish();
 }
 
 #[test]
-fn a_child_that_exits_before_it_answers_is_reported_at_once() {
+fn child_exit_before_its_answer_is_reported_at_once() {
     if support::role().is_some() {
         return;
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     let (child, line) = Actor::spawn("leaves", &[]);
     let error = line.channel(&small()).unwrap_err();
     assert_eq!(error.code(), "CHILD_EXITED", "{error}");
-    assert!(begun.elapsed() < TIME_LIMIT, "it was told, and not waited for");
+    assert!(
+        started.elapsed() < TIME_LIMIT,
+        "the exit was reported, not the timeout"
+    );
     child.finish();
 }
 
 #[test]
-fn a_child_that_cannot_answer_tells_its_parent_why() {
+fn child_reports_why_it_cannot_answer() {
     if support::role().is_some() {
         return;
     }
@@ -358,12 +361,12 @@ fn a_child_that_cannot_answer_tells_its_parent_why() {
 }
 
 #[test]
-fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
+fn silent_child_fails_at_the_deadline() {
     if support::role().is_some() {
         return;
     }
-    let (mut child, line) = Actor::spawn("says nothing", &[]);
-    child.expect("here");
+    let (mut child, line) = Actor::spawn("silent", &[]);
+    child.expect("started");
     let options = small().handshake_timeout(Duration::from_millis(50));
     let error = line.channel(&options).unwrap_err();
     assert_eq!(error.code(), "HANDSHAKE_TIMEOUT");
@@ -378,43 +381,43 @@ fn a_child_that_never_answers_is_waited_for_until_the_deadline() {
 }
 
 #[test]
-fn a_child_that_never_answers_can_be_waited_for_until_called_off() {
+fn waiting_for_a_silent_child_can_be_cancelled() {
     if support::role().is_some() {
         return;
     }
-    let (child, line) = Actor::spawn("says nothing", &[]);
+    let (child, line) = Actor::spawn("silent", &[]);
     let cancel_token = ringfence::CancelToken::new().unwrap();
     let options = small().cancel_token(cancel_token.clone());
     let waiting = std::thread::spawn(move || line.channel(&options).map(drop));
-    child.expect("here");
+    child.expect("started");
     cancel_token.cancel();
     assert_eq!(waiting.join().unwrap().unwrap_err().code(), "ABORTED");
 }
 
 #[test]
-fn a_parent_that_lets_go_of_its_end_is_lost_and_one_that_does_nothing_is_waited_for_until_the_deadline() {
+fn child_detects_a_lost_or_silent_parent() {
     if support::role().is_some() {
         return;
     }
     let (child, line) = Actor::spawn("asks", &[]);
     drop(line);
-    let told = child.next_line();
-    assert!(told.starts_with("PEER_LOST"), "{told}");
+    let reply = child.next_line();
+    assert!(reply.starts_with("PEER_LOST"), "{reply}");
     let (child, _line) = Actor::spawn("asks", &["50"]);
-    let told = child.next_line();
-    assert!(told.starts_with("HANDSHAKE_TIMEOUT"), "{told}");
+    let reply = child.next_line();
+    assert!(reply.starts_with("HANDSHAKE_TIMEOUT"), "{reply}");
 }
 
 #[test]
-fn a_process_that_was_left_no_line_is_told_so() {
+fn from_parent_without_a_line_fails() {
     if support::role().is_some() {
         return;
     }
-    let told = Actor::start("asks", &[]).next_line();
-    assert!(told.starts_with("ADDRESS_INVALID"), "{told}");
+    let reply = Actor::start("asks", &[]).next_line();
+    assert!(reply.starts_with("ADDRESS_INVALID"), "{reply}");
     assert!(
-        told.contains("no ringfence parent has started this process; start this program with `spawn`"),
-        "{told}"
+        reply.contains("no ringfence parent has started this process; start this program with `spawn`"),
+        "{reply}"
     );
     // A number and a socket that do not match the open descriptor, and a malformed value.
     for (value, why) in [
@@ -426,16 +429,16 @@ fn a_process_that_was_left_no_line_is_told_so() {
     ] {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(LINE_VARIABLE, value);
-        let told = Actor::run(command, "asks", &[]).next_line();
+        let reply = Actor::run(command, "asks", &[]).next_line();
         assert!(
-            told.starts_with("ADDRESS_INVALID") && told.contains(why),
-            "{value}: {told}"
+            reply.starts_with("ADDRESS_INVALID") && reply.contains(why),
+            "{value}: {reply}"
         );
     }
 }
 
 #[test]
-fn a_socket_of_a_process_s_own_is_no_line_whatever_the_variable_says() {
+fn own_sockets_are_never_taken_for_the_line() {
     if support::role().is_some() {
         return;
     }
@@ -448,22 +451,22 @@ fn a_socket_of_a_process_s_own_is_no_line_whatever_the_variable_says() {
     child.expect("connected");
     let (accepted, _) = listening.accept().unwrap();
     wire::send(&accepted, &wire::good(3, &[0; 32]), None);
-    child.expect("mine");
+    child.expect("own");
     child.finish();
 }
 
 #[test]
-fn a_process_that_answers_in_the_childs_place_is_refused() {
+fn process_other_than_the_child_is_refused() {
     if support::role().is_some() {
         return;
     }
-    let (child, line) = Actor::spawn("passes it on", &[]);
+    let (child, line) = Actor::spawn("passes its line on", &[]);
     let error = line.channel(&small()).unwrap_err();
     let refusal = error.refusal().expect("a refusal");
     assert_eq!(refusal.check, Check::Child);
     assert!(refusal.wanted.contains(&child.pid().to_string()), "{error}");
-    let told = child.next_line();
-    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+    let reply = child.next_line();
+    assert!(reply.starts_with("PEER_REFUSED"), "{reply}");
 }
 
 /// Returns a shell that runs this executable in the way that `script` says, in which it is `"$0" "$@"`.
@@ -474,7 +477,7 @@ fn shell(script: &str) -> Command {
 }
 
 #[test]
-fn a_descendant_is_admitted_however_often_its_launcher_forks_and_exits() {
+fn descendant_is_admitted_despite_forks_and_exits() {
     if support::role().is_some() {
         return;
     }
@@ -499,23 +502,23 @@ fn a_descendant_is_admitted_however_often_its_launcher_forks_and_exits() {
 }
 
 #[test]
-fn only_one_descendant_is_admitted() {
+fn only_the_first_descendant_is_admitted() {
     if support::role().is_some() {
         return;
     }
     let script = r#""$0" "$@" & "$0" "$@" & wait"#;
     let (launcher, line) = Actor::spawn_command(shell(script), "asks", &[]);
     let _channel = line.admit(Admit::Descendant).channel(&small()).unwrap();
-    let mut told = [launcher.next_line(), launcher.next_line()];
-    told.sort();
-    let [refused, admitted] = &told;
+    let mut reply = [launcher.next_line(), launcher.next_line()];
+    reply.sort();
+    let [refused, admitted] = &reply;
     assert_eq!(admitted, "a channel");
     assert!(refused.starts_with("PEER_REFUSED"), "{refused}");
     assert!(refused.contains("checks child"), "{refused}");
 }
 
 #[test]
-fn a_descendant_that_is_refused_is_killed() {
+fn refused_descendant_is_killed() {
     if support::role().is_some() {
         return;
     }
@@ -523,15 +526,15 @@ fn a_descendant_that_is_refused_is_killed() {
     let options = small().policy(Policy::new().executables(["/bin/true"]));
     let error = line.admit(Admit::Descendant).channel(&options).unwrap_err();
     assert_eq!(error.refusal().expect("a refusal").check, Check::Executable);
-    let mut told = launcher.next_line();
-    if told.starts_with("PEER_REFUSED") {
-        told = launcher.next_line();
+    let mut reply = launcher.next_line();
+    if reply.starts_with("PEER_REFUSED") {
+        reply = launcher.next_line();
     }
-    assert_eq!(told, "137");
+    assert_eq!(reply, "137");
 }
 
 #[test]
-fn a_launcher_that_exits_without_a_descendant_is_reported_at_once() {
+fn launcher_exit_without_descendants_is_reported() {
     if support::role().is_some() {
         return;
     }
@@ -543,7 +546,7 @@ fn a_launcher_that_exits_without_a_descendant_is_reported_at_once() {
 }
 
 #[test]
-fn a_descendant_that_dies_in_the_handshake_is_not_blamed_on_its_launcher() {
+fn killed_descendant_is_not_reported_as_launcher_exit() {
     if support::role().is_some() {
         return;
     }
@@ -563,7 +566,7 @@ fn a_descendant_that_dies_in_the_handshake_is_not_blamed_on_its_launcher() {
 }
 
 #[test]
-fn the_line_is_descriptor_3_or_standard_input() {
+fn line_is_descriptor_3_or_standard_input() {
     if support::role().is_some() {
         return;
     }
@@ -583,21 +586,21 @@ fn is_running(pid: i32) -> bool {
     std::fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
-fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < TIME_LIMIT, "{what}");
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < TIME_LIMIT, "{what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
 
 #[test]
-fn the_processes_of_a_child_are_killed_and_no_others() {
+fn kill_ends_the_childs_processes_and_no_others() {
     if support::role().is_some() {
         return;
     }
-    let other = Actor::start("says nothing", &[]);
-    other.expect("here");
+    let other = Actor::start("silent", &[]);
+    other.expect("started");
     let script = r#"(sleep 1000 & echo "@@ $!"); setsid sleep 1000 & echo "@@ $!"; "$0" "$@"; exit"#;
     let (mut launcher, line) = Actor::spawn_command(shell(script), "stays", &[]);
     let processes = line.processes();
@@ -611,12 +614,12 @@ fn the_processes_of_a_child_are_killed_and_no_others() {
     wait_until("all are killed", || !pids.iter().any(|pid| is_running(*pid)));
     launcher.kill();
     assert!(is_running(other.pid()));
-    assert!(processes.kill().unwrap(), "there is nothing left to kill");
+    assert!(processes.kill().unwrap(), "a second kill succeeds");
 }
 
 /// The child may have passed its line to a process that it did not start.
 #[test]
-fn a_sibling_that_has_the_line_is_not_killed() {
+fn kill_spares_a_sibling_that_holds_the_line() {
     if support::role().is_some() {
         return;
     }
@@ -701,7 +704,7 @@ impl Drop for Cgroup {
 }
 
 #[test]
-fn everything_in_a_cgroup_of_the_child_is_killed() {
+fn kill_ends_every_process_in_the_childs_cgroup() {
     if support::role().is_some() {
         return;
     }
@@ -717,7 +720,7 @@ fn everything_in_a_cgroup_of_the_child_is_killed() {
 
 /// No search finds all of them: each starts the next one and exits.
 #[test]
-fn processes_that_fork_all_the_time_do_not_outlive_their_cgroup() {
+fn kill_ends_a_forking_cgroup() {
     if support::role().is_some() {
         return;
     }
@@ -731,7 +734,7 @@ fn processes_that_fork_all_the_time_do_not_outlive_their_cgroup() {
     let options = small().policy(Policy::new().cgroup(&cgroup.name));
     let _channel = line.admit(Admit::Descendant).channel(&options).unwrap();
     let before = cgroup.processes();
-    wait_until("they fork", || {
+    wait_until("the processes fork", || {
         cgroup.processes().iter().any(|pid| !before.contains(pid))
     });
     assert!(processes.kill().unwrap());
@@ -739,7 +742,7 @@ fn processes_that_fork_all_the_time_do_not_outlive_their_cgroup() {
 }
 
 #[test]
-fn a_cgroup_that_others_use_is_not_killed() {
+fn kill_spares_a_shared_cgroup() {
     if support::role().is_some() {
         return;
     }
@@ -753,25 +756,25 @@ fn a_cgroup_that_others_use_is_not_killed() {
         let channel = line.admit(Admit::Descendant).channel(&options).unwrap();
         (launcher, processes, channel)
     };
-    let (_first, of_first, _channel) = start();
-    let (_second, of_second, channel) = start();
-    assert!(of_first.kill().unwrap());
+    let (_first, first_processes, _channel) = start();
+    let (_second, second_processes, channel) = start();
+    assert!(first_processes.kill().unwrap());
     // The two shells' detached processes, the second shell and the second peer.
     wait_until("the first child is killed", || cgroup.processes().len() == 4);
     assert!(is_running(channel.peer().pid));
-    assert!(of_second.kill().unwrap());
+    assert!(second_processes.kill().unwrap());
     wait_until("the second child is killed", || cgroup.processes().len() == 2);
 }
 
 #[test]
-fn the_death_of_the_admitted_process_ends_the_channel_though_another_one_has_its_line() {
+fn peer_exit_ends_the_channel_despite_a_copy_of_its_line() {
     if support::role().is_some() {
         return;
     }
     let (launcher, line) = Actor::spawn_command(shell(r#""$0" "$@" <&0 & wait"#), "leaves a copy", &[]);
     let (_sender, mut receiver) = line.admit(Admit::Descendant).channel(&small()).unwrap().split();
-    let told = launcher.next_line();
-    let mut pids = told.split(' ').map(|pid| Pid::from_raw(pid.parse().unwrap()));
+    let reply = launcher.next_line();
+    let mut pids = reply.split(' ').map(|pid| Pid::from_raw(pid.parse().unwrap()));
     let (peer, holder) = (pids.next().unwrap(), pids.next().unwrap());
     kill(peer, Signal::SIGKILL).unwrap();
     let _ = receiver.receive(&mut [0; 16]);
@@ -781,23 +784,23 @@ fn the_death_of_the_admitted_process_ends_the_channel_though_another_one_has_its
 }
 
 #[test]
-fn a_grandchild_inherits_the_variable_and_no_line() {
+fn grandchild_inherits_the_variable_but_no_line() {
     if support::role().is_some() {
         return;
     }
-    let (child, line) = Actor::spawn("starts one of its own", &[]);
+    let (child, line) = Actor::spawn("has a child", &[]);
     let channel = line.channel(&small()).unwrap();
-    let told = child.next_line();
+    let reply = child.next_line();
     assert!(
-        told.starts_with("ADDRESS_INVALID") && told.contains("is not the line that was left"),
-        "{told}"
+        reply.starts_with("ADDRESS_INVALID") && reply.contains("is not the line that was left"),
+        "{reply}"
     );
     channel.close();
     child.finish();
 }
 
 #[test]
-fn another_program_is_refused_unless_the_policy_names_it() {
+fn other_program_is_refused_unless_the_policy_allows_it() {
     if support::role().is_some() {
         return;
     }
@@ -816,25 +819,25 @@ fn another_program_is_refused_unless_the_policy_names_it() {
         };
         (line.channel(&options), child.next_line())
     };
-    let (outcome, told) = meet(false, true);
+    let (outcome, reply) = meet(false, true);
     let error = outcome.unwrap_err();
     let refusal = error.refusal().expect("a refusal");
     assert!(!refusal.by_peer && refusal.check == Check::Executable, "{error}");
-    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+    assert!(reply.starts_with("PEER_REFUSED"), "{reply}");
 
-    let (outcome, told) = meet(true, false);
+    let (outcome, reply) = meet(true, false);
     let error = outcome.unwrap_err();
     let refusal = error.refusal().expect("a refusal");
     assert!(refusal.by_peer && refusal.check == Check::Executable, "{error}");
-    assert!(told.starts_with("PEER_REFUSED"), "{told}");
+    assert!(reply.starts_with("PEER_REFUSED"), "{reply}");
 
-    let (outcome, told) = meet(true, true);
+    let (outcome, reply) = meet(true, true);
     outcome.unwrap();
-    assert_eq!(told, "a channel");
+    assert_eq!(reply, "a channel");
 }
 
 #[test]
-fn a_program_that_cannot_be_started_is_an_error_that_names_it() {
+fn missing_program_is_an_error_that_names_it() {
     if support::role().is_some() {
         return;
     }
@@ -844,7 +847,7 @@ fn a_program_that_cannot_be_started_is_an_error_that_names_it() {
 }
 
 #[test]
-fn nothing_of_a_line_is_inherited_by_a_process_that_is_started_meanwhile() {
+fn concurrently_started_process_inherits_no_line() {
     if support::role().is_some() {
         return;
     }
@@ -853,20 +856,24 @@ fn nothing_of_a_line_is_inherited_by_a_process_that_is_started_meanwhile() {
     assert!(FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC));
     // While children with lines are being started, starts children without one, again and again.
     std::thread::scope(|scope| {
-        let lines = scope.spawn(|| (0..20).map(|_| Actor::spawn("looks", &[])).collect::<Vec<_>>());
-        let plain: Vec<_> = (0..10).map(|_| Actor::start("looks", &[])).collect();
+        let lines = scope.spawn(|| {
+            (0..20)
+                .map(|_| Actor::spawn("lists descriptors", &[]))
+                .collect::<Vec<_>>()
+        });
+        let plain: Vec<_> = (0..10).map(|_| Actor::start("lists descriptors", &[])).collect();
         for child in &plain {
-            assert_eq!(child.next_line(), "", "a child that was left nothing");
+            assert_eq!(child.next_line(), "", "a child without a line");
         }
         for (child, _line) in &lines.join().unwrap() {
             let found = child.next_line();
-            assert_eq!(found.split(' ').count(), 1, "its own line alone: {found}");
+            assert_eq!(found.split(' ').count(), 1, "only its own line: {found}");
         }
     });
 }
 
 #[test]
-fn a_child_that_executes_another_program_is_cut_off() {
+fn child_that_calls_exec_is_cut_off() {
     if support::role().is_some() {
         return;
     }

@@ -170,7 +170,7 @@ fn call(name: &str) -> u32 {
     });
     *calls
         .get(name)
-        .unwrap_or_else(|| panic!("no call has the name {name}"))
+        .unwrap_or_else(|| panic!("unknown system call {name}"))
 }
 
 fn data(name: &str) -> String {
@@ -193,7 +193,7 @@ const FALLBACKS: [&str; 10] = [
 ];
 
 /// The options of a child whose policy names this check, or nothing.
-fn naming(check: &str) -> Options {
+fn options_naming(check: &str) -> Options {
     let policy = Policy::new();
     small().policy(match check {
         "uid" => policy.same_uid(),
@@ -213,11 +213,11 @@ fn options() -> Options {
 fn role() {
     let Some((role, _)) = support::role() else { return };
     if role.starts_with("landlocked") {
-        close_files(role.ends_with("reads"));
+        restrict_files(role.ends_with("reads"));
     }
     let options = match role.as_str() {
         "child" | "steady" | "strays" => options(),
-        check => naming(check),
+        check => options_naming(check),
     };
     match from_parent(&options) {
         Ok(channel) if role == "evidence" => {
@@ -229,9 +229,9 @@ fn role() {
             report(Vec::from_iter(checks).join(" "));
             echo(channel);
         }
-        Ok(channel) if role == "steady" => steady(channel),
+        Ok(channel) if role == "steady" => as_steady(channel),
         Ok(channel) if role == "strays" => {
-            shed();
+            load_documented_filter();
             let _ = fs::File::open("/dev/null");
             drop(channel);
         }
@@ -245,7 +245,7 @@ fn role() {
 
 /// Denies this thread and those that it starts each access to files, or each one but reading. Does nothing if the kernel
 /// lacks Landlock.
-fn close_files(may_read: bool) {
+fn restrict_files(may_read: bool) {
     const SYS_CREATE_RULESET: c_long = 444;
     const SYS_ADD_RULE: c_long = 445;
     const SYS_RESTRICT_SELF: c_long = 446;
@@ -298,18 +298,18 @@ fn documented() -> Filter {
 }
 
 /// Loads the documented filter for all threads. Freeing it would be a call of the allocator's.
-fn shed() {
+fn load_documented_filter() {
     let filter = std::mem::ManuallyDrop::new(documented());
     filter.load(libc::SECCOMP_FILTER_FLAG_TSYNC);
 }
 
 /// Echoes messages. Loads the filter after some of them, because the first sleeps prepare the later ones.
-fn steady(channel: Channel) {
+fn as_steady(channel: Channel) {
     let (mut sender, mut receiver) = channel.split();
     let mut bytes = vec![0; 1 << 17];
     while let Some(length) = receiver.receive(&mut bytes).unwrap() {
         if &bytes[..length] == b"shed" && receiver.stats().sleeps > 40 {
-            shed();
+            load_documented_filter();
             bytes[..length].copy_from_slice(b"done");
         }
         sender.send(&bytes[..length]).unwrap();
@@ -350,7 +350,7 @@ fn round_trips(channel: &mut Channel, lengths: impl IntoIterator<Item = usize>) 
 }
 
 /// Passes messages to and fro with a child that echoes, and ends.
-fn has_a_channel(what: &str, (child, line): (Actor, ParentLine), policy: Policy) {
+fn expect_channel(what: &str, (child, line): (Actor, ParentLine), policy: Policy) {
     let mut channel = match line.channel(&small().policy(policy.any_executable())) {
         Ok(channel) => channel,
         Err(error) => panic!("{what}: {error}; the child: {}", child.next_line()),
@@ -362,35 +362,35 @@ fn has_a_channel(what: &str, (child, line): (Actor, ParentLine), policy: Policy)
 }
 
 #[test]
-fn a_child_under_the_filter_of_a_common_sandbox_has_a_channel() {
+fn common_sandbox_filters_allow_a_channel() {
     for name in ["codex", "sandbox-runtime", "docker", "system-service"] {
         let confined = [Confinement::NoNewPrivs, Confinement::Seccomp];
         let child = start("child", Some(Filter::named(name)));
-        has_a_channel(name, child, Policy::new().confined(confined));
+        expect_channel(name, child, Policy::new().confined(confined));
     }
 }
 
 #[test]
-fn a_child_without_a_call_that_has_a_fallback_has_a_channel() {
+fn each_call_with_a_fallback_can_be_denied() {
     for call in FALLBACKS {
         let child = start("child", Some(Filter::denying(&[call])));
-        has_a_channel(call, child, Policy::new());
+        expect_channel(call, child, Policy::new());
     }
     let all = Filter::denying(&FALLBACKS);
-    has_a_channel("all of them", start("child", Some(all)), Policy::new());
+    expect_channel("all of them", start("child", Some(all)), Policy::new());
 }
 
 /// Landlock (5.13), without access to any file, and with the right to read all, as Codex has it. From inside, no process
 /// outside can be inspected.
 #[test]
-fn a_child_behind_landlock_has_a_channel() {
+fn child_under_landlock_has_a_channel() {
     for role in ["landlocked", "landlocked-reads"] {
-        has_a_channel(role, start(role, None), Policy::new());
+        expect_channel(role, start(role, None), Policy::new());
     }
 }
 
 #[test]
-fn an_open_channel_makes_no_call_that_is_not_documented() {
+fn open_channel_makes_only_documented_calls() {
     let (child, line) = start("steady", None);
     let mut channel = line.channel(&options()).unwrap();
     let (mut answer, mut bytes) = ([0; 4], vec![0; 1 << 17]);
@@ -423,7 +423,7 @@ fn an_open_channel_makes_no_call_that_is_not_documented() {
 
 /// A check of the parent that cannot be made refuses the parent only if the child's policy names it.
 #[test]
-fn a_child_that_may_not_ask_the_socket_takes_its_parent_for_the_maker_of_the_line() {
+fn child_without_getsockopt_trusts_the_inherited_line() {
     let (child, line) = start("evidence", Some(Filter::denying(&["getsockopt"])));
     let channel = line.channel(&small()).unwrap();
     child.expect("credentials executable namespace uid");
@@ -433,17 +433,18 @@ fn a_child_that_may_not_ask_the_socket_takes_its_parent_for_the_maker_of_the_lin
         let (child, line) = start(check, Some(Filter::denying(&["getsockopt"])));
         let error = line.channel(&small()).unwrap_err();
         assert_eq!(error.refusal().unwrap().check.as_str(), check, "{error}");
-        let said = child.next_line();
+        let reply = child.next_line();
         assert!(
-            said.starts_with("PEER_REFUSED: ") && said.contains("a filter of this process denies getsockopt"),
-            "{said}"
+            reply.starts_with("PEER_REFUSED: ")
+                && reply.contains("a filter of this process denies getsockopt"),
+            "{reply}"
         );
     }
 }
 
 /// In another pid namespace, its parent has no number either.
 #[test]
-fn a_child_that_may_not_ask_the_socket_has_a_channel_from_a_pid_namespace_of_its_own() {
+fn filtered_child_in_a_pid_namespace_has_a_channel() {
     let namespaces = ["-Urpf", "--kill-child"];
     if !Command::new("unshare")
         .args(namespaces)
@@ -469,7 +470,7 @@ fn a_child_that_may_not_ask_the_socket_has_a_channel_from_a_pid_namespace_of_its
 }
 
 #[test]
-fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
+fn child_without_socketpair_proves_no_confinement() {
     for admit in [Admit::Child, Admit::Descendant] {
         let (child, line) = start("child", Some(Filter::denying(&["socketpair"])));
         let policy = match admit {
@@ -506,7 +507,7 @@ fn a_child_that_may_not_make_a_line_gets_one_and_no_confinement_is_provable() {
 
 /// The parent makes the memory of both, and that of the child is writable by the child alone.
 #[test]
-fn a_child_that_may_not_create_memory_gets_it_from_its_parent() {
+fn child_without_memfd_gets_memory_from_its_parent() {
     for denied in [
         "memfd_create",
         "fallocate",
@@ -545,8 +546,8 @@ fn child_inode_is_read_only_here(child: i32) -> bool {
         };
         lines.map(of).collect()
     };
-    let childs = mapped(&child.to_string());
-    let (_, inode) = childs
+    let child_mappings = mapped(&child.to_string());
+    let (_, inode) = child_mappings
         .iter()
         .find(|(rights, _)| rights == "rw-s")
         .expect("its own region");
@@ -559,7 +560,7 @@ fn child_inode_is_read_only_here(child: i32) -> bool {
 
 /// The test of the documented calls notices a call that the list lacks.
 #[test]
-fn a_call_that_is_not_documented_kills() {
+fn undocumented_call_kills_the_process() {
     let (child, line) = start("strays", None);
     let mut channel = line.channel(&options()).unwrap();
     // Until the child is gone.

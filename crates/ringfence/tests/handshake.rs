@@ -39,13 +39,13 @@ fn role() {
             }
         }
         "stop at" => wire::guest(address, &arguments[1], false, || {
-            report("there");
+            report("stopped");
             wait_for_test();
         }),
         "silent guest" => {
             let mut answer = Vec::new();
             let _ = wire::connect(address).read_to_end(&mut answer);
-            report("hung up");
+            report("disconnected");
         }
         "pidfds before" | "pidfds after" => with_pidfds(address, role == "pidfds before"),
         "in pieces" => wire::guest(address, "", true, || {}),
@@ -64,7 +64,7 @@ fn role() {
             }
             report("all");
         }
-        "say" => {
+        "sends frame" => {
             let mut stream = wire::connect(address);
             let (_mine, theirs) = wire::line();
             let hello = wire::hello(&[0; 32]);
@@ -88,25 +88,25 @@ fn role() {
             let _stream = listener.accept().unwrap();
             wait_for_test();
         }
-        "host of a guest with a present" => {
+        "host that passes a descriptor" => {
             let listener = wire::listen(address);
             report("listening");
-            let (_mine, present) = wire::line();
-            wire::answer_with(&listener.accept().unwrap().0, 0, &[present.as_fd()]);
+            let (_mine, descriptor) = wire::line();
+            wire::answer_with(&listener.accept().unwrap().0, 0, &[descriptor.as_fd()]);
         }
-        "host with excuses" => {
+        "refusing host" => {
             let listener = wire::listen(address);
             report("listening");
-            for excuse in &arguments[1..] {
-                wire::refuse_client(&listener.accept().unwrap().0, 5, excuse);
-                report(excuse);
+            for code in &arguments[1..] {
+                wire::refuse_client(&listener.accept().unwrap().0, 5, code);
+                report(code);
             }
             // The guest connects once more. It is refused, and does not wait there for a partner.
             wire::refuse_client(&listener.accept().unwrap().0, 1, "address");
-            report("came once more");
+            report("connected again");
         }
-        "who counts barriers" => count_barriers(address, arguments.get(1).map(String::as_str)),
-        "host of no guest" => {
+        "counts barriers" => count_barriers(address, arguments.get(1).map(String::as_str)),
+        "host with wrong echo" => {
             let word = wire::host_with_wrong_echo(address, || report("listening"));
             report(format!("phase {word}"));
         }
@@ -148,10 +148,10 @@ fn with_pidfds(address: &str, before: bool) {
 }
 
 /// Counts the barriers that this process issues to park once.
-fn count_barriers(address: &str, how: Option<&str>) {
+fn count_barriers(address: &str, mode: Option<&str>) {
     /// `MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED`.
     const REGISTER: i32 = 4;
-    match how {
+    match mode {
         Some("forbidden") => support::forbid(libc::SYS_membarrier, None, libc::ENOSYS),
         Some("not yet registered") => {
             support::forbid(libc::SYS_membarrier, Some((0, REGISTER)), libc::ENOSYS);
@@ -160,7 +160,7 @@ fn count_barriers(address: &str, how: Option<&str>) {
     }
     let (_sender, mut receiver) = join(&address.parse().unwrap(), &small()).unwrap().split();
     support::count_barriers();
-    assert!(receiver.arm().unwrap(), "nothing was sent");
+    assert!(receiver.arm().unwrap(), "no message was sent");
     report(support::barriers().to_string());
     wait_for_test();
 }
@@ -176,7 +176,7 @@ fn pidfds_of(pid: i32) -> usize {
 }
 
 /// A sound partner connects, and gets the slot.
-fn partner_gets_the_place(
+fn partner_is_accepted(
     address: &Address,
     host: std::thread::JoinHandle<ringfence::Result<ringfence::Channel>>,
 ) {
@@ -189,13 +189,13 @@ fn partner_gets_the_place(
 }
 
 #[test]
-fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
+fn guest_killed_at_any_step_frees_the_slot() {
     for step in wire::GUEST_STEPS {
         let (address, _keep) = fresh_address(false);
         let host = join_later(&address, &small());
         wait_for_host(&address);
         let mut guest = Actor::start("stop at", &[&address.to_string(), step]);
-        guest.expect("there");
+        guest.expect("stopped");
         if step == "READY" {
             // It completed the handshake as a guest, and then died: the host has a channel that ends.
             guest.kill();
@@ -204,16 +204,16 @@ fn a_guest_killed_at_any_step_leaves_the_place_to_the_next() {
             assert_eq!(receiver.close_reason(), Some(CloseReason::Lost));
         } else {
             guest.kill();
-            partner_gets_the_place(&address, host);
+            partner_is_accepted(&address, host);
         }
     }
 }
 
 /// The host already has a channel, and would take the guest for dead.
 #[test]
-fn a_guest_that_gives_up_after_its_ready_says_that_it_has_closed() {
+fn guest_that_fails_after_ready_reports_a_close() {
     let (address, _keep) = fresh_address(false);
-    let host = Actor::start("host of no guest", &[&address.to_string()]);
+    let host = Actor::start("host with wrong echo", &[&address.to_string()]);
     host.expect("listening");
     let refused = join(&address, &small()).expect_err("no channel");
     assert!(matches!(refused, Error::Protocol(_)), "{refused}");
@@ -222,9 +222,9 @@ fn a_guest_that_gives_up_after_its_ready_says_that_it_has_closed() {
 }
 
 #[test]
-fn a_host_s_answer_brings_no_descriptor() {
+fn descriptor_in_the_hosts_hello_is_rejected() {
     let (address, _keep) = fresh_address(false);
-    let host = Actor::start("host of a guest with a present", &[&address.to_string()]);
+    let host = Actor::start("host that passes a descriptor", &[&address.to_string()]);
     host.expect("listening");
     let refused = join(&address, &small()).expect_err("no channel");
     assert!(
@@ -236,65 +236,62 @@ fn a_host_s_answer_brings_no_descriptor() {
 
 /// A waiting guest has lost nothing if a host is about to leave. A local error of the host would recur.
 #[test]
-fn a_guest_comes_again_after_a_refusal_that_passes_and_tells_of_any_other() {
+fn guest_retries_transient_refusals_only() {
     let (address, _keep) = fresh_address(false);
-    let excuses = ["CLOSED", "HANDSHAKE_TIMEOUT", "NO_SPACE"];
-    let host = Actor::start(
-        "host with excuses",
-        &[&[&*address.to_string()], &excuses[..]].concat(),
-    );
+    let codes = ["CLOSED", "HANDSHAKE_TIMEOUT", "NO_SPACE"];
+    let host = Actor::start("refusing host", &[&[&*address.to_string()], &codes[..]].concat());
     host.expect("listening");
     let refused = join(&address, &small()).expect_err("no channel");
     assert!(
         matches!(&refused, Error::PeerLost(why) if why.contains("NO_SPACE, as reported")),
         "{refused}"
     );
-    for excuse in excuses {
-        host.expect(excuse);
+    for code in codes {
+        host.expect(code);
     }
 }
 
 /// Its announced features: bit 0, that it supports barriers; bit 1, that it restricts access by other
 /// processes of its user.
 #[test]
-fn a_side_tells_which_features_it_has_and_makes_barriers_for_a_peer_alone_that_takes_them() {
+fn barriers_are_used_only_if_both_sides_announce_them() {
     if !support::has_barriers() {
         eprintln!("skipped: this system has no barriers");
         return;
     }
-    for (how, told, barriers) in [
+    for (mode, features, barriers) in [
         ("", 1, ["0", "1", "0", "1"]),
         // A publisher that is not registered makes fences. As a sleeper, it issues barriers like any other.
         ("not yet registered", 1, ["0", "1", "0", "1"]),
         ("forbidden", 0, ["0"; 4]),
     ] {
-        for (said, barriers) in (0..).zip(barriers) {
+        for (announced, barriers) in (0..).zip(barriers) {
             let (address, _keep) = fresh_address(false);
-            let mut host = Actor::start("who counts barriers", &[&address.to_string(), how]);
+            let mut host = Actor::start("counts barriers", &[&address.to_string(), mode]);
             wait_for_host(&address);
-            let guest = ManualGuest::guest_with(&address.to_string(), said);
-            assert_eq!(guest.features, told);
-            assert_eq!(host.next_line(), barriers, "to a peer that says {said}");
+            let guest = ManualGuest::guest_with(&address.to_string(), announced);
+            assert_eq!(guest.features, features);
+            assert_eq!(host.next_line(), barriers, "to a peer that announces {announced}");
             host.proceed();
         }
     }
 }
 
 #[test]
-fn a_guest_that_dawdles_at_any_step_does_not_hold_up_the_next() {
+fn guest_stalled_at_any_step_does_not_block_the_next() {
     for step in &wire::GUEST_STEPS[..5] {
         let (address, _keep) = fresh_address(false);
         let host = join_later(&address, &small());
         wait_for_host(&address);
-        let dawdler = Actor::start("stop at", &[&address.to_string(), step]);
-        dawdler.expect("there");
+        let staller = Actor::start("stop at", &[&address.to_string(), step]);
+        staller.expect("stopped");
         // It is still at its step when the next guest connects.
-        partner_gets_the_place(&address, host);
+        partner_is_accepted(&address, host);
     }
 }
 
 #[test]
-fn a_hello_cut_at_any_byte_is_turned_away_and_one_in_single_bytes_is_taken() {
+fn truncated_hello_is_refused_and_split_hello_accepted() {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &small());
     wait_for_host(&address);
@@ -312,7 +309,7 @@ fn a_hello_cut_at_any_byte_is_turned_away_and_one_in_single_bytes_is_taken() {
 }
 
 #[test]
-fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothing() {
+fn unexpected_control_message_ends_the_handshake() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     if !wire::request_pidfds(&one) {
         eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
@@ -334,11 +331,11 @@ fn a_control_message_that_was_not_asked_for_ends_the_handshake_and_leaves_nothin
         "{answer}"
     );
     guest.proceed();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
+fn socket_options_of_a_passed_line_are_reset() {
     let (one, _other) = std::os::unix::net::UnixStream::pair().unwrap();
     if !wire::request_pidfds(&one) {
         eprintln!("skipped: SO_PASSPIDFD takes Linux 6.5");
@@ -359,7 +356,7 @@ fn what_a_line_was_set_to_before_it_was_passed_is_put_back() {
 }
 
 #[test]
-fn what_is_not_this_protocol_is_refused_with_its_reason() {
+fn malformed_frames_are_refused_with_a_reason() {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &small());
     wait_for_host(&address);
@@ -370,16 +367,16 @@ fn what_is_not_this_protocol_is_refused_with_its_reason() {
         ("early", "expected a HELLO"),
         ("long", "97 bytes"),
     ] {
-        let stranger = Actor::start("say", &[&address.to_string(), what]);
+        let stranger = Actor::start("sends frame", &[&address.to_string(), what]);
         let answer = stranger.next_line();
         assert!(answer.contains(reason), "{what}: {answer}");
         stranger.finish();
     }
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn a_silent_host_is_given_up_at_the_deadline() {
+fn silent_host_fails_the_join_at_its_deadline() {
     let (address, _keep) = fresh_address(false);
     let host = Actor::start("silent host", &[&address.to_string()]);
     host.expect("listening");
@@ -393,19 +390,19 @@ fn a_silent_host_is_given_up_at_the_deadline() {
 }
 
 #[test]
-fn a_silent_guest_is_given_up_at_the_deadline_and_the_host_goes_on() {
+fn silent_guest_is_dropped_at_the_deadline() {
     let (address, _keep) = fresh_address(false);
     // Long enough for the partner's handshake on a busy machine.
     let host = join_later(&address, &small().handshake_timeout(Duration::from_secs(1)));
     wait_for_host(&address);
     let silent = Actor::start("silent guest", &[&address.to_string()]);
     // The host hangs up after the deadline, and the silent guest notices.
-    silent.expect("hung up");
-    partner_gets_the_place(&address, host);
+    silent.expect("disconnected");
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn backings_that_differ_are_named_to_the_guest() {
+fn differing_backings_are_reported_to_the_guest() {
     let (address, _keep) = fresh_address(false);
     let host = join_later(&address, &small());
     wait_for_host(&address);
@@ -416,11 +413,11 @@ fn backings_that_differ_are_named_to_the_guest() {
         "{answer}"
     );
     guest.finish();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn another_executable_is_refused_on_both_sides_and_told_why() {
+fn other_executable_is_refused_on_both_sides() {
     let directory = tempfile::tempdir().unwrap();
     let copy = directory.path().join("copy");
     support::copy_of_this_executable(&copy);
@@ -434,7 +431,7 @@ fn another_executable_is_refused_on_both_sides_and_told_why() {
         "{answer}"
     );
     stranger.finish();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 
     // As the host, it is refused by the guest as well.
     let (address, _keep) = fresh_address(false);
@@ -458,7 +455,7 @@ fn another_executable_is_refused_on_both_sides_and_told_why() {
 }
 
 #[test]
-fn another_user_is_refused_and_the_host_goes_on() {
+fn another_user_is_refused_and_the_host_keeps_waiting() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("skipped: needs root to be another user");
         return;
@@ -484,11 +481,11 @@ fn another_user_is_refused_and_the_host_goes_on() {
     let answer = stranger.next_line();
     assert!(answer.starts_with("PEER_REFUSED"), "{answer}");
     stranger.finish();
-    partner_gets_the_place(&address, host);
+    partner_is_accepted(&address, host);
 }
 
 #[test]
-fn a_wait_can_be_called_off() {
+fn waiting_host_can_be_cancelled() {
     let (address, _keep) = fresh_address(true);
     let cancel_token = CancelToken::new().unwrap();
     let host = join_later(&address, &small().cancel_token(cancel_token.clone()));
@@ -504,7 +501,7 @@ fn a_wait_can_be_called_off() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_before_any_peer_is_met() {
+fn out_of_range_options_are_rejected() {
     let (address, _keep) = fresh_address(false);
     for (options, code) in [
         (Options::new().capacity(0), "INVALID_ARGUMENT"),

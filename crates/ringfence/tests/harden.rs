@@ -23,19 +23,19 @@ fn role() {
                 harden().unwrap();
                 options
             }
-            "uid alone" => options.policy(Policy::new().any_executable()),
+            "uid only" => options.policy(Policy::new().any_executable()),
             _ => unreachable!("{argument}"),
         };
     }
     assert_eq!(role, "join");
     // A guest that is refused may try again, as the same process.
     loop {
-        join_and_tell(&address, &options);
+        join_and_report(&address, &options);
         wait_for_test();
     }
 }
 
-fn join_and_tell(address: &Address, options: &Options) {
+fn join_and_report(address: &Address, options: &Options) {
     match join(address, options) {
         Ok(channel) => {
             report(format!("{} {}", channel.role(), is_hardened()));
@@ -84,7 +84,7 @@ fn evidence(actor: &Actor) -> Vec<String> {
 }
 
 #[test]
-fn both_close_themselves_once_they_have_looked_at_each_other() {
+fn both_sides_harden_after_checking_each_other() {
     let (address, _keep) = fresh_address(false);
     let joiners = Joiners::new();
     let host = joiners.start(&address, &["option"]);
@@ -92,16 +92,16 @@ fn both_close_themselves_once_they_have_looked_at_each_other() {
     let guest = joiners.start(&address, &["option"]);
     for (actor, role) in [(&host, "host"), (&guest, "guest")] {
         actor.expect(&format!("{role} true"));
-        let seen = evidence(actor);
+        let lines = evidence(actor);
         assert_eq!(
-            seen[0],
+            lines[0],
             "hardened: not dumpable, no core [this process, after its inspection and before it makes its object]"
         );
         // The default policy held, also at the last check.
-        let last = seen.last().unwrap();
+        let last = lines.last().unwrap();
         assert!(
-            seen.iter().any(|line| line.starts_with("executable: ")),
-            "{seen:?}"
+            lines.iter().any(|line| line.starts_with("executable: ")),
+            "{lines:?}"
         );
         assert!(last.contains("it says so, which proves nothing"), "{last}");
         assert!(last.contains("not dumpable, as the owner of its files"), "{last}");
@@ -110,15 +110,15 @@ fn both_close_themselves_once_they_have_looked_at_each_other() {
 }
 
 #[test]
-fn one_closes_itself_and_the_other_does_not() {
+fn hardening_of_one_side_is_independent() {
     let (address, _keep) = fresh_address(false);
     let joiners = Joiners::new();
     let host = joiners.start(&address, &["option"]);
     wait_for_host(&address);
     let guest = joiners.start(&address, &[]);
     host.expect("host true");
-    let seen = evidence(&host);
-    let last = seen.last().unwrap();
+    let lines = evidence(&host);
+    let last = lines.last().unwrap();
     assert!(last.contains("it does not say so; dumpable"), "{last}");
     guest.expect("guest false");
     assert_eq!(
@@ -128,7 +128,7 @@ fn one_closes_itself_and_the_other_does_not() {
 }
 
 #[test]
-fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
+fn already_hardened_guest_fails_an_executable_policy() {
     let (address, _keep) = fresh_address(false);
     let joiners = Joiners::new();
     let mut host = joiners.start(&address, &[]);
@@ -149,21 +149,22 @@ fn who_is_closed_already_is_refused_by_a_policy_that_asks_for_the_executable() {
 }
 
 #[test]
-fn who_is_closed_already_meets_where_the_policies_ask_for_what_can_be_seen() {
+fn already_hardened_sides_meet_under_a_uid_policy() {
     let (address, _keep) = fresh_address(false);
     let joiners = Joiners::new();
-    let host = joiners.start(&address, &["before", "uid alone"]);
+    let host = joiners.start(&address, &["before", "uid only"]);
     wait_for_host(&address);
-    let guest = joiners.start(&address, &["before", "uid alone"]);
+    let guest = joiners.start(&address, &["before", "uid only"]);
     for (actor, role) in [(&host, "host"), (&guest, "guest")] {
         actor.expect(&format!("{role} true"));
-        let seen = evidence(actor);
-        assert_eq!(seen[0], "hardened: this process: not dumpable [not asked for]");
+        let lines = evidence(actor);
+        assert_eq!(lines[0], "hardened: this process: not dumpable [not asked for]");
         assert!(
-            seen.last()
+            lines
+                .last()
                 .unwrap()
                 .contains("; not dumpable, as the owner of its files in /proc shows ["),
-            "{seen:?}"
+            "{lines:?}"
         );
     }
 }

@@ -37,13 +37,13 @@ const ORDER: [&[&str]; 21] = [
 type Imports = BTreeMap<String, BTreeSet<String>>;
 
 #[test]
-fn imports_of_the_core_run_down() {
+fn core_imports_follow_the_layering() {
     let imports = imports(&source("ringfence"));
     assert!(imports.len() > 40, "the sources were found: {}", imports.len());
     let rank = |module: &str| {
         let folder = module.split("::").next().expect("a name");
         let found = ORDER.iter().position(|line| line.contains(&folder));
-        found.unwrap_or_else(|| panic!("{folder} has no place in the order of the rooms"))
+        found.unwrap_or_else(|| panic!("{folder} is missing in ORDER"))
     };
     let mut wrong = Vec::new();
     for (from, all) in &imports {
@@ -54,11 +54,11 @@ fn imports_of_the_core_run_down() {
             }
         }
     }
-    assert!(wrong.is_empty(), "these arrows run up:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "these imports run up:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn no_name_comes_from_the_crate_root() {
+fn no_module_imports_from_the_crate_root() {
     let source = source("ringfence");
     let mut files = Vec::new();
     collect(&source, &source, &mut files);
@@ -70,53 +70,53 @@ fn no_name_comes_from_the_crate_root() {
             let found: Vec<String> = crate_paths(&text).into_iter().filter(from_root).collect();
             found
                 .into_iter()
-                .map(move |path| format!("{name} takes crate::{path}"))
+                .map(move |path| format!("{name} imports crate::{path}"))
         })
         .collect();
     assert!(
         wrong.is_empty(),
-        "lib.rs stands above every module:\n{}",
+        "lib.rs is above every module:\n{}",
         wrong.join("\n")
     );
 }
 
 #[test]
-fn no_file_of_the_core_takes_part_in_a_circle() {
-    let circles = circles(&imports(&source("ringfence")));
-    assert!(circles.is_empty(), "circles: {circles:#?}");
+fn core_modules_have_no_cycles() {
+    let cycles = cycles(&imports(&source("ringfence")));
+    assert!(cycles.is_empty(), "cycles: {cycles:#?}");
 }
 
 #[test]
-fn no_file_of_the_binding_takes_part_in_a_circle() {
+fn binding_modules_have_no_cycles() {
     let binding = source("ringfence-node");
     // The crate is packaged without its neighbours.
     if binding.exists() {
-        let circles = circles(&imports(&binding));
-        assert!(circles.is_empty(), "circles: {circles:#?}");
+        let cycles = cycles(&imports(&binding));
+        assert!(cycles.is_empty(), "cycles: {cycles:#?}");
     }
 }
 
 #[test]
-fn a_circle_and_an_import_are_found() {
+fn cycles_and_imports_are_found() {
     let text = "use crate::{\n    a::{\n        self,\n        B,\n    },\n    c::{\n        d::E,\n    },\n};\nfn f() { crate::g::h() }\n// use crate::no;\n";
     let modules = ["a", "c", "c::d", "g", "no"].map(str::to_owned).into();
     let found = imports_in(text, &modules);
     assert_eq!(found, ["a", "c::d", "g"].map(str::to_owned).into());
-    let arrows = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")];
-    let circle = arrows
+    let edges = [("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")];
+    let cycle = edges
         .map(|(from, to)| (from.to_owned(), [to.to_owned()].into()))
         .into();
-    assert_eq!(circles(&circle), [["a", "b", "c"].map(str::to_owned).into()]);
+    assert_eq!(cycles(&cycle), [["a", "b", "c"].map(str::to_owned).into()]);
 }
 
 /// The folders to which a document's file names may be relative.
 const ROOTS: [&str; 4] = ["", "crates/ringfence/src", "docs", "docs/internals"];
 
 /// Generated folders, which do not exist in a fresh clone.
-const MADE: [&str; 3] = ["build/", "fuzz/corpus/", "fuzz/artifacts/"];
+const GENERATED: [&str; 3] = ["build/", "fuzz/corpus/", "fuzz/artifacts/"];
 
 #[test]
-fn the_documents_name_files_that_exist() {
+fn documents_name_existing_files() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     // The crate is packaged without its neighbours.
     if !root.join("docs/internals/architecture.md").exists() {
@@ -157,7 +157,7 @@ fn the_documents_name_files_that_exist() {
 }
 
 #[test]
-fn a_path_in_a_document_is_found() {
+fn paths_in_documents_are_found() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = "`src/gone.rs`, `ns/pid`, `a b.rs`, `lib.rs` and `mod.rs`\n```text\n`src/code.rs`\n```\n`src/`, `src/*.rs`";
     assert_eq!(paths_in(text, root), ["src/gone.rs", "lib.rs", "src/"]);
@@ -172,8 +172,8 @@ fn paths_in<'a>(text: &'a str, root: &Path) -> Vec<&'a str> {
     let is_path = |word: &&str| {
         let plain = |c: char| c.is_ascii_alphanumeric() || "_-./".contains(c);
         // Each folder has a `mod.rs`, so that name alone identifies no file.
-        let is_made = MADE.iter().any(|folder| word.starts_with(folder));
-        if !word.chars().all(plain) || *word == "mod.rs" || is_made {
+        let is_generated = GENERATED.iter().any(|folder| word.starts_with(folder));
+        if !word.chars().all(plain) || *word == "mod.rs" || is_generated {
             return false;
         }
         let named = [".rs", ".ts", ".cts", ".mjs", ".c"];
@@ -306,18 +306,18 @@ fn module_of(path: &str, modules: &BTreeSet<String>) -> Option<String> {
 }
 
 /// Returns the sets of modules that all reach each other.
-fn circles(imports: &Imports) -> Vec<BTreeSet<String>> {
+fn cycles(imports: &Imports) -> Vec<BTreeSet<String>> {
     let reached: BTreeMap<&String, BTreeSet<&String>> =
         imports.keys().map(|from| (from, reach(from, imports))).collect();
     let mut found: Vec<BTreeSet<String>> = Vec::new();
     for (from, all) in &reached {
-        let circle: BTreeSet<String> = all
+        let cycle: BTreeSet<String> = all
             .iter()
             .filter(|to| reached.get(*to).is_some_and(|back| back.contains(from)))
             .map(|to| (*to).clone())
             .collect();
-        if !circle.is_empty() && !found.contains(&circle) {
-            found.push(circle);
+        if !cycle.is_empty() && !found.contains(&cycle) {
+            found.push(cycle);
         }
     }
     found

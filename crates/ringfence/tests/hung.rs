@@ -43,7 +43,7 @@ fn role() {
 /// Serves a filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It runs in
 /// a separate process, whose exit releases all requests that hang. On the test's command it answers only
 /// reads, which the peer itself needs.
-fn serve(place: &Path) {
+fn serve(mount_point: &Path) {
     const READ: u32 = 15;
     let content = std::fs::read(std::env::current_exe().unwrap()).unwrap();
     let mut device = File::options().read(true).write(true).open("/dev/fuse").unwrap();
@@ -51,7 +51,7 @@ fn serve(place: &Path) {
     let text = |text: &str| CString::new(text).unwrap();
     let (source, target, options) = (
         text("ringfence-test"),
-        text(place.to_str().unwrap()),
+        text(mount_point.to_str().unwrap()),
         text(&options),
     );
     // SAFETY: the kernel reads five strings, all of which end with a NUL.
@@ -69,10 +69,10 @@ fn serve(place: &Path) {
         return;
     }
     let silent = Arc::new(AtomicBool::new(false));
-    let heard = Arc::clone(&silent);
+    let silent_flag = Arc::clone(&silent);
     thread::spawn(move || {
         wait_for_test();
-        heard.store(true, Ordering::SeqCst);
+        silent_flag.store(true, Ordering::SeqCst);
         report("silent");
     });
     report("mounted");
@@ -164,9 +164,9 @@ impl Filesystem {
     fn new() -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let server = Actor::start("server", &[folder.path().to_str().unwrap()]);
-        let said = server.next_line();
-        if said != "mounted" {
-            eprintln!("skipped: no filesystem of our own, {said}");
+        let reply = server.next_line();
+        if reply != "mounted" {
+            eprintln!("skipped: no filesystem of our own, {reply}");
             return None;
         }
         Some(Self { server, folder })
@@ -176,7 +176,7 @@ impl Filesystem {
         self.folder.path().join("program")
     }
 
-    fn fall_silent(&mut self) {
+    fn stop_answering(&mut self) {
         self.server.proceed();
         self.server.expect("silent");
     }
@@ -202,7 +202,7 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     let listener = listen(&address, &options).unwrap();
     let mut agent = Actor::start_from(filesystem.program(), "knock", &[&address.to_string()]);
     agent.expect("ready");
-    filesystem.fall_silent();
+    filesystem.stop_answering();
     agent.proceed();
     let outcome = listener.accept().unwrap();
     // `close` does not wait for threads that hang.
@@ -210,13 +210,13 @@ fn refused(policy: impl FnOnce(&Path) -> Policy) -> Option<Refused> {
     drop(agent);
     match outcome {
         Arrival::Refused(refused) => Some(refused),
-        _ => panic!("it was let in"),
+        _ => panic!("the client was accepted"),
     }
 }
 
 /// Device and inode are known here, and nothing else is compared.
 #[test]
-fn what_another_file_is_shows_though_its_server_does_not_answer() {
+fn other_file_is_refused_without_its_server() {
     let Some(refused) = refused(|_| Policy::new()) else {
         return;
     };
@@ -230,7 +230,7 @@ fn what_another_file_is_shows_though_its_server_does_not_answer() {
 
 /// Its server would have to return the content.
 #[test]
-fn a_content_that_is_not_told_is_waited_for_no_longer_than_the_deadline() {
+fn unreadable_content_times_out() {
     let digest = Digest::from([7; 32]);
     let Some(refused) = refused(|_| Policy::new().programs([Program::content(digest)])) else {
         return;
@@ -240,7 +240,7 @@ fn a_content_that_is_not_told_is_waited_for_no_longer_than_the_deadline() {
 
 /// Its server would have to resolve the name.
 #[test]
-fn a_path_that_leads_nowhere_is_waited_for_no_longer_than_the_deadline() {
+fn unresolvable_path_times_out() {
     let Some(refused) = refused(|path| Policy::new().programs([Program::path(path)])) else {
         return;
     };

@@ -88,7 +88,7 @@ fn child() -> String {
 }
 
 #[test]
-fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_it() {
+fn open_channel_resources_are_minimal_and_not_inherited() {
     if support::role().is_some() {
         return;
     }
@@ -111,15 +111,18 @@ fn an_open_channel_is_its_mappings_and_its_line_and_a_child_inherits_nothing_of_
                 ["r--s", "rw-s"],
                 "its own to write, the peer's to read"
             );
-            let held = kinds(&before);
-            let (locks, rest): (Vec<_>, Vec<_>) = held.into_iter().partition(|kind| is_lock(kind));
+            let resources = kinds(&before);
+            let (locks, rest): (Vec<_>, Vec<_>) = resources.into_iter().partition(|kind| is_lock(kind));
             assert_eq!(locks.len(), usize::from(named), "{locks:?}");
             // The host at a path holds its directory as well.
             let directory = keep.as_ref().map(|keep| keep.path().display().to_string());
             let mut wanted = vec!["/proc/locks", "anon_inode", "socket", "socket"];
             wanted.extend(directory.as_deref());
             wanted.sort_unstable();
-            assert_eq!(rest, wanted, "the table, the line, the pidfd and the place");
+            assert_eq!(
+                rest, wanted,
+                "the lock table, the line, the pidfd and the directory"
+            );
 
             assert_eq!(child(), inherited);
 

@@ -21,19 +21,19 @@ fn role() {
     let mut before = None;
     for round in 0..arguments[2].parse().unwrap() {
         if round == SETTLING {
-            before = Some(traces());
+            before = Some(resources());
         }
         let (_sender, mut receiver) = join(&address, &options).unwrap().split();
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     }
-    nothing_was_added(before.unwrap(), &format!("{options:?}"));
+    assert_nothing_added(before.unwrap(), &format!("{options:?}"));
 }
 
 /// After this many rounds the allocator and the threads' stacks have settled.
 const SETTLING: u32 = 50;
 
 #[test]
-fn three_thousand_joins_and_closes_leave_nothing_behind() {
+fn repeated_joins_and_closes_leak_nothing() {
     // `npm run soak:churn` makes more.
     const ROUNDS: u32 = 1500;
     for backing in [Backing::Memfd, Backing::Shm] {
@@ -52,16 +52,16 @@ fn three_thousand_joins_and_closes_leave_nothing_behind() {
             channel.close();
         };
         (0..SETTLING).for_each(|_| round());
-        let before = traces();
+        let before = resources();
         (0..ROUNDS).for_each(|_| round());
-        nothing_was_added(before, &format!("{backing}"));
+        assert_nothing_added(before, &format!("{backing}"));
         other.finish();
     }
 }
 
 /// Counts possible leaks: descriptors, mappings, and names in /dev/shm. This test has its own process, and so
 /// has its other side.
-fn traces() -> (usize, usize, usize) {
+fn resources() -> (usize, usize, usize) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     // The allocator's own mappings change.
     let mapped = maps
@@ -80,10 +80,10 @@ fn traces() -> (usize, usize, usize) {
 
 /// Checks that nothing is left after thousands of rounds. A thread that was still exiting at the first count,
 /// or still is now, is no leak. So the counts must not exceed the first ones after all threads have exited.
-fn nothing_was_added(before: (usize, usize, usize), what: &str) {
+fn assert_nothing_added(before: (usize, usize, usize), what: &str) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let now = traces();
+        let now = resources();
         if now.0 <= before.0 && now.1 <= before.1 && now.2 <= before.2 {
             return;
         }
