@@ -17,7 +17,7 @@ use crate::{
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, attachments, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader,
+        Reads, arm_reader, attachments, check_parked, evidence, hear, is_lost, lost_as, nothing, park_reader,
         pull, pull_busy, spin, told, told_size, verify, wake, watch,
     },
     sending::{
@@ -432,7 +432,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 45] = [
     ("armWriter", arm_writer),
     ("armReader", arm_reader),
     ("parkReader", park_reader),
-    ("lookParked", look_parked),
+    ("lookParked", check_parked),
     ("disarm", disarm),
     ("listen", listen),
     ("isLost", is_lost),

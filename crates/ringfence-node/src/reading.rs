@@ -172,8 +172,8 @@ pub(crate) fn park_reader<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
 }
 
 /// The second half; answers as `arm_reader`.
-pub(crate) fn look_parked<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
-    let armed = reads.reader().and_then(binding::look_parked);
+pub(crate) fn check_parked<R: Reads>(reads: &mut R, _call: &mut Call) -> Answer {
+    let armed = reads.reader().and_then(binding::check_parked);
     parked(reads, armed)
 }
 

@@ -64,7 +64,7 @@ pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_noticing;
     pub use crate::channel::inbound::AnyInlet;
-    pub use crate::channel::merge::source::{announce, line, look_parked, spin, was_closed_by_peer};
+    pub use crate::channel::merge::source::{announce, check_parked, line, spin, was_closed_by_peer};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
     pub use crate::channel::receiver::{Keep, pull_again, pull_calls, pull_retained, release};

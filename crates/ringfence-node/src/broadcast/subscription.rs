@@ -11,7 +11,7 @@ use crate::{
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, attachments, evidence, hear, is_lost, look_parked, lost_as, nothing, park_reader,
+        Reads, arm_reader, attachments, check_parked, evidence, hear, is_lost, lost_as, nothing, park_reader,
         pull, pull_busy, verify, wake, watch,
     },
 };
@@ -226,7 +226,7 @@ const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 22] = [
     (c"hasMessage", has_message),
     (c"armReader", arm_reader),
     (c"parkReader", park_reader),
-    (c"lookParked", look_parked),
+    (c"lookParked", check_parked),
     (c"disarm", disarm),
     (c"listen", listen),
     (c"isLost", is_lost),

@@ -21,7 +21,7 @@ use crate::{
 
 impl Sender {
     /// Starts a message with attachments. [`Progress::Part`] of 0 bytes: nothing was sent, because the ring has no room, or because the
-    /// peer holds as many unread attachments as it accepts. Call it again once [`Sender::arm_with`] says so. After more bytes,
+    /// peer holds as many unread attachments as it accepts. Call it again once [`Sender::arm_with`] reports room. After more bytes,
     /// [`Sender::send_part`] continues the message.
     ///
     /// # Errors
@@ -33,14 +33,14 @@ impl Sender {
         let load = self.own.check(attachments)?;
         let count =
             u8::try_from(attachments.len()).map_err(|_| Error::invalid("attachments: at most 253"))?;
-        // Nothing else may be under way: its next record would come between the attachments and the one that announces them.
+        // No other message may be in progress: its next record would separate the attachments from their own record.
         self.writing()?;
         if !self.has_room(message.len())? || !self.has_room_for(load)? {
             return Ok(Progress::Part(0));
         }
         if let Err(error) = self.shared.doorbell.post(attachments) {
             self.shared.notice();
-            return Err(if self.is_open() { error } else { self.why_not() });
+            return Err(if self.is_open() { error } else { self.refusal() });
         }
         let sent = self.send_part_tagged(message, Tag::with_attachments(count), 0)?;
         // It fails if the channel has ended since. Then no later message waits for these attachments.
@@ -53,7 +53,7 @@ impl Sender {
     }
 
     fn positions(&mut self) -> Result<(u64, u64)> {
-        let writing = self.writing_on()?;
+        let writing = self.writing_more()?;
         let positions = writing.ring.positions();
         writing.shared.judge(positions)
     }
@@ -178,14 +178,14 @@ impl Receiver {
         let next = self.judge(next)?;
         match next {
             Some(record) => self.collect(record)?,
-            None => self.ring_if_published(),
+            None => self.wake_if_published(),
         }
         Ok(next.is_some())
     }
 
     /// The message that was gathered is whole.
     #[inline]
-    pub(super) fn gathered_whole(&mut self) {
+    pub(super) fn mark_gathered(&mut self) {
         if self.ring.consumer.tag().attachments() > 0 {
             self.incoming.end = Some(self.ring.consumer.position());
         }

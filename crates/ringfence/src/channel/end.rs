@@ -2,7 +2,7 @@
 //!
 //! A channel ends by a call on this side, by what the peer reports or does, or by what this side detects. Each of these calls
 //! [`Shared::finish`] or [`Shared::leave`], and the first call decides. The state has these owners:
-//! - [`Shared::held`]: any thread, under its own lock. It is emptied at the end, once.
+//! - [`Shared::resources`]: any thread, under its own lock. It is emptied at the end, once.
 //! - the phase word of this side's region: [`OwnPhase`] alone, which lies in [`Resources`] and so under the same lock.
 //! - [`Shared::state`]: under that lock, after the phase word. Calls read it without the lock.
 
@@ -37,7 +37,7 @@ use crate::{
 
 /// Flag in the word that holds the position at which a subscriber stops reading: the position is set. Positions are multiples
 /// of eight.
-pub(crate) const END_TOLD: u64 = 1;
+pub(crate) const END_ANNOUNCED: u64 = 1;
 
 named! {
     /// Why a channel or a subscription has ended.
@@ -186,7 +186,7 @@ impl AtomicState {
 #[derive(Debug)]
 pub(crate) struct OwnPhase {
     region: OwnRegion,
-    now: Phase,
+    current: Phase,
 }
 
 impl OwnPhase {
@@ -194,27 +194,27 @@ impl OwnPhase {
     pub(crate) fn of(region: &OwnRegion) -> Self {
         Self {
             region: region.clone(),
-            now: Phase::OPEN,
+            current: Phase::OPEN,
         }
     }
 
     pub(crate) fn step(&self) -> Step {
-        self.now.step
+        self.current.step
     }
 
     /// Announces that nothing more will be sent. Returns `false` if that was announced before or may not follow.
     pub(crate) fn end_sending(&mut self) -> bool {
-        self.write(self.now.ending())
+        self.write(self.current.ending())
     }
 
     /// Announces this step. Returns `false` and writes nothing if the step may not follow.
     pub(crate) fn advance(&mut self, step: Step) -> bool {
-        self.write(self.now.then(step))
+        self.write(self.current.then(step))
     }
 
     fn write(&mut self, next: Option<Phase>) -> bool {
         let Some(next) = next else { return false };
-        self.now = next;
+        self.current = next;
         // Release: a peer that reads it also reads what was published before.
         self.region.store(layout::PHASE, next.word(), Ordering::Release);
         true
@@ -234,10 +234,10 @@ pub(crate) struct Shared {
     pub(crate) state: AtomicState,
     pub(crate) sending_ended: AtomicBool,
     pub(crate) receiving_ended: AtomicBool,
-    /// The peer was gone before it had ended its sending. Set once, with the state, under the lock of `held` and before the state.
+    /// The peer was gone before it had ended its sending. Set once, with the state, under the lock of `resources` and before the state.
     pub(super) lost: AtomicBool,
     /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
-    pub(crate) held: ProcessMutex<Option<Resources>>,
+    pub(crate) resources: ProcessMutex<Option<Resources>>,
     pub(crate) busy_poll: Duration,
     /// Also held by the endpoint that adds up the figures of its channels.
     pub(crate) counters: Arc<Counters>,
@@ -247,7 +247,7 @@ pub(crate) struct Shared {
 /// A resource that a channel reserves until it ends, such as a pair's address or a seat of a service.
 pub(crate) trait OnEnd: fmt::Debug + Send {
     /// Releases what other processes may have. Called with the final state, before the program and the peer are notified. Returns
-    /// whether this side goes on in its peer's place. The value is dropped once the peer can see the end.
+    /// whether this side continues in its peer's place. The value is dropped once the peer can see the end.
     fn end(&mut self, state: ChannelState) -> bool;
 }
 
@@ -278,9 +278,9 @@ impl Resources {
     }
 
     /// Keeps what the peer has not read. The head that it shows never runs ahead of its reading.
-    fn keep_unread(&self) {
+    fn retain_unread(&self) {
         self.own
-            .keep_from(self.peer.load(layout::HEAD, Ordering::Acquire));
+            .retain_from(self.peer.load(layout::HEAD, Ordering::Acquire));
     }
 
     /// Announces that another process tries to open this side's object, and wipes it.
@@ -295,16 +295,16 @@ impl Resources {
 
 /// An end that is not reported yet. Dropping it notifies the tracing subscriber first, and then the program.
 #[derive(Debug)]
-pub(crate) struct Untold {
+pub(crate) struct UnreportedEnd {
     tie: Tie,
     reason: Option<CloseReason>,
     /// Dropped in this order, and not under the lock: dropping the last handle of a region or of a mailbox waits for the thread
     /// that handles alarms, and that thread may wait for the lock.
     _on_end: Option<Box<dyn OnEnd>>,
-    _held: Resources,
+    _resources: Resources,
 }
 
-impl Drop for Untold {
+impl Drop for UnreportedEnd {
     fn drop(&mut self) {
         if let Some(reason) = &self.reason {
             self.tie.closed(reason);
@@ -379,11 +379,11 @@ impl Shared {
     }
 
     /// Keeps this until the channel ends. If the channel has ended already, `on_end` is called at once.
-    pub(crate) fn keep(&self, mut on_end: Box<dyn OnEnd>) {
-        if let Ok(mut guard) = self.held.lock()
-            && let Some(held) = guard.as_mut()
+    pub(crate) fn set_on_end(&self, mut on_end: Box<dyn OnEnd>) {
+        if let Ok(mut guard) = self.resources.lock()
+            && let Some(resources) = guard.as_mut()
         {
-            held.on_end = Some(on_end);
+            resources.on_end = Some(on_end);
             return;
         }
         on_end.end(self.state.get());
@@ -391,26 +391,25 @@ impl Shared {
 
     /// Announces the end of sending. Returns `false` if the channel has ended already.
     pub(crate) fn end_sending(&self) -> bool {
-        let Ok(mut guard) = self.held.lock() else {
-            return false;
-        };
-        guard.as_mut().is_some_and(|held| held.phase.end_sending())
+        self.with_resources(|resources| resources.phase.end_sending())
+            .unwrap_or(false)
+    }
+
+    /// Calls a function under the lock, unless the channel has ended.
+    pub(super) fn with_resources<T>(&self, call: impl FnOnce(&mut Resources) -> T) -> Option<T> {
+        self.resources.lock().ok()?.as_mut().map(call)
     }
 
     /// Frees the address, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
     pub(crate) fn vacate(&self) {
-        if let Ok(mut guard) = self.held.lock() {
-            let on_end = guard.as_mut().and_then(|held| held.on_end.take());
-            // Dropping it may need this lock.
-            drop(guard);
-            drop(on_end);
-        }
+        // Dropped without the lock, which that may need.
+        drop(self.with_resources(|resources| resources.on_end.take()));
     }
 
     /// The phase of the peer's region. `None` once this side has released the region.
     pub(super) fn phase_of_peer(&self) -> Option<Phase> {
-        let held = self.held.lock().ok()?;
-        Phase::from_word(held.as_ref()?.peer.load(layout::PHASE, Ordering::Acquire))
+        let word = self.with_resources(|resources| resources.peer.load(layout::PHASE, Ordering::Acquire));
+        Phase::from_word(word?)
     }
 
     /// Called before a thread parks: see [`Doorbell::catch_up`].
@@ -435,7 +434,7 @@ impl Shared {
 
     /// As [`Shared::finish`], but does not yet notify the program. When this returns, the ring is wiped if it was exposed, and the
     /// peer is disconnected. Returns `None` if there is nothing to report.
-    pub(crate) fn end(&self, end: ChannelState) -> Option<Untold> {
+    pub(crate) fn end(&self, end: ChannelState) -> Option<UnreportedEnd> {
         match end {
             // Does not wait for the peer's tokens: they are lost to a side that closes, and the wait would be for the thread that
             // handles the alarm, which may be this one.
@@ -445,28 +444,28 @@ impl Shared {
             | ChannelState::Exposed
             | ChannelState::Evicted => {}
             // The peer may have been killed between a token and the update of their number.
-            ChannelState::PeerExited => self.hear_all(),
+            ChannelState::PeerExited => self.drain_unannounced_tokens(),
             ChannelState::ClosedByPeer
             | ChannelState::LeftByPeer
             | ChannelState::ExposedAtPeer
             | ChannelState::EvictedByPeer
-            | ChannelState::Corrupt => self.hear_out(),
+            | ChannelState::Corrupt => self.drain_tokens(),
             // Not ends.
             ChannelState::Open | ChannelState::Inherited => return None,
         }
-        let mut guard = self.held.lock().ok()?;
-        if let Some(held) = guard.as_mut().filter(|held| held.has_left()) {
+        let mut guard = self.resources.lock().ok()?;
+        if let Some(resources) = guard.as_mut().filter(|resources| resources.has_left()) {
             // `leave` releases everything else.
             if end == ChannelState::Exposed {
-                held.expose();
+                resources.expose();
             }
             return None;
         }
-        let mut held = guard.take()?;
-        let mut on_end = held.on_end.take();
+        let mut resources = guard.take()?;
+        let mut on_end = resources.on_end.take();
         let succeeds = on_end.as_mut().is_some_and(|on_end| on_end.end(end));
         if end == ChannelState::Exposed {
-            held.expose();
+            resources.expose();
         } else {
             if matches!(
                 end,
@@ -475,49 +474,49 @@ impl Shared {
                     | ChannelState::Refused
                     | ChannelState::Corrupt
             ) {
-                held.keep_unread();
+                resources.retain_unread();
             }
             if end == ChannelState::ClosedHere {
-                held.phase.end_sending();
+                resources.phase.end_sending();
             }
-            held.phase.advance(match end {
+            resources.phase.advance(match end {
                 ChannelState::Evicted => Step::Evicted,
                 _ if succeeds => Step::Succeeds,
                 _ => Step::Closed,
             });
         }
         // The phase of a peer that is gone is final.
-        let peers = Phase::from_word(held.peer.load(layout::PHASE, Ordering::Acquire));
+        let peers = Phase::from_word(resources.peer.load(layout::PHASE, Ordering::Acquire));
         self.lost
             .store(!peers.is_some_and(|phase| phase.ended), Ordering::Relaxed);
         self.state.set(end);
         self.doorbell.shut_both();
         drop(guard);
-        Some(Untold {
+        Some(UnreportedEnd {
             tie: self.tie.clone(),
             reason: self.close_reason(),
             _on_end: on_end,
-            _held: held,
+            _resources: resources,
         })
     }
 
     /// As [`Shared::finish`], for a member that leaves its place to its peer: announces that, and waits for the answer until
     /// `deadline`. In the meantime calls that send or receive here fail as on a closed channel.
     pub(crate) fn leave(&self, deadline: &Deadline) -> Handover {
-        let Ok(mut guard) = self.held.lock() else {
+        let Ok(mut guard) = self.resources.lock() else {
             return Handover::NoSuccessor;
         };
-        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
+        let Some(resources) = guard.as_mut().filter(|resources| !resources.has_left()) else {
             return Handover::NoSuccessor;
         };
-        let mut on_end = held.on_end.take();
+        let mut on_end = resources.on_end.take();
         if let Some(on_end) = &mut on_end {
             on_end.end(ChannelState::ClosedHere);
         }
-        held.keep_unread();
+        resources.retain_unread();
         self.state.set(ChannelState::ClosedHere);
-        held.phase.advance(Step::Left);
-        let peer = held.peer.clone();
+        resources.phase.advance(Step::Left);
+        let peer = resources.peer.clone();
         self.doorbell.shut_write();
         drop(guard);
         let ends = self.doorbell.ends();
@@ -527,12 +526,12 @@ impl Shared {
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.shut_both();
         // Kept until now for the alarm, which wipes it.
-        let held = self.held.lock().map(|mut held| held.take());
+        let resources = self.resources.lock().map(|mut resources| resources.take());
         // The tracing subscriber is notified before the program.
         if let Some(reason) = self.close_reason() {
             self.tie.closed(&reason);
         }
-        drop((held, on_end));
+        drop((resources, on_end));
         match phase.map(|phase| phase.step) {
             Some(Step::Succeeds) => Handover::Taken,
             _ if answered => Handover::NoSuccessor,
@@ -540,7 +539,7 @@ impl Shared {
         }
     }
 
-    /// Ends the channel if the line says that the peer is gone.
+    /// Ends the channel if the line shows that the peer is gone.
     pub(crate) fn notice(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
             return;
@@ -568,7 +567,7 @@ impl Shared {
     pub(crate) fn finish_if_both_ended(&self) {
         let both = self.sending_ended.load(Ordering::Acquire) && self.receiving_ended.load(Ordering::Acquire);
         if both && !self.is_inherited() {
-            self.hear_out();
+            self.drain_tokens();
             self.finish(ChannelState::ClosedHere);
         }
     }
@@ -604,7 +603,7 @@ impl Shared {
 
     /// Waits until a thread that is ending the channel has done so: the peer may see the end before the threads of this side do.
     pub(crate) fn wait_for_end(&self) {
-        drop(self.held.lock());
+        drop(self.resources.lock());
     }
 
     pub(crate) fn peer_is_gone(&self) -> bool {
@@ -617,15 +616,12 @@ impl Shared {
     /// Called by a publisher: this subscriber stops reading at this position of the ring, whatever is sent to the others. Must precede
     /// the phase that announces the end to the subscriber.
     pub(crate) fn end_reading_at(&self, position: u64) {
-        if let Ok(guard) = self.held.lock()
-            && let Some(held) = guard.as_ref()
-        {
+        self.with_resources(|Resources { own, .. }| {
             // The first position counts. Nothing else in this process writes the word.
-            if held.own.load(layout::TAIL, Ordering::Relaxed) & END_TOLD == 0 {
-                held.own
-                    .store(layout::TAIL, position | END_TOLD, Ordering::Release);
+            if own.load(layout::TAIL, Ordering::Relaxed) & END_ANNOUNCED == 0 {
+                own.store(layout::TAIL, position | END_ANNOUNCED, Ordering::Release);
             }
-        }
+        });
     }
 }
 

@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     channel::end::{ChannelState, CloseReason, Shared},
-    channel::open::{LOOKS_PER_GLANCE, Link},
+    channel::open::{Link, POLLS_PER_LINE_CHECK},
     channel::unread::Incoming,
     channel::waiting::{Parking, SpinThenPark, Waits},
     error::{Error, Result},
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// In place of a number of bytes: everything that is in the ring when a visit starts.
-pub(super) const ALL_THAT_IS_THERE: u64 = u64::MAX;
+pub(super) const ALL_AVAILABLE: u64 = u64::MAX;
 
 /// The reading end of one kind of ring.
 pub(crate) trait Inlet: fmt::Debug + Sized {
@@ -57,7 +57,7 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
     fn notice_end(&mut self) {}
 
     /// Reads no further than where the peer ended this direction, if it did.
-    fn end_where_told(&mut self) {}
+    fn end_at_announced(&mut self) {}
 
     /// Whether the peer ended this direction in an orderly way, whatever it stores later.
     #[inline]
@@ -66,13 +66,13 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
     }
 
     /// The peer is gone: loads its tail for the last time, and releases this side's memory.
-    fn settle(&mut self);
+    fn release_own(&mut self);
 
     /// Releases both sides' memory: reading is over.
-    fn forget(&mut self);
+    fn release_all(&mut self);
 
     /// Nothing is there to read. Called after the peer was woken.
-    fn idle(&mut self) {}
+    fn on_empty(&mut self) {}
 
     /// See [`Inbound::try_receive`]. The channel was checked.
     fn try_receive(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Option<usize>>;
@@ -119,11 +119,11 @@ pub struct Inbound<R> {
     pub(super) link: Option<Link>,
     pub(super) longest: u64,
     /// Reads that found nothing since the line was last read.
-    pub(super) fruitless: u32,
+    pub(super) empty_polls: u32,
     /// The position at which this half last checked whether the peer sleeps.
-    woken: u64,
-    /// The value of [`Reader::looks`] when the caller's round began.
-    round: u64,
+    woken_at: u64,
+    /// The value of [`Reader::tail_loads`] when the caller's round started.
+    round_start: u64,
     pub(super) incoming: Incoming,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
@@ -136,9 +136,9 @@ impl<R: Inlet> Inbound<R> {
             ring,
             link: Some(link),
             longest,
-            fruitless: 0,
-            woken: 0,
-            round: 0,
+            empty_polls: 0,
+            woken_at: 0,
+            round_start: 0,
             incoming: Incoming::default(),
             _on_panic: OnPanic(shared.clone()),
             shared,
@@ -164,17 +164,17 @@ impl<R: Inlet> Inbound<R> {
     #[cold]
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
-            self.settle();
+            self.release_own();
             let unread = self.ring.reader_mut().available();
             if self.shared.has_read_all() || !self.judge(unread)? {
                 self.shared.receiving_ended.store(true, Ordering::Release);
-                self.let_go();
+                self.release_all();
                 self.check_lost()?;
             }
             return Ok(());
         }
         let readable = check_readable(&self.shared);
-        self.let_go();
+        self.release_all();
         readable
     }
 
@@ -187,18 +187,18 @@ impl<R: Inlet> Inbound<R> {
     }
 
     /// Releases this side's memory. The peer's stays mapped until everything in it was read.
-    fn settle(&mut self) {
+    fn release_own(&mut self) {
         if self.link.take().is_some() {
-            self.ring.settle();
+            self.ring.release_own();
         }
     }
 
     /// Releases both sides' memory; there is nothing more to read.
-    fn let_go(&mut self) {
+    fn release_all(&mut self) {
         self.link = None;
         self.incoming = Incoming::default();
         self.shared.doorbell.drop_attachments();
-        self.ring.forget();
+        self.ring.release_all();
     }
 
     /// The state that the peer announces.
@@ -236,16 +236,16 @@ impl<R: Inlet> Inbound<R> {
 
     /// Follows a read that found nothing: wakes a peer that waits for room, and reads the line once in a while.
     #[cold]
-    pub(super) fn found_nothing(&mut self) -> Result<()> {
+    pub(super) fn on_empty(&mut self) -> Result<()> {
         // The memory of a peer that is gone is not checked again: everything that it left was copied and checked.
         if self.link.is_some() {
             self.check_copies()?;
         }
-        self.wake_at_once();
-        self.ring.idle();
-        self.fruitless += 1;
-        if self.fruitless >= LOOKS_PER_GLANCE {
-            self.fruitless = 0;
+        self.wake_peer();
+        self.ring.on_empty();
+        self.empty_polls += 1;
+        if self.empty_polls >= POLLS_PER_LINE_CHECK {
+            self.empty_polls = 0;
             self.shared.doorbell.check_peer();
             self.shared.notice();
             self.check()?;
@@ -253,21 +253,21 @@ impl<R: Inlet> Inbound<R> {
         Ok(())
     }
 
-    /// Publishes how far everything was read, and wakes a peer that waits for room.
+    /// Publishes the position up to which everything was read, and wakes a peer that waits for room.
     #[inline]
-    pub(super) fn tell(&mut self) {
+    pub(super) fn publish_and_wake(&mut self) {
         self.ring.reader_mut().publish();
-        self.wake_at_once();
+        self.wake_peer();
     }
 
     #[inline]
-    pub(super) fn wake_at_once(&mut self) {
-        self.woken = self.ring.reader().position();
-        self.ring_if_published();
+    pub(super) fn wake_peer(&mut self) {
+        self.woken_at = self.ring.reader().position();
+        self.wake_if_published();
     }
 
     #[inline]
-    pub(super) fn ring_if_published(&mut self) {
+    pub(super) fn wake_if_published(&mut self) {
         if self.link.as_mut().is_some_and(|link| link.waker.must_wake()) {
             self.shared.doorbell.wake_peer();
         }
@@ -276,8 +276,8 @@ impl<R: Inlet> Inbound<R> {
     /// Wakes the peer only if there is much room since it was last checked.
     #[inline]
     pub(super) fn wake_if_worthwhile(&mut self) {
-        if self.ring.reader().position().saturating_sub(self.woken) >= self.ring.reader().capacity() / 4 {
-            self.wake_at_once();
+        if self.ring.reader().position().saturating_sub(self.woken_at) >= self.ring.reader().capacity() / 4 {
+            self.wake_peer();
         }
     }
 
@@ -307,7 +307,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive).
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        self.take_by(None, |half| half.try_receive(into))
+        self.poll_until(None, |half| half.try_receive(into))
     }
 
     /// Like [`receive`](Inbound::receive), with a deadline.
@@ -334,7 +334,7 @@ impl<R: Inlet> Inbound<R> {
     /// # }
     /// ```
     pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<usize>> {
-        self.take_by(Some(deadline), |half| half.try_receive(into))
+        self.poll_until(Some(deadline), |half| half.try_receive(into))
     }
 
     /// Returns the next message in memory of its own. `None`: nothing is there now (see [`is_ended`](Inbound::is_ended)).
@@ -374,7 +374,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive_vec`](Inbound::try_receive_vec).
     pub fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        self.take_by(None, Self::try_receive_vec)
+        self.poll_until(None, Self::try_receive_vec)
     }
 
     /// Like [`receive_vec`](Inbound::receive_vec), with a deadline.
@@ -382,7 +382,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive_vec`](Inbound::try_receive_vec), and [`Error::TimedOut`] at the deadline. No message is lost then.
     pub fn receive_vec_until(&mut self, deadline: Instant) -> Result<Option<Vec<u8>>> {
-        self.take_by(Some(deadline), Self::try_receive_vec)
+        self.poll_until(Some(deadline), Self::try_receive_vec)
     }
 
     /// Returns the size of the next message in bytes, once its beginning is there. `None`: nothing is there now. A subscription that is
@@ -400,7 +400,7 @@ impl<R: Inlet> Inbound<R> {
         let size = self.ring.reader_mut().next_size();
         let size = self.judge(size)?;
         if size.is_none() {
-            self.found_nothing()?;
+            self.on_empty()?;
         }
         Ok(size)
     }
@@ -429,19 +429,19 @@ impl<R: Inlet> Inbound<R> {
     /// they saw; `stats` does not count them.
     #[inline]
     pub fn receive_each(&mut self, visit: impl FnMut(Message<'_>), max: usize) -> Result<usize> {
-        let Visited { count, dry } = self.visit(visit, max, ALL_THAT_IS_THERE);
-        dry.map(|_| count)
+        let Visited { count, empty } = self.visit(visit, max, ALL_AVAILABLE);
+        empty.map(|_| count)
     }
 
     /// Like [`receive_each`](Inbound::receive_each), for about `bytes` bytes, which may arrive during the call.
     #[inline]
     pub(crate) fn visit(&mut self, visit: impl FnMut(Message<'_>), max: usize, bytes: u64) -> Visited {
         let mut count = 0;
-        let dry = match self.check() {
+        let empty = match self.check() {
             Ok(()) => R::visit(self, &mut count, visit, max, bytes),
             Err(error) => Err(error),
         };
-        Visited { count, dry }
+        Visited { count, empty }
     }
 
     /// Copies whole messages as packed records (see [`Sender::try_send_packed`](crate::Sender::try_send_packed)), as many as are there
@@ -451,7 +451,7 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = R::receive_packed(self, into);
-        self.wake_at_once();
+        self.wake_peer();
         packed
     }
 
@@ -470,19 +470,19 @@ impl<R: Inlet> Inbound<R> {
     /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
     /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
     pub fn begin_round(&mut self) {
-        self.round = self.ring.reader().tail_loads();
+        self.round_start = self.ring.reader().tail_loads();
     }
 
     /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
     pub fn is_round_over(&self) -> bool {
-        self.ring.reader().is_drained() && self.ring.reader().tail_loads() != self.round
+        self.ring.reader().is_drained() && self.ring.reader().tail_loads() != self.round_start
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it parked.
     pub fn wake(&mut self) {
         // Only here: each other call has dropped an inherited link in its check.
         if !self.shared.is_inherited() {
-            self.wake_at_once();
+            self.wake_peer();
         }
     }
 
@@ -516,13 +516,13 @@ impl<R: Inlet> Inbound<R> {
         if phase.is_open() && !self.ring.has_ended() {
             return Ok(false);
         }
-        self.ring.end_where_told();
+        self.ring.end_at_announced();
         // Check again: the peer may have published more before it stored its phase.
         if self.has_message()? {
             return Ok(false);
         }
         self.check_copies()?;
-        self.shared.hear_out();
+        self.shared.drain_tokens();
         self.shared.receiving_ended.store(true, Ordering::Release);
         if phase.step != Step::Exposed
             && let Some(end) = self.shared.end_by(phase.step)
@@ -532,8 +532,8 @@ impl<R: Inlet> Inbound<R> {
         self.shared.finish_if_both_ended();
         // A program may keep this half for long without calling it again.
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
-            self.settle();
-            self.let_go();
+            self.release_own();
+            self.release_all();
         }
         self.check_lost().map(|()| true)
     }
@@ -543,7 +543,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive), and [`Error::TimedOut`] at the deadline.
     pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let found = self.take_by(deadline, |half| Ok(half.has_message()?.then_some(())))?;
+        let found = self.poll_until(deadline, |half| Ok(half.has_message()?.then_some(())))?;
         Ok(found.is_some())
     }
 
@@ -578,21 +578,21 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive).
     pub fn poll_line_later(&mut self) -> Result<()> {
-        self.leave_line()
+        self.defer_line()
     }
 
     /// Closes the whole channel from this half: the peer reads what is in the ring, and then a clean end. Unread messages are dropped. A
     /// message that another thread sends at this moment may be lost.
     pub fn close(&mut self) {
         self.shared.finish(ChannelState::ClosedHere);
-        self.let_go();
+        self.release_all();
     }
 
     /// Closes the whole channel like [`close`](Inbound::close), but without a clean end: the peer's calls that receive fail with
     /// [`Error::PeerLost`] once everything was read.
     pub fn destroy(&mut self) {
         self.shared.finish(ChannelState::DestroyedHere);
-        self.let_go();
+        self.release_all();
     }
 
     /// Returns why the channel has ended, once a call that reads, waits or polls the line has noticed it. `None`: it has not. Unread
@@ -621,7 +621,7 @@ impl<R: Inlet> Waits for Inbound<R> {
     }
 
     #[inline]
-    fn is_there(&mut self, (): ()) -> Result<bool> {
+    fn is_available(&mut self, (): ()) -> Result<bool> {
         self.has_message()
     }
 
@@ -685,14 +685,14 @@ pub(super) fn check_phases<const CAN_EVICT: bool>(shared: &Shared, peers: u64, o
         return end_as(shared, ChannelState::EvictedByPeer);
     }
     if own > Phase::ENDED.word() {
-        return ended_meanwhile(shared);
+        return ended_concurrently(shared);
     }
     Ok(())
 }
 
 /// Another thread has ended the channel, or has noticed that the peer is gone.
 #[cold]
-fn ended_meanwhile(shared: &Shared) -> Result<()> {
+fn ended_concurrently(shared: &Shared) -> Result<()> {
     shared.wait_for_end();
     check_readable(shared)
 }
@@ -710,7 +710,7 @@ pub struct Visited {
     /// Visited messages that were found whole. The visitor may have seen more if the visits failed.
     pub(crate) count: usize,
     /// Whether the visits stopped because nothing more is there.
-    pub(crate) dry: Result<bool>,
+    pub(crate) empty: Result<bool>,
 }
 
 /// The outcome of [`Receiver::try_receive_packed`](crate::Receiver::try_receive_packed).

@@ -18,7 +18,7 @@ use crate::{
 
 /// A half that only polls checks the line after this many calls that found nothing, so that it notices the end of its peer
 /// without a system call each time.
-pub(crate) const LOOKS_PER_GLANCE: u32 = 4096;
+pub(crate) const POLLS_PER_LINE_CHECK: u32 = 4096;
 
 /// An open channel, and what its halves are made of.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
     let subscribes = parts.terms.own_capacity == 0;
     let (process, birth) = (parts.process.pidfd(), parts.mark.birth());
     let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, birth);
-    let held = Resources {
+    let resources = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
         peer: peer.clone(),
@@ -60,7 +60,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         sending_ended: AtomicBool::new(false),
         receiving_ended: AtomicBool::new(false),
         lost: AtomicBool::new(false),
-        held: ProcessMutex::new(Some(held), birth),
+        resources: ProcessMutex::new(Some(resources), birth),
         busy_poll: options.busy_poll,
         tie: parts.tie,
     });
@@ -89,7 +89,7 @@ pub(crate) struct Link {
     pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
     pub(crate) waker: Waker<OwnRegion, PeerRegion>,
     /// Calls of a sending half that found no room since it last checked the line.
-    pub(super) fruitless: u32,
+    pub(super) empty_polls: u32,
 }
 
 impl Link {
@@ -113,13 +113,13 @@ impl Link {
         Self {
             sleeper: Sleeper::new(opened.own.clone(), peer, sleeper, barriers),
             waker,
-            fruitless: 0,
+            empty_polls: 0,
         }
     }
 
-    /// A call has found no room. Returns whether the line must be checked now: see [`LOOKS_PER_GLANCE`].
+    /// A call has found no room. Returns whether the line must be checked now: see [`POLLS_PER_LINE_CHECK`].
     pub(crate) fn must_check_line(&mut self) -> bool {
-        self.fruitless = (self.fruitless + 1) % LOOKS_PER_GLANCE;
-        self.fruitless == 0
+        self.empty_polls = (self.empty_polls + 1) % POLLS_PER_LINE_CHECK;
+        self.empty_polls == 0
     }
 }

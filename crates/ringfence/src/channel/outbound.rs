@@ -1,6 +1,6 @@
 //! The sending half of a channel or of a publisher: [`Outbound`], for every kind of ring.
 //!
-//! `reserve` has further ways to send. An [`Outlet`] is one kind of ring: it says how such a half waits for room and wakes its readers: `sender` does so
+//! `reserve` has further ways to send. An [`Outlet`] is one kind of ring: it waits for room and wakes the readers. `sender` does so
 //! for a pair, `host/broadcaster.rs` for a publisher.
 #![expect(
     private_bounds,
@@ -39,7 +39,7 @@ pub struct Outbound<R: Outlet> {
     /// `None` once this half has ended.
     pub(crate) writing: Option<Writing<R>>,
     pub(crate) limits: Limits,
-    pub(super) begun: Begun,
+    pub(super) in_progress: InProgress,
     /// Whether there is a [`Reserved`](crate::channel::reserve::Reserved) that may be written. It stores `false` when it is dropped.
     pub(super) reservation: Arc<AtomicBool>,
     pub(crate) own: R::Own,
@@ -77,13 +77,13 @@ pub(crate) trait Outlet: Debug + Sized {
     fn wait_for_end(_shared: &Self::Shared) {}
 
     /// Wakes the readers that sleep, after a publication.
-    fn published(writing: &mut Writing<Self>);
+    fn wake_readers(writing: &mut Writing<Self>);
 
     /// Ends the channel of a reader that has violated the protocol.
     fn judge<T>(writing: &mut Writing<Self>, result: Result<T>) -> Result<T>;
 
     /// A message of this size has found no room.
-    fn refused(writing: &mut Writing<Self>, size: usize);
+    fn on_full(writing: &mut Writing<Self>, size: usize);
 
     /// Writes a message, or as much of it as there is room for.
     fn send_part(outbound: &mut Outbound<Self>, message: &[u8], tag: Tag, written: usize)
@@ -103,7 +103,7 @@ pub(crate) trait Outlet: Debug + Sized {
     fn arm(outbound: &mut Outbound<Self>, size: usize) -> Result<bool>;
 
     /// A call has waited for room since then. `failed`: its message is given up.
-    fn waited(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
+    fn count_wait(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
 
     /// Drops the ring. The figures that are known of it stay.
     fn release(outbound: &mut Outbound<Self>);
@@ -163,7 +163,7 @@ impl Limits {
 
 /// An operation that must be finished before anything else is sent, because the ring's next bytes belong to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Begun {
+pub(crate) enum InProgress {
     Nothing,
     /// A [`Reserved`](crate::channel::reserve::Reserved), which may have been dropped already.
     Reservation,
@@ -184,7 +184,7 @@ impl<R: Outlet> Writing<R> {
     #[inline]
     pub(crate) fn publish(&mut self) {
         if self.ring.publish() {
-            R::published(self);
+            R::wake_readers(self);
         }
     }
 
@@ -192,7 +192,7 @@ impl<R: Outlet> Writing<R> {
     #[inline]
     pub(super) fn finish(&mut self, at: usize, claimed: usize, length: usize) {
         self.ring.finish_now(at, claimed, length);
-        R::published(self);
+        R::wake_readers(self);
     }
 
     #[inline]
@@ -207,7 +207,7 @@ impl<R: Outlet> Writing<R> {
         if self.is_open() {
             return Ok(());
         }
-        Err(why_not::<R>(&self.shared))
+        Err(refusal::<R>(&self.shared))
     }
 
     /// Protects the range that was claimed from a wipe while the caller writes it. Fails if the ring is wiped.
@@ -222,7 +222,7 @@ impl<R: Outlet> Writing<R> {
 
 /// The error if nothing can be sent.
 #[cold]
-pub(super) fn why_not<R: Outlet>(shared: &R::Shared) -> Error {
+pub(super) fn refusal<R: Outlet>(shared: &R::Shared) -> Error {
     R::check(shared).err().unwrap_or_else(closed::<R>)
 }
 
@@ -236,7 +236,7 @@ pub(super) fn closed<R: Outlet>() -> Error {
 #[cold]
 fn exposed<R: Outlet>(shared: &R::Shared) -> Error {
     R::wait_for_end(shared);
-    why_not::<R>(shared)
+    refusal::<R>(shared)
 }
 
 impl<R: Outlet> Outbound<R> {
@@ -245,7 +245,7 @@ impl<R: Outlet> Outbound<R> {
             shared: Arc::clone(&writing.shared),
             writing: Some(writing),
             limits: Limits::new::<R>(capacity, longest),
-            begun: Begun::Nothing,
+            in_progress: InProgress::Nothing,
             reservation: Arc::default(),
             own,
         }
@@ -264,20 +264,20 @@ impl<R: Outlet> Outbound<R> {
     /// The ring, if something new may be sent now.
     #[inline]
     pub(crate) fn writing(&mut self) -> Result<&mut Writing<R>> {
-        if self.begun != Begun::Nothing && self.is_open() {
-            self.must_have_ended(false)?;
+        if self.in_progress != InProgress::Nothing && self.is_open() {
+            self.check_in_progress(false)?;
         }
-        self.writing_on()
+        self.writing_more()
     }
 
     /// The ring, if this half may still write: also to continue a message that is under way.
     #[inline]
-    pub(super) fn writing_on(&mut self) -> Result<&mut Writing<R>> {
+    pub(super) fn writing_more(&mut self) -> Result<&mut Writing<R>> {
         if !self.is_open() {
-            return Err(self.why_not());
+            return Err(self.refusal());
         }
-        if self.begun == Begun::Reservation {
-            self.must_have_ended(true)?;
+        if self.in_progress == InProgress::Reservation {
+            self.check_in_progress(true)?;
         }
         self.writing.as_mut().ok_or_else(closed::<R>)
     }
@@ -289,23 +289,23 @@ impl<R: Outlet> Outbound<R> {
 
     /// Checks that the operation that was begun is finished. A message that the caller `continues` need not be.
     #[cold]
-    fn must_have_ended(&mut self, continues: bool) -> Result<()> {
-        match self.begun {
+    fn check_in_progress(&mut self, continues: bool) -> Result<()> {
+        match self.in_progress {
             // Acquire: what was written there was written before the bytes belong to another message.
-            Begun::Reservation if self.reservation.load(Ordering::Acquire) => Err(still_reserved()),
-            Begun::Message(size, written) if !continues => Err(still_under_way(size, written)),
-            Begun::Message(..) => Ok(()),
-            Begun::Nothing | Begun::Reservation => {
-                self.begun = Begun::Nothing;
+            InProgress::Reservation if self.reservation.load(Ordering::Acquire) => Err(reserved_error()),
+            InProgress::Message(size, written) if !continues => Err(in_progress_error(size, written)),
+            InProgress::Message(..) => Ok(()),
+            InProgress::Nothing | InProgress::Reservation => {
+                self.in_progress = InProgress::Nothing;
                 Ok(())
             }
         }
     }
 
     #[cold]
-    pub(super) fn why_not(&mut self) -> Error {
+    pub(super) fn refusal(&mut self) -> Error {
         R::release(self);
-        why_not::<R>(&self.shared)
+        refusal::<R>(&self.shared)
     }
 
     /// Puts a message into the ring. `false`: there is no room now.
@@ -329,49 +329,49 @@ impl<R: Outlet> Outbound<R> {
         let writing = self.writing()?;
         match writing.ring.push_now(message, tag) {
             Ok(true) => {
-                R::published(writing);
+                R::wake_readers(writing);
                 Ok(true)
             }
-            other => self.not_sent(other, message.len()),
+            other => self.on_no_room(other, message.len()),
         }
     }
 
     /// The ring had no room for a message of this size, or a reader has violated the protocol.
     #[cold]
-    pub(crate) fn not_sent(&mut self, result: Result<bool>, size: usize) -> Result<bool> {
+    pub(crate) fn on_no_room(&mut self, result: Result<bool>, size: usize) -> Result<bool> {
         if let Some(writing) = &mut self.writing {
             R::judge(writing, result)?;
-            R::refused(writing, size);
+            R::on_full(writing, size);
         }
         // The peer may be known to be gone since.
         if self.is_open() {
             return Ok(false);
         }
-        Err(self.why_not())
+        Err(self.refusal())
     }
 
     /// Puts whole messages into the ring, laid out as short ones are there: each an eight-byte header (length u32, and
     /// the flags 3 as u32, or 19 for a call frame, little-endian), its bytes, and zeros up to a multiple of eight. One publication for all.
-    /// Returns how many bytes of `packed` were taken; the remainder found no room.
+    /// Returns how many bytes of `packed` were sent; the remainder found no room.
     ///
     /// # Errors
     /// As [`Outbound::try_send`], and [`Error::InvalidArgument`] for bytes in another layout. If these are not the first, the messages
-    /// before them are taken, and the next call fails.
+    /// before them are sent, and the next call fails.
     pub fn try_send_packed(&mut self, packed: &[u8]) -> Result<usize> {
         let longest = self.limits.longest;
         let writing = self.writing()?;
         let result = writing.ring.push_packed(packed, longest);
         writing.publish();
-        let taken = R::judge(writing, result)?;
-        if taken < packed.len() {
-            let next = packed[taken..].first_chunk::<4>();
+        let sent = R::judge(writing, result)?;
+        if sent < packed.len() {
+            let next = packed[sent..].first_chunk::<4>();
             let size = next.map_or(0, |length| as_offset(u32::from_le_bytes(*length).into()));
-            R::refused(writing, size.min(as_offset(longest)));
-            if taken == 0 && !self.is_open() {
-                return Err(self.why_not());
+            R::on_full(writing, size.min(as_offset(longest)));
+            if sent == 0 && !self.is_open() {
+                return Err(self.refusal());
             }
         }
-        Ok(taken)
+        Ok(sent)
     }
 
     /// Returns whether a message of `size` bytes would find room now. Of a message that travels in fragments, whether its next fragment
@@ -387,13 +387,13 @@ impl<R: Outlet> Outbound<R> {
         } else {
             self.limits.capacity / 8
         };
-        let writing = self.writing_on()?;
+        let writing = self.writing_more()?;
         let result = writing.ring.has_room(wanted);
         R::judge(writing, result)
     }
 
     /// Returns the number of bytes of packed records (see [`Outbound::try_send_packed`]), of messages of at most `longest` bytes each,
-    /// that certainly find room now: all of them are taken, in one call or in several, as long as nothing else is sent in between. For
+    /// that certainly find room now: all of them are sent, in one call or in several, as long as nothing else is sent in between. For
     /// callers that promise for many messages at once.
     ///
     /// A reliable subscriber that connects later and starts at the oldest message keeps the messages in the ring. Then there is less
@@ -507,7 +507,7 @@ where
     pub(crate) fn send_tagged(&mut self, message: &[u8], tag: Tag, deadline: Option<Instant>) -> Result<()> {
         match R::send_part(self, message, tag, 0)? {
             Progress::Whole => Ok(()),
-            Progress::Part(written) => self.send_late(message, &[], tag, written, deadline),
+            Progress::Part(written) => self.send_after_wait(message, &[], tag, written, deadline),
         }
     }
 
@@ -537,7 +537,7 @@ where
     /// # }
     /// ```
     pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.send_with_by(message, attachments, None)
+        self.send_with_deadline(message, attachments, None)
     }
 
     /// Sends like [`Outbound::send_with`], up to a deadline: see [`Outbound::send_until`].
@@ -550,10 +550,10 @@ where
         attachments: &[AttachmentRef<'_>],
         deadline: Instant,
     ) -> Result<()> {
-        self.send_with_by(message, attachments, Some(deadline))
+        self.send_with_deadline(message, attachments, Some(deadline))
     }
 
-    fn send_with_by(
+    fn send_with_deadline(
         &mut self,
         message: &[u8],
         attachments: &[AttachmentRef<'_>],
@@ -561,14 +561,14 @@ where
     ) -> Result<()> {
         match R::send_part_with(self, message, attachments)? {
             Progress::Whole => Ok(()),
-            Progress::Part(0) => self.send_late(message, attachments, Tag::NONE, 0, deadline),
-            Progress::Part(written) => self.send_late(message, &[], Tag::NONE, written, deadline),
+            Progress::Part(0) => self.send_after_wait(message, attachments, Tag::NONE, 0, deadline),
+            Progress::Part(written) => self.send_after_wait(message, &[], Tag::NONE, written, deadline),
         }
     }
 
     /// Waits for room, after there was none.
     #[cold]
-    fn send_late(
+    fn send_after_wait(
         &mut self,
         message: &[u8],
         attachments: &[AttachmentRef<'_>],
@@ -578,7 +578,7 @@ where
     ) -> Result<()> {
         let since = Instant::now();
         let sent = self.send_rest(message, attachments, tag, written, deadline);
-        R::waited(self, since, sent.is_err());
+        R::count_wait(self, since, sent.is_err());
         sent
     }
 
@@ -627,14 +627,14 @@ impl<R: Outlet> Drop for Outbound<R> {
 }
 
 #[cold]
-fn still_reserved() -> Error {
+fn reserved_error() -> Error {
     Error::invalid(
         "a reservation is open: commit or cancel it first (one that was forgotten keeps this half from sending until it ends)",
     )
 }
 
 #[cold]
-pub(super) fn still_under_way(size: usize, written: usize) -> Error {
+pub(super) fn in_progress_error(size: usize, written: usize) -> Error {
     Error::invalid(format!(
         "a message of {size} bytes is under way, {written} of which are in the ring: go on with it (send_part)"
     ))

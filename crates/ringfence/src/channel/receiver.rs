@@ -12,8 +12,8 @@ use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     channel::end::Shared,
-    channel::inbound::{ALL_THAT_IS_THERE, Inbound, Inlet, Packed, check_phases, make_room},
-    channel::open::{LOOKS_PER_GLANCE, Link},
+    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, Packed, check_phases, make_room},
+    channel::open::{Link, POLLS_PER_LINE_CHECK},
     channel::stats::ChannelStats,
     error::{Error, Result},
     identity::Identity,
@@ -29,9 +29,9 @@ use crate::{
 };
 
 /// Bytes of memory for messages in fragments that are kept for the next such message.
-const SCRATCH_KEPT: usize = 16 << 20;
+const SCRATCH_LIMIT: usize = 16 << 20;
 /// The same, if nothing is left to read.
-const SCRATCH_KEPT_IDLE: usize = 1 << 20;
+const SCRATCH_LIMIT_IDLE: usize = 1 << 20;
 
 /// The receiving half of a channel.
 pub type Receiver = Inbound<PairInlet>;
@@ -45,9 +45,9 @@ pub struct PairInlet {
     pub(super) scratch: Scratch,
     /// A message is being gathered in a buffer of the caller, through [`Receiver::receive_part`].
     gathered: bool,
-    /// The position of the last read that found nothing and did everything that follows. Until this half reads on, it is enough to check
-    /// the peer's tail.
-    dry_at: Option<u64>,
+    /// The position at which the ring was last found empty, and [`Inbound::on_empty`] called. Until this half reads on, it is enough to
+    /// check the peer's tail.
+    empty_at: Option<u64>,
 }
 
 impl Receiver {
@@ -63,7 +63,7 @@ impl Receiver {
             peer,
             scratch: Scratch::default(),
             gathered: false,
-            dry_at: None,
+            empty_at: None,
         };
         Self::over(ring, link, longest, shared)
     }
@@ -77,7 +77,7 @@ impl Receiver {
     /// sleeps, and when it is asked itself. The last figures stay after the end.
     pub fn stats(&mut self) -> ChannelStats {
         self.ring.consumer.counted();
-        self.shared.counters.told()
+        self.shared.counters.snapshot()
     }
 
     /// Copies as much of the next message as is there to its place in `into`, for callers that wait in their own way. The same buffer,
@@ -127,9 +127,9 @@ impl Receiver {
     }
 
     #[inline]
-    fn must_not_be_gathering(&self) -> Result<()> {
+    fn check_not_gathering(&self) -> Result<()> {
         if self.ring.gathered {
-            return Err(still_gathering());
+            return Err(gathering_error());
         }
         Ok(())
     }
@@ -142,36 +142,36 @@ impl Receiver {
         consumer.peer().copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
         self.ring.consumer.deliver(record);
-        self.tell();
+        self.publish_and_wake();
         Ok(())
     }
 
-    /// Whether nothing has arrived since the last read that found nothing. Answers `false` once in a while all the same, so that the
-    /// line is read.
+    /// Whether nothing has arrived since the ring was last found empty. Returns `false` every [`POLLS_PER_LINE_CHECK`] calls, so that
+    /// the line is read.
     #[inline]
-    fn is_still_dry(&mut self) -> bool {
+    fn is_still_empty(&mut self) -> bool {
         let ring = &mut self.ring;
         // First what a reader that has more to read checks anyhow.
         if !ring.consumer.is_drained()
-            || ring.dry_at != Some(ring.consumer.position())
-            || self.fruitless + 1 >= LOOKS_PER_GLANCE
+            || ring.empty_at != Some(ring.consumer.position())
+            || self.empty_polls + 1 >= POLLS_PER_LINE_CHECK
             || !ring.consumer.is_still_empty()
         {
             return false;
         }
-        self.fruitless += 1;
+        self.empty_polls += 1;
         true
     }
 
-    /// Follows a record that was not found.
+    /// Handles an empty ring, or the error of a read.
     #[cold]
-    fn not_received<T>(&mut self, found: Result<Option<T>>) -> Result<()> {
+    fn on_no_record<T>(&mut self, found: Result<Option<T>>) -> Result<()> {
         self.judge(found)?;
-        self.found_nothing()
+        self.on_empty()
     }
 
     fn receive_fragments(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        self.must_not_be_gathering()?;
+        self.check_not_gathering()?;
         let Some(size) = self.size_of_next()? else {
             return Ok(None);
         };
@@ -182,7 +182,7 @@ impl Receiver {
             return Ok(None);
         };
         into[..length].copy_from_slice(self.ring.scratch.bytes(length));
-        self.ring.shrink(SCRATCH_KEPT);
+        self.ring.shrink(SCRATCH_LIMIT);
         Ok(Some(length))
     }
 
@@ -199,13 +199,13 @@ impl Receiver {
 
     /// Returns the size of a message whose last fragment was copied. It counts once that was found whole.
     fn judge_gathered(&mut self, gathered: Result<Gathered>) -> Result<Option<usize>> {
-        self.ring_if_published();
+        self.wake_if_published();
         let gathered = self.judge(gathered)?;
         self.check_copies()?;
         match gathered {
             Gathered::Whole(size) => {
                 self.ring.consumer.count();
-                self.gathered_whole();
+                self.mark_gathered();
                 Ok(Some(size))
             }
             Gathered::Part | Gathered::Nothing => Ok(None),
@@ -225,7 +225,7 @@ impl Receiver {
             return Ok(false);
         };
         into.extend_from_slice(self.ring.scratch.bytes(length));
-        self.ring.shrink(SCRATCH_KEPT);
+        self.ring.shrink(SCRATCH_LIMIT);
         Ok(true)
     }
 
@@ -235,7 +235,7 @@ impl Receiver {
         pull: impl FnOnce(&mut SpscReader<OwnRegion, PeerRegion>) -> Result<Pulled>,
     ) -> Result<Packed> {
         self.check()?;
-        self.must_not_be_gathering()?;
+        self.check_not_gathering()?;
         let consumer = &mut self.ring.consumer;
         if consumer.is_gathering() {
             return Ok(consumer.next_size()?.map_or(Packed::Nothing, Packed::Large));
@@ -250,7 +250,7 @@ impl Receiver {
             }
             Pulled::Large(size) => Packed::Large(size),
             Pulled::Nothing => {
-                self.found_nothing()?;
+                self.on_empty()?;
                 Packed::Nothing
             }
         })
@@ -267,16 +267,16 @@ impl Receiver {
         };
         let message = Message::gathered(self.ring.scratch.bytes(length));
         visit(message.tagged(self.ring.consumer.tag()));
-        self.ring.shrink(SCRATCH_KEPT);
+        self.ring.shrink(SCRATCH_LIMIT);
         Ok(true)
     }
 }
 
 impl PairInlet {
     /// Keeps no more than this for messages in fragments, unless one is being gathered.
-    fn shrink(&mut self, kept: usize) {
-        if self.scratch.size() > kept && !self.consumer.is_gathering() {
-            self.scratch.give_back();
+    fn shrink(&mut self, limit: usize) {
+        if self.scratch.size() > limit && !self.consumer.is_gathering() {
+            self.scratch.release();
         }
     }
 }
@@ -311,20 +311,20 @@ impl Inlet for PairInlet {
         check_phases::<false>(&half.shared, peers, own)
     }
 
-    fn settle(&mut self) {
+    fn release_own(&mut self) {
         self.consumer.freeze_tail(OwnRegion::nowhere());
     }
 
-    fn forget(&mut self) {
+    fn release_all(&mut self) {
         if !self.consumer.peer().is_nowhere() {
             self.consumer.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
-            self.scratch.give_back();
+            self.scratch.release();
         }
     }
 
-    fn idle(&mut self) {
-        self.dry_at = Some(self.consumer.position());
-        self.shrink(SCRATCH_KEPT_IDLE);
+    fn on_empty(&mut self) {
+        self.empty_at = Some(self.consumer.position());
+        self.shrink(SCRATCH_LIMIT_IDLE);
     }
 
     #[inline]
@@ -335,13 +335,13 @@ impl Inlet for PairInlet {
             if half.ring.consumer.is_gathering() || half.ring.gathered {
                 return half.receive_fragments(into);
             }
-            if half.is_still_dry() {
+            if half.is_still_empty() {
                 return Ok(None);
             }
             match half.ring.consumer.next_record() {
                 Ok(Some(record)) if record.flags == WHOLE => record,
                 Ok(Some(_)) => return half.receive_fragments(into),
-                other => return half.not_received(other).map(|()| None),
+                other => return half.on_no_record(other).map(|()| None),
             }
         };
         let Some(place) = into.get_mut(..record.length) else {
@@ -353,7 +353,7 @@ impl Inlet for PairInlet {
 
     #[inline]
     fn try_receive_into(half: &mut Receiver, into: &mut Vec<u8>) -> Result<bool> {
-        half.must_not_be_gathering()?;
+        half.check_not_gathering()?;
         if half.ring.consumer.is_gathering() {
             return half.gather_into(into);
         }
@@ -365,7 +365,7 @@ impl Inlet for PairInlet {
                 Ok(true)
             }
             Ok(Some(_)) => half.gather_into(into),
-            other => half.not_received(other).map(|()| false),
+            other => half.on_no_record(other).map(|()| false),
         }
     }
 
@@ -381,21 +381,21 @@ impl Inlet for PairInlet {
         max: usize,
         bytes: u64,
     ) -> Result<bool> {
-        half.must_not_be_gathering()?;
-        if max > 0 && !half.ring.consumer.is_gathering() && half.is_still_dry() {
+        half.check_not_gathering()?;
+        if max > 0 && !half.ring.consumer.is_gathering() && half.is_still_empty() {
             return Ok(true);
         }
-        let began = half.ring.consumer.position();
+        let start = half.ring.consumer.position();
         let mut count = 0;
-        let mut dry = false;
-        let looks = half.ring.consumer.tail_loads();
+        let mut empty = false;
+        let loads = half.ring.consumer.tail_loads();
         while count < max {
             let consumer = &mut half.ring.consumer;
-            let is_over = consumer.is_drained() && consumer.tail_loads() != looks;
-            if bytes == ALL_THAT_IS_THERE && is_over {
+            let is_over = consumer.is_drained() && consumer.tail_loads() != loads;
+            if bytes == ALL_AVAILABLE && is_over {
                 break;
             }
-            let spent = consumer.position() - began;
+            let spent = consumer.position() - start;
             if spent >= bytes {
                 break;
             }
@@ -405,8 +405,8 @@ impl Inlet for PairInlet {
                 match consumer.next_record() {
                     Ok(Some(record)) => record,
                     other => {
-                        half.not_received(other)?;
-                        dry = true;
+                        half.on_no_record(other)?;
+                        empty = true;
                         break;
                     }
                 }
@@ -417,7 +417,7 @@ impl Inlet for PairInlet {
                 let consumer = &mut half.ring.consumer;
                 let row = if attached {
                     1
-                } else if bytes == ALL_THAT_IS_THERE {
+                } else if bytes == ALL_AVAILABLE {
                     max - count
                 } else {
                     // As many as fit if all are as long as the first.
@@ -436,7 +436,7 @@ impl Inlet for PairInlet {
                 half.wake_if_worthwhile();
             } else {
                 if !half.visit_gathered(&mut visit)? {
-                    dry = true;
+                    empty = true;
                     break;
                 }
                 attached = half.ring.consumer.tag().attachments() > 0;
@@ -448,8 +448,8 @@ impl Inlet for PairInlet {
                 break;
             }
         }
-        half.tell();
-        Ok(dry)
+        half.publish_and_wake();
+        Ok(empty)
     }
 }
 
@@ -470,7 +470,7 @@ impl FragmentBuffer for WithRoom<'_> {
 }
 
 #[cold]
-fn still_gathering() -> Error {
+fn gathering_error() -> Error {
     Error::invalid("a message is being gathered with receive_part: finish it first")
 }
 
@@ -495,7 +495,7 @@ pub fn pull_retained(
     release(receiver);
     let wanted = WantedLengths::fresh(&lengths, false);
     let packed = receiver.receive_records(|consumer| consumer.pull_retained(into, &wanted))?;
-    if keep == Keep::Several && packed == Packed::Bytes(first(into)) {
+    if keep == Keep::Several && packed == Packed::Bytes(first_record_size(into)) {
         release(receiver);
     }
     Ok(packed)
@@ -521,12 +521,12 @@ pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Re
 /// Publishes that the held messages were read, and wakes a peer that waits for room.
 pub fn release(receiver: &mut Receiver) {
     if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
-        receiver.wake_at_once();
+        receiver.wake_peer();
     }
 }
 
 /// Bytes of the first of some records.
-fn first(packed: &[u8]) -> usize {
+fn first_record_size(packed: &[u8]) -> usize {
     let length = packed
         .first_chunk()
         .map_or(0, |length| u32::from_le_bytes(*length));
@@ -552,7 +552,7 @@ impl Scratch {
         self.0.as_ref().map_or(&[], |map| &map[..length])
     }
 
-    pub(crate) fn give_back(&mut self) {
+    pub(crate) fn release(&mut self) {
         self.0 = None;
     }
 
@@ -576,10 +576,10 @@ impl Scratch {
 
 impl FragmentBuffer for Scratch {
     fn room(&mut self, size: usize, from: usize, to: usize) -> Result<&mut [u8]> {
-        let there = self.size();
-        if there < to {
+        let mapped = self.size();
+        if mapped < to {
             // Double the size for fewer calls. If that fails, only what is needed.
-            let wanted = to.max(2 * there).min(size);
+            let wanted = to.max(2 * mapped).min(size);
             self.grow(wanted)
                 .or_else(|_| self.grow(to))
                 .map_err(|error| Error::no_space(format!("{to} of the {size} bytes of a message"), error))?;

@@ -21,7 +21,7 @@ use bytemuck::Pod;
 
 use crate::{
     channel::end::ChannelState,
-    channel::outbound::{Begun, Limits, Outbound, Outlet, Writing, closed, why_not},
+    channel::outbound::{InProgress, Limits, Outbound, Outlet, Writing, closed, refusal},
     error::{Error, Result},
     region::own::OwnRegion,
     ring::items::ReservedItems,
@@ -98,7 +98,7 @@ impl<R: Outlet> Outbound<R> {
     /// Claims like [`Outbound::claim`], if nothing is in the way.
     #[inline(always)]
     fn claim_fast(&mut self, size: usize) -> Option<usize> {
-        if size as u64 > self.limits.at_once || self.begun != Begun::Nothing || !self.is_open() {
+        if size as u64 > self.limits.at_once || self.in_progress != InProgress::Nothing || !self.is_open() {
             return None;
         }
         self.writing.as_mut()?.ring.claim_fast(size as u64)
@@ -111,7 +111,7 @@ impl<R: Outlet> Outbound<R> {
         self.limits.check(size, self.limits.at_once)?;
         match self.writing()?.ring.claim(size as u64) {
             Ok(Some(at)) => Ok(Some(at)),
-            other => self.not_sent(other.map(|_| false), size).map(|_| None),
+            other => self.on_no_room(other.map(|_| false), size).map(|_| None),
         }
     }
 
@@ -126,7 +126,7 @@ impl<R: Outlet> Outbound<R> {
         let writing = self.writing()?;
         writing.hold(at, size)?;
         let region = writing.ring.own().clone();
-        self.begun = Begun::Reservation;
+        self.in_progress = InProgress::Reservation;
         self.reservation.store(true, Ordering::Relaxed);
         Ok(Some(Reserved {
             region,
@@ -266,7 +266,7 @@ impl<R: Outlet> Drop for Reservation<'_, R> {
 fn not_committed<R: Outlet>(writing: &mut Writing<R>, length: usize, size: usize) -> Error {
     writing.ring.own().let_go();
     let checked = check_length(length, size);
-    checked.err().unwrap_or_else(|| why_not::<R>(&writing.shared))
+    checked.err().unwrap_or_else(|| refusal::<R>(&writing.shared))
 }
 
 #[inline]
@@ -407,7 +407,7 @@ impl<R: Outlet> Batch<'_, R> {
             found = R::judge(self.writing, result)?;
         }
         if found.is_none() {
-            R::refused(self.writing, size);
+            R::on_full(self.writing, size);
             self.writing.check_open()?;
         }
         Ok(found)

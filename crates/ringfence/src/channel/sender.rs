@@ -9,7 +9,7 @@ use std::{
 use crate::{
     channel::end::{AtomicState, ChannelState, CloseReason, Shared},
     channel::open::Link,
-    channel::outbound::{Begun, Outbound, Outlet, Writing, still_under_way},
+    channel::outbound::{InProgress, Outbound, Outlet, Writing, in_progress_error},
     channel::stats::ChannelStats,
     channel::unread::Outgoing,
     channel::waiting::{Parking, Waits},
@@ -61,7 +61,7 @@ impl Outlet for Spsc {
     }
 
     #[inline]
-    fn published(writing: &mut Writing<Self>) {
+    fn wake_readers(writing: &mut Writing<Self>) {
         if writing.link.waker.must_wake() {
             writing.shared.doorbell.wake_peer();
         }
@@ -71,7 +71,7 @@ impl Outlet for Spsc {
         writing.shared.judge(result)
     }
 
-    fn refused(writing: &mut Writing<Self>, _size: usize) {
+    fn on_full(writing: &mut Writing<Self>, _size: usize) {
         if writing.link.must_check_line() {
             writing.shared.doorbell.check_peer();
             writing.shared.notice();
@@ -80,21 +80,21 @@ impl Outlet for Spsc {
 
     fn send_part(outbound: &mut Sender, message: &[u8], tag: Tag, written: usize) -> Result<Progress> {
         outbound.limits.check(message.len(), outbound.limits.longest)?;
-        let begun = outbound.begun;
-        let writing = outbound.writing_on()?;
-        let continues = match begun {
-            Begun::Message(size, so_far) => (size, so_far) == (message.len(), written),
-            Begun::Nothing | Begun::Reservation => written == 0,
+        let in_progress = outbound.in_progress;
+        let writing = outbound.writing_more()?;
+        let continues = match in_progress {
+            InProgress::Message(size, so_far) => (size, so_far) == (message.len(), written),
+            InProgress::Nothing | InProgress::Reservation => written == 0,
         };
         if !continues {
-            return Err(not_next(begun, message.len(), written));
+            return Err(not_next_error(in_progress, message.len(), written));
         }
         let result = writing.ring.push_part(message, tag, written);
-        Spsc::published(writing);
+        Spsc::wake_readers(writing);
         let result = Spsc::judge(writing, result);
-        outbound.begun = match result {
-            Ok(Progress::Part(written)) if written > 0 => Begun::Message(message.len(), written),
-            _ => Begun::Nothing,
+        outbound.in_progress = match result {
+            Ok(Progress::Part(written)) if written > 0 => InProgress::Message(message.len(), written),
+            _ => InProgress::Nothing,
         };
         result
     }
@@ -116,8 +116,8 @@ impl Outlet for Spsc {
         outbound.arm_for(size)
     }
 
-    fn waited(outbound: &mut Sender, since: Instant, _failed: bool) {
-        outbound.shared.counters.waited(since);
+    fn count_wait(outbound: &mut Sender, since: Instant, _failed: bool) {
+        outbound.shared.counters.count_wait(since);
     }
 
     fn release(outbound: &mut Sender) {
@@ -137,7 +137,7 @@ impl Outlet for Spsc {
             writing.ring.publish();
             shared.counters.set_used(writing.ring.used());
             if shared.end_sending() {
-                Self::published(&mut writing);
+                Self::wake_readers(&mut writing);
             }
         }
         shared.finish_if_both_ended();
@@ -166,8 +166,8 @@ impl Sender {
             ring.counted();
             shared.counters.set_used(ring.used());
         }
-        let mut stats = self.shared.counters.told();
-        if let (Begun::Message(size, written), Some(_)) = (self.begun, &self.writing) {
+        let mut stats = self.shared.counters.snapshot();
+        if let (InProgress::Message(size, written), Some(_)) = (self.in_progress, &self.writing) {
             stats.staged = (size - written) as u64;
         }
         stats
@@ -187,8 +187,8 @@ impl Sender {
     /// Returns the number of bytes in the ring of a message whose remainder must still be passed to [`Sender::send_part`]. `None`: no
     /// message is under way.
     pub fn under_way(&self) -> Option<usize> {
-        match self.begun {
-            Begun::Message(_, written) => Some(written),
+        match self.in_progress {
+            InProgress::Message(_, written) => Some(written),
             _ => None,
         }
     }
@@ -248,11 +248,11 @@ impl Waits for Sender {
     }
 
     fn check(&mut self) -> Result<()> {
-        self.writing_on().map(drop)
+        self.writing_more().map(drop)
     }
 
     #[inline]
-    fn is_there(&mut self, size: usize) -> Result<bool> {
+    fn is_available(&mut self, size: usize) -> Result<bool> {
         Ok(self.has_room_for_wanted()? && self.has_room(size)?)
     }
 
@@ -281,10 +281,10 @@ impl AsFd for Sender {
 }
 
 #[cold]
-fn not_next(begun: Begun, size: usize, written: usize) -> Error {
-    match begun {
-        Begun::Message(size, written) => still_under_way(size, written),
-        Begun::Nothing | Begun::Reservation => Error::invalid(format!(
+fn not_next_error(in_progress: InProgress, size: usize, written: usize) -> Error {
+    match in_progress {
+        InProgress::Message(size, written) => in_progress_error(size, written),
+        InProgress::Nothing | InProgress::Reservation => Error::invalid(format!(
             "no message is under way: one of {size} bytes begins with 0, not with {written}"
         )),
     }

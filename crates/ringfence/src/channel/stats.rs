@@ -72,15 +72,15 @@ pub(crate) struct Counters {
     waited_micros: AtomicU64,
     sleeps: AtomicU64,
     /// Counted by the line.
-    rung: Arc<AtomicU64>,
+    wakeups: Arc<AtomicU64>,
     used: AtomicU64,
     capacity: AtomicU64,
 }
 
 impl Counters {
-    pub(crate) fn new(rung: &Arc<AtomicU64>) -> Arc<Self> {
+    pub(crate) fn new(wakeups: &Arc<AtomicU64>) -> Arc<Self> {
         Arc::new(Self {
-            rung: Arc::clone(rung),
+            wakeups: Arc::clone(wakeups),
             ..Self::default()
         })
     }
@@ -91,7 +91,7 @@ impl Counters {
     }
 
     /// Counts that a half goes to sleep.
-    pub(crate) fn slept(&self) {
+    pub(crate) fn count_sleep(&self) {
         self.sleeps.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -100,7 +100,7 @@ impl Counters {
     }
 
     /// Counts a call that has waited for room since this moment.
-    pub(crate) fn waited(&self, since: Instant) {
+    pub(crate) fn count_wait(&self, since: Instant) {
         let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waited_micros.fetch_add(micros, Ordering::Relaxed);
@@ -118,7 +118,7 @@ impl Counters {
     }
 
     /// Returns the published counts.
-    pub(crate) fn told(&self) -> ChannelStats {
+    pub(crate) fn snapshot(&self) -> ChannelStats {
         let (messages_sent, bytes_sent) = self.sent.get();
         let (messages_received, bytes_received) = self.received.get();
         let (waits, waited_micros) = self.waits();
@@ -131,7 +131,7 @@ impl Counters {
             attachments_received: self.attachments_received.load(Ordering::Relaxed),
             waits,
             waited_micros,
-            bells_rung: self.rung.load(Ordering::Relaxed),
+            bells_rung: self.wakeups.load(Ordering::Relaxed),
             sleeps: self.sleeps(),
             ring_used: self.used.load(Ordering::Relaxed),
             ring_capacity: self.capacity.load(Ordering::Relaxed),
@@ -179,13 +179,13 @@ mod tests {
         counters.set_capacity(4096);
         counters.set_used(72);
         for _ in 0..3 {
-            counters.slept();
+            counters.count_sleep();
         }
         let since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
-        counters.waited(since);
-        counters.waited(since);
+        counters.count_wait(since);
+        counters.count_wait(since);
         rung.store(7, Ordering::Relaxed);
-        let waited_micros = counters.told().waited_micros;
+        let waited_micros = counters.snapshot().waited_micros;
         assert!(waited_micros >= 200_000_000, "{waited_micros}");
         assert_eq!(counters.waits(), (2, waited_micros));
         assert_eq!(counters.sleeps(), 3);
@@ -198,6 +198,6 @@ mod tests {
             ring_capacity: 4096,
             ..ChannelStats::default()
         };
-        assert_eq!(counters.told(), told);
+        assert_eq!(counters.snapshot(), told);
     }
 }

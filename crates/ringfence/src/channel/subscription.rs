@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::{
-    channel::end::{END_TOLD, Shared},
-    channel::inbound::{ALL_THAT_IS_THERE, Inbound, Inlet, Packed, check_phases, make_room},
+    channel::end::{END_ANNOUNCED, Shared},
+    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, Packed, check_phases, make_room},
     channel::open::{Link, Opened},
     channel::verify::{KnownPeer, Verifier},
     error::{Error, Result},
@@ -42,7 +42,7 @@ const VISITS: usize = 4;
 ///
 /// # Lagging
 /// A reliable subscription gets every message, and delays its publisher if it is a ring behind; one that does so for too long is evicted
-/// ([`Error::Evicted`]). With [`Delivery::BestEffort`] and [`Delivery::Latest`], messages that were overwritten or passed over are
+/// ([`Error::Evicted`]). With [`Delivery::BestEffort`] and [`Delivery::Latest`], messages that were overwritten or skipped are
 /// counted by [`Subscription::lost`]: messages handed out and lost together are [`Subscription::sequence`], less its first value.
 ///
 /// # Closing
@@ -237,9 +237,9 @@ impl Subscription {
         }
         if received.is_some() {
             self.drop_missed();
-            self.tell();
+            self.publish_and_wake();
         } else {
-            self.found_nothing()?;
+            self.on_empty()?;
         }
         Ok(received)
     }
@@ -307,21 +307,21 @@ impl Inlet for BroadcastInlet {
         half.ring.controls().check()
     }
 
-    /// A disconnected subscription reads up to the position where the publisher ended it, though the publisher goes on.
+    /// A disconnected subscription reads up to the position where the publisher ended it, though the publisher continues.
     #[inline]
     fn notice_end(&mut self) {
         if !self.end_known && self.phase_word() != Phase::OPEN.word() {
-            self.end_where_told();
+            self.end_at_announced();
         }
     }
 
     #[cold]
-    fn end_where_told(&mut self) {
+    fn end_at_announced(&mut self) {
         self.end_known = true;
         self.ended |= Phase::from_word(self.phase_word()).is_some_and(|phase| phase.ended);
         let word = self.controls().publishers.load(layout::TAIL, Ordering::Acquire);
-        if word & END_TOLD != 0 {
-            self.reader.end_at(word & !END_TOLD);
+        if word & END_ANNOUNCED != 0 {
+            self.reader.end_at(word & !END_ANNOUNCED);
         }
     }
 
@@ -330,13 +330,13 @@ impl Inlet for BroadcastInlet {
         self.ended
     }
 
-    fn settle(&mut self) {
-        self.end_where_told();
+    fn release_own(&mut self) {
+        self.end_at_announced();
         self.reader.freeze_tail(OwnRegion::nowhere());
         self.reader.validity_mut().own = OwnRegion::nowhere();
     }
 
-    fn forget(&mut self) {
+    fn release_all(&mut self) {
         if self.controls().publishers.is_nowhere() {
             return;
         }
@@ -352,7 +352,7 @@ impl Inlet for BroadcastInlet {
         if !half.ring.collects
             && let Some(length) = half.ring.reader.receive_known(into)
         {
-            half.tell();
+            half.publish_and_wake();
             return Ok(Some(length));
         }
         half.receive_any(into)
@@ -382,7 +382,7 @@ impl Inlet for BroadcastInlet {
             Pulled::Bytes(bytes) => Packed::Bytes(bytes),
             Pulled::Large(size) => Packed::Large(size),
             Pulled::Nothing => {
-                half.found_nothing()?;
+                half.on_empty()?;
                 Packed::Nothing
             }
         })
@@ -396,7 +396,7 @@ impl Inlet for BroadcastInlet {
         bytes: u64,
     ) -> Result<bool> {
         let (before, bytes_before) = half.ring.reader.counted();
-        let most = if bytes == ALL_THAT_IS_THERE { max } else { VISITS };
+        let most = if bytes == ALL_AVAILABLE { max } else { VISITS };
         let mut stops = 0;
         loop {
             let attached = half.ring.collects && half.collect_next_tagged()?;
@@ -412,20 +412,20 @@ impl Inlet for BroadcastInlet {
             let (messages, payload) = half.ring.reader.counted();
             *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
             half.drop_missed();
-            let visited = half.judge(visited).inspect_err(|_| half.tell())?;
+            let visited = half.judge(visited).inspect_err(|_| half.publish_and_wake())?;
             let stopped = half.ring.reader.has_stopped();
             if visited == 0 && !stopped {
-                half.found_nothing()?;
+                half.on_empty()?;
             } else {
-                half.tell();
+                half.publish_and_wake();
             }
             let spent = payload - bytes_before + (messages - before) * HEADER;
             // A visit also stops at a message with attachments.
-            let dry = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_drained()));
+            let empty = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_drained()));
             // The caller takes them before the next message.
             stops += u32::from(stopped && visited == 0);
-            if dry || (attached && visited > 0) || *count >= max || spent >= bytes || stops >= TRIES {
-                return Ok(dry);
+            if empty || (attached && visited > 0) || *count >= max || spent >= bytes || stops >= TRIES {
+                return Ok(empty);
             }
             // The publisher may have ended the subscription since: what it publishes later is not read.
             half.check()?;

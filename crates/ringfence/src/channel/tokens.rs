@@ -101,9 +101,9 @@ impl Tokens {
                 return Ok(self.try_token());
             };
             // Poll the line here: it may be that no other thread does.
-            let seen_gone = doorbell.is_gone();
+            let was_gone = doorbell.is_gone();
             let shared = self.shared.upgrade();
-            if seen_gone && let Some(shared) = &shared {
+            if was_gone && let Some(shared) = &shared {
                 shared.notice();
             }
             // The program's callback for the end runs before waiting calls are notified, and may itself wait
@@ -115,14 +115,14 @@ impl Tokens {
             if has_ended || self.is_ended() {
                 return Ok(None);
             }
-            let bell = self.inbox.wakeup()?;
-            let woken = if seen_gone {
+            let wakeup = self.inbox.wakeup()?;
+            let woken = if was_gone {
                 // Whatever ends the channel triggers the wakeup.
-                doorbell::wait_for_last_token(bell, deadline)?
+                doorbell::wait_for_last_token(wakeup, deadline)?
             } else {
                 // Another thread may have seen in the meantime that the peer is gone, without notifying
                 // anyone yet. The line still reports it.
-                doorbell.wait_for_token(bell, deadline)?
+                doorbell.wait_for_token(wakeup, deadline)?
             };
             if !woken {
                 return Err(Error::TimedOut);
@@ -164,23 +164,23 @@ impl Shared {
     /// Sends the peer a token.
     pub(crate) fn send_token(&self, token: u64) -> Result<()> {
         let doorbell = &self.doorbell;
-        let is_there = || {
+        let is_connected = || {
             doorbell.check_peer();
             !doorbell.is_gone()
         };
-        if !is_there() {
+        if !is_connected() {
             self.notice();
         }
         self.check()?;
         // The guard keeps this side from ending, so that the word with the token count can be written.
-        let mut guard = self.held.lock()?;
-        let Some(held) = guard.as_mut().filter(|held| !held.has_left()) else {
+        let mut guard = self.resources.lock()?;
+        let Some(resources) = guard.as_mut().filter(|resources| !resources.has_left()) else {
             drop(guard);
             return self.check();
         };
-        match held.token_sender.send(token, is_there) {
+        match resources.token_sender.send(token, is_connected) {
             Ok(sent) => {
-                held.own.store(layout::TOKENS, sent, Ordering::Release);
+                resources.own.store(layout::TOKENS, sent, Ordering::Release);
                 Ok(())
             }
             Err(error) => {
@@ -194,23 +194,20 @@ impl Shared {
 
     /// Receives all tokens that the peer has announced. Runs before any end is reported: the peer announces
     /// none after it has set how it ends.
-    pub(crate) fn hear_out(&self) {
-        self.catch_up_with(|Resources { inbox, peer, .. }| {
-            inbox.lags_behind(peer.load(layout::TOKENS, Ordering::Acquire))
+    pub(crate) fn drain_tokens(&self) {
+        self.drain_tokens_with(|Resources { inbox, peer, .. }| {
+            inbox.is_behind(peer.load(layout::TOKENS, Ordering::Acquire))
         });
     }
 
-    /// As [`Shared::hear_out`], but also receives tokens that were sent and not announced.
-    pub(super) fn hear_all(&self) {
-        self.catch_up_with(|held| held.inbox.claim());
+    /// As [`Shared::drain_tokens`], but also receives tokens that were sent and not announced.
+    pub(super) fn drain_unannounced_tokens(&self) {
+        self.drain_tokens_with(|resources| resources.inbox.claim());
     }
 
-    fn catch_up_with(&self, late: impl FnOnce(&Resources) -> Option<Arc<SignalClaim>>) {
-        let Ok(held) = self.held.lock() else { return };
-        let late = held.as_ref().and_then(late);
-        // As in `finish`.
-        drop(held);
-        if let Some(claim) = late {
+    fn drain_tokens_with(&self, late: impl FnOnce(&mut Resources) -> Option<Arc<SignalClaim>>) {
+        // Without the lock, as in `end`.
+        if let Some(claim) = self.with_resources(late).flatten() {
             claim.catch_up();
         }
     }

@@ -27,7 +27,7 @@ pub(crate) struct KnownPeer {
     pub(crate) identity: Arc<Identity>,
     /// The checks of the handshake come first.
     pub(crate) evidence: Vec<Evidence>,
-    of_handshake: usize,
+    handshake_checks: usize,
 }
 
 impl KnownPeer {
@@ -35,7 +35,7 @@ impl KnownPeer {
         Self {
             verifier,
             identity: Arc::new(identity),
-            of_handshake: evidence.len(),
+            handshake_checks: evidence.len(),
             evidence,
         }
     }
@@ -43,7 +43,7 @@ impl KnownPeer {
     pub(crate) fn verify(&mut self) -> Result<&Identity> {
         let Verified { identity, evidence } = self.verifier.verify()?;
         self.identity = Arc::new(identity);
-        self.evidence.truncate(self.of_handshake);
+        self.evidence.truncate(self.handshake_checks);
         self.evidence.extend(evidence);
         Ok(&self.identity)
     }

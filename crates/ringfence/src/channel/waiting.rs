@@ -32,7 +32,7 @@ pub trait Waits {
     fn check(&mut self) -> Result<()>;
 
     /// Whether the thing that it sleeps for is there now.
-    fn is_there(&mut self, what: Self::For) -> Result<bool>;
+    fn is_available(&mut self, what: Self::For) -> Result<bool>;
 
     /// Whether the thing will never be there, and that is no error.
     fn is_over(&mut self) -> Result<bool>;
@@ -43,7 +43,7 @@ pub trait Waits {
 
     #[inline]
     fn is_ready(&mut self, what: Self::For) -> Result<bool> {
-        Ok(self.is_there(what)? || self.is_over()?)
+        Ok(self.is_available(what)? || self.is_over()?)
     }
 
     /// Announces that this side sleeps. `true`: it is not ready, and the peer will send a wakeup.
@@ -59,11 +59,11 @@ pub trait Waits {
             return Ok(false);
         };
         sleeper.park()?;
-        self.look_parked(what)
+        self.check_parked(what)
     }
 
     /// The first half of [`Waits::arm_for`], for a caller that arms many. `true`: one barrier for all of them must be made before the
-    /// second half, [`Waits::look_parked`].
+    /// second half, [`Waits::check_parked`].
     fn announce(&mut self) -> Result<bool> {
         self.parking().shared.arm()?;
         self.check()?;
@@ -71,14 +71,14 @@ pub trait Waits {
     }
 
     /// The second half of [`Waits::arm_for`]. Returns the same.
-    fn look_parked(&mut self, what: Self::For) -> Result<bool> {
+    fn check_parked(&mut self, what: Self::For) -> Result<bool> {
         self.check()?;
         if self.parking().sleeper.is_none() {
             return Ok(false);
         }
         let ready = self.is_ready(what);
         if matches!(ready, Ok(false)) {
-            self.parking().shared.counters.slept();
+            self.parking().shared.counters.count_sleep();
             self.counted();
         } else {
             self.unpark();
@@ -105,7 +105,7 @@ pub trait Waits {
     }
 
     /// As [`Waits::read_line`], but the line is read when this side is armed next, or by the next call.
-    fn leave_line(&mut self) -> Result<()> {
+    fn defer_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.defer_wakeups();
         shared.notice();
@@ -124,7 +124,7 @@ pub struct Parking<'a> {
 /// Checks between two reads of the clock, which costs as much as many of them.
 const CHECKS_PER_CLOCK: u32 = 64;
 /// The interval at which a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
-const GLANCE: Duration = Duration::from_millis(1);
+const LINE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A wait that spins first and then sleeps. Each thread that waits on a ring does so by [`SpinThenPark::wait_until`].
 pub(crate) trait SpinThenPark {
@@ -135,16 +135,16 @@ pub(crate) trait SpinThenPark {
     fn spin_time(&mut self) -> Duration;
 
     /// Whether the thing is there now. Called in a tight loop, so it makes no system call.
-    fn is_found(&mut self, what: Self::For) -> Result<bool>;
+    fn spin_check(&mut self, what: Self::For) -> Result<bool>;
 
     /// Whether the thing will never be there, according to the peer's memory. Called as often as the clock is
     /// read.
-    fn is_through(&mut self) -> Result<bool> {
+    fn is_finished(&mut self) -> Result<bool> {
         Ok(false)
     }
 
-    /// Notices a peer that has died or hung up. Called once per [`GLANCE`].
-    fn glance(&mut self) -> Result<()> {
+    /// Notices a peer that has died or hung up. Called once per [`LINE_CHECK_INTERVAL`].
+    fn check_line(&mut self) -> Result<()> {
         Ok(())
     }
 
@@ -167,7 +167,7 @@ pub(crate) trait SpinThenPark {
 
     /// Waits until `take` finds something. `None`: it never will.
     #[inline]
-    fn take_by<T>(
+    fn poll_until<T>(
         &mut self,
         deadline: Option<Instant>,
         mut take: impl FnMut(&mut Self) -> Result<Option<T>>,
@@ -179,7 +179,7 @@ pub(crate) trait SpinThenPark {
             if let Some(taken) = take(self)? {
                 return Ok(Some(taken));
             }
-            if self.is_through()? {
+            if self.is_finished()? {
                 return Ok(None);
             }
             if !self.wait_until((), deadline)? {
@@ -197,20 +197,20 @@ pub(crate) trait SpinThenPark {
         let mut now = Instant::now();
         // A time that overflows the clock has no end.
         let end = now.checked_add(time).into_iter().chain(deadline).min();
-        let mut glanced = now;
+        let mut last_check = now;
         loop {
             for _ in 0..CHECKS_PER_CLOCK {
-                if self.is_found(what)? {
+                if self.spin_check(what)? {
                     return Ok(true);
                 }
                 std::hint::spin_loop();
             }
             now = Instant::now();
-            if now.duration_since(glanced) >= GLANCE {
-                glanced = now;
-                self.glance()?;
+            if now.duration_since(last_check) >= LINE_CHECK_INTERVAL {
+                last_check = now;
+                self.check_line()?;
             }
-            if self.is_through()? {
+            if self.is_finished()? {
                 return Ok(true);
             }
             if end.is_some_and(|end| now >= end) {
@@ -239,15 +239,15 @@ impl<W: Waits> SpinThenPark for W {
     }
 
     #[inline]
-    fn is_found(&mut self, what: W::For) -> Result<bool> {
-        self.is_there(what)
+    fn spin_check(&mut self, what: W::For) -> Result<bool> {
+        self.is_available(what)
     }
 
-    fn is_through(&mut self) -> Result<bool> {
+    fn is_finished(&mut self) -> Result<bool> {
         self.is_over()
     }
 
-    fn glance(&mut self) -> Result<()> {
+    fn check_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.check_peer();
         shared.notice();

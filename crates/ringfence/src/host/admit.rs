@@ -141,7 +141,7 @@ impl Ledger {
         made.retain(|(channel, counters)| {
             let is_there = channel.strong_count() > 0;
             if !is_there {
-                *past += of_ended(counters.told());
+                *past += of_ended(counters.snapshot());
             }
             is_there
         });
@@ -151,11 +151,11 @@ impl Ledger {
         self.sum_up();
         let mut channels = self.past;
         for (channel, counters) in &self.made {
-            let told = counters.told();
+            let stats = counters.snapshot();
             let is_open = channel
                 .upgrade()
                 .is_some_and(|channel| channel.close_reason().is_none());
-            channels += if is_open { told } else { of_ended(told) };
+            channels += if is_open { stats } else { of_ended(stats) };
         }
         EndpointStats {
             open,

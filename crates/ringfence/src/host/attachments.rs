@@ -39,7 +39,7 @@ impl Broadcaster {
         let count = count.ok_or(Error::too_large(attachments.len(), MAX_COUNT as u64, reason))?;
         self.writing()?;
         if !self.has_room(message.len())? {
-            return self.not_sent(Ok(false), message.len());
+            return self.on_no_room(Ok(false), message.len());
         }
         let mut readers = self.shared.ring.readers.active();
         // One that was disconnected reads no later message.

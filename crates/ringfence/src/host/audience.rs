@@ -19,7 +19,7 @@ use std::{
 };
 
 use crate::{
-    channel::end::{self as channel, AtomicState, ChannelState, CloseReason, OnEnd, Untold},
+    channel::end::{self as channel, AtomicState, ChannelState, CloseReason, OnEnd, UnreportedEnd},
     channel::open::open,
     channel::verify::{Verification, Verified, Verifier},
     error::{Error, Result},
@@ -343,7 +343,7 @@ impl Endpoint<Broadcast> {
             end: ChannelState::ClosedHere,
         };
         // From here on, the end of the channel releases all this. If the channel has ended already, that is now.
-        link.keep(Box::new(guard));
+        link.set_on_end(Box::new(guard));
         match self.state.get() {
             ChannelState::Open if !active => link.finish(ChannelState::Evicted),
             // Without a watch, its end would go unnoticed.
@@ -485,7 +485,7 @@ impl Endpoint<Broadcast> {
     }
 
     /// Ends the channel with each subscriber, once.
-    fn end_channels(&self, end: ChannelState) -> Option<Vec<Untold>> {
+    fn end_channels(&self, end: ChannelState) -> Option<Vec<UnreportedEnd>> {
         {
             let _state = self.state();
             if !self.state.is(ChannelState::Open, Ordering::Acquire) {
@@ -495,7 +495,7 @@ impl Endpoint<Broadcast> {
         }
         // Keeps what they have not read. An alarm wipes it all the same.
         if let Some(kept) = self.ring.readers.lowest_position() {
-            self.region.keep_from(kept);
+            self.region.retain_from(kept);
         }
         let ends = self
             .each(|seated| Arc::clone(&seated.link))
@@ -509,7 +509,7 @@ impl Endpoint<Broadcast> {
         Some(ends.collect())
     }
 
-    fn finish_reporting(&self, untold: Vec<Untold>) {
+    fn finish_reporting(&self, untold: Vec<UnreportedEnd>) {
         drop(untold);
         self.end_events_once_reported(|state| state.is_over = true);
         self.watches.stop();

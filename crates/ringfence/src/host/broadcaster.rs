@@ -123,7 +123,7 @@ impl Outlet for FanOut {
         reason = "in a program that publishes at two places the compiler would make a call of it: 2.5 ns of 10 for each message"
     )]
     #[inline(always)]
-    fn published(writing: &mut Writing<Self>) {
+    fn wake_readers(writing: &mut Writing<Self>) {
         let Writing { ring, link, .. } = writing;
         let FanLink { waker, known, .. } = link;
         let update = |waker: &mut FanWaker<_, _, _>| {
@@ -147,7 +147,7 @@ impl Outlet for FanOut {
         result
     }
 
-    fn refused(writing: &mut Writing<Self>, size: usize) {
+    fn on_full(writing: &mut Writing<Self>, size: usize) {
         let goal = writing.ring.awaited(size as u64);
         end_violators(writing);
         // A message that is longer than the one before waits for more.
@@ -184,14 +184,14 @@ impl Outlet for FanOut {
     fn arm(outbound: &mut Broadcaster, size: usize) -> Result<bool> {
         let Writing { ring, link, .. } = outbound.writing()?;
         link.sleeper.park_for_room(ring.reliable_controls())?;
-        let room = outbound.is_found(size);
+        let room = outbound.spin_check(size);
         if !matches!(room, Ok(false)) {
             outbound.disarm();
         }
         room.map(|room| !room)
     }
 
-    fn waited(outbound: &mut Broadcaster, since: Instant, failed: bool) {
+    fn count_wait(outbound: &mut Broadcaster, since: Instant, failed: bool) {
         if failed {
             outbound.give_up();
         }
@@ -386,7 +386,7 @@ impl SpinThenPark for Broadcaster {
         self.own.busy_poll
     }
 
-    fn is_found(&mut self, size: usize) -> Result<bool> {
+    fn spin_check(&mut self, size: usize) -> Result<bool> {
         Ok(self.has_room(size)? && self.has_awaited_read())
     }
 
@@ -397,7 +397,7 @@ impl SpinThenPark for Broadcaster {
         let found = self.shared.watches.wait_for_room(deadline);
         self.disarm();
         let woken = found.map(|found| self.check_subscribers(found.as_deref()));
-        if self.is_found(size)? {
+        if self.spin_check(size)? {
             return Ok(Slept::Ready);
         }
         if let Some(writing) = &mut self.writing

@@ -85,7 +85,7 @@ impl OwnStorage {
 
     /// Keeps the data from `head` on, because the peer may still read it. Only the rest is wiped when this
     /// mapping is dropped.
-    pub(crate) fn keep_from(&self, head: u64) {
+    pub(crate) fn retain_from(&self, head: u64) {
         self.kept_from.store(head, Ordering::Release);
     }
 
@@ -492,7 +492,7 @@ mod tests {
                 let own = OwnRegion::map(&object, 4096).unwrap();
                 own.copy_in(layout::DATA, &[7; 4104]);
                 own.in_use(false);
-                own.keep_from(8);
+                own.retain_from(8);
                 own.store(layout::CAPACITY, capacity, Ordering::Relaxed);
                 own.store(layout::TAIL, tail, Ordering::Relaxed);
                 drop(own);

@@ -265,7 +265,7 @@ impl OpenInbox {
 
     /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
     /// arrived.
-    pub(crate) fn lags_behind(&self, sent: u64) -> Option<Arc<SignalClaim>> {
+    pub(crate) fn is_behind(&self, sent: u64) -> Option<Arc<SignalClaim>> {
         let heard = self.inbox.state.lock().ok()?.heard;
         self.claim().filter(|_| heard != sent)
     }
@@ -419,8 +419,8 @@ mod tests {
             send(to_one, token).unwrap();
         }
         send(to_other, 4).unwrap();
-        one.lags_behind(u64::MAX).unwrap().catch_up();
-        assert!(one.lags_behind(3).is_none() && other.lags_behind(1).is_none());
+        one.is_behind(u64::MAX).unwrap().catch_up();
+        assert!(one.is_behind(3).is_none() && other.is_behind(1).is_none());
         let taken = |open: &OpenInbox| std::iter::from_fn(|| open.inbox().pop()).collect::<Vec<_>>();
         assert_eq!(taken(&one), [0, u64::MAX, 3]);
         assert_eq!(taken(&other), [4]);

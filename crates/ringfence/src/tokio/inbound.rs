@@ -172,7 +172,7 @@ pub(super) fn poll_take<R: SpinThenPark, T>(
     let turn = ready!(coop::poll_proceed(cx));
     loop {
         let taken = take(reader)?;
-        if taken.is_some() || reader.is_through()? {
+        if taken.is_some() || reader.is_finished()? {
             turn.made_progress();
             return Poll::Ready(Ok(taken));
         }

@@ -77,7 +77,7 @@ impl Core {
         receiver.accept_calls();
         let state = State::new(sender.max_message_size())?;
         let shared = Arc::clone(&sender.shared);
-        let birth = shared.held.birth();
+        let birth = shared.resources.birth();
         let inner = Inner {
             state,
             sender,
@@ -276,7 +276,7 @@ impl Inner {
             .stop_sending(Error::Closed("this side has ended its sending"));
     }
 
-    /// Closes the channel. To the peer it must not look as if all had been sent if that is not so.
+    /// Closes the channel. The peer must not see a clean end if frames are unsent.
     pub(crate) fn close(&mut self) {
         if self.state.has_unsent() {
             self.sender.destroy();

@@ -160,16 +160,16 @@ impl SpinThenPark for DriverSpin<'_> {
         self.receiver.spin_time()
     }
 
-    fn is_found(&mut self, (): ()) -> Result<bool> {
-        Ok(self.is_woken.load(Ordering::Relaxed) || self.receiver.is_found(())?)
+    fn spin_check(&mut self, (): ()) -> Result<bool> {
+        Ok(self.is_woken.load(Ordering::Relaxed) || self.receiver.spin_check(())?)
     }
 
-    fn is_through(&mut self) -> Result<bool> {
-        self.receiver.is_through()
+    fn is_finished(&mut self) -> Result<bool> {
+        self.receiver.is_finished()
     }
 
-    fn glance(&mut self) -> Result<()> {
-        self.receiver.glance()
+    fn check_line(&mut self) -> Result<()> {
+        self.receiver.check_line()
     }
 
     fn park_until(&mut self, (): (), deadline: Option<Instant>) -> Result<Slept> {
@@ -451,7 +451,10 @@ impl<D> DrivenCalls<D> {
     pub fn stats(&self) -> ChannelStats {
         let Core { shared, .. } = &*self.0.core;
         let stats = |mut inner: Locked<'_>| inner.sender.stats();
-        self.0.core.lock().map_or_else(|_| shared.counters.told(), stats)
+        self.0
+            .core
+            .lock()
+            .map_or_else(|_| shared.counters.snapshot(), stats)
     }
 }
 

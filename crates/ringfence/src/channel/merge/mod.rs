@@ -1,8 +1,8 @@
 //! Many to one: reads from many sources, in turns, and waits for all of them at once.
 //!
 //! `source` is what can be read, `turns` is the order; this file reads, and waits. One epoll(7) instance has the line of each source,
-//! and the pidfd of each peer. All sources that have nothing are parked at once: between the word that says so and the last
-//! look there must be a memory barrier for each, and one serves all of them.
+//! and the pidfd of each peer. All idle sources are parked at once: between the store that announces the sleep and the last check, each needs a memory
+//! barrier, and one barrier serves all of them.
 
 pub(crate) mod source;
 mod turns;
@@ -21,7 +21,7 @@ use nix::{
 
 use crate::{
     channel::end::CloseReason,
-    channel::open::LOOKS_PER_GLANCE,
+    channel::open::POLLS_PER_LINE_CHECK,
     channel::receiver::Receiver,
     channel::waiting::{Slept, SpinThenPark},
     error::{Error, OrSystem, Result},
@@ -37,7 +37,7 @@ use source::{PolledFd, Reading, Source};
 use turns::{SourceQueue, Turns};
 
 /// The number of idle sources of each kind that are checked after each turn.
-const LOOKS: usize = 4;
+const CHECKS_PER_TURN: usize = 4;
 /// Messages that are visited at once, before the turn is checked.
 const VISITS: usize = 128;
 /// Events that are taken from the kernel at a time.
@@ -171,7 +171,7 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 /// turn next. The messages of each source stay in their order.
 ///
 /// # Closing
-/// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer has lied
+/// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer violated the protocol
 /// ([`CloseReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and each end was
 /// returned, [`Merge::receive`] returns `None`; a merge that never had a source waits. Dropping a merge drops its sources.
 ///
@@ -186,11 +186,11 @@ pub struct Merge<S = Receiver> {
     birth: Birth,
     ends: VecDeque<(Key, CloseReason)>,
     size: usize,
-    had_one: bool,
+    had_source: bool,
     /// Counts of the sources that have left.
-    past: (u64, u64),
+    left_counts: (u64, u64),
     /// Checks of all sources that found nothing.
-    fruitless: u32,
+    empty_polls: u32,
     /// The source of the message that was received last.
     last: Option<Key>,
 }
@@ -218,14 +218,14 @@ impl<S: Source> Merge<S> {
             birth: Birth::now()?,
             ends: VecDeque::new(),
             size: 0,
-            had_one: false,
-            past: (0, 0),
-            fruitless: 0,
+            had_source: false,
+            left_counts: (0, 0),
+            empty_polls: 0,
             last: None,
         })
     }
 
-    /// Reads from a source as well, which is handed back where that cannot be. Errors with [`Error::NoSpace`] where the kernel has no
+    /// Adds a source, or returns it with the error. Fails with [`Error::NoSpace`] if the kernel has no
     /// memory for it, or the user has reached its limit of watched descriptors (/proc/sys/fs/epoll/max_user_watches).
     pub fn add(&mut self, mut source: S) -> std::result::Result<Key, Box<NotAdded<S>>> {
         if let Err(error) = self.birth.check() {
@@ -250,7 +250,7 @@ impl<S: Source> Merge<S> {
             None => self.slots.push(slot),
         }
         self.size += 1;
-        self.had_one = true;
+        self.had_source = true;
         self.turns.push(SourceQueue::Fresh, place);
         Ok(key)
     }
@@ -262,15 +262,15 @@ impl<S: Source> Merge<S> {
             return None;
         }
         self.source(key)?;
-        let mut source = self.take_out(key.place())?;
+        let mut source = self.remove_at(key.place())?;
         source.unpark();
         Some(source)
     }
 
-    fn take_out(&mut self, place: usize) -> Option<S> {
+    fn remove_at(&mut self, place: usize) -> Option<S> {
         let slot = self.slots.get_mut(place)?;
         let mut source = slot.source.take()?;
-        self.past = sum(self.past, since(slot.before, source.counted()));
+        self.left_counts = sum(self.left_counts, since(slot.before, source.counted()));
         slot.generation = slot.generation.wrapping_add(1);
         self.turns.remove(place);
         self.free.push(place);
@@ -291,7 +291,7 @@ impl<S: Source> Merge<S> {
 
     /// Returns its counts so far, over all sources that are or were in it.
     pub fn stats(&mut self) -> MergeStats {
-        let mut all = self.past;
+        let mut all = self.left_counts;
         for slot in &mut self.slots {
             if let Some(source) = &mut slot.source {
                 all = sum(all, since(slot.before, source.counted()));
@@ -316,14 +316,14 @@ impl<S: Source> Merge<S> {
 
     /// Returns whether no more will come: there was a source, every source has ended or was removed, and each end was returned.
     pub fn is_ended(&self) -> bool {
-        self.had_one && self.size == 0 && self.ends.is_empty()
+        self.had_source && self.size == 0 && self.ends.is_empty()
     }
 
-    fn queued(&mut self, place: usize) -> &mut S {
+    fn source_mut(&mut self, place: usize) -> &mut S {
         self.slots[place]
             .source
             .as_mut()
-            .expect("a queued source has a slot")
+            .expect("a source_mut source has a slot")
     }
 
     /// The next message, into the beginning of `into`, or the end of a source. `None`: nothing is there now (see
@@ -333,19 +333,19 @@ impl<S: Source> Merge<S> {
     /// [`Error::NoSpace`] where there is no memory to put it together: it stays, and is tried again in its source's next turn.
     #[inline]
     pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
-        self.try_take(|merge| merge.receive_ready(into))
+        self.try_with(|merge| merge.receive_ready(into))
     }
 
     /// As [`Merge::try_receive`], a message in memory of its own size. Errors with [`Error::NoSpace`] where there is none.
     pub fn try_receive_vec(&mut self) -> Result<Option<MergedVec>> {
-        self.try_take(Self::receive_ready_vec)
+        self.try_with(Self::receive_ready_vec)
     }
 
     #[inline]
-    fn try_take<T>(&mut self, mut take: impl FnMut(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
+    fn try_with<T>(&mut self, mut take: impl FnMut(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
         loop {
             let taken = take(self)?;
-            if taken.is_some() || !self.look_at_all()? {
+            if taken.is_some() || !self.check_all()? {
                 return Ok(taken);
             }
         }
@@ -355,23 +355,23 @@ impl<S: Source> Merge<S> {
     /// ([`Merge::is_ended`]). Errors as [`Merge::try_receive`], and as [`Merge::wait_readable`].
     #[inline]
     pub fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
-        self.take_by(None, |merge| merge.receive_ready(into))
+        self.poll_until(None, |merge| merge.receive_ready(into))
     }
 
     /// As [`Merge::receive`], up to a deadline, when it errors with [`Error::TimedOut`]. Nothing is lost by that.
     pub fn receive_until(&mut self, into: &mut [u8], deadline: Instant) -> Result<Option<Merged>> {
-        self.take_by(Some(deadline), |merge| merge.receive_ready(into))
+        self.poll_until(Some(deadline), |merge| merge.receive_ready(into))
     }
 
     /// As [`Merge::receive`], a message in memory of its own size. Errors with [`Error::NoSpace`] where there is none.
     pub fn receive_vec(&mut self) -> Result<Option<MergedVec>> {
-        self.take_by(None, Self::receive_ready_vec)
+        self.poll_until(None, Self::receive_ready_vec)
     }
 
     /// As [`Merge::try_receive`], but only from ready sources: the others are parked next, and checked then.
     #[inline]
     fn receive_ready(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
-        let taken = self.take_ready(|source| source.try_receive(into), |length| *length)?;
+        let taken = self.receive_from_ready(|source| source.try_receive(into), |length| *length)?;
         Ok(taken.map(|taken| match taken {
             Ok((from, length)) => Merged::Message { from, length },
             Err((from, reason)) => Merged::Ended { from, reason },
@@ -379,7 +379,7 @@ impl<S: Source> Merge<S> {
     }
 
     fn receive_ready_vec(&mut self) -> Result<Option<MergedVec>> {
-        let taken = self.take_ready(Reading::try_receive_vec, Vec::len)?;
+        let taken = self.receive_from_ready(Reading::try_receive_vec, Vec::len)?;
         Ok(taken.map(|taken| match taken {
             Ok((from, bytes)) => MergedVec::Message { from, bytes },
             Err((from, reason)) => MergedVec::Ended { from, reason },
@@ -389,7 +389,7 @@ impl<S: Source> Merge<S> {
     /// Returns what `take` finds at the source whose turn it is, with its key, or an end that was not returned yet.
     #[inline]
     #[expect(clippy::type_complexity, reason = "for the two functions above alone")]
-    fn take_ready<T>(
+    fn receive_from_ready<T>(
         &mut self,
         mut take: impl FnMut(&mut S) -> Result<Option<T>>,
         length: impl Fn(&T) -> usize,
@@ -402,7 +402,7 @@ impl<S: Source> Merge<S> {
             let Some(place) = self.turns.next() else {
                 return Ok(None);
             };
-            match take(self.queued(place)) {
+            match take(self.source_mut(place)) {
                 Ok(Some(taken)) => {
                     let from = self.key(place);
                     self.last = Some(from);
@@ -422,7 +422,7 @@ impl<S: Source> Merge<S> {
             .last
             .filter(|key| self.source(*key).is_some())
             .map(Key::place);
-        place.map_or_else(Vec::new, |place| self.queued(place).attachments())
+        place.map_or_else(Vec::new, |place| self.source_mut(place).attachments())
     }
 
     /// Returns the source of the next message and its size, once its start is there. `None`: there is none
@@ -431,12 +431,12 @@ impl<S: Source> Merge<S> {
         self.birth.check()?;
         loop {
             let Some(place) = self.turns.next() else {
-                if self.look_at_all()? {
+                if self.check_all()? {
                     continue;
                 }
                 return Ok(None);
             };
-            match self.queued(place).next_size() {
+            match self.source_mut(place).next_size() {
                 Ok(Some(size)) => return Ok(Some((self.key(place), size))),
                 Ok(None) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,
@@ -458,7 +458,7 @@ impl<S: Source> Merge<S> {
         let mut count = 0;
         while count < max {
             let Some(place) = self.turns.next() else {
-                if self.look_at_all()? {
+                if self.check_all()? {
                     continue;
                 }
                 break;
@@ -470,10 +470,12 @@ impl<S: Source> Merge<S> {
                 bytes += packed_size(message.len() as u64);
                 visit(from, message);
             };
-            let visited = self.queued(place).visit(visitor, VISITS.min(max - count), left);
+            let visited = self
+                .source_mut(place)
+                .visit(visitor, VISITS.min(max - count), left);
             count += visits;
-            match visited.dry {
-                Ok(_) if self.queued(place).has_attachments() => {
+            match visited.empty {
+                Ok(_) if self.source_mut(place).has_attachments() => {
                     self.last = Some(from);
                     self.spend(visits, bytes);
                     return Ok(count);
@@ -502,8 +504,8 @@ impl<S: Source> Merge<S> {
     /// [`Error::TimedOut`] at the deadline. [`Error::NoSpace`] or [`Error::Unsupported`] if the kernel refuses to wait, which is a
     /// local error.
     pub fn wait_readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
-        let found = self.take_by(deadline, |merge| {
-            Ok((merge.is_found(())? && !merge.is_ended()).then_some(()))
+        let found = self.poll_until(deadline, |merge| {
+            Ok((merge.spin_check(())? && !merge.is_ended()).then_some(()))
         })?;
         Ok(found.is_some())
     }
@@ -520,7 +522,7 @@ impl<S: Source> Merge<S> {
         let mut next = self.turns.first(SourceQueue::Resting);
         while let Some(place) = next {
             next = self.turns.behind(place);
-            match self.queued(place).announce() {
+            match self.source_mut(place).announce() {
                 Ok(needs) => needs_barrier |= needs,
                 Err(error) => self.failed(place, error)?,
             }
@@ -531,7 +533,7 @@ impl<S: Source> Merge<S> {
         let mut next = self.turns.first(SourceQueue::Resting);
         while let Some(place) = next {
             next = self.turns.behind(place);
-            match self.queued(place).look_parked(()) {
+            match self.source_mut(place).check_parked(()) {
                 Ok(true) => self.turns.push(SourceQueue::Armed, place),
                 Ok(false) => self.turns.wake(place),
                 Err(error) => self.failed(place, error)?,
@@ -543,11 +545,11 @@ impl<S: Source> Merge<S> {
     /// For event loops: reads the lines that are readable. Errors as [`Merge::wait_readable`].
     pub fn poll(&mut self) -> Result<()> {
         self.birth.check()?;
-        self.hear(Some(Instant::now())).map(drop)
+        self.poll_lines(Some(Instant::now())).map(drop)
     }
 
     /// Waits until a line is readable, and reads it. `false`: the deadline has passed.
-    fn hear(&mut self, deadline: Option<Instant>) -> Result<bool> {
+    fn poll_lines(&mut self, deadline: Option<Instant>) -> Result<bool> {
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut count = 0;
         ready_by(deadline, |timeout| {
@@ -561,12 +563,12 @@ impl<S: Source> Merge<S> {
             if self.source(key).is_none() {
                 continue;
             }
-            let waited = if event.data() & PROCESS == 0 {
+            let polled = if event.data() & PROCESS == 0 {
                 PolledFd::Line
             } else {
                 PolledFd::Process
             };
-            self.queued(key.place()).hear(waited);
+            self.source_mut(key.place()).on_readable(polled);
             self.turns.wake(key.place());
         }
         Ok(count > 0)
@@ -576,7 +578,7 @@ impl<S: Source> Merge<S> {
     fn has_ready(&mut self) -> Result<bool> {
         self.birth.check()?;
         while let Some(place) = self.turns.next() {
-            match self.queued(place).is_there(()) {
+            match self.source_mut(place).is_available(()) {
                 Ok(true) => return Ok(true),
                 Ok(false) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,
@@ -587,7 +589,7 @@ impl<S: Source> Merge<S> {
 
     /// Follows a turn of a source that had nothing: it rests, or has ended.
     fn found_empty(&mut self, place: usize) -> Result<()> {
-        match self.queued(place).is_over() {
+        match self.source_mut(place).is_over() {
             Ok(true) => self.leave(place),
             Ok(false) => self.turns.found_empty(place, false),
             Err(error) => self.failed(place, error)?,
@@ -599,13 +601,13 @@ impl<S: Source> Merge<S> {
     #[cold]
     fn failed(&mut self, place: usize, error: Error) -> Result<()> {
         match error {
-            // Its turn goes on: a caller with more room gets the same message.
+            // Its turn continues: a caller with more room gets the same message.
             Error::InvalidArgument(_) => Err(error),
             Error::NoSpace { .. } => {
                 self.turns.end_turn();
                 Err(error)
             }
-            _ if self.queued(place).end_reason().is_some() => {
+            _ if self.source_mut(place).end_reason().is_some() => {
                 self.leave(place);
                 Ok(())
             }
@@ -618,32 +620,32 @@ impl<S: Source> Merge<S> {
 
     fn leave(&mut self, place: usize) {
         let key = self.key(place);
-        let Some(mut source) = self.take_out(place) else {
+        let Some(mut source) = self.remove_at(place) else {
             return;
         };
         let reason = source.end_reason().unwrap_or(CloseReason::Closed);
         self.ends.push_back((key, reason));
     }
 
-    /// Counts what the source whose turn it is has had. At the end of its turn, looks at others.
+    /// Charges the current turn for received messages. At the end of the turn, checks some idle sources.
     #[inline]
     fn spend(&mut self, messages: usize, bytes: u64) {
         if self
             .turns
             .spend(u32::try_from(messages).unwrap_or(u32::MAX), bytes)
         {
-            self.look_around();
+            self.check_some();
         }
     }
 
     /// Checks a few of the idle sources.
-    fn look_around(&mut self) {
+    fn check_some(&mut self) {
         for line in [SourceQueue::Resting, SourceQueue::Armed] {
-            for _ in 0..LOOKS {
+            for _ in 0..CHECKS_PER_TURN {
                 let Some(place) = self.turns.first(line) else {
                     break;
                 };
-                if self.looks_ready(place) {
+                if self.check_ready(place) {
                     self.turns.wake(place);
                 } else {
                     self.turns.push(line, place);
@@ -653,19 +655,19 @@ impl<S: Source> Merge<S> {
     }
 
     /// Checks all idle sources, because none is ready. Returns whether one has something.
-    fn look_at_all(&mut self) -> Result<bool> {
-        self.fruitless += 1;
-        let glances = self.fruitless >= LOOKS_PER_GLANCE;
-        if glances {
+    fn check_all(&mut self) -> Result<bool> {
+        self.empty_polls += 1;
+        let checks_lines = self.empty_polls >= POLLS_PER_LINE_CHECK;
+        if checks_lines {
             // So a caller that only ever polls notices an end.
-            self.fruitless = 0;
-            self.hear(Some(Instant::now()))?;
+            self.empty_polls = 0;
+            self.poll_lines(Some(Instant::now()))?;
         }
         for line in [SourceQueue::Resting, SourceQueue::Armed] {
             let mut next = self.turns.first(line);
             while let Some(place) = next {
                 next = self.turns.behind(place);
-                if self.looks_ready(place) {
+                if self.check_ready(place) {
                     self.turns.wake(place);
                 }
             }
@@ -674,8 +676,8 @@ impl<S: Source> Merge<S> {
     }
 
     /// Whether a source that had nothing has a message, or has ended. Its next turn returns its error.
-    fn looks_ready(&mut self, place: usize) -> bool {
-        self.queued(place).is_ready(()).unwrap_or(true)
+    fn check_ready(&mut self, place: usize) -> bool {
+        self.source_mut(place).is_ready(()).unwrap_or(true)
     }
 }
 
@@ -687,23 +689,23 @@ impl<S: Source> SpinThenPark for Merge<S> {
         sources.map(S::spin_time).max().unwrap_or(Duration::ZERO)
     }
 
-    fn is_found(&mut self, (): ()) -> Result<bool> {
-        Ok(self.has_ready()? || self.look_at_all()?)
+    fn spin_check(&mut self, (): ()) -> Result<bool> {
+        Ok(self.has_ready()? || self.check_all()?)
     }
 
-    fn is_through(&mut self) -> Result<bool> {
+    fn is_finished(&mut self) -> Result<bool> {
         Ok(self.is_ended())
     }
 
-    fn glance(&mut self) -> Result<()> {
-        self.hear(Some(Instant::now())).map(drop)
+    fn check_line(&mut self) -> Result<()> {
+        self.poll_lines(Some(Instant::now())).map(drop)
     }
 
     fn park_until(&mut self, (): (), deadline: Option<Instant>) -> Result<Slept> {
         if !self.arm()? {
             return Ok(Slept::Ready);
         }
-        Ok(if self.hear(deadline)? {
+        Ok(if self.poll_lines(deadline)? {
             Slept::Woken
         } else {
             Slept::Late
@@ -719,8 +721,8 @@ impl<S> AsFd for Merge<S> {
 }
 
 fn watch(epoll: &Epoll, source: &mut impl Source, key: Key) -> std::result::Result<(), Errno> {
-    for (descriptor, waited) in source.waited().into_iter().flatten() {
-        let (flags, word) = match waited {
+    for (descriptor, polled) in source.poll_fds().into_iter().flatten() {
+        let (flags, word) = match polled {
             PolledFd::Line => (EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, key.0),
             PolledFd::Process => (EpollFlags::EPOLLIN, key.0 | PROCESS),
         };
@@ -730,7 +732,7 @@ fn watch(epoll: &Epoll, source: &mut impl Source, key: Key) -> std::result::Resu
 }
 
 fn unwatch(epoll: &Epoll, source: &mut impl Source) {
-    for (descriptor, _) in source.waited().into_iter().flatten() {
+    for (descriptor, _) in source.poll_fds().into_iter().flatten() {
         // Fails if it was not added.
         let _ = epoll.delete(descriptor);
     }

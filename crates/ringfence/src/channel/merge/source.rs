@@ -51,8 +51,8 @@ macro_rules! reading {
             }
 
             /// Reads the line after a descriptor became readable.
-            fn hear(&mut self, waited: PolledFd) {
-                if waited == PolledFd::Process {
+            fn on_readable(&mut self, polled: PolledFd) {
+                if polled == PolledFd::Process {
                     self.parking().shared.doorbell.check_peer();
                 }
                 // The next read reports an error again.
@@ -61,7 +61,7 @@ macro_rules! reading {
             }
 
             /// The descriptors to wait for. They stay open as long as the source.
-            fn waited(&mut self) -> [Option<(BorrowedFd<'_>, PolledFd)>; 2] {
+            fn poll_fds(&mut self) -> [Option<(BorrowedFd<'_>, PolledFd)>; 2] {
                 let Parking { shared, .. } = self.parking();
                 let process = shared.doorbell.pidfd();
                 [
@@ -148,7 +148,7 @@ impl Waits for AnySource {
     }
 
     #[inline]
-    fn is_there(&mut self, (): ()) -> Result<bool> {
+    fn is_available(&mut self, (): ()) -> Result<bool> {
         of_either!(self, source => source.has_message())
     }
 
@@ -182,12 +182,12 @@ pub fn spin(source: &mut impl Source) -> Result<bool> {
 }
 
 /// For the binding, whose sources are many objects: the first half of parking. Returns whether this source needs a barrier before
-/// the second half ([`look_parked`]); one serves all sources.
+/// the second half ([`check_parked`]); one serves all sources.
 pub fn announce(source: &mut impl Source) -> Result<bool> {
     source.announce()
 }
 
 /// See [`announce`]. `true`: nothing is there, and the peer will send a wakeup.
-pub fn look_parked(source: &mut impl Source) -> Result<bool> {
-    source.look_parked(())
+pub fn check_parked(source: &mut impl Source) -> Result<bool> {
+    source.check_parked(())
 }

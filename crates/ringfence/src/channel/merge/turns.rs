@@ -8,11 +8,11 @@
 use std::time::{Duration, Instant};
 
 /// The approximate number of bytes of a turn: it ends with the message that reaches this.
-const TURN: u64 = 16 * 1024;
+const TURN_BYTES: u64 = 16 * 1024;
 /// A turn also ends after this time, because a visit of a short message may take long.
-const LONG: Duration = Duration::from_micros(500);
+const MAX_TURN_TIME: Duration = Duration::from_micros(500);
 /// Number of messages between two reads of the clock, which take as long as several messages.
-const PER_LOOK: u32 = 16;
+const MESSAGES_PER_CLOCK: u32 = 16;
 
 /// The queue of a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +47,8 @@ struct Turn {
     place: usize,
     left: u64,
     /// The first read of the clock.
-    began: Option<Instant>,
-    until_look: u32,
+    start: Option<Instant>,
+    until_clock: u32,
 }
 
 /// The order of the sources, each by the number of its place.
@@ -69,9 +69,9 @@ impl Turns {
         if self.turn.is_none_or(|turn| turn.place != next) {
             self.turn = Some(Turn {
                 place: next,
-                left: TURN,
-                began: None,
-                until_look: PER_LOOK,
+                left: TURN_BYTES,
+                start: None,
+                until_clock: MESSAGES_PER_CLOCK,
             });
         }
         Some(next)
@@ -87,8 +87,8 @@ impl Turns {
     pub(super) fn spend(&mut self, messages: u32, bytes: u64) -> bool {
         let Some(turn) = &mut self.turn else { return false };
         turn.left = turn.left.saturating_sub(bytes);
-        turn.until_look = turn.until_look.saturating_sub(messages);
-        if turn.left > 0 && (turn.until_look > 0 || !is_long(turn)) {
+        turn.until_clock = turn.until_clock.saturating_sub(messages);
+        if turn.left > 0 && (turn.until_clock > 0 || !has_timed_out(turn)) {
             return false;
         }
         self.end_turn();
@@ -112,7 +112,7 @@ impl Turns {
 
     /// Ends the turn of a source that was found empty.
     pub(super) fn found_empty(&mut self, place: usize, is_armed: bool) {
-        self.forget_turn_of(place);
+        self.cancel_turn(place);
         let is_fresh = self.queue_of(place) == Some(SourceQueue::Fresh);
         if is_fresh && self.first(SourceQueue::Ready).is_some() {
             self.push(SourceQueue::Ready, place);
@@ -123,7 +123,7 @@ impl Turns {
 
     /// Moves a source without messages to the armed or the resting queue.
     pub(super) fn rest(&mut self, place: usize, is_armed: bool) {
-        self.forget_turn_of(place);
+        self.cancel_turn(place);
         self.push(
             if is_armed {
                 SourceQueue::Armed
@@ -135,11 +135,11 @@ impl Turns {
     }
 
     pub(super) fn remove(&mut self, place: usize) {
-        self.forget_turn_of(place);
-        self.take_out(place);
+        self.cancel_turn(place);
+        self.unlink(place);
     }
 
-    fn forget_turn_of(&mut self, place: usize) {
+    fn cancel_turn(&mut self, place: usize) {
         if self.turn.is_some_and(|turn| turn.place == place) {
             self.turn = None;
         }
@@ -166,7 +166,7 @@ impl Turns {
         if self.places.len() <= place {
             self.places.resize(place + 1, QueueNode::default());
         }
-        self.take_out(place);
+        self.unlink(place);
         let before = self.queues[queue as usize].last.replace(place);
         match before {
             Some(before) => self.places[before].behind = Some(place),
@@ -183,7 +183,7 @@ impl Turns {
         self.places.get(place).and_then(|place| place.queue)
     }
 
-    fn take_out(&mut self, place: usize) {
+    fn unlink(&mut self, place: usize) {
         let Some(queue) = self.queue_of(place) else { return };
         let QueueNode { before, behind, .. } = std::mem::take(&mut self.places[place]);
         match before {
@@ -199,11 +199,11 @@ impl Turns {
 
 /// Whether the turn has taken too long.
 #[cold]
-fn is_long(turn: &mut Turn) -> bool {
-    turn.until_look = PER_LOOK;
+fn has_timed_out(turn: &mut Turn) -> bool {
+    turn.until_clock = MESSAGES_PER_CLOCK;
     let now = Instant::now();
-    let began = *turn.began.get_or_insert(now);
-    now.duration_since(began) >= LONG
+    let start = *turn.start.get_or_insert(now);
+    now.duration_since(start) >= MAX_TURN_TIME
 }
 
 #[cfg(test)]
@@ -225,9 +225,9 @@ mod tests {
         let mut turns = of(2);
         for place in [0, 1, 0] {
             assert_eq!(turns.next(), Some(place));
-            assert_eq!(turns.left(), TURN);
+            assert_eq!(turns.left(), TURN_BYTES);
             // One message, too few for reading the clock.
-            assert!(!turns.spend(1, TURN - 1));
+            assert!(!turns.spend(1, TURN_BYTES - 1));
             assert_eq!((turns.next(), turns.left()), (Some(place), 1));
             assert!(turns.spend(1, 100));
         }
@@ -236,21 +236,21 @@ mod tests {
     /// Short messages that are read quickly are not worth changing the source every few messages.
     #[test]
     fn many_short_messages_are_one_turn_unless_they_take_long() {
-        for messages in [1, 2 * PER_LOOK] {
+        for messages in [1, 2 * MESSAGES_PER_CLOCK] {
             let quick = || {
                 let mut turns = of(2);
                 turns.next();
-                (0..4 * PER_LOOK).all(|_| !turns.spend(messages, 16))
+                (0..4 * MESSAGES_PER_CLOCK).all(|_| !turns.spend(messages, 16))
             };
             // A turn may take long anyway if this thread waits for a processor.
             assert!((0..10_000).any(|_| quick()));
         }
         let mut turns = of(2);
         turns.next();
-        turns.spend(PER_LOOK, 16);
-        thread::sleep(LONG);
+        turns.spend(MESSAGES_PER_CLOCK, 16);
+        thread::sleep(MAX_TURN_TIME);
         // The turn is over now, if it was not before.
-        turns.spend(2 * PER_LOOK, 16);
+        turns.spend(2 * MESSAGES_PER_CLOCK, 16);
         assert_eq!(turns.next(), Some(1));
     }
 
@@ -268,7 +268,7 @@ mod tests {
             leaves(&mut turns);
             assert_eq!(turns.next(), None);
             turns.wake(0);
-            assert_eq!((turns.next(), turns.left()), (Some(0), TURN));
+            assert_eq!((turns.next(), turns.left()), (Some(0), TURN_BYTES));
         }
     }
 
@@ -282,7 +282,7 @@ mod tests {
             assert_eq!(turns.next(), Some(0));
             assert!(!turns.spend(1, 1000));
             leaves(&mut turns);
-            assert_eq!((turns.next(), turns.left()), (Some(0), TURN - 1000));
+            assert_eq!((turns.next(), turns.left()), (Some(0), TURN_BYTES - 1000));
         }
     }
 }

@@ -11,7 +11,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 
 use super::*;
 use crate::{
-    channel::end::{CloseReason, END_TOLD, Handover, OnEnd, OwnPhase, Shared},
+    channel::end::{CloseReason, END_ANNOUNCED, Handover, OnEnd, OwnPhase, Shared},
     channel::receiver::{Keep, pull_retained},
     region::copy::Writable,
     region::phase::{Phase, Step},
@@ -391,9 +391,9 @@ fn where_a_subscribers_reading_ends_is_said_once() {
     let side = Side::new(false);
     let tail = || side.own.load(layout::TAIL, Ordering::Acquire);
     side.shared().end_reading_at(0x30);
-    assert_eq!(tail(), 0x30 | END_TOLD);
+    assert_eq!(tail(), 0x30 | END_ANNOUNCED);
     side.shared().end_reading_at(0x60);
-    assert_eq!(tail(), 0x30 | END_TOLD);
+    assert_eq!(tail(), 0x30 | END_ANNOUNCED);
 }
 
 /// An address or a slot, which is released on drop.
@@ -418,7 +418,7 @@ fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end()
             told: Arc::clone(&side.told),
             succeeds: false,
         };
-        side.shared().keep(Box::new(Some(Kept(tells))));
+        side.shared().set_on_end(Box::new(Some(Kept(tells))));
         if is_vacated {
             side.channel.sender().vacate();
             assert_eq!(side.told(), [ChannelState::Open], "it is free");

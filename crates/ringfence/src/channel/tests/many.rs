@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::{
-    channel::merge::source::{announce, look_parked},
+    channel::merge::source::{announce, check_parked},
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
     region::copy::Writable,
 };
@@ -109,7 +109,7 @@ fn a_visit_of_so_many_messages_or_bytes_counts_those_that_were_known_before_it()
         send(&mut source, 10);
         let visited = receiver.visit(|_| (), max, bytes);
         assert_eq!(
-            (visited.count, visited.dry.expect("open")),
+            (visited.count, visited.empty.expect("open")),
             (5, false),
             "{max}, {bytes}"
         );
@@ -168,11 +168,11 @@ fn a_source_that_is_parked_in_two_halves_is_not_taken_for_empty_when_it_has_some
     for _ in 0..3 {
         // Both sides issue fences, so no barrier is needed.
         assert!(!announce(&mut receiver).expect("open"));
-        assert!(look_parked(&mut receiver).expect("open"), "nothing was sent");
+        assert!(check_parked(&mut receiver).expect("open"), "nothing was sent");
         assert!(!announce(&mut receiver).expect("open"));
         send(&mut source, 1);
         assert!(
-            !look_parked(&mut receiver).expect("open"),
+            !check_parked(&mut receiver).expect("open"),
             "something came meanwhile"
         );
         assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
