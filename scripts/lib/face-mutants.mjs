@@ -120,7 +120,7 @@ function settings(report, parts, words) {
     tempDirName: join('build', 'stryker', 'copy'),
     ignorePatterns: [
       '/*',
-      ...['package.json', 'binding', 'dist', 'scripts', 'ts'].map((name) => `!/${name}`),
+      ...['ava.config.mjs', 'package.json', 'binding', 'dist', 'scripts', 'ts'].map((name) => `!/${name}`),
       '!/build/test',
     ],
     // Its own links to node_modules are made after that, and to all that lie below the root.
