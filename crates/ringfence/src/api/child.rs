@@ -301,7 +301,7 @@ impl ParentLine {
             Ok(parts) => {
                 // A process that is known by its claim alone is not killed.
                 if let (Some((pid, _)), Some(pidfd)) = (answered, parts.process.pidfd()) {
-                    self.processes.answered(pid, pidfd);
+                    self.processes.set_peer(pid, pidfd);
                 }
                 Ok(Channel::assemble(parts, None, options))
             }

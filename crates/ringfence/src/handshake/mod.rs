@@ -24,7 +24,7 @@ use crate::{
     handshake::parts::{Parts, Role},
     handshake::steps::{NEW_LINE, check_child, check_line, has_exited, lines, second_answer},
     identity::Credentials,
-    peer::process::{Peer, pidfd_of_maker},
+    peer::process::{Peer, creator_pidfd},
     sys, trace,
 };
 
@@ -131,7 +131,7 @@ impl Side<'_> {
                 for end in [&line, &childs] {
                     check_line(end, speaker)?;
                 }
-                *answered = Some((speaker.pid, pidfd_of_maker(&line)));
+                *answered = Some((speaker.pid, creator_pidfd(&line)));
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {
                 // The child may not make a line. A claim does not suffice to kill a descendant.
@@ -224,7 +224,7 @@ impl Side<'_> {
             let inheritance = self.receive_inheritance(&mut session)?;
             let identity = match self.look_finally(&mut session) {
                 // The host has had the channel since its READY. It may have sent, closed and exited: its messages are in the ring.
-                Err(Error::PeerLost(_)) if session.peer.ends(self.deadline)? => {
+                Err(Error::PeerLost(_)) if session.peer.wait_for_exit(self.deadline)? => {
                     session
                         .record
                         .not_asked("final", "process", "it has ended since it sent READY");

@@ -32,7 +32,7 @@ use crate::{
     harden,
     identity::{Credentials, Identity},
     options::MAX_MESSAGE_SIZE,
-    peer::{namespace::answered, process::Peer},
+    peer::{namespace::unless_short, process::Peer},
     region::{
         accept::{Agreed, accept, accept_blank},
         copy::{Readable, Writable},
@@ -280,7 +280,7 @@ impl Side<'_> {
     /// Ends the first inspection with the policy's callback. The peer has passed all other checks, and its
     /// HELLO has proved that it holds the line. Nothing has been shared with it yet.
     pub(super) fn authorize(&self, session: &mut PeerSession) -> Result<()> {
-        let asked = self.options.policy.ask(
+        let asked = self.options.policy.run_callback(
             &session.identity,
             session.line.as_fd(),
             self.deadline,
@@ -441,12 +441,12 @@ pub(super) fn second_answer(first: Credentials) -> Error {
 /// created.
 pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     const LINE: &str = "the line that the peer has passed";
-    let kind = answered(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
+    let kind = unless_short(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
     let stream = kind == Ok(SockType::Stream);
     let number = line.as_raw_fd();
-    let unix = answered(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
-    let maker = answered(LINE, sys::socket::peer_credentials(line))?;
-    let connected = answered(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
+    let unix = unless_short(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
+    let maker = unless_short(LINE, sys::socket::peer_credentials(line))?;
+    let connected = unless_short(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
     if stream && unix && connected && maker == Ok(speaker) {
         return Ok(());
     }
@@ -491,7 +491,7 @@ impl Side<'_> {
     fn may_prepare(&self) -> bool {
         const QUICKLY_MADE: u64 = 128 * 1024;
         let is_quick = self.own_ring() <= QUICKLY_MADE && !self.lacks_memory;
-        is_quick && !self.options.harden && !self.options.policy.asks()
+        is_quick && !self.options.harden && !self.options.policy.has_callback()
     }
 
     /// Makes this side's object.
@@ -762,7 +762,7 @@ fn no_object() -> Error {
 fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
     let sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
     // In another pid namespace, the number of the peer's thread would name a different thread here.
-    Ok(if peer.shares_numbers() {
+    Ok(if peer.shares_pid_ns() {
         sender
     } else {
         sender.out_of_reach()
@@ -788,7 +788,7 @@ impl Side<'_> {
     pub(super) fn look_finally(&self, session: &mut PeerSession) -> Result<Identity> {
         let PeerSession { peer, record, .. } = session;
         let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
-        record.not_asked("final", "peer hardened", peer.openness());
+        record.not_asked("final", "peer hardened", peer.hardening());
         Ok(identity)
     }
 
@@ -857,7 +857,7 @@ impl Side<'_> {
         Parts {
             role,
             line: session.line,
-            process: session.peer.keep(),
+            process: session.peer.into_open(),
             tie: Tie::with(&self.address, &identity),
             identity,
             evidence: record.into_list(),

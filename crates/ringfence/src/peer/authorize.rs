@@ -30,14 +30,14 @@ use crate::{
 pub(crate) const STEP: &str = "hello";
 
 /// Receives the identity and the object that answers.
-type Ask = dyn Fn(Identity, Decision) + Send + Sync;
+type CallbackFn = dyn Fn(Identity, Decision) + Send + Sync;
 
 #[derive(Clone)]
 pub(crate) struct Authorize(Arc<Callback>);
 
 /// State shared by the clones of a policy.
 struct Callback {
-    ask: Box<Ask>,
+    call: Box<CallbackFn>,
     calls: Mutex<RunningCalls>,
     /// Where the callback was made. A forked child does not count calls: they belong to the parent, and a
     /// thread that does not exist in the child may hold the lock.
@@ -56,12 +56,12 @@ struct RunningCalls {
 /// A call that is running. Dropping it records that the call has returned.
 struct Running {
     callback: Arc<Callback>,
-    about: Credentials,
+    peer: Credentials,
 }
 
 thread_local! {
     /// Whether this thread runs a callback and reports its panic itself.
-    static CALLS_BACK: Cell<bool> = const { Cell::new(false) };
+    static IN_CALLBACK: Cell<bool> = const { Cell::new(false) };
 }
 
 impl fmt::Debug for Authorize {
@@ -129,7 +129,7 @@ impl Decision {
     }
 
     /// Consumes this decision without answering. Another [`Decision`] answers the question.
-    fn leave(mut self) {
+    fn discard(mut self) {
         self.question = Weak::new();
     }
 
@@ -137,8 +137,8 @@ impl Decision {
         // In a forked child no handshake waits, and the child must not answer for its parent.
         let question = self.question.upgrade();
         if let Some(question) = question.filter(|question| question.answered.is_here()) {
-            let mut given = question.answer.lock();
-            given.get_or_insert(answer);
+            let mut slot = question.answer.lock();
+            slot.get_or_insert(answer);
             question.answered.signal();
         }
     }
@@ -146,7 +146,7 @@ impl Decision {
 
 impl Drop for Decision {
     fn drop(&mut self) {
-        if thread::panicking() && CALLS_BACK.get() {
+        if thread::panicking() && IN_CALLBACK.get() {
             return;
         }
         let found = "the decision was dropped without an answer".into();
@@ -180,19 +180,13 @@ impl Panicked {
     }
 }
 
-impl Callback {
-    fn is_here(&self) -> bool {
-        self.birth.is_some_and(Birth::is_here)
-    }
-}
-
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.callback.is_here() {
+        if !self.callback.birth.is_some_and(Birth::is_here) {
             return;
         }
         let mut calls = self.callback.calls.lock();
-        calls.running.end(self.about);
+        calls.running.end(self.peer);
         let waiting = std::mem::take(&mut calls.waiting);
         drop(calls);
         for question in waiting.iter().filter_map(Weak::upgrade) {
@@ -202,20 +196,20 @@ impl Drop for Running {
 }
 
 impl Authorize {
-    pub(crate) fn later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
+    pub(crate) fn deferred(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Self {
         Self(Arc::new(Callback {
-            ask: Box::new(ask),
+            call: Box::new(ask),
             calls: Mutex::default(),
             birth: Birth::now().ok(),
         }))
     }
 
     /// Makes a callback whose return value is the answer.
-    pub(crate) fn now<E>(decide: impl Fn(&Identity) -> Result<bool, E> + Send + Sync + 'static) -> Self
+    pub(crate) fn direct<E>(decide: impl Fn(&Identity) -> Result<bool, E> + Send + Sync + 'static) -> Self
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        Self::later(move |identity, decision| match decide(&identity) {
+        Self::deferred(move |identity, decision| match decide(&identity) {
             Ok(true) => decision.allow(),
             Ok(false) => decision.refuse("false"),
             Err(cause) => {
@@ -227,7 +221,7 @@ impl Authorize {
 
     /// Calls the callback and waits for the answer. The wait ends at the handshake's deadline, or when the
     /// peer closes `connection`.
-    pub(crate) fn ask(
+    pub(crate) fn call(
         &self,
         identity: &Identity,
         connection: BorrowedFd<'_>,
@@ -240,10 +234,10 @@ impl Authorize {
         });
         self.begin(&question, identity, connection, deadline)?;
         let answer = loop {
-            let is_rung = question.wait(connection, "the answer of `authorize`", deadline)?;
+            let is_signalled = question.wait(connection, "the answer of `authorize`", deadline)?;
             let answer = question.answer.lock().take();
             // A wakeup without an answer means that a thread has become free.
-            if answer.is_some() || !is_rung {
+            if answer.is_some() || !is_signalled {
                 break answer;
             }
         };
@@ -258,7 +252,7 @@ impl Authorize {
                 refusal.cause = cause;
                 Err(refusal.into())
             }
-            None => Err(left()),
+            None => Err(disconnected()),
         }
     }
 
@@ -276,11 +270,11 @@ impl Authorize {
         deadline: &Deadline,
     ) -> Result<()> {
         let Identity { pid, uid, gid, .. } = *identity;
-        let about = Credentials { pid, uid, gid };
-        while self.0.is_here() {
+        let peer = Credentials { pid, uid, gid };
+        while self.0.birth.is_some_and(Birth::is_here) {
             let mut calls = self.0.calls.lock();
-            if calls.running.may_begin(about) {
-                calls.running.begin(about);
+            if calls.running.may_begin(peer) {
+                calls.running.begin(peer);
                 break;
             }
             calls.waiting.retain(|waiting| waiting.strong_count() > 0);
@@ -288,30 +282,30 @@ impl Authorize {
             drop(calls);
             let step = "a thread for `authorize`, which calls that do not return occupy";
             if !question.wait(connection, step, deadline)? {
-                return Err(left());
+                return Err(disconnected());
             }
         }
         let running = Running {
             callback: Arc::clone(&self.0),
-            about,
+            peer,
         };
         let decision = || Decision {
             question: Arc::downgrade(question),
         };
-        let (decision, asked) = (decision(), decision());
+        let (decision, fallback) = (decision(), decision());
         let identity = identity.clone();
         thread::Builder::new()
             .name("ringfence-authorize".into())
             .spawn(move || {
-                CALLS_BACK.set(true);
-                let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.ask)(identity, decision)));
-                CALLS_BACK.set(false);
+                IN_CALLBACK.set(true);
+                let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.call)(identity, decision)));
+                IN_CALLBACK.set(false);
                 match outcome {
                     // The holder of the other decision answers.
-                    Ok(()) => asked.leave(),
+                    Ok(()) => fallback.discard(),
                     Err(payload) => {
                         let panicked = Panicked::with(payload);
-                        asked.fail(format!("a panic: {}", panicked.0), panicked);
+                        fallback.fail(format!("a panic: {}", panicked.0), panicked);
                     }
                 }
                 drop(running);
@@ -321,7 +315,7 @@ impl Authorize {
     }
 }
 
-fn left() -> Error {
+fn disconnected() -> Error {
     Error::PeerLost("it disconnected while `authorize` was deciding".into())
 }
 
@@ -349,9 +343,9 @@ mod tests {
     }
 
     /// Asks about a peer that stays connected.
-    fn ask(authorize: &Authorize, peer: &Identity, deadline: &Deadline) -> Result<()> {
+    fn call(authorize: &Authorize, peer: &Identity, deadline: &Deadline) -> Result<()> {
         let (near, _far) = UnixStream::pair().unwrap();
-        authorize.ask(peer, near.as_fd(), deadline, &mut EvidenceLog::default())
+        authorize.call(peer, near.as_fd(), deadline, &mut EvidenceLog::default())
     }
 
     /// Returns the finding of a refusal and its cause.
@@ -365,35 +359,35 @@ mod tests {
         (refusal.found.clone(), refusal.source().map(ToString::to_string))
     }
 
-    fn later(answer: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Result<()> {
-        ask(&Authorize::later(answer), &peer(11, 12), &time())
+    fn deferred(answer: impl Fn(Identity, Decision) + Send + Sync + 'static) -> Result<()> {
+        call(&Authorize::deferred(answer), &peer(11, 12), &time())
     }
 
     /// Makes a callback whose decisions are handed to the test.
-    fn held() -> (Authorize, mpsc::Receiver<Decision>) {
+    fn with_queued_decisions() -> (Authorize, mpsc::Receiver<Decision>) {
         let (calls, decisions) = mpsc::channel();
-        let authorize = Authorize::later(move |_, decision| calls.send(decision).unwrap());
+        let authorize = Authorize::deferred(move |_, decision| calls.send(decision).unwrap());
         (authorize, decisions)
     }
 
     #[test]
     fn every_outcome_other_than_allow_is_a_refusal_with_its_reason() {
-        later(|_, decision| decision.allow()).unwrap();
-        let told = |found: &str, cause: Option<&str>| (found.to_owned(), cause.map(str::to_owned));
+        deferred(|_, decision| decision.allow()).unwrap();
+        let expected = |found: &str, cause: Option<&str>| (found.to_owned(), cause.map(str::to_owned));
         assert_eq!(
-            refused(later(
+            refused(deferred(
                 |peer, decision| decision.refuse(format!("{} is not {}", peer.pid, peer.uid))
             )),
-            told("11 is not 12", None)
+            expected("11 is not 12", None)
         );
         assert_eq!(
-            refused(later(|_, decision| decision.fail("it failed", "for this"))),
-            told("it failed", Some("for this"))
+            refused(deferred(|_, decision| decision.fail("it failed", "for this"))),
+            expected("it failed", Some("for this"))
         );
-        let dropped = told("the decision was dropped without an answer", None);
-        assert_eq!(refused(later(|_, decision| drop(decision))), dropped);
+        let dropped = expected("the decision was dropped without an answer", None);
+        assert_eq!(refused(deferred(|_, decision| drop(decision))), dropped);
         // The panic of another thread counts as a dropped decision, not as the callback's panic.
-        let elsewhere = later(|_, decision| {
+        let elsewhere = deferred(|_, decision| {
             let panics = thread::spawn(move || {
                 let _decision = decision;
                 panic!("in a thread of a test");
@@ -402,36 +396,39 @@ mod tests {
         });
         assert_eq!(refused(elsewhere), dropped);
         for (panic, text) in [
-            (later(|_, _decision| panic!("a text")), "a text"),
-            (later(|_, _decision| panic!("{} text", 1)), "1 text"),
-            (later(|_, _decision| std::panic::panic_any(1)), "no message"),
+            (deferred(|_, _decision| panic!("a text")), "a text"),
+            (deferred(|_, _decision| panic!("{} text", 1)), "1 text"),
+            (deferred(|_, _decision| std::panic::panic_any(1)), "no message"),
         ] {
             let cause = format!("`authorize` panicked: {text}");
-            assert_eq!(refused(panic), told(&format!("a panic: {text}"), Some(&cause)));
+            assert_eq!(
+                refused(panic),
+                expected(&format!("a panic: {text}"), Some(&cause))
+            );
         }
     }
 
     #[test]
     fn a_callback_answers_by_its_return_value() {
-        let now = |answer: fn(&Identity) -> Result<bool, String>| {
-            ask(&Authorize::now(answer), &peer(11, 12), &time())
+        let direct = |answer: fn(&Identity) -> Result<bool, String>| {
+            call(&Authorize::direct(answer), &peer(11, 12), &time())
         };
-        now(|peer| Ok(peer.uid == 12)).unwrap();
-        assert_eq!(refused(now(|peer| Ok(peer.uid == 13))), ("false".into(), None));
+        direct(|peer| Ok(peer.uid == 12)).unwrap();
+        assert_eq!(refused(direct(|peer| Ok(peer.uid == 13))), ("false".into(), None));
         assert_eq!(
-            refused(now(|_| Err("no answer".into()))),
+            refused(direct(|_| Err("no answer".into()))),
             ("an error: no answer".into(), Some("no answer".into()))
         );
     }
 
     #[test]
     fn the_wait_for_an_answer_ends_at_the_deadline_or_when_the_peer_leaves() {
-        let (authorize, decisions) = held();
+        let (authorize, decisions) = with_queued_decisions();
         let (near, far) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             let asked = scope.spawn(|| {
                 let mut record = EvidenceLog::default();
-                let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut record);
+                let asked = authorize.call(&peer(11, 12), near.as_fd(), &time(), &mut record);
                 asked.map(|()| record.into_list())
             });
             let decision = decisions.recv().unwrap();
@@ -441,13 +438,13 @@ mod tests {
             let evidence: Vec<_> = evidence.iter().map(|one| (one.step, one.check)).collect();
             assert_eq!(evidence, [("hello", "authorize")]);
         });
-        let error = ask(&authorize, &peer(11, 12), &no_time()).unwrap_err();
+        let error = call(&authorize, &peer(11, 12), &no_time()).unwrap_err();
         assert!(error.to_string().contains("the answer of `authorize`"), "{error}");
         let late = decisions.recv().unwrap();
         assert!(!late.is_awaited());
         late.allow();
         drop(far);
-        let asked = authorize.ask(&peer(11, 12), near.as_fd(), &time(), &mut EvidenceLog::default());
+        let asked = authorize.call(&peer(11, 12), near.as_fd(), &time(), &mut EvidenceLog::default());
         assert_eq!(asked.unwrap_err().code(), "PEER_LOST");
         assert!(!decisions.recv().unwrap().is_awaited());
     }
@@ -455,14 +452,14 @@ mod tests {
     #[test]
     fn a_question_beyond_the_limit_waits_until_a_call_returns() {
         let (started, calls) = mpsc::channel();
-        let (ends, told) = mpsc::channel::<()>();
-        let told = Mutex::new(told);
+        let (ends, ended) = mpsc::channel::<()>();
+        let ended = Mutex::new(ended);
         // Each call about process 1 returns when the test tells it to.
-        let authorize = Authorize::later(move |peer, decision| {
+        let authorize = Authorize::deferred(move |peer, decision| {
             decision.allow();
             started.send(peer.pid).unwrap();
             if peer.pid == 1 {
-                let _ = told.lock().recv();
+                let _ = ended.lock().recv();
             }
         });
         let waiting = || authorize.0.calls.lock().waiting.len();
@@ -475,28 +472,28 @@ mod tests {
             // If an assertion fails, dropping `ends` lets all calls return, so the scope can end.
             let ends = ends;
             for _ in 0..FairShare::OF_ONE_PROCESS {
-                ask(&authorize, &peer(1, 1), &time()).unwrap();
+                call(&authorize, &peer(1, 1), &time()).unwrap();
                 assert_eq!(calls.recv().unwrap(), 1);
             }
-            let error = ask(&authorize, &peer(1, 1), &no_time()).unwrap_err();
+            let error = call(&authorize, &peer(1, 1), &no_time()).unwrap_err();
             assert!(error.to_string().contains("calls that do not return"), "{error}");
             let (near, far) = UnixStream::pair().unwrap();
             drop(far);
-            let gone = authorize.ask(&peer(1, 1), near.as_fd(), &time(), &mut EvidenceLog::default());
+            let gone = authorize.call(&peer(1, 1), near.as_fd(), &time(), &mut EvidenceLog::default());
             assert_eq!(gone.unwrap_err().code(), "PEER_LOST");
             // Calls about other processes still run. The one that has returned here is the call about process
             // 2.
-            ask(&authorize, &peer(2, 1), &time()).unwrap();
+            call(&authorize, &peer(2, 1), &time()).unwrap();
             assert_eq!(calls.recv().unwrap(), 2);
             until(&|| authorize.0.calls.lock().running.0 == [about(1, 1); FairShare::OF_ONE_PROCESS]);
-            let wait = || scope.spawn(|| ask(&authorize, &peer(1, 1), &time()));
+            let wait = || scope.spawn(|| call(&authorize, &peer(1, 1), &time()));
             let one = wait();
             until(&|| waiting() == 1);
             let two = wait();
             until(&|| waiting() == 2);
             // The next question replaces those whose handshakes have given up.
-            assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
-            assert!(ask(&authorize, &peer(1, 1), &no_time()).is_err());
+            assert!(call(&authorize, &peer(1, 1), &no_time()).is_err());
+            assert!(call(&authorize, &peer(1, 1), &no_time()).is_err());
             assert_eq!(waiting(), 3);
             for _ in 0..2 {
                 ends.send(()).unwrap();

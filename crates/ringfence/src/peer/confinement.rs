@@ -19,7 +19,7 @@ use nix::{
 use crate::{
     error::{Error, Result, errno},
     identity::Confinement,
-    peer::namespace::{KernelResult, answered, read_text},
+    peer::namespace::{KernelResult, read_text, unless_short},
     sys::{self, uninterrupted},
     wait::deadline::Deadline,
 };
@@ -44,11 +44,7 @@ pub(crate) struct ConfinementCheck {
 }
 
 impl ConfinementCheck {
-    pub(crate) fn failed(confinement: Confinement, found: String) -> Self {
-        Self::new(confinement, false, found)
-    }
-
-    fn new(confinement: Confinement, passed: bool, found: String) -> Self {
+    pub(crate) fn new(confinement: Confinement, passed: bool, found: String) -> Self {
         Self {
             confinement,
             passed,
@@ -96,21 +92,21 @@ pub(crate) fn inspect(
     directory: Option<&OwnedFd>,
     deadline: &Deadline,
 ) -> Result<Vec<ConfinementCheck>> {
-    let all = |why: String| {
-        let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, why.clone());
+    let fail_all = |why: String| {
+        let fail = |confinement: &Confinement| ConfinementCheck::new(*confinement, false, why.clone());
         Ok(wanted.iter().map(fail).collect())
     };
     let Some(directory) = directory else {
-        return all("not visible: /proc does not show the peer to this process".into());
+        return fail_all("not visible: /proc does not show the peer to this process".into());
     };
     let unknown = |confinement: &Confinement| ConfinementCheck::new(*confinement, true, String::new());
     let mut findings: Vec<_> = wanted.iter().map(unknown).collect();
     let mut previous = None;
     for _ in 0..PASSES {
         let mut is_complete = true;
-        let threads = match answered(READING, threads(directory))? {
+        let threads = match unless_short(READING, threads(directory))? {
             Ok(threads) => threads,
-            Err(errno) => return all(format!("not visible in /proc/PID/task: {}", errno.desc())),
+            Err(errno) => return fail_all(format!("not visible in /proc/PID/task: {}", errno.desc())),
         };
         for thread in &threads {
             deadline.check_at(READING)?;
@@ -118,10 +114,10 @@ pub(crate) fn inspect(
                 is_complete = false;
                 continue;
             };
-            let open = findings.iter_mut().filter(|finding| finding.passed);
-            open.for_each(|finding| *finding = thread.compare(finding.confinement));
+            let remaining = findings.iter_mut().filter(|finding| finding.passed);
+            remaining.for_each(|finding| *finding = thread.compare(finding.confinement));
         }
-        is_complete &= answered(READING, count(directory))? == Ok(threads.len());
+        is_complete &= unless_short(READING, count(directory))? == Ok(threads.len());
         let threads = Some(threads);
         let has_failed = findings.iter().all(|finding| !finding.passed);
         if has_failed || is_complete && threads == previous {
@@ -129,7 +125,7 @@ pub(crate) fn inspect(
         }
         previous = threads;
     }
-    all("its threads start and end faster than they can be checked".into())
+    fail_all("its threads start and end faster than they can be checked".into())
 }
 
 /// Returns the number of threads. Besides one link for each of them, their directory has two of its own.
@@ -156,13 +152,13 @@ struct Thread {
     /// The text of its status file.
     status: KernelResult<String>,
     /// Compared only if required.
-    user_namespace: KernelResult<Standing>,
-    network_namespace: KernelResult<Standing>,
+    user_namespace: KernelResult<Relation>,
+    network_namespace: KernelResult<Relation>,
 }
 
 /// A namespace of the peer, compared with that of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum Relation {
     Own,
     /// A user namespace that descends from this process's.
     Below,
@@ -172,16 +168,17 @@ enum Standing {
 impl Thread {
     /// Returns `None` if the thread has ended.
     fn read(directory: &OwnedFd, number: i32, wanted: &[Confinement]) -> Result<Option<Self>> {
-        let asks = |confinement| wanted.contains(&confinement);
+        let requires = |confinement| wanted.contains(&confinement);
         let unneeded = Err(Errno::ENODATA);
-        let status = answered(READING, read_text(directory, &format!("task/{number}/status")))?;
-        let user_namespace = if asks(Confinement::UserNamespace) || asks(Confinement::NoCapabilities) {
-            answered(READING, compare(directory, number, USER))?
+        let status = unless_short(READING, read_text(directory, &format!("task/{number}/status")))?;
+        let user_namespace = if requires(Confinement::UserNamespace) || requires(Confinement::NoCapabilities)
+        {
+            unless_short(READING, compare(directory, number, USER))?
         } else {
             unneeded
         };
-        let network_namespace = if asks(Confinement::NetworkNamespace) {
-            answered(READING, compare(directory, number, NETWORK))?
+        let network_namespace = if requires(Confinement::NetworkNamespace) {
+            unless_short(READING, compare(directory, number, NETWORK))?
         } else {
             unneeded
         };
@@ -211,23 +208,23 @@ impl Thread {
                 _ => (false, "no filter".to_owned()),
             }),
             Confinement::NoCapabilities => self.capabilities(),
-            Confinement::UserNamespace => told(self.user_namespace).map(|standing| match standing {
-                Standing::Below => (true, "a user namespace below this process's".to_owned()),
-                Standing::Own => (false, "this process's own".to_owned()),
-                Standing::Other => (
+            Confinement::UserNamespace => visible(self.user_namespace).map(|relation| match relation {
+                Relation::Below => (true, "a user namespace below this process's".to_owned()),
+                Relation::Own => (false, "this process's own".to_owned()),
+                Relation::Other => (
                     false,
                     "a user namespace that is not below this process's".to_owned(),
                 ),
             }),
-            Confinement::NetworkNamespace => told(self.network_namespace).map(|standing| match standing {
-                Standing::Own => (false, "this process's own".to_owned()),
-                Standing::Below | Standing::Other => (true, "another network namespace".to_owned()),
+            Confinement::NetworkNamespace => visible(self.network_namespace).map(|relation| match relation {
+                Relation::Own => (false, "this process's own".to_owned()),
+                Relation::Below | Relation::Other => (true, "another network namespace".to_owned()),
             }),
         };
         match compared {
             Ok((true, found)) => ConfinementCheck::new(confinement, true, found),
             Ok((false, found)) | Err(found) => {
-                ConfinementCheck::failed(confinement, format!("{found} (thread {})", self.number))
+                ConfinementCheck::new(confinement, false, format!("{found} (thread {})", self.number))
             }
         }
     }
@@ -241,14 +238,14 @@ impl Thread {
             return Ok((true, "none".to_owned()));
         }
         let shown = format!("CapEff {effective:016x}, CapPrm {permitted:016x}");
-        Ok(match told(self.user_namespace)? {
-            Standing::Below => {
+        Ok(match visible(self.user_namespace)? {
+            Relation::Below => {
                 let found = format!(
                     "{shown} in a user namespace below this process's, which do not count in this process's"
                 );
                 (true, found)
             }
-            Standing::Own | Standing::Other => (false, shown),
+            Relation::Own | Relation::Other => (false, shown),
         })
     }
 
@@ -265,8 +262,8 @@ impl Thread {
     }
 }
 
-fn told(standing: KernelResult<Standing>) -> Result<Standing, String> {
-    standing.map_err(|errno| {
+fn visible(namespaces: KernelResult<Relation>) -> Result<Relation, String> {
+    namespaces.map_err(|errno| {
         format!(
             "not visible: this process may not inspect the peer's namespaces ({})",
             errno.desc()
@@ -275,7 +272,7 @@ fn told(standing: KernelResult<Standing>) -> Result<Standing, String> {
 }
 
 /// Compares a namespace of a thread with this process's.
-fn compare(directory: &OwnedFd, thread: i32, kind: &str) -> KernelResult<Standing> {
+fn compare(directory: &OwnedFd, thread: i32, kind: &str) -> KernelResult<Relation> {
     // ENOENT of the peer's link means that the thread has ended.
     let own = uninterrupted(|| stat(format!("/proc/self/ns/{kind}").as_str())).map_err(|_| Errno::ENOSYS)?;
     let path = format!("task/{thread}/ns/{kind}");
@@ -283,13 +280,13 @@ fn compare(directory: &OwnedFd, thread: i32, kind: &str) -> KernelResult<Standin
     let namespace = uninterrupted(|| openat(directory, path.as_str(), flags, Mode::empty()))?;
     let found = fstat(&namespace)?;
     if (found.st_dev, found.st_ino) == (own.st_dev, own.st_ino) {
-        return Ok(Standing::Own);
+        return Ok(Relation::Own);
     }
     let is_below = kind == USER && sys::process::is_user_namespace_below(&namespace)?;
     Ok(if is_below {
-        Standing::Below
+        Relation::Below
     } else {
-        Standing::Other
+        Relation::Other
     })
 }
 
@@ -435,24 +432,24 @@ mod tests {
             ("CapEff:\t0\n", none, Confinement::NoCapabilities, false),
             (
                 "CapPrm:\tf\nCapEff:\tf\n",
-                Ok(Standing::Below),
+                Ok(Relation::Below),
                 Confinement::NoCapabilities,
                 true,
             ),
             (
                 "CapPrm:\tf\nCapEff:\tf\n",
-                Ok(Standing::Own),
+                Ok(Relation::Own),
                 Confinement::NoCapabilities,
                 false,
             ),
             (
                 "CapPrm:\tf\nCapEff:\tf\n",
-                Ok(Standing::Other),
+                Ok(Relation::Other),
                 Confinement::NoCapabilities,
                 false,
             ),
-            ("", Ok(Standing::Below), Confinement::UserNamespace, true),
-            ("", Ok(Standing::Other), Confinement::UserNamespace, false),
+            ("", Ok(Relation::Below), Confinement::UserNamespace, true),
+            ("", Ok(Relation::Other), Confinement::UserNamespace, false),
             ("", none, Confinement::UserNamespace, false),
             ("", none, Confinement::NetworkNamespace, false),
         ] {

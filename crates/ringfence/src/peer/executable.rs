@@ -57,12 +57,12 @@ type Version = (u64, u64, i64, i64, i64);
 
 /// Hashes that were computed before. A service checks the same few executables repeatedly, and hashing a Node
 /// binary takes tenths of a second.
-static KNOWN: PerProcess<Mutex<HashMap<Version, Digest>>> = PerProcess::new();
-const KNOWN_AT_MOST: usize = 256;
+static CACHE: PerProcess<Mutex<HashMap<Version, Digest>>> = PerProcess::new();
+const CACHE_LIMIT: usize = 256;
 
 /// Twice the coarsest timestamp granularity of a filesystem. A file that changed more recently could change
 /// again and keep the same ctime.
-const SETTLED: Duration = Duration::from_secs(2);
+const MIN_AGE: Duration = Duration::from_secs(2);
 
 fn version_of(stat: &FileStat) -> Option<Version> {
     let changed = UNIX_EPOCH
@@ -71,7 +71,7 @@ fn version_of(stat: &FileStat) -> Option<Version> {
             stat.st_ctime_nsec.try_into().ok()?,
         );
     let age = SystemTime::now().duration_since(changed).ok()?;
-    (age >= SETTLED).then_some((
+    (age >= MIN_AGE).then_some((
         stat.st_dev,
         stat.st_ino,
         stat.st_size,
@@ -116,8 +116,8 @@ pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Resu
         Err(errno) => return unreadable(errno),
     }
     let version = version_of(stat);
-    let known = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
-    if let Some(digest) = with_known(known).flatten() {
+    let cached = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
+    if let Some(digest) = with_cache(cached).flatten() {
         return Ok(Content::Hash(digest));
     }
     let mut sha256 = Sha256::new();
@@ -134,20 +134,20 @@ pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Resu
     }
     let digest = Digest::from(<[u8; 32]>::from(sha256.finalize()));
     if let Some(version) = version {
-        with_known(|known| {
-            if known.len() >= KNOWN_AT_MOST {
-                known.clear();
+        with_cache(|cache| {
+            if cache.len() >= CACHE_LIMIT {
+                cache.clear();
             }
-            known.insert(version, digest);
+            cache.insert(version, digest);
         });
     }
     Ok(Content::Hash(digest))
 }
 
 /// Returns `None` if there is no memory for the map. Then nothing is cached.
-fn with_known<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
-    let mut known = KNOWN.get().ok()?.lock();
-    Some(what(&mut known))
+fn with_cache<T>(what: impl FnOnce(&mut HashMap<Version, Digest>) -> T) -> Option<T> {
+    let mut cache = CACHE.get().ok()?.lock();
+    Some(what(&mut cache))
 }
 
 #[cfg(test)]
@@ -254,22 +254,22 @@ mod tests {
         for path in programs {
             let version = version(path);
             assert!(
-                with_known(|known| known.contains_key(&version)).unwrap(),
+                with_cache(|cache| cache.contains_key(&version)).unwrap(),
                 "{path}"
             );
         }
-        with_known(|known| {
-            known.clear();
+        with_cache(|cache| {
+            cache.clear();
             let digest: Digest = ABC.parse().unwrap();
-            known.extend((0..KNOWN_AT_MOST as u64).map(|inode| ((0, inode, 0, 0, 0), digest)));
+            cache.extend((0..CACHE_LIMIT as u64).map(|inode| ((0, inode, 0, 0, 0), digest)));
             // A cached hash is returned without reading the file, so a wrong one is returned too.
-            known.insert(version("/bin/sh"), digest);
+            cache.insert(version("/bin/sh"), digest);
         });
-        let again = of_path("/bin/sh".as_ref(), Duration::from_secs(60)).unwrap();
-        assert_eq!(again.to_string(), ABC);
+        let cached = of_path("/bin/sh".as_ref(), Duration::from_secs(60)).unwrap();
+        assert_eq!(cached.to_string(), ABC);
         of_path("/bin/cat".as_ref(), Duration::from_secs(60)).unwrap();
-        assert!(with_known(|known| known.len()).unwrap() <= KNOWN_AT_MOST);
+        assert!(with_cache(|cache| cache.len()).unwrap() <= CACHE_LIMIT);
         // The wrong hash must not affect other tests of this process.
-        with_known(HashMap::clear);
+        with_cache(HashMap::clear);
     }
 }

@@ -26,7 +26,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     fork::{Birth, PerProcess},
-    peer::namespace::{FixedNamespaces, InProc, cgroup_directories, in_proc},
+    peer::namespace::{FixedNamespaces, InProc, cgroup_directories, proc_number},
     sys::{self, lock::Mutex, uninterrupted},
 };
 
@@ -60,7 +60,7 @@ pub(crate) struct Started {
     /// another process has it as well.
     pidfd: Option<Pidfd>,
     /// `None` if /proc does not show the process under this number.
-    born: Option<u64>,
+    start_time: Option<u64>,
 }
 
 /// The pidfd of a process, until it is released.
@@ -87,7 +87,7 @@ impl Pidfd {
     fn is_alive(&self) -> bool {
         match self.get() {
             Some(pidfd) => is_alive(&pidfd),
-            None => self.process.as_ref().is_some_and(Process::runs),
+            None => self.process.as_ref().is_some_and(Process::is_running),
         }
     }
 
@@ -107,7 +107,7 @@ impl Pidfd {
             None => self
                 .process
                 .as_ref()
-                .is_none_or(|process| process.signal(Signal::SIGKILL) || !process.runs()),
+                .is_none_or(|process| process.signal(Signal::SIGKILL) || !process.is_running()),
         }
     }
 }
@@ -133,7 +133,7 @@ impl SearchEnd {
         clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::MAX, Duration::from)
     }
 
-    fn has_come(self) -> bool {
+    fn has_passed(self) -> bool {
         Self::now() >= self.0
     }
 }
@@ -164,10 +164,10 @@ impl ChildProcesses {
         self.0.started.get()
     }
 
-    pub(crate) fn answered(&self, pid: i32, pidfd: Arc<OwnedFd>) {
+    pub(crate) fn set_peer(&self, pid: i32, pidfd: Arc<OwnedFd>) {
         // Best effort: a process that is not found again keeps its pidfd until it has exited.
         // Once it has exited, the number may be another process's.
-        let process = shown(pid, Some(&pidfd)).ok().flatten();
+        let process = find_in_proc(pid, Some(&pidfd)).ok().flatten();
         let process = process.filter(|_| is_alive(&pidfd));
         let _ = self.0.peer.set((pid, Pidfd::new(pidfd, process)));
     }
@@ -213,20 +213,20 @@ impl ChildProcesses {
         let Some(started) = family.started.get() else {
             return Ok(false);
         };
-        if let Some(born) = started.born {
+        if let Some(start_time) = started.start_time {
             let until = SearchEnd::after(SEARCH_TIME);
-            family.kill_cgroup(started, born, until);
+            family.kill_cgroup(started, start_time, until);
             // Their pidfds are not kept: a child with many processes could use up the descriptors of this one.
             let mut stopped = BTreeMap::<i32, Process>::new();
             for _ in 0..SEARCHES {
-                let known = stopped.keys().copied().collect();
+                let stopped_pids = stopped.keys().copied().collect();
                 let before = stopped.len();
-                for process in family.descendants(started, born, &known, until) {
+                for process in family.descendants(started, start_time, &stopped_pids, until) {
                     if process.signal(Signal::SIGSTOP) {
                         stopped.insert(process.pid, process);
                     }
                 }
-                if stopped.len() == before || until.has_come() {
+                if stopped.len() == before || until.has_passed() {
                     break;
                 }
             }
@@ -235,9 +235,9 @@ impl ChildProcesses {
             }
         }
         if let Some((pid, pidfd)) = family.peer.get()
-            && started.born.is_none_or(|born| {
+            && started.start_time.is_none_or(|start_time| {
                 // An older process was not started by the child.
-                Process::read(*pid).is_none_or(|peer| peer.born >= born)
+                Process::read(*pid).is_none_or(|peer| peer.start_time >= start_time)
             })
         {
             pidfd.kill();
@@ -258,8 +258,8 @@ impl Family {
     fn descendants(
         &self,
         started: &Started,
-        born: u64,
-        known: &BTreeSet<i32>,
+        start_time: u64,
+        stopped_pids: &BTreeSet<i32>,
         until: SearchEnd,
     ) -> Vec<Process> {
         let processes: BTreeMap<i32, Process> = Process::all().collect();
@@ -273,7 +273,7 @@ impl Family {
             }
         }
         let mut members = BTreeSet::new();
-        let mut next: Vec<i32> = known.iter().copied().collect();
+        let mut next: Vec<i32> = stopped_pids.iter().copied().collect();
         // Both were alive while /proc was read, so the numbers there were theirs.
         if started.pidfd.as_ref().is_some_and(Pidfd::is_alive) {
             next.push(started.pid);
@@ -289,60 +289,60 @@ impl Family {
         let is_orphan = |process: &Process| {
             let in_session = Some(process.session) == session || process.session == started.pid;
             let parent = processes.get(&process.parent);
-            let stays = process.parent == 1 || parent.is_none_or(|parent| parent.session != process.session);
-            in_session && stays && process.parent != own
+            let is_reparented =
+                process.parent == 1 || parent.is_none_or(|parent| parent.session != process.session);
+            in_session && is_reparented && process.parent != own
         };
         let mut orphans = processes.values().filter(|process| is_orphan(process));
         loop {
             while let Some(pid) = next.pop() {
-                let may_belong =
-                    |pid| processes.get(&pid).is_none_or(|process| process.born >= born) && pid != own;
-                if may_belong(pid) && members.insert(pid) {
+                let is_older = |process: &Process| process.start_time < start_time;
+                if pid != own && !processes.get(&pid).is_some_and(is_older) && members.insert(pid) {
                     next.extend(related.get(&pid).into_iter().flatten());
                 }
             }
-            let holder = orphans.find(|process| {
-                let may_hold = process.born >= born && !members.contains(&process.pid);
-                may_hold && !until.has_come() && process.holds(self.line, until)
+            let with_line = orphans.find(|process| {
+                let is_candidate = process.start_time >= start_time && !members.contains(&process.pid);
+                is_candidate && !until.has_passed() && process.has_descriptor_of(self.line, until)
             });
-            match holder {
+            match with_line {
                 Some(process) => next.push(process.pid),
                 None => break,
             }
         }
         let found = processes.into_values();
         found
-            .filter(|process| members.contains(&process.pid) && !known.contains(&process.pid))
+            .filter(|process| members.contains(&process.pid) && !stopped_pids.contains(&process.pid))
             .collect()
     }
 
     /// Kills everything in the child's cgroup, if the cgroup is the child's alone.
-    fn kill_cgroup(&self, started: &Started, born: u64, until: SearchEnd) {
+    fn kill_cgroup(&self, started: &Started, start_time: u64, until: SearchEnd) {
         let Some(name) = self.cgroup.get().filter(|_| !self.shares_cgroup()) else {
             return;
         };
         let own = getpid().as_raw();
         for directory in cgroup_directories(name).unwrap_or_default() {
             let mut inside = BTreeSet::new();
-            if processes_below(&directory, DEPTH, &mut inside).is_err() {
+            if collect_processes(&directory, DEPTH, &mut inside).is_err() {
                 continue;
             }
             let family: BTreeSet<i32> = self
-                .descendants(started, born, &BTreeSet::new(), until)
+                .descendants(started, start_time, &BTreeSet::new(), until)
                 .into_iter()
                 .map(|process| process.pid)
                 .collect();
-            let is_own = inside.iter().all(|pid| match Process::read(*pid) {
+            let is_exclusive = inside.iter().all(|pid| match Process::read(*pid) {
                 Some(process) => {
-                    *pid != own && (process.is_younger(started.pid, born) || family.contains(pid))
+                    *pid != own && (process.is_younger(started.pid, start_time) || family.contains(pid))
                 }
                 None => {
                     *pid > 0 && matches!(sys::process::pidfd_open(Pid::from_raw(*pid)), Err(Errno::ESRCH))
                 }
             });
             // Before the handshake has succeeded, the child may never have entered the cgroup.
-            let is_entered = || !family.is_disjoint(&inside);
-            if is_own && !inside.is_empty() && (self.peer.get().is_some() || is_entered()) {
+            let has_members = || !family.is_disjoint(&inside);
+            if is_exclusive && !inside.is_empty() && (self.peer.get().is_some() || has_members()) {
                 let flags = OFlag::O_WRONLY | OFlag::O_CLOEXEC;
                 let file = uninterrupted(|| openat(&directory, "cgroup.kill", flags, Mode::empty()));
                 // Without the file, or the right to write it, the processes are killed one by one.
@@ -372,9 +372,13 @@ impl Started {
             Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
             Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
         };
-        let born = shown(pid, pidfd.as_ref())?.map(|process| process.born);
+        let start_time = find_in_proc(pid, pidfd.as_ref())?.map(|process| process.start_time);
         let pidfd = pidfd.map(|pidfd| Pidfd::new(Arc::new(pidfd), None));
-        Ok(Self { pid, pidfd, born })
+        Ok(Self {
+            pid,
+            pidfd,
+            start_time,
+        })
     }
 
     /// The pidfd of the child, if this system has any. Fails if the child has exited and was released.
@@ -405,8 +409,8 @@ impl Started {
 }
 
 /// Returns the process, if /proc shows it under its number.
-fn shown(pid: i32, pidfd: Option<&OwnedFd>) -> Result<Option<Process>> {
-    let found = in_proc(pid, pidfd, &FixedNamespaces::default())?;
+fn find_in_proc(pid: i32, pidfd: Option<&OwnedFd>) -> Result<Option<Process>> {
+    let found = proc_number(pid, pidfd, &FixedNamespaces::default())?;
     let is_shown = matches!(found, InProc::Number(number) if number == pid);
     Ok(Process::read(pid).filter(|_| is_shown))
 }
@@ -428,7 +432,7 @@ struct Process {
     parent: i32,
     session: i32,
     /// The time of its start, in ticks since the machine's start.
-    born: u64,
+    start_time: u64,
     /// Its main thread has exited, or is about to.
     is_exiting: bool,
     threads: usize,
@@ -451,20 +455,21 @@ impl Process {
             pid,
             parent: fields.get(1)?.parse().ok()?,
             session: fields.get(3)?.parse().ok()?,
-            born: fields.get(19)?.parse().ok()?,
+            start_time: fields.get(19)?.parse().ok()?,
             is_exiting: matches!(fields[0], "Z" | "X") || flags & EXITING != 0,
             threads: fields.get(17)?.parse().ok()?,
         })
     }
 
     /// Whether it started after the process with this number and time of start.
-    fn is_younger(&self, pid: i32, born: u64) -> bool {
+    fn is_younger(&self, pid: i32, start_time: u64) -> bool {
         /// Fewer numbers than this are given out within a tick. It is half of the least default of the kernel's `pid_max`.
         const HALF: i32 = 1 << 14;
         // A tick has 10 ms, enough for a child to detach a process. Within a tick the numbers tell the order: each is the next free
         // one, and after the highest they start again.
         let after = self.pid - pid;
-        self.born > born || self.born == born && ((1..=HALF).contains(&after) || after < -HALF)
+        self.start_time > start_time
+            || self.start_time == start_time && ((1..=HALF).contains(&after) || after < -HALF)
     }
 
     /// Returns all processes that /proc shows and of which a thread runs.
@@ -481,7 +486,7 @@ impl Process {
         let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(self.pid)) else {
             return false;
         };
-        self.runs() && is_alive(&pidfd) && sys::process::signal(&pidfd, signal).is_ok()
+        self.is_running() && is_alive(&pidfd) && sys::process::signal(&pidfd, signal).is_ok()
     }
 
     /// Whether no thread of it is left, or only one that is exiting.
@@ -490,16 +495,16 @@ impl Process {
     }
 
     /// Whether it still has its number, and has not ended.
-    fn runs(&self) -> bool {
-        Self::read(self.pid).is_some_and(|now| now.born == self.born && !now.has_ended())
+    fn is_running(&self) -> bool {
+        Self::read(self.pid).is_some_and(|now| now.start_time == self.start_time && !now.has_ended())
     }
 
     /// Whether it has a descriptor of the socket with this inode number.
-    fn holds(&self, socket: u64, until: SearchEnd) -> bool {
+    fn has_descriptor_of(&self, socket: u64, until: SearchEnd) -> bool {
         let directory = format!("/proc/{}/fd", self.pid);
         let socket = format!("socket:[{socket}]");
         let entries = std::fs::read_dir(&directory).into_iter().flatten();
-        let mut entries = entries.flatten().take_while(|_| !until.has_come());
+        let mut entries = entries.flatten().take_while(|_| !until.has_passed());
         entries.any(|entry| {
             readlinkat(AT_FDCWD, &entry.path()).is_ok_and(|target| target.to_str() == Some(&socket))
         })
@@ -507,7 +512,7 @@ impl Process {
 }
 
 /// Collects the processes of a cgroup and of those below it. The number of one that is not visible here is 0.
-fn processes_below(directory: &OwnedFd, depth: usize, found: &mut BTreeSet<i32>) -> Result<(), Errno> {
+fn collect_processes(directory: &OwnedFd, depth: usize, found: &mut BTreeSet<i32>) -> Result<(), Errno> {
     let text = sys::file::read_whole(directory, "cgroup.procs")?;
     for line in String::from_utf8_lossy(&text).lines() {
         found.insert(line.parse().map_err(|_| Errno::EINVAL)?);
@@ -524,7 +529,7 @@ fn processes_below(directory: &OwnedFd, depth: usize, found: &mut BTreeSet<i32>)
             Err(Errno::ENOENT) => continue,
             below => below?,
         };
-        processes_below(&below, depth.checked_sub(1).ok_or(Errno::ELOOP)?, found)?;
+        collect_processes(&below, depth.checked_sub(1).ok_or(Errno::ELOOP)?, found)?;
     }
     Ok(())
 }
@@ -540,7 +545,7 @@ mod tests {
             pid: 7,
             parent: 3,
             session: 5,
-            born: 1234,
+            start_time: 1234,
             is_exiting: true,
             threads: 1,
         };
@@ -556,18 +561,18 @@ mod tests {
 
     #[test]
     fn within_a_tick_the_numbers_tell_which_process_is_younger() {
-        let is_younger = |pid, born| {
+        let is_younger = |pid, start_time| {
             let process = Process {
                 pid,
                 parent: 1,
                 session: 1,
-                born,
+                start_time,
                 is_exiting: false,
                 threads: 1,
             };
             process.is_younger(32_000, 50)
         };
-        for (pid, born, wanted) in [
+        for (pid, start_time, wanted) in [
             (300, 51, true),
             (32_700, 49, false),
             (32_001, 50, true),
@@ -577,7 +582,7 @@ mod tests {
             (300, 50, true),
             (4_194_000, 50, false),
         ] {
-            assert_eq!(is_younger(pid, born), wanted, "{pid} {born}");
+            assert_eq!(is_younger(pid, start_time), wanted, "{pid} {start_time}");
         }
     }
 
@@ -589,8 +594,8 @@ mod tests {
         let until = SearchEnd::after(Duration::from_secs(60));
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
-        assert!(own.holds(inode, until));
+        assert!(own.has_descriptor_of(inode, until));
         drop(socket);
-        assert!(!own.holds(inode, until));
+        assert!(!own.has_descriptor_of(inode, until));
     }
 }

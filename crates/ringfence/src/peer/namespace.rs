@@ -93,7 +93,7 @@ pub(crate) struct NamespaceComparison {
     /// The pid namespace could be compared.
     pub(crate) visible: bool,
     /// The pid namespace is the same, so a process number means the same process to both.
-    pub(crate) same_numbers: bool,
+    pub(crate) same_pid_ns: bool,
     /// The user namespace could not be compared, and this process does not live in the initial one.
     pub(crate) hides_user_namespace: bool,
     pub(crate) found: String,
@@ -103,15 +103,15 @@ impl NamespaceComparison {
     fn other(found: impl Into<String>) -> Self {
         Self {
             visible: true,
-            ..Self::unseen(found)
+            ..Self::not_visible(found)
         }
     }
 
-    fn unseen(found: impl Into<String>) -> Self {
+    fn not_visible(found: impl Into<String>) -> Self {
         Self {
             same: false,
             visible: false,
-            same_numbers: false,
+            same_pid_ns: false,
             hides_user_namespace: false,
             found: found.into(),
         }
@@ -139,7 +139,7 @@ impl FixedNamespaces {
     fn own(&self) -> Result<Result<&[i32], String>> {
         Ok(match self.own.get() {
             Some(own) => Ok(own),
-            None => own_numbers()?.map(|own| &**self.own.get_or_init(|| own)),
+            None => read_own_numbers()?.map(|own| &**self.own.get_or_init(|| own)),
         })
     }
 
@@ -177,9 +177,9 @@ fn numbers(text: &str) -> Option<Vec<i32>> {
 }
 
 /// Returns the numbers of this process, as /proc shows them, or why they are unknown.
-fn own_numbers() -> Result<Result<Vec<i32>, String>> {
+fn read_own_numbers() -> Result<Result<Vec<i32>, String>> {
     const WHERE: &str = "/proc/self/status";
-    let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
+    let text = unless_short(WHERE, sys::file::read_whole_text(WHERE))?;
     Ok(match text.map(|text| numbers(&text)) {
         Ok(Some(numbers)) => Ok(numbers),
         Ok(None) => Err(format!(
@@ -194,25 +194,25 @@ fn own_numbers() -> Result<Result<Vec<i32>, String>> {
 /// while it is not dumpable).
 fn numbers_by_pidfd(pidfd: &OwnedFd) -> Result<Option<Vec<i32>>> {
     let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
-    let text = answered(&path, sys::file::read_whole_text(&path))?;
+    let text = unless_short(&path, sys::file::read_whole_text(&path))?;
     Ok(text.ok().as_deref().and_then(numbers))
 }
 
 /// Finds the number under which the mounted /proc lists the process that is `pid` here. The two differ if
 /// /proc was mounted in another pid namespace, and then /proc/`pid` is a different process.
-pub(crate) fn in_proc(pid: i32, pidfd: Option<&OwnedFd>, known: &FixedNamespaces) -> Result<InProc> {
-    if let Some(found) = known.peer(pidfd)? {
+pub(crate) fn proc_number(pid: i32, pidfd: Option<&OwnedFd>, fixed: &FixedNamespaces) -> Result<InProc> {
+    if let Some(found) = fixed.peer(pidfd)? {
         return Ok(match found[0] {
             number @ 1.. => InProc::Number(number),
             _ => InProc::Absent,
         });
     }
-    Ok(by_own(pid, own_numbers()?))
+    Ok(number_from_own(pid, read_own_numbers()?))
 }
 
 /// Derives another process's number in /proc from our own numbers. If this process has only one number, /proc
 /// uses the numbers of our own namespace.
-fn by_own(pid: i32, own: Result<Vec<i32>, String>) -> InProc {
+fn number_from_own(pid: i32, own: Result<Vec<i32>, String>) -> InProc {
     match own {
         _ if pid <= 0 => InProc::Absent,
         Ok(own) if own.len() == 1 => InProc::Number(pid),
@@ -223,19 +223,19 @@ fn by_own(pid: i32, own: Result<Vec<i32>, String>) -> InProc {
 
 /// Compares the namespaces of process `pid` with our own. The result counts only if the process is still
 /// alive afterwards.
-pub(crate) fn standing(
+pub(crate) fn compare(
     pid: i32,
     pidfd: Option<&OwnedFd>,
     directory: Option<&OwnedFd>,
-    known: &FixedNamespaces,
+    fixed: &FixedNamespaces,
 ) -> Result<NamespaceComparison> {
     if pid <= 0 {
-        return Ok(NamespaceComparison::unseen(UNSEEN));
+        return Ok(NamespaceComparison::not_visible(NOT_VISIBLE));
     }
     let in_status;
-    let mut found = known.peer(pidfd)?;
+    let mut found = fixed.peer(pidfd)?;
     if let (None, Some(directory)) = (found, directory) {
-        let status = answered(
+        let status = unless_short(
             "the peer's namespace (/proc/PID/status)",
             read_text(directory, "status"),
         )?;
@@ -243,24 +243,24 @@ pub(crate) fn standing(
         found = in_status.as_deref();
     }
     let Some(found) = found else {
-        return Ok(NamespaceComparison::unseen(
+        return Ok(NamespaceComparison::not_visible(
             "neither its pidfd (Linux 5.5) nor /proc shows its pid namespace",
         ));
     };
     let shown: Vec<String> = found.iter().map(ToString::to_string).collect();
     let shown = shown.join(" ");
-    let pid_link = match known.same.get() {
+    let pid_link = match fixed.same.get() {
         Some(()) => NamespaceLink::Same,
         None => compare_link(PID, directory, &OnceLock::new())?,
     };
     let same_depth = if let NamespaceLink::Same = pid_link {
-        known.same.get_or_init(|| ());
+        fixed.same.get_or_init(|| ());
         true
     } else {
         // A process that is visible from here lives in this namespace or below it, so equal depth means the same namespace.
-        match known.own()? {
+        match fixed.own()? {
             Ok(own) => found.len() == own.len(),
-            Err(why) => return Ok(NamespaceComparison::unseen(why)),
+            Err(why) => return Ok(NamespaceComparison::not_visible(why)),
         }
     };
     if !same_depth || found.last() != Some(&pid) {
@@ -268,32 +268,32 @@ pub(crate) fn standing(
             "a pid namespace below this process's (NSpid {shown}), whose creator can impersonate every process in it"
         )));
     }
-    let (mut same, mut seen) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
+    let (mut same, mut findings) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
     let mut hides_user_namespace = false;
-    let user_link = compare_link(USER, directory, &known.user)?;
+    let user_link = compare_link(USER, directory, &fixed.user)?;
     for (link, kind, compared) in [
         (PID, "pid namespace", pid_link),
         (USER, "user namespace", user_link),
     ] {
         match compared {
-            NamespaceLink::Same => seen.push(format!("the same {kind} ({link})")),
+            NamespaceLink::Same => findings.push(format!("the same {kind} ({link})")),
             NamespaceLink::None => {}
-            NamespaceLink::Unseen => {
+            NamespaceLink::NotVisible => {
                 hides_user_namespace |= link == USER && !is_in_initial_user_namespace();
-                seen.push(format!("{link} cannot be seen"));
+                findings.push(format!("{link} cannot be seen"));
             }
             NamespaceLink::Other(found) => {
                 same = false;
-                seen.push(format!("{kind}: {found} ({link})"));
+                findings.push(format!("{kind}: {found} ({link})"));
             }
         }
     }
     Ok(NamespaceComparison {
         same,
         visible: true,
-        same_numbers: true,
+        same_pid_ns: true,
         hides_user_namespace,
-        found: seen.join(", "),
+        found: findings.join(", "),
     })
 }
 
@@ -309,7 +309,7 @@ fn is_in_initial_user_namespace() -> bool {
 }
 
 /// The finding about a peer without a process number here.
-pub(crate) const UNSEEN: &str = "a pid namespace that cannot be seen from here (pid 0)";
+pub(crate) const NOT_VISIBLE: &str = "a pid namespace that cannot be seen from here (pid 0)";
 
 enum NamespaceLink {
     Same,
@@ -317,7 +317,7 @@ enum NamespaceLink {
     None,
     /// Not visible: reading the link needs permission to inspect the process (ptrace(2)), and a /proc that
     /// shows it.
-    Unseen,
+    NotVisible,
     Other(String),
 }
 
@@ -331,7 +331,7 @@ fn compare_link(
     let identity = |file: FileStat| (file.st_dev, file.st_ino);
     let own = match own.get() {
         Some(own) => *own,
-        None => match answered(
+        None => match unless_short(
             &what,
             uninterrupted(|| stat(format!("/proc/self/{link}").as_str())),
         )? {
@@ -346,16 +346,16 @@ fn compare_link(
         },
     };
     let Some(directory) = directory else {
-        return Ok(NamespaceLink::Unseen);
+        return Ok(NamespaceLink::NotVisible);
     };
     Ok(
-        match answered(
+        match unless_short(
             &what,
             uninterrupted(|| fstatat(directory, link, AtFlags::empty())),
         )? {
             Ok(found) if identity(found) == own => NamespaceLink::Same,
             Ok(_) => NamespaceLink::Other("another".into()),
-            Err(Errno::EACCES | Errno::EPERM) => NamespaceLink::Unseen,
+            Err(Errno::EACCES | Errno::EPERM) => NamespaceLink::NotVisible,
             Err(errno) => NamespaceLink::Other(format!("unreadable: {}", errno.desc())),
         },
     )
@@ -366,7 +366,7 @@ pub(crate) type KernelResult<T> = Result<T, Errno>;
 
 /// Passes on the kernel's answer, including a refusal. Fails if this process has run out of descriptors or
 /// memory, because then the kernel was never asked.
-pub(crate) fn answered<T>(what: &str, found: KernelResult<T>) -> Result<KernelResult<T>> {
+pub(crate) fn unless_short<T>(what: &str, found: KernelResult<T>) -> Result<KernelResult<T>> {
     match found {
         Err(errno) if error::is_shortage(errno) => Err(Error::system(what, errno)),
         found => Ok(found),
@@ -384,22 +384,22 @@ pub(crate) fn read_text(directory: &OwnedFd, name: &str) -> KernelResult<String>
 /// On 64-bit systems a cgroup's number is the inode number of its directory. `None`: the filesystem is not mounted where this process can
 /// see it. The inner error is the reason why the lookup failed.
 pub(crate) fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, String>> {
-    let mounts = match answered(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
+    let mounts = match unless_short(MOUNTS, sys::file::read_whole_text(MOUNTS))? {
         Ok(mounts) => mounts,
         Err(errno) => return Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
     };
     let found = numbers_below(hierarchies_in(&mounts), name);
-    let unseen = |errno: Errno| {
+    let not_visible = |errno: Errno| {
         let why = errno.desc();
         format!("the cgroup that the policy names cannot be inspected: {why}")
     };
-    Ok(answered("the cgroup that the policy names", found)?.map_err(unseen))
+    Ok(unless_short("the cgroup that the policy names", found)?.map_err(not_visible))
 }
 
 /// Opens the directories of the cgroups with a given name (`O_PATH`).
 pub(crate) fn cgroup_directories(name: &str) -> Result<Vec<OwnedFd>, Errno> {
     let mounts = sys::file::read_whole_text(MOUNTS)?;
-    directories_below(hierarchies_in(&mounts), name).map(Option::unwrap_or_default)
+    open_directories_below(hierarchies_in(&mounts), name).map(Option::unwrap_or_default)
 }
 
 /// Returns the root and the mount point of each mounted hierarchy of version 2.
@@ -412,7 +412,7 @@ fn numbers_below(
     mounts: impl Iterator<Item = (String, String)>,
     name: &str,
 ) -> Result<Option<Vec<u64>>, Errno> {
-    let Some(directories) = directories_below(mounts, name)? else {
+    let Some(directories) = open_directories_below(mounts, name)? else {
         return Ok(None);
     };
     let number = |directory| uninterrupted(|| fstat(directory)).map(|found| found.st_ino);
@@ -421,7 +421,7 @@ fn numbers_below(
     Ok(Some(numbers))
 }
 
-fn directories_below(
+fn open_directories_below(
     mounts: impl Iterator<Item = (String, String)>,
     name: &str,
 ) -> Result<Option<Vec<OwnedFd>>, Errno> {
@@ -472,11 +472,11 @@ mod tests {
     fn this_process_and_its_parent_share_a_namespace() {
         for pid in [getpid(), getppid()] {
             let pidfd = sys::process::pidfd_open(pid).unwrap();
-            let known = FixedNamespaces::default();
-            let standing = standing(pid.as_raw(), Some(&pidfd), None, &known).unwrap();
-            assert!(standing.same && standing.same_numbers, "{standing:?}");
+            let fixed = FixedNamespaces::default();
+            let namespaces = compare(pid.as_raw(), Some(&pidfd), None, &fixed).unwrap();
+            assert!(namespaces.same && namespaces.same_pid_ns, "{namespaces:?}");
             assert!(matches!(
-                in_proc(pid.as_raw(), Some(&pidfd), &known),
+                proc_number(pid.as_raw(), Some(&pidfd), &fixed),
                 Ok(InProc::Number(_))
             ));
         }
@@ -485,12 +485,12 @@ mod tests {
     /// A lookup that failed does not count as a match.
     #[test]
     fn an_unknown_namespace_is_not_the_same() {
-        assert!(!standing(getpid().as_raw(), None, None, &fresh()).unwrap().same);
+        assert!(!compare(getpid().as_raw(), None, None, &fresh()).unwrap().same);
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
-        assert!(!standing(0, Some(&pidfd), None, &fresh()).unwrap().same);
+        assert!(!compare(0, Some(&pidfd), None, &fresh()).unwrap().same);
         // The number here differs from the number in the process's own namespace.
         assert!(
-            !standing(getpid().as_raw() + 1, Some(&pidfd), None, &fresh())
+            !compare(getpid().as_raw() + 1, Some(&pidfd), None, &fresh())
                 .unwrap()
                 .same
         );
@@ -505,20 +505,26 @@ mod tests {
 
     #[test]
     fn without_a_pidfd_a_number_counts_only_in_a_single_namespace() {
-        let known = |pid, own| by_own(pid, Ok(own));
-        assert!(matches!(known(7, vec![5]), InProc::Number(7)));
-        assert!(matches!(known(7, vec![5, 1]), InProc::Unknown(_)));
-        assert!(matches!(by_own(7, Err(String::new())), InProc::Unknown(_)));
-        for unseen in [0, -1] {
-            assert!(matches!(known(unseen, vec![5]), InProc::Absent));
-            assert!(matches!(in_proc(unseen, None, &fresh()), Ok(InProc::Absent)));
+        let fixed = |pid, own| number_from_own(pid, Ok(own));
+        assert!(matches!(fixed(7, vec![5]), InProc::Number(7)));
+        assert!(matches!(fixed(7, vec![5, 1]), InProc::Unknown(_)));
+        assert!(matches!(
+            number_from_own(7, Err(String::new())),
+            InProc::Unknown(_)
+        ));
+        for not_visible in [0, -1] {
+            assert!(matches!(fixed(not_visible, vec![5]), InProc::Absent));
+            assert!(matches!(
+                proc_number(not_visible, None, &fresh()),
+                Ok(InProc::Absent)
+            ));
         }
         // A reaped process no longer has a number.
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id().cast_signed())).unwrap();
         child.wait().unwrap();
         if numbers_by_pidfd(&pidfd).unwrap().is_some() {
-            let found = in_proc(child.id().cast_signed(), Some(&pidfd), &fresh());
+            let found = proc_number(child.id().cast_signed(), Some(&pidfd), &fresh());
             assert!(matches!(found, Ok(InProc::Absent)));
         }
     }
@@ -542,7 +548,7 @@ mod tests {
             ));
             assert!(matches!(
                 compare_link(link, None, &OnceLock::new()),
-                Ok(NamespaceLink::Unseen)
+                Ok(NamespaceLink::NotVisible)
             ));
         }
         assert!(matches!(
@@ -550,12 +556,12 @@ mod tests {
             Ok(NamespaceLink::None)
         ));
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
-        let known = fresh();
-        let at = |directory| standing(getpid().as_raw(), Some(&pidfd), Some(directory), &known).unwrap();
+        let fixed = fresh();
+        let at = |directory| compare(getpid().as_raw(), Some(&pidfd), Some(directory), &fixed).unwrap();
         // A namespace that differs is read again; the same pid namespace is not, and the user namespace always is.
         for pid_namespace in ["another", "the same"] {
             let found = at(&other);
-            assert!(!found.same && found.same_numbers, "{found:?}");
+            assert!(!found.same && found.same_pid_ns, "{found:?}");
             assert!(found.found.contains("user namespace: another"), "{found:?}");
             assert_eq!(
                 found.found.contains("pid namespace: "),
@@ -568,14 +574,14 @@ mod tests {
 
     #[test]
     fn a_local_shortage_is_an_error_and_not_an_answer() {
-        assert_eq!(answered("a lookup", Ok(7)).unwrap(), Ok(7));
+        assert_eq!(unless_short("a lookup", Ok(7)).unwrap(), Ok(7));
         assert_eq!(
-            answered::<()>("a lookup", Err(Errno::EACCES)).unwrap(),
+            unless_short::<()>("a lookup", Err(Errno::EACCES)).unwrap(),
             Err(Errno::EACCES)
         );
         for shortage in [Errno::EMFILE, Errno::ENOMEM] {
             assert_eq!(
-                answered::<()>("a lookup", Err(shortage)).unwrap_err().code(),
+                unless_short::<()>("a lookup", Err(shortage)).unwrap_err().code(),
                 "NO_SPACE"
             );
         }

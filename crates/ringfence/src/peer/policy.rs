@@ -13,10 +13,10 @@ use crate::{
     evidence::{EvidenceLog, NOT_ASKED, Outcome},
     identity::{Confinement, Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
-    peer::confinement::ConfinementCheck,
+    peer::confinement::{self, ConfinementCheck},
     peer::executable::Content,
-    peer::namespace::{self, KernelResult, MayHide, Namespace, NamespaceComparison, answered},
-    peer::process::{self, Look, NamedBy, Peer, SAME_NAMESPACE},
+    peer::namespace::{self, KernelResult, MayHide, Namespace, NamespaceComparison, unless_short},
+    peer::process::{self, Inspection, NamedBy, Peer, SAME_NAMESPACE},
     sys,
     wait::deadline::Deadline,
 };
@@ -86,21 +86,21 @@ impl Program {
     fn compare_file(
         &self,
         found: &Executable,
-        own: &Own,
+        own: &OwnExecutable,
         deadline: &Deadline,
     ) -> Result<Result<bool, String>> {
-        let told = match &self.file {
+        let required = match &self.file {
             ProgramFile::Any => return Ok(Ok(true)),
-            ProgramFile::Same => match answered(INSPECTING, own.clone())? {
+            ProgramFile::Same => match unless_short(INSPECTING, own.clone())? {
                 Ok(own) => Ok(own),
                 Err(errno) => {
                     let why = format!("/proc/self/exe cannot be read: {}", errno.desc());
                     return Ok(Err(why));
                 }
             },
-            ProgramFile::Path(path) => answered(INSPECTING, process::named_executable(path, deadline)?)?,
+            ProgramFile::Path(path) => unless_short(INSPECTING, process::named_executable(path, deadline)?)?,
         };
-        Ok(Ok(told.is_ok_and(|file| file.is_same_file(found))))
+        Ok(Ok(required.is_ok_and(|file| file.is_same_file(found))))
     }
 }
 
@@ -108,7 +108,7 @@ impl Program {
 const INSPECTING: &str = "inspecting the executables that the policy names";
 
 /// This process's own executable. The evidence names exactly the file that was compared.
-type Own = KernelResult<Executable>;
+type OwnExecutable = KernelResult<Executable>;
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -117,7 +117,7 @@ impl fmt::Display for Program {
 }
 
 /// Formats a program for the evidence.
-struct DisplayProgram<'a>(&'a Program, &'a Own);
+struct DisplayProgram<'a>(&'a Program, &'a OwnExecutable);
 
 impl fmt::Display for DisplayProgram<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -226,14 +226,14 @@ impl Policy {
 
     /// Turns the comparison of an invisible property into [`Outcome::NotVisible`], if the peer is the parent and the
     /// program has not named this check. What is known of a peer that has named itself is no proof.
-    fn unless_hidden(
+    fn unless_not_visible(
         &self,
         mut compared: Comparison,
         is_named: bool,
         is_visible: bool,
-        look: &Look,
+        peer: &Inspection,
     ) -> Comparison {
-        let proves = look.named_by != NamedBy::Message;
+        let proves = peer.named_by != NamedBy::Message;
         let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
         if compared.outcome == Some(Outcome::NotAsked) {
             return compared;
@@ -241,13 +241,13 @@ impl Policy {
         if self.is_parent && !is_named && is_hidden {
             compared.outcome = Some(Outcome::NotVisible);
         } else if !proves && compared.outcome.take().is_some() {
-            compared.found = format!("{}, not provable: {}", compared.found, self.unproven());
+            compared.found = format!("{}, not provable: {}", compared.found, self.unproven_reason());
         }
         compared
     }
 
     /// The reason why the peer is known by its messages alone, and what to do.
-    fn unproven(&self) -> &'static str {
+    fn unproven_reason(&self) -> &'static str {
         if self.is_parent {
             "a filter of this process denies getsockopt"
         } else {
@@ -283,7 +283,7 @@ impl Policy {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.authorize = Some(Authorize::now(decide));
+        self.authorize = Some(Authorize::direct(decide));
         self
     }
 
@@ -340,26 +340,26 @@ impl Policy {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<Identity> {
-        let mut look = peer.look(deadline)?;
-        let mut compared = self.compare(&mut look, step, deadline, record);
+        let mut found = peer.inspect(deadline)?;
+        let mut compared = self.compare(&mut found, step, deadline, record);
         // The findings count only if the process is still alive: then they describe the process that
         // connected.
         peer.check_alive()?;
         if let Err(Error::PeerRefused(refusal)) = &mut compared {
-            refusal.identity = Some(look.identity.clone());
+            refusal.identity = Some(found.identity.clone());
         }
         compared?;
-        peer.remember(&look.identity);
-        Ok(look.identity)
+        peer.set_accepted(&found.identity);
+        Ok(found.identity)
     }
 
     /// Whether the program is asked about a peer.
-    pub(crate) fn asks(&self) -> bool {
+    pub(crate) fn has_callback(&self) -> bool {
         self.authorize.is_some()
     }
 
     /// Calls the callback, which comes last. `connection` leads to the peer.
-    pub(crate) fn ask(
+    pub(crate) fn run_callback(
         &self,
         identity: &Identity,
         connection: BorrowedFd<'_>,
@@ -370,13 +370,13 @@ impl Policy {
             record.not_asked(authorize::STEP, Check::Authorize.name(), "no callback");
             return Ok(());
         };
-        authorize.ask(identity, connection, deadline, record)
+        authorize.call(identity, connection, deadline, record)
     }
 
     /// Compares the findings with the requirements, one check after the other.
     fn compare(
         &self,
-        look: &mut Look,
+        peer: &mut Inspection,
         step: &'static str,
         deadline: &Deadline,
         record: &mut EvidenceLog,
@@ -390,58 +390,58 @@ impl Policy {
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
         let users = self.users.as_ref().unwrap_or(&Users::Same);
-        let users = users.compare(look.identity.uid, real, effective);
+        let users = users.compare(peer.identity.uid, real, effective);
         let users = if self.is_parent {
-            self.unless_hidden(users, self.users.is_some(), look.is_mapped, look)
+            self.unless_not_visible(users, self.users.is_some(), peer.is_mapped, peer)
         } else {
             users
         };
         note(Check::Uid, users)?;
-        let namespace = self.compare_namespace(&look.standing);
+        let namespace = self.compare_namespace(&peer.namespaces);
         note(
             Check::Namespace,
-            self.unless_hidden(namespace, self.namespace.is_some(), look.standing.visible, look),
+            self.unless_not_visible(namespace, self.namespace.is_some(), peer.namespaces.visible, peer),
         )?;
-        let named = |compared| self.unless_hidden(compared, true, true, look);
-        note(Check::Gid, named(self.compare_groups(look)))?;
-        note(Check::Cgroup, named(self.compare_cgroup(look)?))?;
-        note(Check::Label, named(self.compare_label(look)))?;
-        for checked in self.compare_confinement(look, deadline)? {
+        let explicit = |compared| self.unless_not_visible(compared, true, true, peer);
+        note(Check::Gid, explicit(self.compare_groups(peer)))?;
+        note(Check::Cgroup, explicit(self.compare_cgroup(peer)?))?;
+        note(Check::Label, explicit(self.compare_label(peer)))?;
+        for checked in self.compare_confinement(peer, deadline)? {
             let wanted = checked.confinement.wanted();
             let compared = Comparison::compared(checked.passed, wanted, checked.found);
             note(Check::Confined(checked.confinement), compared)?;
         }
         // Last, because reading a content takes long.
-        let executable = self.compare_executable(look, deadline)?;
+        let executable = self.compare_executable(peer, deadline)?;
         // A parent that is unreadable for another reason, such as this process's additional rights, may be a
         // stranger.
-        let is_visible = look.identity.executable.is_some()
-            || !look.is_behind_sandbox()
+        let is_visible = peer.identity.executable.is_some()
+            || !peer.is_behind_sandbox()
             || sys::process::is_privileged_execution();
         note(
             Check::Executable,
-            self.unless_hidden(executable, self.executables.is_some(), is_visible, look),
+            self.unless_not_visible(executable, self.executables.is_some(), is_visible, peer),
         )
     }
 
-    fn compare_namespace(&self, standing: &NamespaceComparison) -> Comparison {
-        let mut found = standing.found.clone();
+    fn compare_namespace(&self, namespaces: &NamespaceComparison) -> Comparison {
+        let mut found = namespaces.found.clone();
         match self.namespace.unwrap_or_default() {
             Namespace::Any => return Comparison::not_asked(found),
-            Namespace::Same if standing.same || self.is_parent && !standing.visible => {}
+            Namespace::Same if namespaces.same || self.is_parent && !namespaces.visible => {}
             Namespace::Same => found.push_str(
                 "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
             ),
         }
-        Comparison::compared(standing.same, SAME_NAMESPACE, found)
+        Comparison::compared(namespaces.same, SAME_NAMESPACE, found)
     }
 
-    fn compare_groups(&self, look: &Look) -> Comparison {
-        let Identity { gid, groups, .. } = &look.identity;
+    fn compare_groups(&self, peer: &Inspection) -> Comparison {
+        let Identity { gid, groups, .. } = &peer.identity;
         let Some(wanted) = &self.groups else {
             return Comparison::not_asked(gid.to_string());
         };
-        let found = match (groups, &look.groups) {
+        let found = match (groups, &peer.groups) {
             (Some(groups), _) => format!("{gid} with {groups:?}"),
             (None, Err(why)) => format!("{gid}, and {why}"),
             (None, Ok(())) => gid.to_string(),
@@ -453,26 +453,26 @@ impl Policy {
     /// Compares the cgroup by number if the kernel reports the peer's number and the cgroup filesystem is
     /// mounted here. A number names one cgroup, even if cgroups are removed and created under the same name.
     /// Otherwise compares the name that /proc shows.
-    fn compare_cgroup(&self, look: &Look) -> Result<Comparison> {
-        let shown = look.cgroup_shown();
+    fn compare_cgroup(&self, peer: &Inspection) -> Result<Comparison> {
+        let shown = peer.describe_cgroup();
         let Some(wanted) = &self.cgroup else {
             return Ok(Comparison::not_asked(shown));
         };
-        let unseen = |why: String| Comparison::compared(false, wanted, format!("{shown}; {why}"));
-        let number = match look.cgroup_number {
+        let not_visible = |why: String| Comparison::compared(false, wanted, format!("{shown}; {why}"));
+        let number = match peer.cgroup_number {
             Ok(number) => number,
             Err(errno) => {
                 let why = format!("its pidfd does not report the cgroup's number: {}", errno.desc());
-                return Ok(unseen(why));
+                return Ok(not_visible(why));
             }
         };
         let numbers = match number.map(|_| namespace::cgroup_numbers(wanted)).transpose()? {
             Some(Ok(numbers)) => numbers,
-            Some(Err(why)) => return Ok(unseen(why)),
+            Some(Err(why)) => return Ok(not_visible(why)),
             None => None,
         };
         let Some((number, named)) = number.zip(numbers) else {
-            let passed = look.identity.cgroup.as_ref() == Some(wanted);
+            let passed = peer.identity.cgroup.as_ref() == Some(wanted);
             return Ok(Comparison::compared(passed, wanted, shown));
         };
         let asked = match named.first() {
@@ -483,30 +483,30 @@ impl Policy {
         Ok(Comparison::compared(named.contains(&number), asked, found))
     }
 
-    fn compare_label(&self, look: &Look) -> Comparison {
-        let found = look.label_shown();
+    fn compare_label(&self, peer: &Inspection) -> Comparison {
+        let found = peer.describe_label();
         match &self.label {
             None => Comparison::not_asked(found),
-            Some(wanted) => Comparison::compared(look.identity.label.as_ref() == Some(wanted), wanted, found),
+            Some(wanted) => Comparison::compared(peer.identity.label.as_ref() == Some(wanted), wanted, found),
         }
     }
 
-    fn compare_confinement(&self, look: &Look, deadline: &Deadline) -> Result<Vec<ConfinementCheck>> {
+    fn compare_confinement(&self, peer: &Inspection, deadline: &Deadline) -> Result<Vec<ConfinementCheck>> {
         if self.confined.is_empty() {
             return Ok(Vec::new());
         }
-        if look.named_by != NamedBy::Socket {
-            let why = format!("not provable: {}", self.unproven());
-            let fail = |confinement: &Confinement| ConfinementCheck::failed(*confinement, why.clone());
+        if peer.named_by != NamedBy::Socket {
+            let why = format!("not provable: {}", self.unproven_reason());
+            let fail = |confinement: &Confinement| ConfinementCheck::new(*confinement, false, why.clone());
             return Ok(self.confined.iter().map(fail).collect());
         }
-        look.confinement(&self.confined, deadline)
+        confinement::inspect(&self.confined, peer.directory.as_deref(), deadline)
     }
 
-    fn compare_executable(&self, look: &mut Look, deadline: &Deadline) -> Result<Comparison> {
-        let shown = match &look.identity.executable {
+    fn compare_executable(&self, peer: &mut Inspection, deadline: &Deadline) -> Result<Comparison> {
+        let shown = match &peer.identity.executable {
             Some(found) => found.to_string(),
-            None => look.executable_unreadable(),
+            None => peer.describe_unreadable_executable(),
         };
         let same = [Program::same()];
         let wanted = match &self.executables {
@@ -514,8 +514,8 @@ impl Policy {
             Some(Executables::OneOf(programs)) => programs,
             Some(Executables::Any) => return Ok(Comparison::not_asked(shown)),
         };
-        let own = look.own.clone();
-        let Some(found) = look.identity.executable.clone() else {
+        let own = peer.own.clone();
+        let Some(found) = peer.identity.executable.clone() else {
             return Ok(Comparison::compared(false, one_of(wanted, &own), shown));
         };
         let mut contents = Vec::new();
@@ -535,7 +535,7 @@ impl Policy {
         if passed || contents.is_empty() {
             return Ok(Comparison::compared(passed, one_of(wanted, &own), shown));
         }
-        Ok(match look.content(deadline)? {
+        Ok(match peer.content(deadline)? {
             Content::Hash(digest) => {
                 let shown = format!("{} with the SHA-256 {digest}", found.path.display());
                 Comparison::compared(contents.contains(&digest), one_of(wanted, &own), shown)
@@ -578,7 +578,7 @@ setters! { Policy {
 
     /// Adds a callback that answers later, from any thread, through the [`Decision`]. Otherwise this is
     /// [`Policy::authorize`]. `ask` may return before the answer is given. A panic in `ask` refuses the peer.
-    authorize_later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) => authorize = Some(Authorize::later(ask));
+    authorize_later(ask: impl Fn(Identity, Decision) + Send + Sync + 'static) => authorize = Some(Authorize::deferred(ask));
 
     /// Requires the kernel to confine the peer in these ways. This process reads them in /proc before anything
     /// is shared with the peer, and again at each later check. Each thread of the peer counts.
@@ -647,7 +647,7 @@ impl Comparison {
     }
 }
 
-fn one_of(programs: &[Program], own: &Own) -> String {
+fn one_of(programs: &[Program], own: &OwnExecutable) -> String {
     let all: Vec<String> = programs
         .iter()
         .map(|program| DisplayProgram(program, own).to_string())
@@ -680,8 +680,8 @@ mod tests {
         Peer::attest(&near, MayHide::default(), &mut EvidenceLog::default()).unwrap()
     }
 
-    fn look() -> Look {
-        myself().look(&time()).unwrap()
+    fn inspection() -> Inspection {
+        myself().inspect(&time()).unwrap()
     }
 
     fn check(policy: &Policy) -> Result<Vec<Evidence>> {
@@ -692,7 +692,7 @@ mod tests {
     }
 
     /// Returns whether the check passed, the required value and the found one. `None` if it was not required.
-    fn told(compared: Comparison) -> (Option<bool>, String, String) {
+    fn outcome(compared: Comparison) -> (Option<bool>, String, String) {
         match compared.outcome {
             Some(Outcome::NotAsked) => (None, String::new(), compared.found),
             outcome => (
@@ -705,7 +705,7 @@ mod tests {
 
     #[test]
     fn required_properties_are_checked_and_others_are_recorded() {
-        let Identity { uid, gid, .. } = look().identity;
+        let Identity { uid, gid, .. } = inspection().identity;
         let own = std::env::current_exe().unwrap();
         let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&own).unwrap())));
         let zeros = Digest::from(ZEROS);
@@ -752,7 +752,7 @@ mod tests {
 
     #[test]
     fn a_failed_check_is_a_refusal_that_names_it() {
-        let Identity { uid, gid, groups, .. } = look().identity;
+        let Identity { uid, gid, groups, .. } = inspection().identity;
         let zeros = Digest::from(ZEROS);
         let other = (gid + 1..=gid + 1_000).find(|group| !groups.iter().flatten().any(|had| had == group));
         let new = Policy::new;
@@ -784,7 +784,8 @@ mod tests {
 
     #[test]
     fn only_the_content_of_a_matching_file_is_read() {
-        let compared = |policy: Policy| told(policy.compare_executable(&mut look(), &time()).unwrap());
+        let compared =
+            |policy: Policy| outcome(policy.compare_executable(&mut inspection(), &time()).unwrap());
         let (passed, wanted, _) = compared(Policy::new());
         assert_eq!(passed, Some(true));
         assert!(wanted.starts_with("this process's own, /"), "{wanted}");
@@ -806,7 +807,7 @@ mod tests {
     /// A local shortage is an error, and a file that is not visible is not a match.
     #[test]
     fn an_unreadable_own_executable_accepts_no_peer() {
-        let found = look().identity.executable.unwrap();
+        let found = inspection().identity.executable.unwrap();
         let same = |errno| Program::same().compare_file(&found, &Err(errno), &time());
         assert!(matches!(same(Errno::EACCES), Ok(Err(_))));
         assert_eq!(same(Errno::EMFILE).err().unwrap().code(), "NO_SPACE");
@@ -828,7 +829,7 @@ mod tests {
 
     #[test]
     fn the_same_user_has_our_real_and_effective_uid() {
-        let same = |uid, real, effective| told(Users::Same.compare(uid, real, effective));
+        let same = |uid, real, effective| outcome(Users::Same.compare(uid, real, effective));
         let own = "7, this process's own".to_owned();
         assert_eq!(same(7, 7, 7), (Some(true), own.clone(), "7".into()));
         assert_eq!(same(8, 7, 7), (Some(false), own, "8".into()));
@@ -837,54 +838,54 @@ mod tests {
             assert_eq!(passed, Some(false));
             assert!(wanted.starts_with("7 and 8, "), "{wanted}");
         }
-        assert_eq!(told(Users::OneOf(vec![8]).compare(7, 7, 7)).0, Some(false));
-        let (passed, _, found) = told(Users::Any.compare(7, 8, 9));
+        assert_eq!(outcome(Users::OneOf(vec![8]).compare(7, 7, 7)).0, Some(false));
+        let (passed, _, found) = outcome(Users::Any.compare(7, 8, 9));
         assert_eq!((passed, found.as_str()), (None, "7"));
     }
 
     #[test]
     fn a_supplementary_group_counts_if_it_is_known() {
-        let mut look = look();
-        look.identity.gid = 7;
+        let mut found = inspection();
+        found.identity.gid = 7;
         let policy = Policy::new().gids([8, 9]);
         for (groups, passed) in [(Some(vec![9]), true), (Some(vec![10]), false), (None, false)] {
-            look.identity.groups = groups;
-            assert_eq!(told(policy.compare_groups(&look)).0, Some(passed));
+            found.identity.groups = groups;
+            assert_eq!(outcome(policy.compare_groups(&found)).0, Some(passed));
         }
-        look.identity.gid = 9;
-        assert_eq!(told(policy.compare_groups(&look)).0, Some(true));
+        found.identity.gid = 9;
+        assert_eq!(outcome(policy.compare_groups(&found)).0, Some(true));
         assert_eq!(
-            told(Policy::new().compare_groups(&look)),
+            outcome(Policy::new().compare_groups(&found)),
             (None, String::new(), "9".into())
         );
     }
 
     #[test]
     fn a_cgroup_is_compared_by_number_or_else_by_name() {
-        let mut look = look();
-        look.identity.cgroup = Some("/there/is no/such/cgroup".into());
+        let mut found = inspection();
+        found.identity.cgroup = Some("/there/is no/such/cgroup".into());
         let policy = Policy::new().cgroup("/there/is no/such/cgroup");
-        look.cgroup_number = Ok(None);
-        assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(true));
+        found.cgroup_number = Ok(None);
+        assert_eq!(outcome(policy.compare_cgroup(&found).unwrap()).0, Some(true));
         let other = Policy::new().cgroup("/there/is no");
-        assert_eq!(told(other.compare_cgroup(&look).unwrap()).0, Some(false));
+        assert_eq!(outcome(other.compare_cgroup(&found).unwrap()).0, Some(false));
         // If the kernel refuses to tell the number, there is no match, even if the name is right.
-        look.cgroup_number = Err(Errno::EACCES);
-        assert_eq!(told(policy.compare_cgroup(&look).unwrap()).0, Some(false));
-        let not_asked = told(Policy::new().compare_cgroup(&look).unwrap());
+        found.cgroup_number = Err(Errno::EACCES);
+        assert_eq!(outcome(policy.compare_cgroup(&found).unwrap()).0, Some(false));
+        let not_asked = outcome(Policy::new().compare_cgroup(&found).unwrap());
         assert_eq!((not_asked.0, &*not_asked.2), (None, "/there/is no/such/cgroup"));
     }
 
     #[test]
     fn a_label_and_a_namespace_are_compared() {
-        let mut look = look();
-        look.identity.label = Some("one".into());
+        let mut found = inspection();
+        found.identity.label = Some("one".into());
         assert_eq!(
-            told(Policy::new().label("one").compare_label(&look)).0,
+            outcome(Policy::new().label("one").compare_label(&found)).0,
             Some(true)
         );
         assert_eq!(
-            told(Policy::new().label("on").compare_label(&look)).0,
+            outcome(Policy::new().label("on").compare_label(&found)).0,
             Some(false)
         );
         for (namespace, same, passed) in [
@@ -893,10 +894,10 @@ mod tests {
             (Namespace::Any, true, None),
             (Namespace::Any, false, None),
         ] {
-            look.standing.same = same;
+            found.namespaces.same = same;
             let policy = Policy::new().namespace(namespace);
             assert_eq!(policy.may_hide().pid, namespace == Namespace::Any);
-            let (found_passed, _, found) = told(policy.compare_namespace(&look.standing));
+            let (found_passed, _, found) = outcome(policy.compare_namespace(&found.namespaces));
             assert_eq!(found_passed, passed);
             assert_eq!(
                 found.contains("let the two share"),
@@ -909,13 +910,13 @@ mod tests {
     #[test]
     fn a_child_refuses_a_parent_that_it_cannot_see_only_if_its_policy_names_the_check() {
         let check = |policy: Policy| {
-            let mut look = look();
-            look.standing.same = false;
-            look.standing.visible = false;
-            look.is_mapped = false;
-            look.identity.executable = None;
+            let mut found = inspection();
+            found.namespaces.same = false;
+            found.namespaces.visible = false;
+            found.is_mapped = false;
+            found.identity.executable = None;
             let mut record = EvidenceLog::default();
-            let compared = policy.compare(&mut look, "a step", &time(), &mut record);
+            let compared = policy.compare(&mut found, "a step", &time(), &mut record);
             let refused = compared.err().map(|error| error.refusal().unwrap().check.clone());
             let outcomes = record.into_list().into_iter();
             let hidden = outcomes.filter(|evidence| evidence.outcome == Outcome::NotVisible);
@@ -930,12 +931,12 @@ mod tests {
         refuses(of_parent().uids([u32::MAX - 1]), Check::Uid);
         // Without a sandbox in between, an unreadable executable is refused.
         let behind = |pid, is_mapped, hides_user_namespace| {
-            let mut look = look();
-            look.identity.executable = None;
-            look.identity.pid = pid;
-            look.is_mapped = is_mapped;
-            look.standing.hides_user_namespace = hides_user_namespace;
-            let compared = of_parent().compare(&mut look, "a step", &time(), &mut EvidenceLog::default());
+            let mut found = inspection();
+            found.identity.executable = None;
+            found.identity.pid = pid;
+            found.is_mapped = is_mapped;
+            found.namespaces.hides_user_namespace = hides_user_namespace;
+            let compared = of_parent().compare(&mut found, "a step", &time(), &mut EvidenceLog::default());
             compared.err().map(|error| error.refusal().unwrap().check.clone())
         };
         assert_eq!(behind(7, true, false), Some(Check::Executable));
@@ -975,11 +976,11 @@ mod tests {
         assert!(!two.without_callback().is_for_one_user(), "the rest stays");
         let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
         let later = Policy::new().authorize_later(|_, decision| decision.refuse("no"));
-        let identity = look().identity;
+        let identity = inspection().identity;
         let (near, _far) = UnixStream::pair().unwrap();
         let ask = |policy: &Policy| {
             let mut record = EvidenceLog::default();
-            let asked = policy.ask(&identity, std::os::fd::AsFd::as_fd(&near), &time(), &mut record);
+            let asked = policy.run_callback(&identity, std::os::fd::AsFd::as_fd(&near), &time(), &mut record);
             asked.map(|()| record.into_list())
         };
         for policy in [no, later] {

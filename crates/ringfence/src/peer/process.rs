@@ -22,11 +22,10 @@ use crate::{
     error::{Check, Error, OrSystem, Refusal, Result, is_denied},
     evidence::{EvidenceLog, HELD, VISIBLE},
     fork::PerProcess,
-    identity::{Confinement, Credentials, Executable, Identity},
-    peer::confinement::{self, ConfinementCheck},
+    identity::{Credentials, Executable, Identity},
     peer::executable::{self, Content},
     peer::namespace::{self, FixedNamespaces, InProc, MayHide, NamespaceComparison},
-    peer::namespace::{KernelResult, answered, read_text},
+    peer::namespace::{KernelResult, read_text, unless_short},
     sys::{self, uninterrupted},
     wait::deadline::{Deadline, Woken},
     wait::threads,
@@ -57,14 +56,14 @@ pub(crate) struct Peer {
     groups: Option<Vec<u32>>,
     label: KernelResult<String>,
     /// The executable that the policy first accepted.
-    seen: OnceLock<Executable>,
+    accepted: OnceLock<Executable>,
     /// The peer has announced that it hardens itself: other processes of its user can no longer inspect it,
     /// so a later check cannot see its executable.
     /// [`Peer::keep`] sets this too.
     pub(crate) hardens: bool,
     /// Whether the peer lives in this process's pid namespace; unset before the first inspection. A process
     /// never changes its pid namespace.
-    same_numbers: OnceLock<bool>,
+    same_pid_ns: OnceLock<bool>,
     /// Its user is mapped in this user namespace.
     is_mapped: bool,
     /// What this process cannot see in /proc is no reason to refuse the peer.
@@ -86,17 +85,17 @@ struct Fixed {
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
 #[derive(Debug)]
-pub(crate) struct Look {
+pub(crate) struct Inspection {
     pub(crate) identity: Identity,
     /// The peer's namespaces, compared with ours.
-    pub(crate) standing: NamespaceComparison,
+    pub(crate) namespaces: NamespaceComparison,
     /// Its user is mapped in this user namespace.
     pub(crate) is_mapped: bool,
     pub(crate) named_by: NamedBy,
     /// The reason why its supplementary groups are unknown.
     pub(crate) groups: Result<(), String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
-    directory: Option<Arc<OwnedFd>>,
+    pub(crate) directory: Option<Arc<OwnedFd>>,
     /// This process's own executable, to compare with.
     pub(crate) own: KernelResult<Executable>,
     executable: KernelResult<()>,
@@ -119,7 +118,7 @@ fn refuse(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> 
 
 /// Makes a refusal from a failed lookup, or a local error if this process has run out of a resource. In the
 /// latter case the peer was not inspected.
-fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
+fn lookup_error(check: Check, wanted: &str, errno: Errno) -> Error {
     Error::unless_short(format!("inspecting the peer ({wanted})"), errno, |errno| {
         refuse(check, wanted, errno.desc())
     })
@@ -127,7 +126,7 @@ fn unless_short(check: Check, wanted: &str, errno: Errno) -> Error {
 
 /// Returns the credentials that the kernel has stored for the other end, and how they are known: if this process may not ask,
 /// and the peer is the parent, the credentials are those of the parent's first message.
-fn named_by_socket(
+fn socket_credentials(
     socket: BorrowedFd<'_>,
     may_hide: MayHide,
     record: &mut EvidenceLog,
@@ -141,11 +140,11 @@ fn named_by_socket(
     let message = may_ask_message
         .then(|| sys::socket::peek(socket, &mut [0]).ok())
         .flatten();
-    let said = message.and_then(|message| message.credentials);
-    let said = said.ok_or_else(|| unless_short(Check::Credentials, WANTED, errno))?;
-    let found = format!("denied ({}); its message names pid {}", errno.desc(), said.pid);
+    let named = message.and_then(|message| message.credentials);
+    let named = named.ok_or_else(|| lookup_error(Check::Credentials, WANTED, errno))?;
+    let found = format!("denied ({}); its message names pid {}", errno.desc(), named.pid);
     record.not_visible("credentials", Check::Credentials.name(), WANTED, found);
-    Ok((said, NamedBy::Message))
+    Ok((named, NamedBy::Message))
 }
 
 /// Checks the credentials of the peer. Returns whether its user is mapped here. Unless it may hide them, they must name a process
@@ -156,9 +155,9 @@ fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut E
         (1.., _) => {
             record.met(VISIBLE, pid.to_string());
         }
-        (0, true) => record.not_asked("credentials", "pid", namespace::UNSEEN),
+        (0, true) => record.not_asked("credentials", "pid", namespace::NOT_VISIBLE),
         _ => {
-            let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::UNSEEN);
+            let refusal = Refusal::new(Check::Namespace, SAME_NAMESPACE, namespace::NOT_VISIBLE);
             return Err(refusal.about(credentials).into());
         }
     }
@@ -185,7 +184,7 @@ fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut E
 }
 
 /// A process that neither a pidfd nor its directory in /proc holds, for the evidence.
-const PID_ALONE: &str = "the pid alone";
+const PID_ONLY: &str = "the pid alone";
 
 /// Returns a descriptor of the process at the other end, and its source for the evidence. `None` before Linux
 /// 5.3, or if filters deny both ways to get one.
@@ -202,7 +201,7 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32, named_by: NamedBy) -> Result<(Option<
         Err(Errno::ENOPROTOOPT) => pidfd_by_number(pid),
         // The errors for a process that was already reaped: EINVAL since Linux 6.5, later ESRCH.
         Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(ended(pid)),
-        Err(errno) => Err(unless_short(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
+        Err(errno) => Err(lookup_error(Check::Pidfd, "SO_PEERPIDFD of the peer", errno)),
     }
 }
 
@@ -210,11 +209,11 @@ fn pidfd(socket: BorrowedFd<'_>, pid: i32, named_by: NamedBy) -> Result<(Option<
 /// messages, because their credentials carry that number too.
 fn pidfd_by_number(pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
     if pid == 0 {
-        return Ok((None, PID_ALONE));
+        return Ok((None, PID_ONLY));
     }
     match sys::process::pidfd_open(Pid::from_raw(pid)) {
         Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
-        Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ALONE)),
+        Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ONLY)),
         Err(errno) => {
             let what = "a descriptor of the peer's process (pidfd_open)";
             Err(Error::unless_short(what, errno, |_| ended(pid)))
@@ -227,7 +226,7 @@ fn ended(pid: i32) -> Error {
 }
 
 /// Returns a descriptor of the process that made a socket pair. `None` before Linux 6.5, or if it was reaped.
-pub(crate) fn pidfd_of_maker(line: &OwnedFd) -> Option<OwnedFd> {
+pub(crate) fn creator_pidfd(line: &OwnedFd) -> Option<OwnedFd> {
     uninterrupted(|| getsockopt(line, sockopt::PeerPidfd)).ok()
 }
 
@@ -235,19 +234,19 @@ impl Peer {
     /// Asks the kernel which process is at the other end of a connected socket.
     pub(crate) fn attest(socket: impl AsFd, may_hide: MayHide, record: &mut EvidenceLog) -> Result<Self> {
         let socket = socket.as_fd();
-        let (credentials, named_by) = named_by_socket(socket, may_hide, record)?;
+        let (credentials, named_by) = socket_credentials(socket, may_hide, record)?;
         let is_mapped = check_credentials(credentials, may_hide, record)?;
-        let (pidfd, whence) = pidfd(socket, credentials.pid, named_by)?;
+        let (pidfd, source) = pidfd(socket, credentials.pid, named_by)?;
         let peer = Self {
             pidfd: pidfd.map(Arc::new),
-            groups: answered("SO_PEERGROUPS of the peer", sys::socket::peer_groups(socket))?.ok(),
-            label: answered("SO_PEERSEC of the peer", sys::socket::peer_label(socket))?,
+            groups: unless_short("SO_PEERGROUPS of the peer", sys::socket::peer_groups(socket))?.ok(),
+            label: unless_short("SO_PEERSEC of the peer", sys::socket::peer_label(socket))?,
             is_mapped,
             may_hide_directory: may_hide.lookups,
             named_by,
             ..Self::unknown(credentials)
         };
-        peer.opened(whence, record)
+        peer.open(source, record)
     }
 
     /// Inspects a child that cannot make a socket pair. `started` is the pidfd of the process that was started, if that must
@@ -273,7 +272,7 @@ impl Peer {
             Some(_) => NamedBy::Start,
             None => NamedBy::Message,
         };
-        let (pidfd, whence) = match started.map(|started| started.try_clone_to_owned()) {
+        let (pidfd, source) = match started.map(|started| started.try_clone_to_owned()) {
             Some(started) => (
                 Some(started.or_system("a copy of the child's pidfd (fcntl)")?),
                 "the start",
@@ -286,7 +285,7 @@ impl Peer {
             named_by,
             ..Self::unknown(credentials)
         };
-        peer.opened(whence, record)
+        peer.open(source, record)
     }
 
     /// A peer without a pidfd and a directory.
@@ -297,9 +296,9 @@ impl Peer {
             directory: None,
             groups: None,
             label: Err(Errno::ENOPROTOOPT),
-            seen: OnceLock::new(),
+            accepted: OnceLock::new(),
             hardens: false,
-            same_numbers: OnceLock::new(),
+            same_pid_ns: OnceLock::new(),
             is_mapped: true,
             may_hide_directory: false,
             named_by: NamedBy::Socket,
@@ -307,7 +306,7 @@ impl Peer {
         }
     }
 
-    fn opened(mut self, whence: &str, record: &mut EvidenceLog) -> Result<Self> {
+    fn open(mut self, source: &str, record: &mut EvidenceLog) -> Result<Self> {
         let fixed = Fixed::default();
         self.directory = self.open_directory(&fixed)?;
         self.fixed = Some(fixed);
@@ -315,7 +314,7 @@ impl Peer {
         // it.
         self.check_alive()?;
         let Credentials { pid, gid, .. } = self.credentials;
-        record.met(HELD, format!("pid {pid}, gid {gid}, by {whence}"));
+        record.met(HELD, format!("pid {pid}, gid {gid}, by {source}"));
         Ok(self)
     }
 
@@ -340,7 +339,7 @@ impl Peer {
         };
         // With hidepid=1 and hidepid=2 the directory can be opened but no file in it, even if the files could
         // be opened earlier.
-        match answered(
+        match unless_short(
             STAT,
             uninterrupted(|| fstatat(&directory, "stat", AtFlags::empty())),
         )? {
@@ -354,28 +353,28 @@ impl Peer {
     }
 
     fn find_directory(&self, fixed: &Fixed) -> Result<Option<OwnedFd>> {
-        let number = match namespace::in_proc(self.credentials.pid, self.pidfd.as_deref(), &fixed.namespaces)?
-        {
-            InProc::Number(number) => number,
-            InProc::Absent if self.pidfd.is_some() => return Ok(None),
-            // Its message names no number here, and its socket could not be asked.
-            InProc::Absent if self.named_by == NamedBy::Message && self.credentials.pid == 0 => {
-                return Ok(None);
-            }
-            InProc::Absent => return Err(self.gone()),
-            InProc::Unknown(_) if self.may_hide_directory => return Ok(None),
-            InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
-        };
+        let number =
+            match namespace::proc_number(self.credentials.pid, self.pidfd.as_deref(), &fixed.namespaces)? {
+                InProc::Number(number) => number,
+                InProc::Absent if self.pidfd.is_some() => return Ok(None),
+                // Its message names no number here, and its socket could not be asked.
+                InProc::Absent if self.named_by == NamedBy::Message && self.credentials.pid == 0 => {
+                    return Ok(None);
+                }
+                InProc::Absent => return Err(self.gone()),
+                InProc::Unknown(_) if self.may_hide_directory => return Ok(None),
+                InProc::Unknown(why) => return Err(refuse(Check::Proc, "a /proc that shows the peer", why)),
+            };
         let path = format!("/proc/{number}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let directory = match uninterrupted(|| open(path.as_str(), flags, Mode::empty())) {
             Ok(directory) => directory,
             Err(Errno::ENOENT | Errno::ESRCH) if self.pidfd.is_some() => return Ok(None),
             Err(Errno::ENOENT | Errno::ESRCH) => return Err(self.gone()),
-            Err(errno) => return Err(unless_short(Check::Proc, &path, errno)),
+            Err(errno) => return Err(lookup_error(Check::Proc, &path, errno)),
         };
         let kind = uninterrupted(|| fstatfs(&directory))
-            .map_err(|errno| unless_short(Check::Proc, "a mounted /proc", errno))?
+            .map_err(|errno| lookup_error(Check::Proc, "a mounted /proc", errno))?
             .filesystem_type();
         match kind {
             PROC_SUPER_MAGIC => Ok(Some(directory)),
@@ -390,7 +389,7 @@ impl Peer {
 
     /// Waits for the end of a process of which an inspection has found nothing: its memory goes before its number. Returns `false`
     /// if the process lives on.
-    pub(crate) fn ends(&self, deadline: &Deadline) -> Result<bool> {
+    pub(crate) fn wait_for_exit(&self, deadline: &Deadline) -> Result<bool> {
         // Without a pidfd, nothing proves it: the state in /proc is that of the first thread, which others can outlive.
         let Some(pidfd) = &self.pidfd else {
             return Ok(false);
@@ -411,7 +410,7 @@ impl Peer {
         let Some(directory) = &self.directory else {
             return Ok(());
         };
-        match answered(STAT, read_text(directory, "stat"))? {
+        match unless_short(STAT, read_text(directory, "stat"))? {
             // The directory of a zombie still exists, but its state letter identifies it.
             Ok(stat) => {
                 let state = stat
@@ -437,15 +436,15 @@ impl Peer {
     ///
     /// [`Error::PeerLost`] if the process has ended. [`Error::PeerRefused`] if its user or group has changed
     /// since it was attested.
-    pub(crate) fn look(&self, deadline: &Deadline) -> Result<Look> {
+    pub(crate) fn inspect(&self, deadline: &Deadline) -> Result<Inspection> {
         self.check_alive()?;
         let fresh = Fixed::default();
         let fixed = self.fixed.as_ref().unwrap_or(&fresh);
         let directory = self.open_directory(fixed)?;
         let own = fixed.own.get_or_init(own_executable);
-        let (executable, executable_found) = self.executable(directory.as_ref(), own, deadline)?;
+        let (executable, executable_readable) = self.executable(directory.as_ref(), own, deadline)?;
         let info = self.pidfd_info()?;
-        let standing = namespace::standing(
+        let namespaces = namespace::compare(
             self.credentials.pid,
             self.pidfd.as_deref(),
             directory.as_deref(),
@@ -459,23 +458,23 @@ impl Peer {
             let found = directory
                 .as_deref()
                 .map_or(Err(Errno::ENOENT), |directory| read_text(directory, "status"));
-            answered("the peer's ids (/proc/PID/status)", found)?
+            unless_short("the peer's ids (/proc/PID/status)", found)?
         };
-        let cgroup = self.cgroup(directory.as_deref(), fixed, number_in(&info))?;
+        let cgroup = self.cgroup(directory.as_deref(), fixed, cgroup_number(&info))?;
         // Values read between two checks that found the process alive belong to that process.
         self.check_alive()?;
         let Credentials { pid, uid, gid } = self.credentials;
-        self.same_numbers.get_or_init(|| standing.same_numbers);
+        self.same_pid_ns.get_or_init(|| namespaces.same_pid_ns);
         let now = match info {
             Ok(Some(info)) => Some((info.uid, info.gid)),
             // If the pidfd gave no answer, /proc has the same values.
             Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
         };
-        let (groups, groups_known) = match self.groups_now(&status) {
+        let (groups, groups_readable) = match self.current_groups(&status) {
             Ok(groups) => (Some(groups), Ok(())),
             Err(why) => (None, Err(why)),
         };
-        let look = Look {
+        let inspection = Inspection {
             identity: Identity {
                 pid,
                 uid,
@@ -485,19 +484,19 @@ impl Peer {
                 cgroup: cgroup.as_ref().ok().cloned(),
                 label: self.label.clone().ok().filter(|label| !label.is_empty()),
             },
-            standing,
+            namespaces,
             is_mapped: self.is_mapped,
             named_by: self.named_by,
-            groups: groups_known,
+            groups: groups_readable,
             directory,
             own: own.clone(),
-            executable: executable_found,
+            executable: executable_readable,
             cgroup: cgroup.map(drop),
             cgroup_number: info.map(|info| info.and_then(|info| info.cgroup)),
             label: self.label.as_ref().map(drop).map_err(|errno| *errno),
         };
-        self.check_ids(now, &look.identity)?;
-        Ok(look)
+        self.check_ids(now, &inspection.identity)?;
+        Ok(inspection)
     }
 
     /// Returns the executable, and the reason if it cannot be read now. In that case the executable is the
@@ -520,8 +519,8 @@ impl Peer {
             // or its ids change. So while the peer is not dumpable, it still executes the program that was
             // seen before.
             Err(errno) => {
-                let closed = self.hardens && self.is_dumpable(directory) == Ok(false);
-                Ok((self.seen.get().filter(|_| closed).cloned(), Err(errno)))
+                let is_hardened = self.hardens && self.is_dumpable(directory) == Ok(false);
+                Ok((self.accepted.get().filter(|_| is_hardened).cloned(), Err(errno)))
             }
         }
     }
@@ -532,7 +531,9 @@ impl Peer {
             Some(Err(Errno::ESRCH | Errno::EREMOTE)) if self.credentials.pid == 0 => Ok(Ok(None)),
             Some(Err(Errno::ESRCH)) => Err(self.gone()),
             None | Some(Err(Errno::ENOTTY | Errno::EINVAL | Errno::EOPNOTSUPP)) => Ok(Ok(None)),
-            Some(found) => Ok(answered("the peer's process information (PIDFD_GET_INFO)", found)?.map(Some)),
+            Some(found) => {
+                Ok(unless_short("the peer's process information (PIDFD_GET_INFO)", found)?.map(Some))
+            }
         }
     }
 
@@ -549,14 +550,14 @@ impl Peer {
             return Ok(Ok(name.clone()));
         }
         let text = directory.map_or(Err(Errno::ENOENT), |directory| read_text(directory, "cgroup"));
-        let name = answered("the peer's cgroup (/proc/PID/cgroup)", text)?.and_then(|text| {
+        let name = unless_short("the peer's cgroup (/proc/PID/cgroup)", text)?.and_then(|text| {
             text.lines()
                 .find_map(|line| line.strip_prefix("0::").map(str::to_owned))
                 .ok_or(Errno::ENODATA)
         });
         // The peer may have moved while its cgroup was read.
         if let (Ok(name), Some(number)) = (&name, number)
-            && number_in(&self.pidfd_info()?) == Some(number)
+            && cgroup_number(&self.pidfd_info()?) == Some(number)
         {
             fixed.cgroup.get_or_init(|| (number, name.clone()));
         }
@@ -586,7 +587,7 @@ impl Peer {
 
     /// Returns the supplementary groups that the peer had when it was attested and still has, or the reason
     /// why they are unknown.
-    fn groups_now(&self, status: &KernelResult<String>) -> Result<Vec<u32>, String> {
+    fn current_groups(&self, status: &KernelResult<String>) -> Result<Vec<u32>, String> {
         let attested = self
             .groups
             .as_ref()
@@ -611,14 +612,14 @@ impl Peer {
 
     /// Whether a process number means the same process to the peer and to this process. `false` before the
     /// first inspection.
-    pub(crate) fn shares_numbers(&self) -> bool {
-        self.same_numbers.get() == Some(&true)
+    pub(crate) fn shares_pid_ns(&self) -> bool {
+        self.same_pid_ns.get() == Some(&true)
     }
 
-    /// Remembers the executable with which the policy accepted the peer; used by [`Peer::look`].
-    pub(crate) fn remember(&self, identity: &Identity) {
+    /// Remembers the executable with which the policy accepted the peer; used by [`Peer::inspect`].
+    pub(crate) fn set_accepted(&self, identity: &Identity) {
         if let Some(executable) = &identity.executable {
-            self.seen.get_or_init(|| executable.clone());
+            self.accepted.get_or_init(|| executable.clone());
         }
     }
 
@@ -629,8 +630,8 @@ impl Peer {
     }
 
     /// Describes, for the evidence, whether the peer is hardened.
-    pub(crate) fn openness(&self) -> String {
-        let said = if self.hardens {
+    pub(crate) fn hardening(&self) -> String {
+        let reported = if self.hardens {
             "it says so, which proves nothing"
         } else {
             "it does not say so"
@@ -646,14 +647,14 @@ impl Peer {
         };
         // Reading the link needs the same permission as following it, and does not access the executable's
         // filesystem.
-        let is_closed =
+        let is_unreadable =
             || directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
-        let again = if self.hardens && self.seen.get().is_some() && is_closed() {
+        let executable_note = if self.hardens && self.accepted.get().is_some() && is_unreadable() {
             "; its executable is what it was before"
         } else {
             ""
         };
-        format!("{said}; {shown}{again}")
+        format!("{reported}; {shown}{executable_note}")
     }
 
     /// Returns the pidfd, used to wait for the peer's end.
@@ -662,7 +663,7 @@ impl Peer {
     }
 
     /// Reduces the peer to what an open channel keeps: with a pidfd the directory can be opened again.
-    pub(crate) fn keep(mut self) -> Self {
+    pub(crate) fn into_open(mut self) -> Self {
         self.fixed = None;
         if self.pidfd.is_some() {
             self.directory = None;
@@ -674,7 +675,7 @@ impl Peer {
 }
 
 /// Returns the number of the cgroup in a process's information.
-fn number_in(info: &KernelResult<Option<sys::process::PidfdInfo>>) -> Option<u64> {
+fn cgroup_number(info: &KernelResult<Option<sys::process::PidfdInfo>>) -> Option<u64> {
     info.as_ref().ok()?.as_ref()?.cgroup
 }
 
@@ -684,12 +685,12 @@ fn files_belong_to(directory: &OwnedFd, user: u32) -> KernelResult<bool> {
     Ok(file.st_uid == user)
 }
 
-impl Look {
+impl Inspection {
     /// Whether the sandbox of this process can be the reason why it cannot inspect the peer: a namespace, a /proc that it may
     /// not read, or a Landlock domain, from which no process outside can be inspected.
     pub(crate) fn is_behind_sandbox(&self) -> bool {
         let is_out_of_namespace =
-            self.identity.pid <= 0 || !self.is_mapped || self.standing.hides_user_namespace;
+            self.identity.pid <= 0 || !self.is_mapped || self.namespaces.hides_user_namespace;
         let Some(directory) = &self.directory else {
             return true;
         };
@@ -703,7 +704,7 @@ impl Look {
     }
 
     /// Explains why the executable is unknown, and what to require instead.
-    pub(crate) fn executable_unreadable(&self) -> String {
+    pub(crate) fn describe_unreadable_executable(&self) -> String {
         let Identity { pid, uid, .. } = self.identity;
         match self.executable {
             Err(Errno::EACCES | Errno::EPERM) if uid != geteuid().as_raw() => format!(
@@ -735,7 +736,7 @@ impl Look {
         }
         let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
-        let read = move || content_of(&directory, wanted, &within);
+        let read = move || hash_executable(&directory, wanted, &within);
         let content = threads::run(executable::READING, deadline, read)??;
         if let Content::Hash(digest) = content {
             executable.sha256 = Some(digest);
@@ -743,17 +744,8 @@ impl Look {
         Ok(content)
     }
 
-    /// Checks whether each of its threads is confined in these ways.
-    pub(crate) fn confinement(
-        &self,
-        wanted: &[Confinement],
-        deadline: &Deadline,
-    ) -> Result<Vec<ConfinementCheck>> {
-        confinement::inspect(wanted, self.directory.as_deref(), deadline)
-    }
-
     /// Returns the cgroup, or why it is unknown.
-    pub(crate) fn cgroup_shown(&self) -> String {
+    pub(crate) fn describe_cgroup(&self) -> String {
         match (&self.identity.cgroup, self.cgroup) {
             (Some(cgroup), _) => cgroup.clone(),
             (None, Err(Errno::ENODATA)) => "none of version 2".into(),
@@ -763,7 +755,7 @@ impl Look {
     }
 
     /// Returns the label, or why there is none.
-    pub(crate) fn label_shown(&self) -> String {
+    pub(crate) fn describe_label(&self) -> String {
         match (&self.identity.label, self.label) {
             (Some(label), _) => label.clone(),
             (None, Err(Errno::ENOPROTOOPT)) => {
@@ -777,7 +769,7 @@ impl Look {
 
 /// Hashes the file that the process of this /proc directory executes. The file must be `wanted` (device and
 /// inode).
-fn content_of(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> Result<Content> {
+fn hash_executable(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline) -> Result<Content> {
     let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NOCTTY | OFlag::O_NONBLOCK;
     let opened = uninterrupted(|| openat(directory, "exe", flags, Mode::empty()));
     let (file, found) =
@@ -804,7 +796,7 @@ fn executable_of(
     own: &KernelResult<Executable>,
     deadline: &Deadline,
 ) -> Result<KernelResult<Executable>> {
-    let named = match answered(
+    let named = match unless_short(
         "the peer's executable",
         uninterrupted(|| readlinkat(&**directory, "exe")),
     )? {
@@ -821,7 +813,7 @@ fn executable_of(
             executable_at(&directory, named)
         })?
     };
-    answered("the peer's executable", found)
+    unless_short("the peer's executable", found)
 }
 
 /// Inspects the file behind `exe`. The kernel follows this link to the executed file even if that was
@@ -866,14 +858,12 @@ pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<Kerne
     threads::run(
         "inspecting an executable that the policy names",
         deadline,
-        move || executable_behind(&path),
+        move || {
+            let file = uninterrupted(|| open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
+            let found = uninterrupted(|| fstat(&file))?;
+            Ok(Executable::of(path, &found))
+        },
     )
-}
-
-fn executable_behind(path: &Path) -> KernelResult<Executable> {
-    let file = uninterrupted(|| open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()))?;
-    let found = uninterrupted(|| fstat(&file))?;
-    Ok(Executable::of(path.to_owned(), &found))
 }
 
 /// The kernel's default for [`overflow_uid`].
@@ -883,12 +873,12 @@ const DEFAULT_OVERFLOW_UID: u32 = 65534;
 /// alone can change it.
 fn overflow_uid() -> Result<u32> {
     const WHERE: &str = "/proc/sys/kernel/overflowuid";
-    static KNOWN: PerProcess<OnceLock<u32>> = PerProcess::new();
-    let known = KNOWN.get()?;
-    if let Some(uid) = known.get() {
+    static CACHE: PerProcess<OnceLock<u32>> = PerProcess::new();
+    let cache = CACHE.get()?;
+    if let Some(uid) = cache.get() {
         return Ok(*uid);
     }
-    let text = answered(WHERE, sys::file::read_whole_text(WHERE))?;
+    let text = unless_short(WHERE, sys::file::read_whole_text(WHERE))?;
     let uid = text
         .ok()
         .and_then(|text| text.trim().parse().ok())
@@ -899,7 +889,7 @@ fn overflow_uid() -> Result<u32> {
                 format!("{WHERE} cannot be read, so an unmapped uid cannot be recognized"),
             )
         })?;
-    Ok(*known.get_or_init(|| uid))
+    Ok(*cache.get_or_init(|| uid))
 }
 
 #[cfg(test)]
@@ -943,7 +933,7 @@ mod tests {
     #[test]
     fn a_cgroup_is_read_again_if_its_number_has_changed() {
         let me = myself();
-        let first = me.look(&time()).unwrap();
+        let first = me.inspect(&time()).unwrap();
         let fixed = me.fixed.as_ref().unwrap();
         let Some((number, name)) = fixed.cgroup.get().cloned() else {
             eprintln!("left out: Linux before 6.13, or no cgroups of version 2");
@@ -957,8 +947,8 @@ mod tests {
                 fixed: Some(fixed),
                 ..myself()
             };
-            let look = peer.look(&time()).unwrap();
-            assert_eq!(look.identity.cgroup.as_deref(), Some(wanted));
+            let found = peer.inspect(&time()).unwrap();
+            assert_eq!(found.identity.cgroup.as_deref(), Some(wanted));
         }
     }
 
@@ -982,13 +972,13 @@ mod tests {
         let flags = OFlag::from_bits_retain(sys::file::open_flags(directory).unwrap());
         assert!(flags.contains(OFlag::O_PATH | OFlag::O_DIRECTORY), "{flags:?}");
         assert!(me.pidfd().is_some());
-        let look = me.look(&time()).unwrap();
-        assert_eq!(look.identity.executable, Some(own_executable().unwrap()));
-        assert!(me.shares_numbers() && !Peer::unknown(parent).shares_numbers());
-        assert_eq!(look.standing.same, look.directory.is_some());
-        assert!(me.keep().directory.is_none());
+        let found = me.inspect(&time()).unwrap();
+        assert_eq!(found.identity.executable, Some(own_executable().unwrap()));
+        assert!(me.shares_pid_ns() && !Peer::unknown(parent).shares_pid_ns());
+        assert_eq!(found.namespaces.same, found.directory.is_some());
+        assert!(me.into_open().directory.is_none());
         let without = Peer::unknown(parent);
-        assert!(!without.hardens && without.keep().hardens);
+        assert!(!without.hardens && without.into_open().hardens);
     }
 
     #[test]
@@ -1001,8 +991,8 @@ mod tests {
         for peer in [&whole, &by_directory, &by_number] {
             peer.check_alive().unwrap();
             assert!(peer.open_directory(&Fixed::default()).unwrap().is_some());
-            let look = peer.look(&time()).unwrap();
-            assert!(look.identity.executable.is_some());
+            let found = peer.inspect(&time()).unwrap();
+            assert!(found.identity.executable.is_some());
         }
         drop(cat.stdin.take());
         // Ended but not reaped: a zombie.
@@ -1011,7 +1001,7 @@ mod tests {
         nix::sys::wait::waitid(nix::sys::wait::Id::Pid(pid), ended).unwrap();
         for peer in [&whole, &by_directory] {
             is_gone(peer.check_alive());
-            is_gone(peer.look(&time()).map(drop));
+            is_gone(peer.inspect(&time()).map(drop));
             is_gone(
                 peer.executable(peer.directory.as_ref(), &own_executable(), &time())
                     .map(drop),
@@ -1060,7 +1050,7 @@ mod tests {
     #[test]
     fn only_what_no_peer_can_change_is_read_once() {
         let mut me = myself();
-        let first = me.look(&time()).unwrap();
+        let first = me.inspect(&time()).unwrap();
         // What is known is used, so a wrong value is found again. The handshake's end forgets it.
         let fixed = me.fixed.take().unwrap();
         assert!(fixed.own.get().is_some());
@@ -1068,14 +1058,14 @@ mod tests {
             own: OnceLock::from(Err(Errno::EACCES)),
             ..fixed
         });
-        let second = me.look(&time()).unwrap();
+        let second = me.inspect(&time()).unwrap();
         assert_eq!(second.own, Err(Errno::EACCES));
         assert_eq!(second.identity.executable, first.identity.executable);
         assert_eq!(second.identity.cgroup, first.identity.cgroup);
-        let kept = me.keep();
-        assert!(kept.fixed.is_none());
-        assert_eq!(kept.look(&time()).unwrap().own, first.own);
-        assert!(kept.fixed.is_none());
+        let open = me.into_open();
+        assert!(open.fixed.is_none());
+        assert_eq!(open.inspect(&time()).unwrap().own, first.own);
+        assert!(open.fixed.is_none());
     }
 
     #[test]
@@ -1106,17 +1096,17 @@ mod tests {
         let mut peer = myself();
         let status: KernelResult<String> = Ok("Groups:\t9 10 \n".into());
         peer.groups = None;
-        assert!(peer.groups_now(&status).is_err());
+        assert!(peer.current_groups(&status).is_err());
         for (attested, now) in [(vec![], vec![]), (vec![10, 11], vec![10]), (vec![11], vec![])] {
             peer.groups = Some(attested);
-            assert_eq!(peer.groups_now(&status), Ok(now));
+            assert_eq!(peer.current_groups(&status), Ok(now));
         }
-        assert!(peer.groups_now(&Ok("Uid:\t1\n".into())).is_err());
-        assert!(peer.groups_now(&Err(Errno::EACCES)).is_err());
+        assert!(peer.current_groups(&Ok("Uid:\t1\n".into())).is_err());
+        assert!(peer.current_groups(&Err(Errno::EACCES)).is_err());
         // Groups are read if the peer was attested with one, even if the pidfd reports the ids.
         peer.groups = Some(vec![u32::MAX - 1]);
-        let look = peer.look(&time()).unwrap();
-        assert_eq!((look.identity.groups, look.groups), (Some(vec![]), Ok(())));
+        let found = peer.inspect(&time()).unwrap();
+        assert_eq!((found.identity.groups, found.groups), (Some(vec![]), Ok(())));
     }
 
     #[test]
@@ -1128,11 +1118,11 @@ mod tests {
             (Err(Errno::EACCES), None),
         ] {
             peer.label = label;
-            let mut look = peer.look(&time()).unwrap();
-            assert_eq!(look.identity.label.as_deref(), known);
-            let shown = look.label_shown();
-            look.label = Err(Errno::ENOPROTOOPT);
-            let without = look.label_shown();
+            let mut found = peer.inspect(&time()).unwrap();
+            assert_eq!(found.identity.label.as_deref(), known);
+            let shown = found.describe_label();
+            found.label = Err(Errno::ENOPROTOOPT);
+            let without = found.describe_label();
             match (known, &peer.label) {
                 (Some(label), _) => assert_eq!((&*shown, &*without), (label, label)),
                 (None, Ok(_)) => assert_eq!(shown, "none"),
@@ -1147,18 +1137,18 @@ mod tests {
 
     #[test]
     fn findings_say_why_a_value_is_unknown() {
-        let mut look = myself().look(&time()).unwrap();
-        let own = look.identity.uid;
-        look.identity.cgroup = Some("/a".into());
-        assert_eq!(look.cgroup_shown(), "/a");
-        look.identity.cgroup = None;
+        let mut found = myself().inspect(&time()).unwrap();
+        let own = found.identity.uid;
+        found.identity.cgroup = Some("/a".into());
+        assert_eq!(found.describe_cgroup(), "/a");
+        found.identity.cgroup = None;
         for (cgroup, shown) in [
             (Ok(()), "none"),
             (Err(Errno::ENODATA), "none of version 2"),
             (Err(Errno::EACCES), "unreadable in /proc: Permission denied"),
         ] {
-            look.cgroup = cgroup;
-            assert_eq!(look.cgroup_shown(), shown);
+            found.cgroup = cgroup;
+            assert_eq!(found.describe_cgroup(), shown);
         }
         for (executable, uid, says) in [
             (Err(Errno::EACCES), own + 1, "another user's"),
@@ -1167,56 +1157,56 @@ mod tests {
             (Err(Errno::EIO), own, "unreadable: I/O error"),
             (Ok(()), own, "unreadable"),
         ] {
-            (look.executable, look.identity.uid) = (executable, uid);
-            let shown = look.executable_unreadable();
+            (found.executable, found.identity.uid) = (executable, uid);
+            let shown = found.describe_unreadable_executable();
             assert!(shown.contains(says) && !shown.contains("hidepid"), "{shown}");
         }
-        assert_eq!(look.executable_unreadable(), "unreadable");
-        look.directory = None;
-        look.executable = Err(Errno::ENOENT);
-        let shown = look.executable_unreadable();
+        assert_eq!(found.describe_unreadable_executable(), "unreadable");
+        found.directory = None;
+        found.executable = Err(Errno::ENOENT);
+        let shown = found.describe_unreadable_executable();
         assert!(shown.contains("hidepid"), "{shown}");
     }
 
     #[test]
     fn a_sandbox_of_this_process_can_hide_a_peer() {
-        let mut look = myself().look(&time()).unwrap();
+        let mut found = myself().inspect(&time()).unwrap();
         for (executable, is_behind) in [
             (Ok(()), false),
             (Err(Errno::EIO), false),
             (Err(Errno::EACCES), true),
         ] {
-            look.executable = executable;
-            assert_eq!(look.is_behind_sandbox(), is_behind, "{executable:?}");
+            found.executable = executable;
+            assert_eq!(found.is_behind_sandbox(), is_behind, "{executable:?}");
         }
-        look.identity.uid += 1;
-        assert!(!look.is_behind_sandbox());
-        look.directory = None;
-        assert!(look.is_behind_sandbox());
+        found.identity.uid += 1;
+        assert!(!found.is_behind_sandbox());
+        found.directory = None;
+        assert!(found.is_behind_sandbox());
     }
 
     #[test]
     fn a_seen_executable_stays_and_its_content_comes_from_the_same_file() {
         let me = myself();
-        let mut look = me.look(&time()).unwrap();
-        me.remember(&look.identity);
-        assert_eq!(me.seen.get(), look.identity.executable.as_ref());
-        let directory = look.directory.clone().unwrap();
-        let own = look.identity.executable.clone().unwrap();
+        let mut found = me.inspect(&time()).unwrap();
+        me.set_accepted(&found.identity);
+        assert_eq!(me.accepted.get(), found.identity.executable.as_ref());
+        let directory = found.directory.clone().unwrap();
+        let own = found.identity.executable.clone().unwrap();
         for wanted in [(own.device + 1, own.inode), (own.device, own.inode + 1)] {
-            let content = content_of(&directory, wanted, &time()).unwrap();
+            let content = hash_executable(&directory, wanted, &time()).unwrap();
             assert!(matches!(content, Content::Unknown(why) if why.contains("another file")));
         }
-        let Content::Hash(digest) = look.content(&time()).unwrap() else {
+        let Content::Hash(digest) = found.content(&time()).unwrap() else {
             panic!("the content of this process's own executable");
         };
-        assert_eq!(look.identity.executable.as_ref().unwrap().sha256, Some(digest));
+        assert_eq!(found.identity.executable.as_ref().unwrap().sha256, Some(digest));
         // The peer is hardened now, so it still executes the same program.
-        look.executable = Err(Errno::EACCES);
-        look.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
-        assert!(matches!(look.content(&time()), Ok(Content::Hash(found)) if found == digest));
-        look.identity.executable = None;
-        assert!(matches!(look.content(&time()), Ok(Content::Unknown(_))));
+        found.executable = Err(Errno::EACCES);
+        found.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
+        assert!(matches!(found.content(&time()), Ok(Content::Hash(found)) if found == digest));
+        found.identity.executable = None;
+        assert!(matches!(found.content(&time()), Ok(Content::Unknown(_))));
     }
 
     #[test]
@@ -1224,7 +1214,7 @@ mod tests {
         let mut me = myself();
         let own = me.credentials.uid;
         let seen = own_executable().unwrap();
-        me.seen.set(seen.clone()).unwrap();
+        me.accepted.set(seen.clone()).unwrap();
         // `exe` is a plain file and not a link, so the executable is unreadable.
         let unreadable = tempfile::tempdir().unwrap();
         for name in ["exe", "stat"] {
@@ -1254,15 +1244,15 @@ mod tests {
         let mut me = myself();
         let Credentials { uid, .. } = me.credentials;
         let directory = me.directory.clone().unwrap();
-        let seen = me.look(&time()).unwrap().identity;
+        let seen = me.inspect(&time()).unwrap().identity;
         assert_eq!(me.is_dumpable(&directory), Ok(true));
         let open = if uid == 0 {
             "it is root's"
         } else {
             "says so; dumpable"
         };
-        assert!(me.openness().contains(open), "{}", me.openness());
-        assert!(me.openness().starts_with("it does not say so; "));
+        assert!(me.hardening().contains(open), "{}", me.hardening());
+        assert!(me.hardening().starts_with("it does not say so; "));
         // For users other than root, the owner shows it.
         let directory_of_7 = tempfile::tempdir().unwrap();
         let stat = directory_of_7.path().join("stat");
@@ -1273,33 +1263,41 @@ mod tests {
             me.directory = Some(Arc::new(
                 std::fs::File::open(directory_of_7.path()).unwrap().into(),
             ));
-            let shown = me.openness();
+            let shown = me.hardening();
             assert!(shown.starts_with("it does not say so; dumpable, as"), "{shown}");
             me.directory = Some(Arc::clone(&directory));
         }
         // Make the files look as if they belonged to another user.
         me.credentials.uid = uid + 1;
         assert_eq!(me.is_dumpable(&directory), Ok(false));
-        assert!(me.openness().contains("not dumpable, as"), "{}", me.openness());
+        assert!(me.hardening().contains("not dumpable, as"), "{}", me.hardening());
         me.hardens = true;
-        me.remember(&seen);
-        assert!(me.openness().starts_with("it says so, which proves nothing; "));
-        assert!(!me.openness().contains("what it was before"), "it can be read");
+        me.set_accepted(&seen);
+        assert!(me.hardening().starts_with("it says so, which proves nothing; "));
+        assert!(!me.hardening().contains("what it was before"), "it can be read");
         me.directory = None;
-        assert!(me.openness().contains("cannot be inspected"), "{}", me.openness());
-        assert!(!me.openness().contains("what it was before"), "{}", me.openness());
+        assert!(
+            me.hardening().contains("cannot be inspected"),
+            "{}",
+            me.hardening()
+        );
+        assert!(
+            !me.hardening().contains("what it was before"),
+            "{}",
+            me.hardening()
+        );
         // A directory without any readable file of a process.
         me.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
         assert!(
-            me.openness().ends_with("; its executable is what it was before"),
+            me.hardening().ends_with("; its executable is what it was before"),
             "{}",
-            me.openness()
+            me.hardening()
         );
         me.hardens = false;
-        assert!(!me.openness().contains("what it was before"));
+        assert!(!me.hardening().contains("what it was before"));
         me.hardens = true;
-        me.seen = OnceLock::new();
-        assert!(!me.openness().contains("what it was before"));
+        me.accepted = OnceLock::new();
+        assert!(!me.hardening().contains("what it was before"));
     }
 
     #[test]
