@@ -233,16 +233,16 @@ test('with NODE_DEBUG=ringfence each handshake is printed, by the steps of its e
 test('refusals, evictions and subscriptions are printed, with the peer and the reason as far as they are known', async (t) => {
   const inside = (file: string) => JSON.stringify(urlOf(file))
   const script = `
-    import { tellEvicted, tellRefused, tellSubscribed, tellThrown } from ${inside('runtime/diagnostics.js')}
+    import { reportEvicted, reportRefused, reportSubscribed, reportHandlerError } from ${inside('runtime/diagnostics.js')}
     import { RingfenceError } from ${inside('errors.js')}
     const peer = { pid: 12, uid: 34 }
     const evidence = [{ step: 'HELLO', check: 'uid', wanted: '1', found: '34', outcome: 'passed' }]
-    tellRefused('@an-address', new RingfenceError('PEER_REFUSED', 'it hung up'))
+    reportRefused('@an-address', new RingfenceError('PEER_REFUSED', 'it hung up'))
     const details = { identity: peer, check: 'uid', wanted: '1', found: '34' }
-    tellRefused(null, new RingfenceError('PEER_REFUSED', 'not him', details))
-    tellEvicted({ address: '@an-address' }, { peer, evidence })
-    tellThrown({ address: '@an-address', peer, evidence }, new Error('not\\u001btoday'))
-    tellSubscribed({ peer, evidence }, '@an-address', 'a subscription')`
+    reportRefused(null, new RingfenceError('PEER_REFUSED', 'not him', details))
+    reportEvicted({ address: '@an-address' }, { peer, evidence })
+    reportHandlerError({ address: '@an-address', peer, evidence }, new Error('not\\u001btoday'))
+    reportSubscribed({ peer, evidence }, '@an-address', 'a subscription')`
   const run = (debug: string) =>
     new Promise<string>((resolve, reject) => {
       const env = { ...process.env, NODE_DEBUG: debug }

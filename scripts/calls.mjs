@@ -12,9 +12,9 @@ import { root } from './lib/run.mjs'
 
 const PAGE = join(root, 'docs/internals/system-calls.md')
 const LINE = 130
-/** Calls that depend on the timing of both sides, and on a parent in Rust: a run need not show them. */
+/** Calls that depend on timing, or on a Rust parent: a run may lack them, so they are always listed. */
 const SOMETIMES = ['futex', 'membarrier', 'poll']
-/** What threads of Node's own call if they wait for each other. */
+/** Calls of Node's own threads that depend on timing. */
 const SOMETIMES_IN_NODE = ['sched_yield']
 
 const ECHO = `

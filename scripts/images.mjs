@@ -1,4 +1,4 @@
-// Draws the charts in docs/images from docs/internals/bench/results.json. The other pictures there are drawn by hand.
+// Draws the charts in docs/images from docs/internals/bench/results.json: `node scripts/images.mjs`. The other images are drawn by hand.
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'

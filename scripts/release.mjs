@@ -1,6 +1,6 @@
-// The steps of a release beyond the checks:
+// Steps of a release:
 //
-//     node scripts/release.mjs notes TAG      what CHANGELOG.md says of that version
+//     node scripts/release.mjs notes TAG      prints the section of CHANGELOG.md for that version
 
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -11,7 +11,7 @@ function printNotes([tag]) {
   const [, ...sections] = readFileSync(join(root, 'CHANGELOG.md'), 'utf8').split(/^## /m)
   const section = sections.find((text) => text.startsWith(`[${version}]`))
   const notes = section?.slice(section.indexOf('\n')).trim()
-  if (!notes) fail(`✗ CHANGELOG.md tells nothing of ${version}.`)
+  if (!notes) fail(`✗ CHANGELOG.md has no section for ${version}.`)
   console.log(notes)
 }
 

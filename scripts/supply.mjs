@@ -1,8 +1,8 @@
-// The parts of a release, and whether it is made of those alone:
+// Supply chain checks of a release:
 //
-//     node scripts/supply.mjs reproducible [ARGUMENTS]   the binding, built in two folders; the arguments go to `napi build`
-//     node scripts/supply.mjs reproducible --all         the same of each binding that a release has
-//     node scripts/supply.mjs sbom                       what the packages and the crate contain, as CycloneDX, in build/sbom
+//     node scripts/supply.mjs reproducible [ARGUMENTS]   builds the binding in two folders and compares; passes the arguments to `napi build`
+//     node scripts/supply.mjs reproducible --all         does the same for each binding of a release
+//     node scripts/supply.mjs sbom                       lists the contents of the packages and the crate, as CycloneDX, in build/sbom
 
 import { createHash } from 'node:crypto'
 import { mkdirSync, readFileSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -13,17 +13,17 @@ import { targetsOfRelease } from './lib/targets.mjs'
 
 const CYCLONEDX = '0.5.9'
 
-/** What is checked in, in a folder of its own; its packages are those of the root. */
+/** Copies the committed sources to a folder, with a link to the root's node_modules. */
 function copyTo(folder) {
   rmSync(folder, { recursive: true, force: true })
   mkdirSync(folder, { recursive: true })
-  run('a copy', 'sh', ['-c', `git archive HEAD | tar -x -C '${folder}'`])
+  run('copy the sources', 'sh', ['-c', `git archive HEAD | tar -x -C '${folder}'`])
   symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'))
 }
 
 /**
- * The same sources become the same bytes, wherever they lie: so that what is published can be compared with the result of any build with
- * the same compiler.
+ * Checks that the same sources give the same bytes in any folder. A published binding can then be compared with any other build by the
+ * same compiler.
  */
 function checkReproducible(words) {
   install()
@@ -34,7 +34,7 @@ function checkReproducible(words) {
 
 function buildTwice(words, environment = {}) {
   const home = join(root, 'build', 'reproducible')
-  // Of different length: a path that gets into the binding moves all behind it.
+  // Folder names of different length: a path in the binding would shift all bytes after it.
   const found = ['one', 'another-and-longer'].map((name) => {
     const folder = join(home, name)
     copyTo(folder)
@@ -52,16 +52,16 @@ function buildTwice(words, environment = {}) {
   for (const [file, bytes] of one) {
     const digest = (content) => createHash('sha256').update(content).digest('hex')
     const again = other.get(file)
-    if (again === undefined) fail(`✗ ${file} was built once alone.`)
+    if (again === undefined) fail(`✗ Only one of the two builds has ${file}.`)
     const at = bytes.findIndex((byte, place) => byte !== again[place])
     if (at >= 0 || bytes.length !== again.length) {
-      fail(`✗ ${file} has ${bytes.length} and ${again.length} bytes, and differs from ${at} on: ${home} has both.`)
+      fail(`✗ ${file} has ${bytes.length} and ${again.length} bytes, first difference at ${at}: ${home} has both.`)
     }
-    console.log(`✓ ${file}: ${bytes.length} bytes, SHA-256 ${digest(bytes)}, twice`)
+    console.log(`✓ ${file}: ${bytes.length} bytes, SHA-256 ${digest(bytes)}, in both builds`)
   }
 }
 
-/** One list for the npm packages, which have no dependency at run time, and one for the binding, which carries crates. */
+/** Writes a list for the npm packages, which have no runtime dependencies, and one for the binding, which contains crates. */
 function listContents() {
   install()
   const out = join(root, 'build', 'sbom')
@@ -82,10 +82,10 @@ function listContents() {
   const crate = join(root, 'crates', 'ringfence-node')
   const words = ['--format', 'json', '--override-filename', 'ringfence-node.cdx', '--target', 'all']
   run('crates of the binding', 'cargo', ['cyclonedx', '--manifest-path', join(crate, 'Cargo.toml'), ...words])
-  const made = join(crate, 'ringfence-node.cdx.json')
+  const listed = join(crate, 'ringfence-node.cdx.json')
   const rust = join(out, 'ringfence-node.cdx.json')
-  writeFileSync(rust, readFileSync(made))
-  // It writes one beside each member of the workspace.
+  writeFileSync(rust, readFileSync(listed))
+  // cargo-cyclonedx writes a file for each member of the workspace.
   const { stdout: written } = spawnSync('git', ['ls-files', '--others', '--', '*/ringfence-node.cdx.json'], {
     cwd: root,
   })

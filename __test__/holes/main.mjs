@@ -77,7 +77,7 @@ function readHoles(names) {
 /** Builds the current tree, and runs a test: whether it passed, how long it took, and the most telling line of its output. */
 function play({ kind, words }) {
   const { builds, test, isInNode } = KINDS[kind](split(words))
-  if (isInNode) run('face', process.execPath, ['scripts/build.mjs', 'face'], { cwd: tree, quiet: true })
+  if (isInNode) run('TypeScript', process.execPath, ['scripts/build.mjs', 'ts'], { cwd: tree, quiet: true })
   for (const build of builds)
     run(`build for ${kind}`, 'cargo', [build[0], '--quiet', ...build.slice(1)], { cwd: tree, env })
   const started = performance.now()

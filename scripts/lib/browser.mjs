@@ -1,4 +1,4 @@
-// The documentation in a real browser: Chromium, over its debugging pipe (--remote-debugging-pipe), so without a dependency.
+// Checks the documentation in Chromium, over its debugging pipe (--remote-debugging-pipe), without a dependency.
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
@@ -8,9 +8,9 @@ import { extname, join } from 'node:path'
 import { fail, isInPath, root, run } from './run.mjs'
 
 const NAMES = ['chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable']
-/** A phone and a desktop. */
+/** Pixels of a phone and of a desktop. */
 const WIDTHS = [375, 1280]
-const PATIENCE = 60_000
+const TIMEOUT = 60_000
 const LISTEN = /^\/functions\/(?:index\.)?listen\.html$/
 const TYPES = { '.html': 'text/html', '.js': 'text/javascript', '.css': 'text/css', '.svg': 'image/svg+xml' }
 
@@ -39,7 +39,7 @@ async function serve(folder) {
 
 /** Starts a browser with one empty page. */
 async function openPage(command) {
-  // Removed at the next start only: the browser's children may still write there for a moment.
+  // Removed at the next start, since the browser's children may still write to it after the browser's exit.
   const profile = join(root, 'build', 'browser')
   rmSync(profile, { recursive: true, force: true })
   const options = ['--headless', '--no-sandbox', '--disable-gpu', '--no-first-run', '--disable-background-networking']
@@ -67,13 +67,13 @@ async function openPage(command) {
     }
   })
   let calls = 0
-  // Of the page, once there is one.
+  // The session of the page, once it is open.
   const session = {}
   const send = (method, params = {}) => {
     calls += 1
     const id = calls
     const limit = new Promise((_, reject) => {
-      setTimeout(reject, PATIENCE, new Error(`${method}: no answer within ${PATIENCE} ms`)).unref()
+      setTimeout(reject, TIMEOUT, new Error(`${method}: no answer within ${TIMEOUT} ms`)).unref()
     })
     const answer = new Promise((resolve, reject) => waiting.set(id, { resolve, reject }))
     input.write(`${JSON.stringify({ id, method, params, ...session })}\0`)
@@ -94,22 +94,22 @@ async function openPage(command) {
   const visit = async (url) => {
     const { errorText } = await send('Page.navigate', { url })
     if (errorText) throw new Error(`${url}: ${errorText}`)
-    // A new document may not be there yet: the one before it must not be measured.
-    for (const end = Date.now() + PATIENCE; ;) {
+    // The previous document may still be shown, and must not be measured.
+    for (const end = Date.now() + TIMEOUT; ;) {
       const done = await evaluate(
         (wanted) => document.readyState === 'complete' && location.href === wanted,
         url,
       ).catch(() => false)
       if (done) return
-      if (Date.now() > end) throw new Error(`${url}: not loaded within ${PATIENCE} ms`)
+      if (Date.now() > end) throw new Error(`${url}: not loaded within ${TIMEOUT} ms`)
       await new Promise((resolve) => setTimeout(resolve, 10))
     }
   }
   const close = async () => {
     if (browser.exitCode !== null || browser.signalCode !== null) return
     const exited = once(browser, 'exit')
-    // A browser that has answered may still fail to end.
-    const limit = setTimeout(() => browser.kill('SIGKILL'), PATIENCE)
+    // A browser that has answered may still fail to exit.
+    const limit = setTimeout(() => browser.kill('SIGKILL'), TIMEOUT)
     delete session.sessionId
     await send('Browser.close').catch(() => browser.kill('SIGKILL'))
     await exited
@@ -118,24 +118,24 @@ async function openPage(command) {
   return { evaluate, resize, visit, close }
 }
 
-/** Runs in the page: returns what sticks out to the right, or nothing. */
+/** Runs in the page. Returns the element that overflows to the right, or undefined. */
 function findOverflow() {
   const width = document.documentElement.clientWidth
   if (document.documentElement.scrollWidth <= width) return
   const wide = [...document.querySelectorAll('.container-main *, header *')].filter(
     (element) => element.getBoundingClientRect().right > width + 1,
   )
-  // Inside a box that scrolls by itself, an element may stick out.
+  // Prefers an element outside of boxes that scroll on their own.
   const last = wide.find((element) => !element.closest('pre, table')) ?? wide[0] ?? document.body
   return `${document.documentElement.scrollWidth} px: <${last.localName}> ${last.innerText.trim().slice(0, 60)}`
 }
 
-/** Runs in the page: searches as a reader does, and returns the paths that are found. */
+/** Runs in the page. Types into the search box, and returns the paths of the results. */
 async function search(words) {
   document.querySelector('#tsd-search-trigger').click()
   const input = document.querySelector('#tsd-search-input')
   for (let tries = 0; tries < 60; tries += 1) {
-    // The index may still be loading. The page searches only once nothing was typed for a moment.
+    // The index may still be loading, and the page searches only after a pause in typing.
     input.value = words
     input.dispatchEvent(new Event('input', { bubbles: true }))
     await new Promise((resolve) => setTimeout(resolve, 1000))
@@ -145,7 +145,7 @@ async function search(words) {
   return []
 }
 
-/** Checks the pages in this folder: nothing scrolls sideways, on a phone and on a desktop, and the search finds `listen`. */
+/** Checks that no page in this folder scrolls sideways on a phone or a desktop, and that the search finds `listen`. */
 export async function checkPages(folder) {
   if (!existsSync(join(folder, 'index.html'))) fail(`✗ There are no pages in ${folder}: npm run docs makes them.`)
   const command = findBrowser()

@@ -1,8 +1,8 @@
-// What is drawn by chance, and the same each time for the same number.
+// Pseudorandom numbers that a seed reproduces.
 
-/** Draws that follow from this number alone (mulberry32). */
-export function draws(from) {
-  let state = from >>> 0
+/** A generator with this seed (mulberry32). */
+export function draws(seed) {
+  let state = seed >>> 0
   const next = () => {
     state = (state + 0x6d2b79f5) >>> 0
     let mixed = Math.imul(state ^ (state >>> 15), state | 1)

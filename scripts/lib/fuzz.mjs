@@ -1,4 +1,4 @@
-// Input from another process, made up by a fuzzer: `npm run test:fuzz`.
+// Fuzzes the input from other processes: `npm run test:fuzz`.
 
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, rmSync } from 'node:fs'
@@ -6,20 +6,20 @@ import { delimiter, join, parse, relative } from 'node:path'
 import { fail, getNightly, isInPath, root, run } from './run.mjs'
 
 /**
- * Each input is chosen by the ways that those before it took through the program, with AddressSanitizer watching. A minute for each target,
- * or as many seconds as asked for. What is learnt stays in fuzz/corpus/, so that the next run goes on from there.
+ * Runs coverage-guided fuzzing with AddressSanitizer, for a minute or the given number of seconds for each target. New inputs are stored in
+ * fuzz/corpus/, where the next run continues.
  *
- * `--coverage` fuzzes nothing: it says which lines were run by what was learnt so far.
+ * `--coverage` does not fuzz. It prints the lines that the stored inputs reach.
  */
 export function testFuzz(words) {
   const measures = words[0] === '--coverage'
   const [seconds, ...named] = measures ? ['1', ...words.slice(1)] : words.length > 0 ? words : ['60']
   const all = readdirSync(join(root, 'fuzz', 'fuzz_targets')).map((file) => parse(file).name)
   const targets = named.length > 0 ? named : all
-  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ ${seconds} is no number of seconds.`)
+  if (!/^[1-9]\d*$/.test(seconds)) fail(`✗ The number of seconds must be a whole number, not ${seconds}.`)
   const unknown = targets.filter((target) => !all.includes(target))
-  if (unknown.length > 0) fail(`✗ There is no target ${unknown.join(', ')}, only ${all.join(', ')}.`)
-  if (!isInPath('rustup')) fail('✗ The fuzzer takes the nightly toolchain, and there is no rustup here to get it.', 127)
+  if (unknown.length > 0) fail(`✗ There is no target ${unknown.join(', ')}. The targets are ${all.join(', ')}.`)
+  if (!isInPath('rustup')) fail('✗ The fuzzer needs the nightly toolchain: install rustup.', 127)
 
   const home = join(root, 'build', 'cargo-fuzz')
   process.env.PATH += delimiter + join(home, 'bin')
@@ -36,7 +36,7 @@ export function testFuzz(words) {
   }
 }
 
-/** The folder of a target's inputs. The first folder gets what is found; what is checked in is only looked at. */
+/** The folders of a target's inputs. New inputs are stored in the first; the second is committed, and only read. */
 function inputs(target) {
   const corpus = join('fuzz', 'corpus', target)
   const seeds = join('fuzz', 'seeds', target)
@@ -44,7 +44,7 @@ function inputs(target) {
   return existsSync(join(root, seeds)) ? [corpus, seeds] : [corpus]
 }
 
-/** The readers of the bytes, the words and the objects of a peer. */
+/** The modules that read data and objects of a peer. */
 const READERS = [
   ...[
     'ring',
@@ -60,15 +60,15 @@ const READERS = [
   ...['signal/inbox.rs', 'sys/socket.rs', 'sys/file.rs', 'wake/attachments.rs', 'wake/doorbell.rs', 'wake/parking.rs'],
 ]
 
-/** Of these folders, what belongs to tests. */
+/** Test code in these modules. */
 const OF_TESTS = /(^|\/)(lies|tests)(\.rs|\/)/
 
-/** Of each reader, the lines that were run by what lies in the corpora and the seeds, and those that were not. */
+/** Prints the lines of each reader that the corpora and seeds reach, and those that they do not. */
 function measure(targets) {
   rmSync(join(root, 'fuzz', 'coverage'), { recursive: true, force: true })
   const built = join('build', 'fuzz-coverage')
   const options = ['--sanitizer', 'none', '--target-dir', built]
-  /** By file, the targets that have run each line. */
+  /** The targets that reach each line, by file. */
   const files = new Map()
   for (const target of targets) {
     run(`run ${target}`, 'cargo', ['+nightly', 'fuzz', 'coverage', ...options, target, ...inputs(target)])
@@ -94,7 +94,7 @@ function measure(targets) {
   console.log(`all: ${share(total)} lines`)
 }
 
-/** What LLVM has counted for one target: the lines of the readers. */
+/** Yields LLVM's execution counts of the readers' lines, for one target. */
 function* linesOf(target, built) {
   const tool = (name, ...args) => {
     const { status, stdout, stderr } = spawnSync(name, args, { cwd: root, encoding: 'utf8', maxBuffer: 2 ** 30 })
@@ -115,7 +115,7 @@ function* linesOf(target, built) {
   }
 }
 
-/** Lines in a row that no target has run; what lies between two of them and is no code does not part them. */
+/** Returns the ranges of lines that no target reaches. Lines without code do not interrupt a range. */
 function ranges(lines) {
   const found = []
   let open

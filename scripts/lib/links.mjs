@@ -28,7 +28,7 @@ function anchorsOf(text) {
   return anchors
 }
 
-/** Returns the links of a page that lead to another place of the repository, without those in code. */
+/** Returns the links of a page within the repository, without those in code. */
 function linksOf(text) {
   const plain = withoutCode(text).replaceAll(/`[^`\n]*`/g, '')
   const found = [
@@ -53,7 +53,7 @@ export function checkLinks() {
       count += 1
       const [path, anchor] = decodeURI(target).split('#')
       const file = path === '' ? page : posix.normalize(posix.join(dirname(page), path))
-      // typedoc takes no link to a folder.
+      // typedoc does not support links to folders.
       if (file.startsWith('..') || !statSync(join(root, file), { throwIfNoEntry: false })?.isFile()) {
         dead.push(`${page}: ${target} (no such file)`)
         continue
@@ -65,6 +65,6 @@ export function checkLinks() {
   }
   // A check that finds no links has failed itself.
   if (count < 100) fail(`✗ links: only ${count} found in ${pages.length} pages`)
-  if (dead.length > 0) fail(`✗ links: ${dead.length} lead nowhere:\n${dead.join('\n')}`)
-  console.log(`links: ${count} in ${pages.length} Markdown pages lead somewhere`)
+  if (dead.length > 0) fail(`✗ links: ${dead.length} are dead:\n${dead.join('\n')}`)
+  console.log(`links: ${count} in ${pages.length} Markdown pages are valid`)
 }

@@ -1,4 +1,4 @@
-// The tests as a busy machine runs them: `npm run test:load`.
+// Runs the tests under load: `npm run test:load`.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, readdirSync, rmSync } from 'node:fs'
@@ -9,22 +9,22 @@ import { draws } from './draws.mjs'
 import { fail, root, tool } from './run.mjs'
 
 const home = join(root, 'build', 'load')
-/** A run that takes longer hangs: many times what the longest takes here. Milliseconds. */
+/** Milliseconds for a run, many times the longest usual duration. A longer run counts as hanging. */
 const LIMIT = 900_000
-/** Lines of what a run has said that are shown where it fails. */
+/** Lines of output that are printed for a failed run. */
 const SHOWN = 40
 
 /**
- * Each file of tests in both languages, ROUNDS times, many side by side, in an order that is drawn: `[ROUNDS] [--width N] [--seed S] [rust | node | NAME …]`.
- * Tests and code that depend on chance fail here. Needs a build.
+ * Runs each test file of both languages ROUNDS times, many in parallel, in random order: `[ROUNDS] [--width N] [--seed S] [rust | node | NAME …]`.
+ * This finds tests and code that depend on timing. Needs a build.
  */
 export async function testLoad(words) {
-  const option = (name, otherwise) => {
+  const option = (name, fallback) => {
     const at = words.indexOf(name)
-    if (at < 0) return otherwise
-    const [, given] = words.splice(at, 2)
-    if (!/^[1-9]\d{0,8}$/.test(given)) fail(`✗ ${name} takes a whole number from 1 on.`)
-    return Number(given)
+    if (at < 0) return fallback
+    const [, value] = words.splice(at, 2)
+    if (!/^[1-9]\d{0,8}$/.test(value)) fail(`✗ ${name} takes a whole number of at least 1.`)
+    return Number(value)
   }
   const width = option('--width', 3 * cpus().length)
   const seed = option('--seed', (Date.now() % 1_000_000) + 1)
@@ -34,16 +34,16 @@ export async function testLoad(words) {
   const isNamed = ({ name, language }) => words.includes(name) || words.includes(language)
   const unknown = words.filter((word) => !all.some(({ name, language }) => name === word || language === word))
   if (unknown.length > 0)
-    fail(`✗ There are no tests ${unknown.join(', ')}, only ${all.map(({ name }) => name).join(', ')}.`)
+    fail(`✗ There are no tests ${unknown.join(', ')}. The tests are ${all.map(({ name }) => name).join(', ')}.`)
   const chosen = words.length > 0 ? all.filter(isNamed) : all
 
   rmSync(home, { recursive: true, force: true })
   mkdirSync(home, { recursive: true })
-  const jobs = drawn(
+  const jobs = shuffled(
     Array.from({ length: rounds }, (_, round) => chosen.map((test) => ({ ...test, round: round + 1 }))).flat(),
     seed,
   )
-  console.log(`\n${chosen.length} files of tests, ${rounds} times each, ${width} at a time, seed ${seed}`)
+  console.log(`\n${chosen.length} test files, ${rounds} times each, ${width} at a time, seed ${seed}`)
   const started = performance.now()
   let failed = 0
   const worker = async () => {
@@ -52,11 +52,11 @@ export async function testLoad(words) {
   await Promise.all(Array.from({ length: width }, worker))
   const time = Math.round((performance.now() - started) / 1000)
   if (failed > 0)
-    fail(`✗ ${failed} of ${chosen.length * rounds} runs failed (${time} s). What each has said stands in build/load.`)
+    fail(`✗ ${failed} of ${chosen.length * rounds} runs failed (${time} s). Their output is in build/load.`)
   console.log(`✓ ${chosen.length * rounds} runs passed in ${time} s.`)
 }
 
-/** The crate's test binaries, as cargo runs them. */
+/** Builds the crate's test binaries, and returns how cargo runs them. */
 function rustTests() {
   const command = ['test', '-p', 'ringfence', '--features', 'ringfence/tokio,ringfence/tracing', '--no-run']
   const stdio = ['ignore', 'pipe', 'inherit']
@@ -95,8 +95,8 @@ function nodeTests() {
   }))
 }
 
-/** These, in an order that their seed decides. */
-function drawn(jobs, seed) {
+/** Shuffles the jobs in place, by the seed. */
+function shuffled(jobs, seed) {
   const { below } = draws(seed)
   for (let left = jobs.length; left > 1; left -= 1) {
     const other = below(left)
@@ -105,12 +105,12 @@ function drawn(jobs, seed) {
   return jobs
 }
 
-/** Runs one file of tests. Its output is kept if it fails. */
+/** Runs one test file. Keeps its output if it fails. */
 async function passes({ name, round, command, words, cwd, env }) {
   const log = join(home, `${name}-${round}.log`)
   const output = openSync(log, 'w')
   const started = performance.now()
-  // A group of its own: what a test that hangs has started goes with it.
+  // Its own process group, so that a hanging test is killed with the processes that it has started.
   const child = spawn(command, words, {
     cwd,
     env: { ...process.env, ...env },
@@ -133,12 +133,12 @@ async function passes({ name, round, command, words, cwd, env }) {
     return true
   }
   const time = ((performance.now() - started) / 1000).toFixed(1)
-  const how = hangs ? 'is not over' : signal === null ? `exit code ${code}` : `ended by ${signal}`
+  const how = hangs ? 'timed out' : signal === null ? `exit code ${code}` : `terminated by ${signal}`
   console.log(`\n✗ ${name}, round ${round}: ${how} after ${time} s`)
-  const said = readFileSync(log, 'utf8').trimEnd().split('\n')
-  // Tests that passed are not printed.
+  const lines = readFileSync(log, 'utf8').trimEnd().split('\n')
+  // Omits the tests that passed.
   console.log(
-    said
+    lines
       .filter((line) => !/^test .* ok$|^\s*✔/.test(line))
       .slice(0, SHOWN)
       .join('\n'),

@@ -1,4 +1,4 @@
-// Runs under ThreadSanitizer and AddressSanitizer: `npm run test:sanitizers`.
+// Runs tests under ThreadSanitizer and AddressSanitizer: `npm run test:sanitizers`.
 
 import { spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
@@ -9,27 +9,27 @@ import { fail, getNightly, root, run, tool } from './run.mjs'
 const target = `${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}-unknown-linux-gnu`
 const home = join(root, 'build', 'sanitizers')
 
-/** Loom switches stacks by itself, which no sanitizer follows. */
+/** Tests with Loom, which switches stacks in a way that sanitizers do not support. */
 const LOOM = ['orderings', 'parking::tests', 'many::tests']
 
 const SANITIZERS = {
   address: {
     flags: ['-Zsanitizer=address'],
-    /** Unit tests that it is not shown. */
+    /** Skipped unit tests. */
     skipped: LOOM,
-    /** Both languages: Node is given the sanitizer's library before it begins, and so is each process that it starts. */
+    /** Node and its children load the sanitizer's library with LD_PRELOAD. */
     languages: 'rust,node',
-    /** Address space is what its shadow takes; it sets twenty terabytes aside. */
+    /** Its shadow memory reserves twenty terabytes of address space. */
     without: ['as', 'cgroup'],
     slow: 3,
     mistake: 'heap-use-after-free',
   },
   thread: {
-    // Fences are nothing that it knows: what they order is ordered by the accesses themselves here.
+    // It does not support fences: `ringfence_tsan` replaces them by orderings of the accesses.
     flags: ['-Zsanitizer=thread', '--cfg', 'ringfence_tsan'],
-    // Of what is written over while it is read, a reader throws its copy away; and a peer that lies may write at any moment.
+    // These tests race on purpose: a reader discards a copy that was overwritten during the read, and a hostile peer may write at any time.
     skipped: [...LOOM, 'readers_that_are_overtaken', 'fuzzing::', 'liars::'],
-    // Node's own threads would have to be built with it.
+    // Node is not built with it.
     languages: 'rust',
     without: ['as', 'cgroup', 'idle'],
     slow: 10,
@@ -37,17 +37,17 @@ const SANITIZERS = {
   },
 }
 
-/** Excluded from the tests in Node: this one has no binding, or one of a package, instead of the sanitizer's. */
+/** Excluded: this test loads no binding, or a package's, instead of the sanitizer's. */
 const OF_PACKAGES = 'package.test.js'
-/** Without address space the sanitizer ends the process. */
+/** Excluded: without address space, the sanitizer terminates the process. */
 const WITHOUT_ADDRESS_SPACE = '*(RLIMIT_AS)*'
 
-/** What is run under each. */
+/** The parts of the run. */
 const PARTS = { units: testUnits, node: testNode, soak: testSoak }
 
 /**
- * The crate's unit tests, the tests in Node, and the soak for some minutes, with the standard library built anew, so that it is watched as
- * well: `[address | thread …] [units | node | soak …] [--minutes N] [--seed S]`. See docs/internals/testing.md.
+ * Runs the crate's unit tests, the tests in Node, and the soak for some minutes. The standard library is rebuilt with the sanitizer:
+ * `[address | thread …] [units | node | soak …] [--minutes N] [--seed S]`. See docs/internals/testing.md.
  */
 export function testSanitizers(words) {
   const at = words.findIndex((word) => word.startsWith('--'))
@@ -55,11 +55,11 @@ export function testSanitizers(words) {
   const options = at < 0 ? [] : words.slice(at)
   const known = [...Object.keys(SANITIZERS), ...Object.keys(PARTS)]
   const unknown = named.filter((word) => !known.includes(word))
-  if (unknown.length > 0) fail(`✗ There is no ${unknown.join(', ')} here, only ${known.join(', ')}.`)
-  const chosen = (of) => {
-    const all = Object.keys(of)
-    const these = all.filter((name) => named.includes(name))
-    return these.length > 0 ? these : all
+  if (unknown.length > 0) fail(`✗ There is no ${unknown.join(', ')}. Choose from ${known.join(', ')}.`)
+  const chosen = (table) => {
+    const all = Object.keys(table)
+    const some = all.filter((name) => named.includes(name))
+    return some.length > 0 ? some : all
   }
   getNightly(['rust-src'])
   mkdirSync(home, { recursive: true })
@@ -69,7 +69,7 @@ export function testSanitizers(words) {
 }
 
 function testUnits(name, { flags, skipped }) {
-  // This test forgets reservations, as a program may.
+  // This test leaks reservations on purpose.
   const leaks = join(home, 'leaks')
   writeFileSync(leaks, 'leak:no_order_of_calls\n')
   const env = {
@@ -85,25 +85,25 @@ function testUnits(name, { flags, skipped }) {
 }
 
 function testNode(name, sanitizer) {
-  // Node's own threads are not built with the other one.
+  // ThreadSanitizer would need a Node that is built with it.
   if (name !== 'address') return
-  const watched = prepare(name, sanitizer)
+  const instrumented = prepare(name, sanitizer)
   buildTests()
   const tests = join('build', 'test')
   const files = readdirSync(join(root, tests)).filter((file) => file.endsWith('.test.js') && file !== OF_PACKAGES)
   const words = ['--timeout=10m', '--match=*', `--match=!${WITHOUT_ADDRESS_SPACE}`]
   run('tests in Node under the address sanitizer', tool('ava'), [...words, ...files.map((file) => join(tests, file))], {
-    env: watched.env,
+    env: instrumented.env,
   })
-  watched.look()
+  instrumented.checkReports()
 }
 
 function testSoak(name, sanitizer, options) {
-  const watched = prepare(name, sanitizer)
+  const instrumented = prepare(name, sanitizer)
   const { languages, without, slow } = sanitizer
   const words = [
     '--rust',
-    join(watched.built, 'ringfence-soak'),
+    join(instrumented.built, 'ringfence-soak'),
     '--languages',
     languages,
     '--without',
@@ -112,31 +112,31 @@ function testSoak(name, sanitizer, options) {
     String(slow),
   ]
   const main = join('__test__', 'soak', 'main.mjs')
-  run(`the soak under the ${name} sanitizer`, process.execPath, [main, ...words, ...options], { env: watched.env })
-  watched.look()
+  run(`the soak under the ${name} sanitizer`, process.execPath, [main, ...words, ...options], { env: instrumented.env })
+  instrumented.checkReports()
 }
 
 /**
- * Builds the binding with a sanitizer, and returns the environment of its processes. The reports go to files, since a process
- * that dies of something else would print none.
+ * Builds the binding with a sanitizer, and returns the environment of its processes. The reports go to files, since a process that crashes
+ * for another reason would print none.
  */
 function prepare(name, { flags, mistake }) {
   if (!existsSync(join(root, 'dist', 'esm', 'index.js'))) build()
-  const said = join(home, `${name}-reports`)
-  rmSync(said, { recursive: true, force: true })
-  mkdirSync(said, { recursive: true })
+  const reports = join(home, `${name}-reports`)
+  rmSync(reports, { recursive: true, force: true })
+  mkdirSync(reports, { recursive: true })
   const options = [
-    `log_path=${join(said, 'report')}`,
-    // V8 gives back nothing at its end.
+    `log_path=${join(reports, 'report')}`,
+    // V8 does not free its memory at exit.
     'detect_leaks=0',
-    // Freed memory is kept for a while, so that a look at it is seen; by itself it is 256 MiB of each process.
+    // Freed memory is quarantined, so that later accesses are detected. The default is 256 MiB for each process.
     ...(name === 'address' ? ['quarantine_size_mb=32'] : ['die_after_fork=0']),
   ].join(':')
   const env = { ASAN_OPTIONS: options, TSAN_OPTIONS: options }
   const rustFlags = [...flags]
   if (name === 'address') {
     const library = addressSanitizer()
-    // Not in each executable, but beside them, so that the one that was built with it and the one that was not have the same.
+    // As a shared library, so that executables with and without the sanitizer use the same runtime.
     rustFlags.push('-Zexternal-clangrt', `-Clink-arg=${library}`, `-Clink-arg=-Wl,-rpath,${home}`)
     env.LD_PRELOAD = library
     env.NAPI_RS_NATIVE_LIBRARY_PATH = join(home, 'ringfence.node')
@@ -156,13 +156,13 @@ function prepare(name, { flags, mistake }) {
   const built = join(home, `${name}-programs`, target, 'debug')
   if (env.NAPI_RS_NATIVE_LIBRARY_PATH)
     copyFileSync(join(built, 'libringfence_node.so'), env.NAPI_RS_NATIVE_LIBRARY_PATH)
-  makeMistake(name, rustFlags, env, said, mistake)
-  return { env, built, look: () => look(name, said) }
+  makeMistake(name, rustFlags, env, reports, mistake)
+  return { env, built, checkReports: () => checkReports(name, reports) }
 }
 
 /**
- * AddressSanitizer as a library of its own: Rust brings it only as what executables are linked with. Its part for an executable's first
- * moment, which no library may have, is left out; it begins with the first call then.
+ * Links AddressSanitizer's runtime as a shared library, since Rust contains only the static one. Its `.preinit_array`, which is not allowed in
+ * a shared library, is removed. The runtime then initializes on its first call.
  */
 function addressSanitizer() {
   const { stdout } = spawnSync('rustc', ['+nightly', '--print', 'target-libdir', '--target', target])
@@ -171,7 +171,7 @@ function addressSanitizer() {
   if (archive === undefined) fail(`✗ This Rust has no AddressSanitizer in ${folder}.`)
   const copy = join(home, 'runtime.a')
   copyFileSync(join(folder, archive), copy)
-  run('without its first moment', 'ar', ['d', copy, 'asan_preinit.cpp.o'])
+  run('remove .preinit_array', 'ar', ['d', copy, 'asan_preinit.cpp.o'])
   const library = join(home, 'libringfence_asan.so')
   const whole = ['-Wl,--whole-archive', copy, '-Wl,--no-whole-archive', '-lpthread', '-ldl', '-lm', '-lrt']
   run('the sanitizer as a library', 'cc', ['-shared', '-o', library, ...whole])
@@ -179,7 +179,7 @@ function addressSanitizer() {
 }
 
 const MISTAKES = {
-  // As a constructor, so that Node makes it by loading this.
+  // A constructor, so that Node runs it when it loads the library.
   address: `
     #[used]
     #[unsafe(link_section = ".init_array")]
@@ -198,14 +198,14 @@ const MISTAKES = {
     }`,
 }
 
-/** A mistake that must be seen, in a process of the kind that is watched: else what says nothing proves nothing. */
-function makeMistake(name, flags, env, said, mistake) {
+/** Checks that the sanitizer reports a mistake in a process of this kind. Otherwise the absence of reports would prove nothing. */
+function makeMistake(name, flags, env, reports, mistake) {
   const source = join(home, 'mistake.rs')
   writeFileSync(source, MISTAKES[name])
   const isLibrary = name === 'address'
   const made = join(home, isLibrary ? 'mistake.so' : 'mistake')
   const kind = isLibrary ? ['--crate-type', 'cdylib'] : []
-  // The standard library that comes with Rust is not watched, and need not be.
+  // The prebuilt standard library has no sanitizer, which is fine here.
   const plain = '-Cunsafe-allow-abi-mismatch=sanitizer'
   const words = [
     '+nightly',
@@ -225,15 +225,15 @@ function makeMistake(name, flags, env, said, mistake) {
     ? [process.execPath, '-e', `process.dlopen({ exports: {} }, ${JSON.stringify(made)})`]
     : [made]
   spawnSync(command, rest, { env: { ...process.env, ...env }, stdio: 'ignore' })
-  const found = readdirSync(said).map((file) => readFileSync(join(said, file), 'utf8'))
+  const found = readdirSync(reports).map((file) => readFileSync(join(reports, file), 'utf8'))
   if (!found.some((text) => text.includes(mistake))) fail(`✗ The ${name} sanitizer does not see a ${mistake}.`)
-  for (const file of readdirSync(said)) rmSync(join(said, file))
+  for (const file of readdirSync(reports)) rmSync(join(reports, file))
 }
 
-/** The reports of all processes. Any report is a failure, whatever became of the process. */
-function look(name, said) {
-  const found = readdirSync(said)
-  for (const file of found.slice(0, 5)) console.log(readFileSync(join(said, file), 'utf8').slice(0, 6000))
-  if (found.length > 0) fail(`✗ ${found.length} reports of the ${name} sanitizer in ${said}.`)
+/** Fails if there is any report, whatever the exit code of its process. */
+function checkReports(name, reports) {
+  const found = readdirSync(reports)
+  for (const file of found.slice(0, 5)) console.log(readFileSync(join(reports, file), 'utf8').slice(0, 6000))
+  if (found.length > 0) fail(`✗ ${found.length} reports of the ${name} sanitizer in ${reports}.`)
   console.log('No report.')
 }

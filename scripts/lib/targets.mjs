@@ -1,6 +1,5 @@
-// The binding for all four targets, as they are published, and what a stranger's machine would find wrong with them:
-// a symbol that its C library lacks, a stack that can be executed, tables that can be written, a path of the machine
-// that built it. Each lands in binding/ under its own name, ready for `napi artifacts`.
+// Builds the binding for the four published targets, and checks each file: symbols that older C libraries lack, an executable stack,
+// writable relocation tables, and paths of the build machine. The files go to binding/, under the names that `napi artifacts` expects.
 
 import { spawnSync } from 'node:child_process'
 import { readFileSync, statSync } from 'node:fs'
@@ -9,12 +8,12 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { addTarget, fail, install, isInPath, root, zig } from './run.mjs'
 
-/** glibc 2.17 is of 2012: Debian 8, CentOS 7, Amazon Linux 2. musl has no versions of its symbols. */
+/** The oldest supported glibc, of 2012: Debian 8, CentOS 7, Amazon Linux 2. musl has no symbol versions. */
 const GLIBC = [2, 17]
-/** Of what a user's npm fetches, which is packed. */
+/** Bytes of the largest binding, compressed as npm downloads it. */
 const LIMIT = 1_500_000
 
-/** What is published. */
+/** The published targets. */
 const all = [
   { target: 'x86_64-unknown-linux-gnu', name: 'linux-x64-gnu', machine: 'X86-64' },
   { target: 'x86_64-unknown-linux-musl', name: 'linux-x64-musl', machine: 'X86-64' },
@@ -23,31 +22,31 @@ const all = [
 ]
 
 const home = process.env.CARGO_HOME ?? join(homedir(), '.cargo')
-/** Paths of this machine, and what stands for each in what is published. */
+/** Paths of this machine, and their replacements in the published files. */
 const places = [
   [root.replace(/\/$/, ''), '/ringfence'],
   [home, '/cargo'],
   [process.env.RUSTUP_HOME ?? join(homedir(), '.rustup'), '/rustup'],
 ]
 
-/** The words for `napi build` that build one of them with zig: with the oldest C library that it shall run with. */
-const wordsOf = ({ target }) => ['-x', '--target', target + (target.endsWith('-gnu') ? `.${GLIBC.join('.')}` : '')]
+/** The arguments for `napi build` to build a target with zig, for the oldest supported C library. */
+const argumentsOf = ({ target }) => ['-x', '--target', target + (target.endsWith('-gnu') ? `.${GLIBC.join('.')}` : '')]
 
-/** Those words for each, once everything that they take is there. */
+/** Installs the targets, and returns the arguments for each. */
 export function targetsOfRelease() {
   for (const { target } of all) addTarget(target)
-  return all.map(wordsOf)
+  return all.map(argumentsOf)
 }
 
-/** Builds those that are named (`linux-x64-gnu`, …), or all. `buildBinding` builds one, with options and environment. */
+/** Builds the named targets (`linux-x64-gnu`, …), or all. `buildBinding` builds one, with options and environment. */
 export function buildTargets(names, buildBinding) {
   const targets = names.length === 0 ? all : all.filter(({ name }) => names.includes(name))
   const unknown = names.filter((wanted) => !all.some(({ name }) => name === wanted))
   if (unknown.length > 0)
-    fail(`✗ There is no target ${unknown.join(', ')}, only ${all.map(({ name }) => name).join(', ')}.`)
+    fail(`✗ There is no target ${unknown.join(', ')}. The targets are ${all.map(({ name }) => name).join(', ')}.`)
 
   install()
-  if (!isInPath('readelf')) fail('✗ What was built is looked at with readelf, which binutils has.', 127)
+  if (!isInPath('readelf')) fail('✗ readelf is missing: install binutils.', 127)
   const environment = zig()
   const remap = places.map(([from, to]) => `--remap-path-prefix=${from}=${to}`).join(' ')
 
@@ -55,13 +54,13 @@ export function buildTargets(names, buildBinding) {
     const { target, name, machine } = each
     const gnu = target.endsWith('-gnu')
     addTarget(target)
-    // A library that Node loads takes the C library of that Node, whatever the target's habit is.
+    // A library that Node loads must use Node's C library, so it is linked dynamically, also for musl.
     const flags = gnu ? remap : `${remap} -C target-feature=-crt-static`
-    buildBinding(['--release', ...wordsOf(each)], { ...environment, RUSTFLAGS: flags })
+    buildBinding(['--release', ...argumentsOf(each)], { ...environment, RUSTFLAGS: flags })
     const file = join(root, 'binding', `ringfence.${name}.node`)
-    const { needed, wrong } = look(file, gnu, machine)
+    const { needed, wrong } = inspect(file, gnu, machine)
     const packed = gzipSync(readFileSync(file), { level: 9 }).length
-    if (packed > LIMIT) wrong.push(`packed it has more than ${LIMIT} bytes`)
+    if (packed > LIMIT) wrong.push(`it has more than ${LIMIT} bytes compressed`)
     return { name, size: statSync(file).size, packed, needed, wrong }
   })
 
@@ -73,8 +72,8 @@ export function buildTargets(names, buildBinding) {
   if (rows.some(({ wrong }) => wrong.length > 0)) fail('✗ These must not be published.')
 }
 
-/** The requirements of the file in words, and its problems. */
-function look(file, gnu, machine) {
+/** Returns the libraries that the file needs, and its problems. */
+function inspect(file, gnu, machine) {
   const read = (option) => {
     const { status, stdout, stderr } = spawnSync('readelf', ['--wide', option, file], { encoding: 'utf8' })
     if (status !== 0) fail(`✗ readelf ${option} ${file}: ${stderr}`)
