@@ -72,40 +72,40 @@ impl Drop for MembershipState {
 
 /// Answers with the next change: a channel, a role, or the failure of a refused client. Answers 0 if there is
 /// none now.
-fn next(seat: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = &seat.membership else {
+fn next(slot: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = &slot.membership else {
         return Answer::from(0);
     };
     let change = match membership.try_next() {
         Ok(Some(change)) => change,
         Ok(None) => return Answer::from(0),
-        Err(error) => return seat.fail(error),
+        Err(error) => return slot.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
     let made = unsafe {
         match change {
-            Change::Channel(channel) => channel::to_object(call.env, channel, seat.handle.use_libuv),
+            Change::Channel(channel) => channel::to_object(call.env, channel, slot.handle.use_libuv),
             Change::Role(role) => ToNapiValue::to_napi_value(call.env, role.to_string()),
             Change::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
             _ => return Answer::from(0),
         }
     };
-    seat.handle.made(made, "a change")
+    slot.handle.made(made, "a change")
 }
 
-fn watch(seat: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = &seat.membership else {
+fn watch(slot: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = &slot.membership else {
         return Answer::from(0);
     };
     let events = membership.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that is
     // dropped.
-    unsafe { seat.handle.watch(call, events) }
+    unsafe { slot.handle.watch(call, events) }
 }
 
 /// Argument: 1 to let new clients wait, 0 to accept them.
-fn pause(seat: &mut MembershipState, call: &mut Call) -> Answer {
-    match &seat.membership {
+fn pause(slot: &mut MembershipState, call: &mut Call) -> Answer {
+    match &slot.membership {
         Some(membership) if call.size(0) != 0 => membership.pause(),
         Some(membership) => membership.resume(),
         None => {}
@@ -116,15 +116,15 @@ fn pause(seat: &mut MembershipState, call: &mut Call) -> Answer {
 /// Leaves on a thread, because it waits for the partner's answer. Arguments: the callback, and 1 if everything that was
 /// sent is in the ring, so that the partner gets a clean end. Answers 1 if the callback will be called, later and once, and
 /// 0 if the address was already left.
-fn leave(seat: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = seat.take() else {
+fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = slot.take() else {
         return Answer::from(0);
     };
     if call.size(1) == 0 {
         binding::destroy_on_drop(&membership);
     }
     let (going, gone) = mpsc::channel();
-    seat.going = Some(gone);
+    slot.going = Some(gone);
     // SAFETY: this runs in a callback of the environment, and the function is its argument.
     let started = unsafe {
         task::run(
@@ -143,13 +143,13 @@ fn leave(seat: &mut MembershipState, call: &mut Call) -> Answer {
     Answer::from(i32::from(started.is_ok()))
 }
 
-fn close(seat: &mut MembershipState, _call: &mut Call) -> Answer {
-    seat.let_go();
+fn close(slot: &mut MembershipState, _call: &mut Call) -> Answer {
+    slot.let_go();
     Answer::Nothing
 }
 
-fn vacate(seat: &mut MembershipState, _call: &mut Call) -> Answer {
-    seat.leave_at_once();
+fn vacate(slot: &mut MembershipState, _call: &mut Call) -> Answer {
+    slot.leave_at_once();
     Answer::Nothing
 }
 
@@ -181,12 +181,12 @@ pub(crate) unsafe fn to_object(
         let role = ToNapiValue::to_napi_value(env, membership.role().to_string())?;
         set_property(env, object, c"role", role)?;
     }
-    let seat = MembershipState {
+    let slot = MembershipState {
         membership: Some(membership),
         going: None,
         handle: Handle::new(use_libuv),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, seat) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, slot) }?;
     Ok(object)
 }

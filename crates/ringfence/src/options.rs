@@ -53,14 +53,14 @@ pub struct Options {
 
 /// The number of slots of a service: in total, per process and per user.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SeatLimits {
+pub(crate) struct SlotLimits {
     pub(crate) all: usize,
     pub(crate) of_process: usize,
     own_user: usize,
     other_user: usize,
 }
 
-impl SeatLimits {
+impl SlotLimits {
     pub(crate) fn of_user(&self, uid: u32) -> usize {
         if uid == nix::unistd::geteuid().as_raw() {
             self.own_user
@@ -112,14 +112,14 @@ impl Options {
     }
 
     /// Returns the number of slots of a service: in total, per process and per user.
-    pub(crate) fn seats(&self) -> SeatLimits {
+    pub(crate) fn slots(&self) -> SlotLimits {
         let all = self.max_peers.unwrap_or(usize::MAX);
         let (own_user, other_user) = match self.max_peers_per_user {
             Some(count) => (count, count),
             None if self.policy.is_for_one_user() => (all, all),
             None => (all, all - all / 4),
         };
-        SeatLimits {
+        SlotLimits {
             all,
             of_process: self.max_peers_per_process.unwrap_or(all - all / 8),
             own_user,
@@ -372,8 +372,8 @@ mod tests {
     fn a_small_service_offers_all_slots_to_any_agent_and_a_large_one_reserves_some() {
         let own = nix::unistd::geteuid().as_raw();
         let of = |options: Options| {
-            let seats = options.seats();
-            (seats.of_process, seats.of_user(own), seats.of_user(own + 1))
+            let slots = options.slots();
+            (slots.of_process, slots.of_user(own), slots.of_user(own + 1))
         };
         let several = || Options::new().policy(Policy::new().any_executable().uids([own, own + 1]));
         for (peers, wanted) in [

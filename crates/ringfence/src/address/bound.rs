@@ -230,7 +230,7 @@ impl BoundAddress {
     pub(super) fn open(listener: OwnedFd, named: Option<SocketFile>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
         // credentials.
-        sys::socket::settle_new_line(&listener).or_system("SO_PASSCRED")?;
+        sys::socket::enable_new_credentials(&listener).or_system("SO_PASSCRED")?;
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
@@ -274,7 +274,7 @@ impl BoundAddress {
                 Err(errno) => return Err(errno),
                 // The stream inherits the listening socket's options, which the peer of a membership can
                 // change as well.
-                Ok(stream) => return sys::socket::settle_line(&stream).map(|()| stream),
+                Ok(stream) => return sys::socket::enable_credentials(&stream).map(|()| stream),
             }
         }
     }
@@ -319,13 +319,13 @@ impl BoundAddress {
 
     /// Stops accepting connections, while the address stays bound. From then on the kernel rejects clients
     /// without a thread of ours: connect(2) fails with ECONNREFUSED on a listening socket that was shut down
-    /// for reading. `turn_away` receives the connections that already wait.
-    pub(crate) fn close(&self, turn_away: impl Fn(OwnedFd)) -> Result<()> {
+    /// for reading. `refuse_client` receives the connections that already wait.
+    pub(crate) fn close(&self, refuse_client: impl Fn(OwnedFd)) -> Result<()> {
         shutdown(self.listener.as_raw_fd(), Shutdown::Read)
             .or_system("closing the address to new clients (shutdown)")?;
         loop {
             match self.next() {
-                Ok(stream) => turn_away(stream),
+                Ok(stream) => refuse_client(stream),
                 Err(Errno::EAGAIN) => return Ok(()),
                 Err(errno) => return Err(Error::system("accepting a connection", errno)),
             }

@@ -30,7 +30,7 @@ use crate::{
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
 /// each time.
 ///
-/// With [`Options::wait`], waits for a service to listen, and for a seat if the service is full. [`Options::cancel_token`]
+/// With [`Options::wait`], waits for a service to listen, and for a slot if the service is full. [`Options::cancel_token`]
 /// cancels the waiting.
 ///
 /// One process runs at most 16 handshakes with one address at a time. A further call waits for its turn, and
@@ -41,7 +41,7 @@ use crate::{
 ///
 /// # fn main() -> ringfence::Result<()> {
 /// let address: Address = "/run/orders/service.sock".parse()?;
-/// // Waits for the service to listen, and for a seat.
+/// // Waits for the service to listen, and for a slot.
 /// let (mut sender, _receiver) = connect(&address, &Options::new().wait(true))?.split();
 /// sender.send(b"hello")?;
 /// # Ok(())
@@ -100,7 +100,7 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     }
 }
 
-/// Connects to an address until a handshake is complete. `deed` names the host in an error: "listens", "service". `shake_hands`
+/// Connects to an address until a handshake is complete. `deed` names the host in an error: "listens", "service". `run_handshake`
 /// returns `None` if the host hung up without an answer.
 ///
 /// With [`Options::wait`], waits for a host that is missing, full or about to close.
@@ -108,13 +108,13 @@ fn call(
     address: &Address,
     options: &Options,
     deed: (&str, &str),
-    shake_hands: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
+    run_handshake: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::begin();
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
-        match call_once(address, options, &deadline, &shake_hands) {
+        match call_once(address, options, &deadline, &run_handshake) {
             Ok(ConnectAttempt::Ready(parts)) => return Ok(*parts),
             // The host is closing, and the next attempt finds no host.
             Ok(ConnectAttempt::HungUp) => backoff.hung_up(None)?,
@@ -141,7 +141,7 @@ fn call_once(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    shake_hands: &impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
+    run_handshake: &impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<ConnectAttempt> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;
@@ -150,7 +150,7 @@ fn call_once(
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(ConnectAttempt::NoHost);
     };
-    let parts = shake_hands(stream, record, within)?;
+    let parts = run_handshake(stream, record, within)?;
     Ok(parts.map_or(ConnectAttempt::HungUp, |parts| {
         ConnectAttempt::Ready(Box::new(parts))
     }))

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     handshake::parts::Role,
     host::admit::EndpointStats,
-    host::endpoint::{Endpoint, Handle, Idle, Worker},
+    host::endpoint::{Endpoint, Handle, IdleThread, Worker},
     host::membership::{Change, Member, MemberWorker, Position},
     options::Options,
     signal::barriers,
@@ -53,24 +53,24 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let endpoint = Endpoint::new(address.absolute(), &options, Member::default())?;
     let (worker, release) = Worker::new()?;
     let timeout = options.handshake_timeout;
-    let keeper = MemberWorker {
+    let member_worker = MemberWorker {
         endpoint: Arc::clone(&endpoint),
         options,
-        stay: Deadline::endless(vec![worker.stop().clone()], timeout),
+        stop: Deadline::endless(vec![worker.stop().clone()], timeout),
         _release: release,
     };
-    let run = |(keeper, position): (MemberWorker, Position)| keeper.keep(position);
-    let thread = Idle::spawn("ringfence-member", "a thread for the membership", run)?;
-    let arrived = keeper.arrive(&deadline);
+    let run = |(worker, position): (MemberWorker, Position)| worker.run(position);
+    let thread = IdleThread::spawn("ringfence-member", "a thread for the membership", run)?;
+    let arrived = member_worker.join(&deadline);
     let membership = Membership {
         handle: Handle::new(address, &endpoint),
         worker,
         late: timeout.saturating_add(ENOUGH),
     };
     match arrived {
-        Ok(position) => thread.start((keeper, position)),
+        Ok(position) => thread.start((member_worker, position)),
         Err(error) => {
-            drop(keeper);
+            drop(member_worker);
             thread.dismiss();
             return Err(error);
         }

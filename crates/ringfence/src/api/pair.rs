@@ -61,7 +61,7 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
 pub fn join_noticing(
     address: &Address,
     options: &Options,
-    notice: &(dyn Fn(&Refused) + Sync),
+    on_refused: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
@@ -69,7 +69,7 @@ pub fn join_noticing(
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
-        match join_once(address, options, &deadline, notice) {
+        match join_once(address, options, &deadline, on_refused) {
             Ok(Some(channel)) => return Ok(channel),
             // The host hung up without an answer: the first process to try again is the next host.
             Ok(None) => backoff.hung_up(None)?,
@@ -85,11 +85,11 @@ fn join_once(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    notice: &(dyn Fn(&Refused) + Sync),
+    on_refused: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Option<Channel>> {
     let mut record = EvidenceLog::default();
     match election::meet(address, options.access()?, deadline, &mut record)? {
-        MeetOutcome::Host(place) => host(address, options, deadline, (place, &record), notice).map(Some),
+        MeetOutcome::Host(place) => host(address, options, deadline, (place, &record), on_refused).map(Some),
         MeetOutcome::Guest(stream) => {
             let within = deadline.within(options.handshake_timeout);
             let parts = Side::new(address, options, &within, Meeting::Pair).guest(stream, record)?;
@@ -104,14 +104,14 @@ fn host(
     options: &Options,
     deadline: &Deadline,
     (place, record): (BoundAddress, &EvidenceLog),
-    notice: &(dyn Fn(&Refused) + Sync),
+    on_refused: &(dyn Fn(&Refused) + Sync),
 ) -> Result<Channel> {
     let acceptor = Acceptor {
         address,
         options,
         meeting: Meeting::Pair,
         record,
-        bell: &Wakeup::new()?,
+        wakeup: &Wakeup::new()?,
         shares: &[],
         ring: None,
         over: &CancelToken::new()?,
@@ -119,30 +119,30 @@ fn host(
     let pair = Pair {
         address,
         taken: &AtomicBool::new(false),
-        notice,
+        on_refused,
     };
-    // The seat is kept until all other clients are refused.
+    // The slot is kept until all other clients are refused.
     let (parts, _seat, place) = acceptor.run(&pair, place, deadline, |place, result| {
-        let (parts, seat) = result??;
+        let (parts, slot) = result??;
         place.close(|stream| {
             let error = address.occupied("two processes share it already");
-            acceptor.turn_away(&pair, stream, deadline, error);
+            acceptor.reject(&pair, stream, deadline, error);
         })?;
-        Ok::<_, Error>((parts, seat, place))
+        Ok::<_, Error>((parts, slot, place))
     })?;
     Ok(Channel::assemble(parts, Some(Box::new(Some(place))), options))
 }
 
-/// The host of a pair, which has one seat.
+/// The host of a pair, which has one slot.
 struct Pair<'a> {
     address: &'a Address,
     taken: &'a AtomicBool,
-    notice: &'a (dyn Fn(&Refused) + Sync),
+    on_refused: &'a (dyn Fn(&Refused) + Sync),
 }
 
-struct OnlySeat<'a>(&'a AtomicBool);
+struct OnlySlot<'a>(&'a AtomicBool);
 
-impl Drop for OnlySeat<'_> {
+impl Drop for OnlySlot<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Release);
     }
@@ -155,7 +155,7 @@ impl Pair<'_> {
 }
 
 impl<'a> Slots for Pair<'a> {
-    type Slot = OnlySeat<'a>;
+    type Slot = OnlySlot<'a>;
 
     fn check_free(&self, _who: Credentials) -> Result<()> {
         if self.taken.load(Ordering::Acquire) {
@@ -164,11 +164,11 @@ impl<'a> Slots for Pair<'a> {
         Ok(())
     }
 
-    fn claim(&self, _who: Credentials) -> Result<OnlySeat<'a>> {
+    fn claim(&self, _who: Credentials) -> Result<OnlySlot<'a>> {
         if self.taken.swap(true, Ordering::AcqRel) {
             return Err(self.another_was_first());
         }
-        Ok(OnlySeat(self.taken))
+        Ok(OnlySlot(self.taken))
     }
 
     fn closed(&self) -> Error {
@@ -181,14 +181,14 @@ impl<'a> Slots for Pair<'a> {
 }
 
 impl<'a> Host for Pair<'a> {
-    type End = Result<(Parts, OnlySeat<'a>)>;
+    type End = Result<(Parts, OnlySlot<'a>)>;
 
     fn may_begin(&self, _under_way: usize) -> bool {
         true
     }
 
-    fn ready(&self, parts: Parts, seat: OnlySeat<'a>) -> ControlFlow<Self::End> {
-        ControlFlow::Break(Ok((parts, seat)))
+    fn ready(&self, parts: Parts, slot: OnlySlot<'a>) -> ControlFlow<Self::End> {
+        ControlFlow::Break(Ok((parts, slot)))
     }
 
     fn refused(&self, refused: Refused) -> ControlFlow<Self::End> {
@@ -206,7 +206,7 @@ impl<'a> Host for Pair<'a> {
         ControlFlow::Break(Err(error))
     }
 
-    fn notice(&self, refused: &Refused) {
-        (self.notice)(refused);
+    fn on_refused(&self, refused: &Refused) {
+        (self.on_refused)(refused);
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     host::accept::Refused,
     host::audience::{Broadcast, PublisherEvent, Subscriber, watch},
     host::broadcaster::Broadcaster,
-    host::endpoint::{BoundAlone, Endpoint, Handle, Idle, Worker},
+    host::endpoint::{BoundAlone, Endpoint, Handle, IdleThread, Worker},
     host::events::End,
     host::stalls::Charging,
     host::watches::Watches,
@@ -56,8 +56,8 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
         let publisher = weak.clone();
         tripwire.on_alarm(move || publisher.upgrade().map(Endpoint::expose));
     }
-    let thread = Idle::spawn("ringfence-accept", "a thread for the publisher", accept)?;
-    let watcher = Idle::spawn(
+    let thread = IdleThread::spawn("ringfence-accept", "a thread for the publisher", accept)?;
+    let watcher = IdleThread::spawn(
         "ringfence-watch",
         "a thread that watches subscribers",
         |(watches, publisher): (Arc<Watches>, Weak<_>)| watch(&watches, &publisher),
@@ -77,7 +77,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
 /// Creates the ring object, and what the threads of the publisher share in addition to it.
 fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Result<Broadcast> {
     let (record, options) = (&mut bound.record, &bound.options);
-    let takes_barriers = barriers::complete() && barriers::are_offered();
+    let supports_barriers = barriers::complete() && barriers::are_offered();
     // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = ObjectSpec {
@@ -96,7 +96,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     record.met(IN_FLIGHT, "a socket of the publisher's own");
     // From here on it is in no table of descriptors.
     let region = object.into_region();
-    region.in_use(takes_barriers);
+    region.in_use(supports_barriers);
     let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MAX_READERS));
     let watches = Arc::new(Watches::new()?);
     let sender = Arc::clone(&watches);
@@ -104,7 +104,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         ring: Arc::new(PublishedRing::new(readers, kept, move || sender.wake_sender())?),
         region,
         capacity: options.capacity,
-        barriers: if takes_barriers {
+        barriers: if supports_barriers {
             Barriers::Sleeper
         } else {
             Barriers::Both

@@ -15,7 +15,7 @@ use crate::{
     handshake::parts::Parts,
     host::accept::Refused,
     host::admit::EndpointStats,
-    host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, Idle, SeatGuard, Worker},
+    host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, IdleThread, SlotGuard, Worker},
     host::events::End,
     identity::Credentials,
     options::Options,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// The number of events that the program has not taken yet. If it is reached, clients wait in the kernel's backlog.
-const MOST_PENDING: usize = FairShare::ALL;
+const MAX_PENDING: usize = FairShare::ALL;
 
 /// Binds an address for a service. Agents [`connect`](crate::connect) there, up to [`Options::max_peers`], and each gets a channel and memory of
 /// its own.
@@ -44,7 +44,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let (given, address) = (address, address.absolute());
     let (bound, worker) = BoundAlone::new(&address, options)?;
     let endpoint = Endpoint::new(address, &bound.options, Service)?;
-    let thread = Idle::spawn("ringfence-accept", "a thread for the listener", accept)?;
+    let thread = IdleThread::spawn("ringfence-accept", "a thread for the listener", accept)?;
     let listener = Listener {
         handle: Handle::new(given, &endpoint),
         worker,
@@ -123,7 +123,7 @@ impl Listener {
     /// The number of open channels, including those that the program has not accepted yet. A channel counts until it is closed, or a
     /// call on it has noticed that its peer is gone; a full listener checks by itself.
     pub fn size(&self) -> usize {
-        self.handle.here().map_or(0, |endpoint| endpoint.seats_taken())
+        self.handle.here().map_or(0, |endpoint| endpoint.slots_taken())
     }
 
     /// The number of accepted and refused clients, and the sums over all channels.
@@ -218,27 +218,27 @@ impl EndpointKind for Service {
     const MEETING: Meeting = Meeting::Service;
     const NAME: &'static str = "service";
     const CLOSED: &'static str = "the listener is closed";
-    const BREAKS_OFF: &'static str = "the service has closed";
+    const CANCELLED: &'static str = "the service has closed";
     type State = ();
     type Event = Arrival;
 
-    fn check_free(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
-        endpoint.check_seats(who).or_else(|_| {
+    fn check_free(endpoint: &Endpoint<Self>, peer: Credentials) -> Result<()> {
+        endpoint.check_slots(peer).or_else(|_| {
             // Agents may have left while no call on their channel noticed.
             for channel in endpoint.channels() {
                 channel.doorbell.check_peer();
                 channel.notice();
             }
-            endpoint.check_seats(who)
+            endpoint.check_slots(peer)
         })
     }
 
-    fn has_room(endpoint: &Endpoint<Self>, under_way: usize) -> bool {
-        endpoint.events.has_room(MOST_PENDING, under_way, |_| true)
+    fn has_room(endpoint: &Endpoint<Self>, running: usize) -> bool {
+        endpoint.events.has_room(MAX_PENDING, running, |_| true)
     }
 
-    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options) {
-        let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), options);
+    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, slot: SlotGuard<Self>, options: &Options) {
+        let channel = Channel::assemble(parts, Some(Box::new(Some(slot))), options);
         endpoint.count_accepted(&channel);
         endpoint.events.add(Arrival::Accepted(channel));
     }

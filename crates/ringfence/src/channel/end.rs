@@ -244,7 +244,7 @@ pub(crate) struct Shared {
     pub(crate) tie: Tie,
 }
 
-/// A resource that a channel reserves until it ends, such as a pair's address or a seat of a service.
+/// A resource that a channel reserves until it ends, such as a pair's address or a slot of a service.
 pub(crate) trait OnEnd: fmt::Debug + Send {
     /// Releases what other processes may have. Called with the final state, before the program and the peer are notified. Returns
     /// whether this side continues in its peer's place. The value is dropped once the peer can see the end.
@@ -331,8 +331,8 @@ impl Shared {
         if let Some(tripwire) = own.tripwire() {
             let shared = Arc::downgrade(self);
             tripwire.on_alarm(move || {
-                let untold = shared.upgrade()?.end(ChannelState::Exposed)?;
-                Some(Box::new(move || drop(untold)))
+                let unreported = shared.upgrade()?.end(ChannelState::Exposed)?;
+                Some(Box::new(move || drop(unreported)))
             });
         }
     }

@@ -16,7 +16,7 @@ use crate::{
     channel::verify::{KnownPeer, Verifier},
     error::{Error, Result},
     evidence::Evidence,
-    handshake::broadcast::Beginning,
+    handshake::broadcast::ReportedStart,
     identity::Identity,
     options::Options,
     region::copy::Readable,
@@ -109,10 +109,10 @@ impl Subscription {
     pub(crate) fn begin(
         opened: Opened,
         ring: PeerRegion,
-        beginning: Beginning,
+        beginning: ReportedStart,
         options: &Options,
     ) -> Result<Self> {
-        let Beginning { start, now } = beginning;
+        let ReportedStart { start, tail } = beginning;
         let spot = ParkingSpot::reader_in(as_offset(start.slot.into()));
         let link = Link::between(&opened, ring.clone(), spot, ParkingSpot::WRITER);
         let (shared, own, longest) = (opened.shared, opened.own, opened.terms.longest_out);
@@ -137,7 +137,7 @@ impl Subscription {
         };
         let reader = FanOutReader::new(ring, own, controls, terms);
         let mut reader = shared.judge(reader)?;
-        let began = reader.begin(options.from, now);
+        let began = reader.begin(options.from, tail);
         shared.judge(began)?;
         let ring = BroadcastInlet {
             reader,

@@ -100,9 +100,9 @@ impl Verifier {
         self.check_open()?;
         if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.0.shared.upgrade()) {
             // Cut off the peer before the process's observers are notified: their callbacks may block.
-            let untold = shared.end(ChannelState::Refused);
+            let unreported = shared.end(ChannelState::Refused);
             shared.tie.refused(error);
-            drop(untold);
+            drop(unreported);
         }
         Ok(Verified {
             identity: looked?,

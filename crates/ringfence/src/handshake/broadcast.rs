@@ -25,7 +25,7 @@ use crate::{
 
 /// The sending thread's way to wake a subscriber.
 #[derive(Debug, Clone)]
-pub(crate) struct ReaderBell {
+pub(crate) struct ReaderLink {
     /// Weak: the end of the subscriber is noticed elsewhere, and after that there is nothing to wake.
     pub(crate) doorbell: Weak<Doorbell>,
     /// The barriers that both processes support.
@@ -35,17 +35,17 @@ pub(crate) struct ReaderBell {
 }
 
 /// The readers of a publisher's ring, each with the means to wake it.
-pub(crate) type RingReaders = Readers<OwnRegion, PeerRegion, ReaderBell>;
+pub(crate) type RingReaders = Readers<OwnRegion, PeerRegion, ReaderLink>;
 
 /// The pause between two attempts to pass on the ring while descriptors are short.
-const SHORT_OF_DESCRIPTORS: Duration = Duration::from_millis(5);
+const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(5);
 
 /// A publisher's ring, as handshakes pass it on.
 #[derive(Debug)]
 pub(crate) struct PublishedRing {
     pub(crate) readers: Arc<RingReaders>,
     /// `None` once no more subscribers are accepted.
-    kept: Mutex<Option<Arc<InFlightDescriptor>>>,
+    fd: Mutex<Option<Arc<InFlightDescriptor>>>,
     /// In a forked child, a thread that does not exist there may hold the lock of the readers.
     birth: Birth,
     on_release: OnRelease,
@@ -64,12 +64,12 @@ impl PublishedRing {
     /// Calls `on_release` whenever a subscriber's position is released. Fails as [`Birth::now`] does.
     pub(crate) fn new(
         readers: Arc<RingReaders>,
-        kept: InFlightDescriptor,
+        fd: InFlightDescriptor,
         on_release: impl Fn() + Send + Sync + 'static,
     ) -> Result<Self> {
         Ok(Self {
             readers,
-            kept: Mutex::new(Some(Arc::new(kept))),
+            fd: Mutex::new(Some(Arc::new(fd))),
             birth: Birth::now()?,
             on_release: OnRelease(Box::new(on_release)),
         })
@@ -77,8 +77,8 @@ impl PublishedRing {
 
     /// Releases the descriptor permanently. Copies that handshakes have made are closed by those handshakes.
     pub(crate) fn seal(&self) {
-        let kept = self.kept.lock().take();
-        drop(kept);
+        let fd = self.fd.lock().take();
+        drop(fd);
     }
 
     /// Calls `send` with a copy of the ring's descriptor, as soon as one is available.
@@ -86,23 +86,23 @@ impl PublishedRing {
     /// # Errors
     ///
     /// [`Error::NoSpace`] if descriptors are short until the deadline.
-    pub(super) fn pass_on(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
+    pub(super) fn pass(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
         loop {
-            let kept = self.kept.lock().clone();
-            let kept = kept.ok_or(Error::Closed("the publisher lets no more subscribers in"))?;
-            let result = kept.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
+            let fd = self.fd.lock().clone();
+            let fd = fd.ok_or(Error::Closed("the publisher lets no more subscribers in"))?;
+            let result = fd.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
             match result {
                 // Another thread may close a descriptor, or a receiver may take some that are in flight.
-                Err(Error::NoSpace { .. }) if deadline.is_left() => deadline.pause(SHORT_OF_DESCRIPTORS)?,
+                Err(Error::NoSpace { .. }) if deadline.is_left() => deadline.pause(DESCRIPTOR_PAUSE)?,
                 other => return other,
             }
         }
     }
 
     /// Reserves the starting position of a new subscriber until the result is dropped.
-    pub(super) fn hold(self: &Arc<Self>, delivery: Delivery, from: StartFrom) -> Result<HeldStart> {
-        Ok(HeldStart {
-            held: self.readers.reserve_slot(delivery, from)?,
+    pub(super) fn reserve(self: &Arc<Self>, delivery: Delivery, from: StartFrom) -> Result<ReservedStart> {
+        Ok(ReservedStart {
+            slot: self.readers.reserve_slot(delivery, from)?,
             delivery,
             ring: Arc::clone(self),
         })
@@ -112,32 +112,32 @@ impl PublishedRing {
 /// The starting position of a new subscriber. While this value exists, the ring is not overwritten from there
 /// on, unless the subscriber is evicted before its handshake is complete.
 #[derive(Debug)]
-pub(crate) struct HeldStart {
-    pub(crate) held: ReaderSlot,
+pub(crate) struct ReservedStart {
+    pub(crate) slot: ReaderSlot,
     pub(crate) delivery: Delivery,
     ring: Arc<PublishedRing>,
 }
 
-impl HeldStart {
+impl ReservedStart {
     pub(super) fn start(&self) -> Start {
         Start {
-            position: self.held.position,
-            sequence: self.held.sequence,
-            slot: u32::try_from(self.held.slot).unwrap_or(u32::MAX),
+            position: self.slot.position,
+            sequence: self.slot.sequence,
+            slot: u32::try_from(self.slot.slot).unwrap_or(u32::MAX),
             reserved: 0,
         }
     }
 
     /// Completes the subscriber's handshake: from now on its own word says how far it has read. Returns
     /// `false` if it was already evicted.
-    pub(crate) fn activate(&self, control: PeerRegion, bell: ReaderBell) -> bool {
-        self.ring.readers.activate(self.held.number, control, bell)
+    pub(crate) fn activate(&self, control: PeerRegion, link: ReaderLink) -> bool {
+        self.ring.readers.activate(self.slot.number, control, link)
     }
 
     /// Fails with [`Error::Evicted`] if the position is no longer kept because the handshake has delayed the
     /// publisher for too long.
     pub(super) fn check(&self) -> Result<()> {
-        if self.ring.readers.has(self.held.number) {
+        if self.ring.readers.has(self.slot.number) {
             Ok(())
         } else {
             Err(Error::Evicted)
@@ -145,10 +145,10 @@ impl HeldStart {
     }
 }
 
-impl Drop for HeldStart {
+impl Drop for ReservedStart {
     fn drop(&mut self) {
         if self.ring.birth.is_here() {
-            self.ring.readers.release(self.held.number);
+            self.ring.readers.release(self.slot.number);
             (self.ring.on_release.0)();
         }
     }
@@ -160,22 +160,22 @@ pub(crate) enum RingPart {
     /// No broadcast: each side has its own ring.
     Equal,
     /// The starting position of the new subscriber.
-    Publisher(HeldStart),
+    Publisher(ReservedStart),
     /// The publisher's ring, and the starting position of this side.
-    Subscriber(PeerRegion, Beginning),
+    Subscriber(PeerRegion, ReportedStart),
 }
 
 /// The starting position of a subscriber, as reported by its publisher and not checked yet.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Beginning {
+pub(crate) struct ReportedStart {
     pub(crate) start: Start,
     /// The publisher's tail before this side's READY. The publisher announces a new subscriber after that,
     /// and the subscriber must receive every message sent from then on.
-    pub(crate) now: u64,
+    pub(crate) tail: u64,
 }
 
 /// Decodes the requests of a subscriber.
-pub(super) fn asks(hello: &Hello) -> Result<(Delivery, StartFrom)> {
+pub(super) fn requested(hello: &Hello) -> Result<(Delivery, StartFrom)> {
     let Hello { delivery, from, .. } = *hello;
     match (Delivery::from_number(delivery), StartFrom::from_number(from)) {
         (Some(delivery), Some(from)) => Ok((delivery, from)),
@@ -186,13 +186,13 @@ pub(super) fn asks(hello: &Hello) -> Result<(Delivery, StartFrom)> {
 }
 
 /// Checks that the requested delivery is one of those offered.
-pub(super) fn check_delivery(hello: &Hello, offered: &[Delivery], speaker: Credentials) -> Result<Delivery> {
-    let (wanted, _) = asks(hello)?;
+pub(super) fn check_delivery(hello: &Hello, offered: &[Delivery], sender: Credentials) -> Result<Delivery> {
+    let (wanted, _) = requested(hello)?;
     if offered.contains(&wanted) {
         return Ok(wanted);
     }
     Err(Refusal::new(Check::Delivery, names(offered), wanted.to_string())
-        .about(speaker)
+        .about(sender)
         .into())
 }
 
@@ -244,20 +244,20 @@ mod tests {
     fn a_shortage_of_descriptors_is_retried_until_the_deadline() {
         let ring = ring();
         let tries = Cell::new(0);
-        let passed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| {
+        let passed = ring.pass(&deadline(Duration::from_secs(60)), |_| {
             tries.set(tries.get() + 1);
             if tries.get() < 4 { Err(short()) } else { Ok(()) }
         });
         assert!(passed.is_ok() && tries.get() == 4);
         let start = Instant::now();
-        let failed = ring.pass_on(&deadline(Duration::from_millis(20)), |_| Err(short()));
+        let failed = ring.pass(&deadline(Duration::from_millis(20)), |_| Err(short()));
         assert_eq!(failed.unwrap_err().code(), "NO_SPACE");
         assert!(start.elapsed() >= Duration::from_millis(20));
         // Other errors are returned immediately.
-        let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Err(Error::Evicted));
+        let failed = ring.pass(&deadline(Duration::from_secs(60)), |_| Err(Error::Evicted));
         assert_eq!(failed.unwrap_err().code(), "EVICTED");
         ring.seal();
-        let failed = ring.pass_on(&deadline(Duration::from_secs(60)), |_| Ok(()));
+        let failed = ring.pass(&deadline(Duration::from_secs(60)), |_| Ok(()));
         assert_eq!(failed.unwrap_err().code(), "CLOSED");
     }
 
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_subscriber_gets_the_delivery_it_requests_if_it_is_offered() {
-        let speaker = Credentials {
+        let sender = Credentials {
             pid: 1,
             uid: 2,
             gid: 3,
@@ -282,13 +282,13 @@ mod tests {
         for delivery in Delivery::ALL {
             for from in StartFrom::ALL {
                 let hello = hello(delivery, from);
-                assert_eq!(asks(&hello).unwrap(), (delivery, from));
-                assert_eq!(check_delivery(&hello, &[delivery], speaker).unwrap(), delivery);
+                assert_eq!(requested(&hello).unwrap(), (delivery, from));
+                assert_eq!(check_delivery(&hello, &[delivery], sender).unwrap(), delivery);
                 let others: Vec<_> = Delivery::ALL
                     .into_iter()
                     .filter(|other| *other != delivery)
                     .collect();
-                let refused = check_delivery(&hello, &others, speaker).unwrap_err();
+                let refused = check_delivery(&hello, &others, sender).unwrap_err();
                 let refusal = refused.refusal().expect("a refusal");
                 assert_eq!(refusal.wanted, format!("{} or {}", others[0], others[1]));
                 assert_eq!(refusal.found, delivery.to_string());
@@ -300,8 +300,12 @@ mod tests {
                 from,
                 ..hello(Delivery::Reliable, StartFrom::Now)
             };
-            assert_eq!(asks(&hello).unwrap_err().code(), "PROTOCOL", "{delivery} {from}");
-            assert!(check_delivery(&hello, &Delivery::ALL, speaker).is_err());
+            assert_eq!(
+                requested(&hello).unwrap_err().code(),
+                "PROTOCOL",
+                "{delivery} {from}"
+            );
+            assert!(check_delivery(&hello, &Delivery::ALL, sender).is_err());
         }
     }
 

@@ -374,12 +374,12 @@ impl From<&Error> for Refuse {
                     .identity
                     .as_ref()
                     .is_some_and(|peer| peer.uid == nix::unistd::geteuid().as_raw());
-                let told = |text: &String| if own { text.clone() } else { String::new() };
+                let reported = |text: &String| if own { text.clone() } else { String::new() };
                 Self {
                     code: Code::Peer,
                     check: refusal.check.as_str().to_owned(),
-                    wanted: told(&refusal.wanted),
-                    found: told(&refusal.found),
+                    wanted: reported(&refusal.wanted),
+                    found: reported(&refusal.found),
                 }
             }
             Error::AddressOccupied { by, .. } => Self {
@@ -642,9 +642,9 @@ mod tests {
         };
         let own = nix::unistd::geteuid().as_raw();
         for (uid, wanted, found) in [(own, "a", "b"), (own + 1, "", "")] {
-            let told = Refuse::from(&refusal(uid));
-            assert_eq!((told.code, &*told.check), (Code::Peer, "cgroup"));
-            assert_eq!((&*told.wanted, &*told.found), (wanted, found), "of {uid}");
+            let reported = Refuse::from(&refusal(uid));
+            assert_eq!((reported.code, &*reported.check), (Code::Peer, "cgroup"));
+            assert_eq!((&*reported.wanted, &*reported.found), (wanted, found), "of {uid}");
         }
         let nobody = Refuse::from(&Error::from(Refusal::new(Check::Cgroup, "a", "b")));
         assert_eq!((&*nobody.wanted, &*nobody.found), ("", ""));

@@ -23,14 +23,14 @@ use crate::{
 };
 
 /// The maximum for any frame.
-pub(super) const MOST_DESCRIPTORS: usize = 3;
+pub(super) const MAX_DESCRIPTORS: usize = 3;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
 #[derive(Debug)]
 pub(crate) struct FrameLine<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     /// The process at the other end. Every part of every frame must carry these credentials.
-    pub(crate) speaker: Credentials,
+    pub(crate) sender: Credentials,
     pub(crate) deadline: &'a Deadline,
     /// The address, for errors.
     pub(crate) address: &'a str,
@@ -63,11 +63,11 @@ pub(crate) fn send(
 
 /// Sends the reason to the peer, if it still reads.
 pub(crate) fn refuse(socket: impl AsFd, error: Error) -> Error {
-    let knows_already = match &error {
+    let is_known = match &error {
         Error::PeerLost(_) | Error::Aborted => true,
         error => error.refusal().is_some_and(|refusal| refusal.by_peer),
     };
-    if !knows_already {
+    if !is_known {
         // A peer that does not read the reason notices the end of the line.
         let _ = send(socket.as_fd(), &Frame::Refuse(Refuse::from(&error)), &[]);
     }
@@ -79,13 +79,13 @@ const CREDENTIALS: &str = "SO_PASSCRED of a line (setsockopt)";
 
 /// Makes the kernel stamp incoming data with its sender's credentials and nothing else (unix(7),
 /// `SO_PASSCRED`). Must be called before the first read.
-pub(crate) fn settle_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_line(socket).or_system(CREDENTIALS)
+pub(crate) fn enable_credentials(socket: &OwnedFd) -> Result<()> {
+    sys::socket::enable_credentials(socket).or_system(CREDENTIALS)
 }
 
 /// Does the same for a socket that this process has just made and that no other process has had.
-pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
-    sys::socket::settle_new_line(socket).or_system(CREDENTIALS)
+pub(crate) fn enable_new_credentials(socket: &OwnedFd) -> Result<()> {
+    sys::socket::enable_new_credentials(socket).or_system(CREDENTIALS)
 }
 
 /// Prepares a line that a child is to inherit. A sandbox may deny the child every system call that sets or
@@ -94,7 +94,7 @@ pub(crate) fn settle_new_line(socket: &OwnedFd) -> Result<()> {
 pub(crate) fn prepare(own: &OwnedFd, childs: &OwnedFd) -> Result<()> {
     // From the first byte on, the kernel adds the sender's credentials.
     for end in [own, childs] {
-        settle_new_line(end)?;
+        enable_new_credentials(end)?;
     }
     send(own.as_fd(), &MARK, &[]).or_system("writing to a private line (sendmsg)")
 }
@@ -132,7 +132,7 @@ impl FrameLine<'_> {
         send(self.socket, frame, descriptors).map_err(|errno| match errno {
             // The peer has closed its end. If it sent a reason first, that is the error.
             Errno::EPIPE | Errno::ECONNRESET => self
-                .last_words()
+                .read_refusal()
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
             Errno::EAGAIN => Error::PeerLost("it does not read what this side sends".into()),
             // The peer passed this line, so its defects are not the fault of this system.
@@ -143,9 +143,9 @@ impl FrameLine<'_> {
     }
 
     /// Returns the reason that a disconnected peer has sent, if it sent one.
-    pub(crate) fn last_words(&self) -> Option<Error> {
+    pub(crate) fn read_refusal(&self) -> Option<Error> {
         loop {
-            match self.receive("the peer's reason", MOST_DESCRIPTORS) {
+            match self.receive("the peer's reason", MAX_DESCRIPTORS) {
                 Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
                 Ok(_) => {}
                 Err(_) => return None,
@@ -170,7 +170,7 @@ impl FrameLine<'_> {
     pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         let mut reader = FrameReader {
             socket: self.socket,
-            speaker: Some(self.speaker),
+            sender: Some(self.sender),
             deadline: self.deadline,
             step,
             descriptors: Vec::new(),
@@ -182,7 +182,7 @@ impl FrameLine<'_> {
 
 /// Receives the first frame on a socket that a child has inherited. Its sender is not known in advance, and
 /// must send the whole frame.
-pub(crate) fn first(
+pub(crate) fn first_frame(
     socket: BorrowedFd<'_>,
     deadline: &Deadline,
     address: &str,
@@ -190,14 +190,14 @@ pub(crate) fn first(
 ) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
     let mut reader = FrameReader {
         socket,
-        speaker: None,
+        sender: None,
         deadline,
         step,
         descriptors: Vec::new(),
     };
-    match (reader.frame(MOST_DESCRIPTORS)?, reader.speaker) {
+    match (reader.frame(MAX_DESCRIPTORS)?, reader.sender) {
         (Frame::Refuse(refuse), _) => Err(refuse.into_error(address)),
-        (frame, Some(speaker)) => Ok((speaker, frame, reader.descriptors)),
+        (frame, Some(sender)) => Ok((sender, frame, reader.descriptors)),
         (_, None) => Err(Error::Protocol("a frame without a sender".into())),
     }
 }
@@ -206,7 +206,7 @@ pub(crate) fn first(
 struct FrameReader<'a> {
     socket: BorrowedFd<'a>,
     /// The sender of each part. `None` until the first part has arrived.
-    speaker: Option<Credentials>,
+    sender: Option<Credentials>,
     deadline: &'a Deadline,
     /// The awaited frame, for errors.
     step: &'static str,
@@ -218,14 +218,14 @@ impl FrameReader<'_> {
     /// Reads the frame, with at most `most` descriptors.
     fn frame(&mut self, most: usize) -> Result<Frame> {
         let mut head = [0_u8; HEAD];
-        self.part(&mut head, most)?;
+        self.read_part(&mut head, most)?;
         let (kind, length) = Frame::head(&head)?;
         let mut body = vec![0_u8; length];
-        self.part(&mut body, most)?;
+        self.read_part(&mut body, most)?;
         Frame::body(kind, &body)
     }
 
-    fn part(&mut self, buffer: &mut [u8], most: usize) -> Result<()> {
+    fn read_part(&mut self, buffer: &mut [u8], most: usize) -> Result<()> {
         self.fill(buffer)?;
         if self.descriptors.len() > most {
             return Err(surplus(most));
@@ -241,7 +241,7 @@ impl FrameReader<'_> {
             self.descriptors.extend(received.descriptors);
             self.check_control(&received.control)?;
             if received.bytes == 0 {
-                return Err(self.left());
+                return Err(self.disconnected());
             }
             self.check_sender(received.credentials)?;
             filled += received.bytes;
@@ -258,7 +258,7 @@ impl FrameReader<'_> {
                     let awaited = [(self.socket, PollFlags::POLLIN)];
                     self.deadline.wait_at(self.step, &awaited)?;
                 }
-                Err(Errno::ECONNRESET) => return Err(self.left()),
+                Err(Errno::ECONNRESET) => return Err(self.disconnected()),
                 Err(errno) => {
                     return Err(Error::unless_short("reading the peer's line", errno, |errno| {
                         Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
@@ -268,7 +268,7 @@ impl FrameReader<'_> {
         }
     }
 
-    fn left(&self) -> Error {
+    fn disconnected(&self) -> Error {
         Error::PeerLost(format!(
             "it disconnected while this side waited for {}",
             self.step
@@ -279,8 +279,8 @@ impl FrameReader<'_> {
     fn check_control(&self, control: &ControlStatus) -> Result<()> {
         let step = self.step;
         match control {
-            ControlStatus::Expected if self.descriptors.len() <= MOST_DESCRIPTORS => Ok(()),
-            ControlStatus::Expected | ControlStatus::Truncated => Err(surplus(MOST_DESCRIPTORS)),
+            ControlStatus::Expected if self.descriptors.len() <= MAX_DESCRIPTORS => Ok(()),
+            ControlStatus::Expected | ControlStatus::Truncated => Err(surplus(MAX_DESCRIPTORS)),
             ControlStatus::Short => Err(Error::no_space(
                 format!("a descriptor that came with {step}"),
                 "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor",
@@ -295,10 +295,10 @@ impl FrameReader<'_> {
 
     /// Checks that the same process has sent all parts.
     fn check_sender(&mut self, found: Option<Credentials>) -> Result<()> {
-        match (found, self.speaker) {
+        match (found, self.sender) {
             (Some(found), Some(wanted)) if found == wanted => Ok(()),
             (Some(found), None) => {
-                self.speaker = Some(found);
+                self.sender = Some(found);
                 Ok(())
             }
             (found, wanted) => {
@@ -331,7 +331,7 @@ mod tests {
     fn ends() -> (OwnedFd, OwnedFd) {
         let (own, peer) = sys::socket::new_line().unwrap();
         for end in [&own, &peer] {
-            settle_new_line(end).unwrap();
+            enable_new_credentials(end).unwrap();
         }
         (own, peer)
     }
@@ -349,10 +349,10 @@ mod tests {
         Deadline::endless(Vec::new(), time).within(time)
     }
 
-    fn line<'a>(end: &'a OwnedFd, speaker: Credentials, deadline: &'a Deadline) -> FrameLine<'a> {
+    fn line<'a>(end: &'a OwnedFd, sender: Credentials, deadline: &'a Deadline) -> FrameLine<'a> {
         FrameLine {
             socket: end.as_fd(),
-            speaker,
+            sender,
             deadline,
             address: "here",
         }
@@ -420,8 +420,8 @@ mod tests {
         }
         let (here, there) = ends();
         send(here.as_fd(), &FRAME, &[]).unwrap();
-        let (speaker, frame, descriptors) = first(there.as_fd(), &deadline, "here", "a frame").unwrap();
-        assert_eq!((speaker, frame, descriptors.len()), (own, FRAME, 0));
+        let (sender, frame, descriptors) = first_frame(there.as_fd(), &deadline, "here", "a frame").unwrap();
+        assert_eq!((sender, frame, descriptors.len()), (own, FRAME, 0));
     }
 
     #[test]
@@ -469,13 +469,13 @@ mod tests {
         let deadline = within(FAR);
         let (here, there) = ends();
         assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
-        let told = line(&there, this_process(), &deadline)
+        let reported = line(&there, this_process(), &deadline)
             .next_frame("a frame")
             .unwrap_err();
-        assert_eq!(told.code(), "PEER_REFUSED");
-        assert!(told.refusal().unwrap().by_peer);
+        assert_eq!(reported.code(), "PEER_REFUSED");
+        assert!(reported.refusal().unwrap().by_peer);
         // A refusal from the peer is not sent back, and neither is the fact that it has disconnected.
-        for known in [told, Error::PeerLost("it left".into()), Error::Aborted] {
+        for known in [reported, Error::PeerLost("it left".into()), Error::Aborted] {
             refuse(&here, known);
             assert_eq!(sys::socket::unread(&there), Ok(0));
         }

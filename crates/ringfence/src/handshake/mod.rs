@@ -19,7 +19,7 @@ use crate::{
     error::{Error, HELD_HERE, OrSystem, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
-    handshake::line::{refuse, settle_line},
+    handshake::line::{enable_credentials, refuse},
     handshake::parts::{Answerer, Caller, PeerSession, Side},
     handshake::parts::{Parts, Role},
     handshake::steps::{NEW_LINE, check_child, check_line, has_exited, lines, second_answer},
@@ -30,14 +30,14 @@ use crate::{
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
 pub(crate) trait Slots {
-    /// ReaderSlot by a guest while it has its slot. Dropping it frees the slot.
+    /// Held by a guest while it has its slot. Dropping it frees the slot.
     type Slot;
 
     /// Checks whether a slot is free for this process now. If not, the handshake need not start.
-    fn check_free(&self, who: Credentials) -> Result<()>;
+    fn check_free(&self, peer: Credentials) -> Result<()>;
 
     /// Claims a slot for a guest that has passed all checks, just before READY is sent to it.
-    fn claim(&self, who: Credentials) -> Result<Self::Slot>;
+    fn claim(&self, peer: Credentials) -> Result<Self::Slot>;
 
     /// Returns the error to send to a guest whose handshake the host has cancelled.
     fn closed(&self) -> Error;
@@ -46,8 +46,8 @@ pub(crate) trait Slots {
 impl Side<'_> {
     /// Runs steps 2 and 3: asks the kernel for the process at the other end, and checks it against the
     /// policy. Waits for no peer.
-    pub(crate) fn look_at(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Caller> {
-        let looked = (|| {
+    pub(crate) fn inspect(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Caller> {
+        let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
                 return Err(self.occupied(HELD_HERE));
@@ -56,7 +56,7 @@ impl Side<'_> {
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
             Ok((peer, identity))
         })();
-        let (peer, identity) = looked.map_err(|error| refuse(&stream, error))?;
+        let (peer, identity) = inspected.map_err(|error| refuse(&stream, error))?;
         Ok(Caller {
             stream,
             peer,
@@ -67,14 +67,14 @@ impl Side<'_> {
 
     /// Runs steps 4 to 8 as the host.
     pub(crate) fn host<S: Slots>(&self, caller: Caller, slots: &S) -> Result<(Parts, S::Slot)> {
-        let broken_off = |error| match error {
+        let map_abort = |error| match error {
             Error::Aborted => slots.closed(),
             error => error,
         };
-        let who = caller.peer.credentials;
-        slots.check_free(who).map_err(|error| refuse(&caller, error))?;
-        let session = self.hello_of_guest(caller, broken_off)?;
-        self.agree_as_host(session, || slots.claim(who), broken_off)
+        let peer = caller.peer.credentials;
+        slots.check_free(peer).map_err(|error| refuse(&caller, error))?;
+        let session = self.hello_of_guest(caller, map_abort)?;
+        self.agree_as_host(session, || slots.claim(peer), map_abort)
     }
 
     /// Runs steps 2 to 8 as the parent. Sets `answered` once the kernel has named the process that answers, and
@@ -86,16 +86,16 @@ impl Side<'_> {
         answered: &mut Option<(i32, Option<OwnedFd>)>,
         record: EvidenceLog,
     ) -> Result<Parts> {
-        self.told("host", || self.parent_of(stream, expected, answered, record))
+        self.reported("host", || self.parent_of(stream, expected, answered, record))
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
     pub(crate) fn guest(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
-        self.told("guest", || self.guest_at(stream, record))
+        self.reported("guest", || self.guest_at(stream, record))
     }
 
     /// Traces a handshake and its refusal. The acceptor traces the handshakes of a host with its guests.
-    fn told<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn reported<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
         trace::Handshake::begin(&self.address, role, None).within(|| {
             let result = steps();
             if let Err(error) = &result {
@@ -120,18 +120,18 @@ impl Side<'_> {
     ) -> Result<Parts> {
         let result = (|| {
             let step = SILENT_CHILD;
-            let (speaker, frame, descriptors) =
-                line::first(stream.as_fd(), self.deadline, &self.address, step)?;
-            check_child(speaker, expected, &mut record)?;
+            let (sender, frame, descriptors) =
+                line::first_frame(stream.as_fd(), self.deadline, &self.address, step)?;
+            check_child(sender, expected, &mut record)?;
             let policy = &self.options.policy;
             let is_made_by_child = !descriptors.is_empty();
             let (line, childs, peer);
             if is_made_by_child {
                 [line, childs] = lines(descriptors)?;
                 for end in [&line, &childs] {
-                    check_line(end, speaker)?;
+                    check_line(end, sender)?;
                 }
-                *answered = Some((speaker.pid, creator_pidfd(&line)));
+                *answered = Some((sender.pid, creator_pidfd(&line)));
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {
                 // The child may not make a line. A claim does not suffice to kill a descendant.
@@ -140,11 +140,11 @@ impl Side<'_> {
                     Answerer::Process(_, pidfd) => pidfd,
                     Answerer::Descendant | Answerer::Unknown => None,
                 };
-                peer = Peer::named_by_message(speaker, started, policy.may_hide(), &mut record)?;
+                peer = Peer::named_by_message(sender, started, policy.may_hide(), &mut record)?;
             }
             // The child may not be allowed to set options.
             for end in [&line, &childs] {
-                settle_line(end)?;
+                enable_credentials(end)?;
             }
             // Once the child was waited for, another process can have its number.
             if let Answerer::Process(_, Some(pidfd)) = expected
@@ -158,7 +158,7 @@ impl Side<'_> {
             } else {
                 (&stream, Some(childs.as_fd()))
             };
-            let socket = self.line(socket, speaker);
+            let socket = self.line(socket, sender);
             let (own, hello) = self.answer(&socket, passed.as_slice(), &frame, &mut record)?;
             Ok(PeerSession {
                 line,
@@ -183,16 +183,16 @@ impl Side<'_> {
         &self,
         mut session: PeerSession,
         claim_slot: impl FnOnce() -> Result<S>,
-        broken_off: impl Fn(Error) -> Error,
+        map_abort: impl Fn(Error) -> Error,
     ) -> Result<(Parts, S)> {
         let result = (|| {
             self.authorize(&mut session)?;
             let offered = self.offer(&mut session)?;
             // The peer is checked twice: before this side waits for READY, and again after READY has arrived.
-            self.look_again(&mut session)?;
+            self.recheck(&mut session)?;
             let objects = self.accept_offer(&mut session, offered)?;
             self.receive_ready(&mut session, 0)?;
-            let identity = self.look_finally(&mut session)?;
+            let identity = self.final_check(&mut session)?;
             if let RingPart::Publisher(start) = &objects.ring {
                 start.check()?;
             }
@@ -200,12 +200,12 @@ impl Side<'_> {
             self.send_ready(&mut session)?;
             Ok((objects, identity, slot))
         })();
-        let (objects, identity, slot) = result.map_err(|error| refuse(&session.line, broken_off(error)))?;
+        let (objects, identity, slot) = result.map_err(|error| refuse(&session.line, map_abort(error)))?;
         Ok((self.finish(Role::Host, session, objects, identity, None), slot))
     }
 
     fn guest_at(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
-        let caller = match self.look_at(stream, record) {
+        let caller = match self.inspect(stream, record) {
             Ok(caller) => caller,
             // The socket of the previous host, which has ended.
             Err(Error::PeerLost(_)) => return Ok(None),
@@ -218,11 +218,11 @@ impl Side<'_> {
             self.authorize(&mut session)?;
             let offered = self.offer(&mut session)?;
             // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
-            let before = self.look_again(&mut session)?;
+            let before = self.recheck(&mut session)?;
             let objects = self.accept_offer(&mut session, offered)?;
             self.send_ready(&mut session)?;
             let inheritance = self.receive_inheritance(&mut session)?;
-            let identity = match self.look_finally(&mut session) {
+            let identity = match self.final_check(&mut session) {
                 // The host has had the channel since its READY. It may have sent, closed and exited: its messages are in the ring.
                 Err(Error::PeerLost(_)) if session.peer.wait_for_exit(self.deadline)? => {
                     session
@@ -230,7 +230,7 @@ impl Side<'_> {
                         .not_asked("final", "process", "it has ended since it sent READY");
                     before
                 }
-                looked => looked?,
+                inspected => inspected?,
             };
             Ok((objects, identity, inheritance))
         })();

@@ -146,7 +146,7 @@ pub(crate) struct Side<'a> {
     pub(super) role: RingRole<'a>,
     /// This process can issue membarrier(2) and receives it, or will, so a peer that goes to sleep costs no fence in
     /// this side's sends.
-    pub(super) takes_barriers: bool,
+    pub(super) supports_barriers: bool,
     /// This process may not create memory, and its parent does it.
     pub(super) lacks_memory: bool,
 }
@@ -219,7 +219,7 @@ impl<'a> Side<'a> {
             shares: &[],
             inherits: None,
             role: RingRole::Equal,
-            takes_barriers: barriers::are_offered(),
+            supports_barriers: barriers::are_offered(),
             lacks_memory: false,
         }
     }
@@ -264,10 +264,10 @@ impl<'a> Side<'a> {
         }
     }
 
-    pub(super) fn line<'b>(&'b self, socket: &'b OwnedFd, speaker: Credentials) -> FrameLine<'b> {
+    pub(super) fn line<'b>(&'b self, socket: &'b OwnedFd, sender: Credentials) -> FrameLine<'b> {
         FrameLine {
             socket: socket.as_fd(),
-            speaker,
+            sender,
             deadline: self.deadline,
             address: &self.address,
         }

@@ -20,12 +20,12 @@ use crate::{
     evidence::{CLOSED, EvidenceLog, GIVEN, HARDENED, PASSED_ON, PRIVATE_LINE, RECEIVED_LAST, SENT_LAST},
     fork::{ForkMark, Withheld},
     handshake::{
-        broadcast::{self, Beginning, HeldStart, RingPart},
+        broadcast::{self, ReportedStart, ReservedStart, RingPart},
         frame::{
             self, Frame, HARDENS, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, TAKES_BARRIERS,
             TAKES_DESCRIPTORS, TAKES_SEALED, check_echo,
         },
-        line::{self, FrameLine, refuse, settle_line, settle_new_line},
+        line::{self, FrameLine, enable_credentials, enable_new_credentials, refuse},
         parts::{Answerer, Caller, OwnObject, PeerSession, RingRole, Side},
         parts::{ChannelTerms, Parts, Role, Unopened},
     },
@@ -53,19 +53,19 @@ impl Side<'_> {
     pub(super) fn hello_of_guest(
         &self,
         mut caller: Caller,
-        broken_off: impl Fn(Error) -> Error,
+        map_abort: impl Fn(Error) -> Error,
     ) -> Result<PeerSession> {
         let agreed = self.line(&caller.stream, caller.peer.credentials);
         let result = (|| {
             let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
             let [line] = lines(descriptors)?;
             check_line(&line, caller.peer.credentials)?;
-            settle_line(&line)?;
+            enable_credentials(&line)?;
             let socket = self.line(&line, caller.peer.credentials);
             let (own, hello) = self.answer(&socket, &[], &frame, &mut caller.record)?;
             Ok((line, own, hello))
         })();
-        let (line, own, hello) = result.map_err(|error| refuse(&caller.stream, broken_off(error)))?;
+        let (line, own, hello) = result.map_err(|error| refuse(&caller.stream, map_abort(error)))?;
         Ok(PeerSession {
             line,
             peer: caller.peer,
@@ -94,8 +94,8 @@ impl Side<'_> {
                     // The parent sets the options of both ends: this process may not be allowed to.
                     passed.push(line.as_fd());
                 } else {
-                    settle_new_line(line)?;
-                    settle_new_line(&caller.stream)?;
+                    enable_new_credentials(line)?;
+                    enable_new_credentials(&caller.stream)?;
                 }
             }
             let own = nonce()?;
@@ -111,7 +111,7 @@ impl Side<'_> {
         let (line, own, sent) = sent.map_err(|error| refuse(&caller.stream, error))?;
         let agreed = self.line(&caller.stream, caller.peer.credentials);
         if !sent {
-            return turned_away(&agreed);
+            return read_rejection(&agreed);
         }
         let prepared = self.may_prepare().then(|| self.prepare(&caller.peer));
         let (frame, line) = match line {
@@ -126,7 +126,7 @@ impl Side<'_> {
                     }
                     // The host has closed its end of the line, or never received it. If it gave a reason, the reason
                     // is on the agreed socket.
-                    Err(Error::PeerLost(_)) => return turned_away(&agreed),
+                    Err(Error::PeerLost(_)) => return read_rejection(&agreed),
                     Err(error) => return Err(error),
                 }
             }
@@ -166,7 +166,7 @@ impl Side<'_> {
         let hello = self.agree(Role::Host, frame, Nonce::default(), record)?;
         if let RingRole::Publisher(_) = self.role {
             let offered = &self.options.deliveries;
-            let delivery = broadcast::check_delivery(&hello, offered, socket.speaker)?;
+            let delivery = broadcast::check_delivery(&hello, offered, socket.sender)?;
             record.passed(
                 "hello",
                 "delivery",
@@ -187,7 +187,7 @@ impl Side<'_> {
         };
         let accepted = self.accepted();
         let features = [
-            (self.takes_barriers, TAKES_BARRIERS),
+            (self.supports_barriers, TAKES_BARRIERS),
             (options.harden || harden::is_hardened(), HARDENS),
             (accepted.sealed, TAKES_SEALED),
             (accepted.descriptors, TAKES_DESCRIPTORS),
@@ -286,11 +286,11 @@ impl Side<'_> {
             self.deadline,
             &mut session.record,
         );
-        self.unless_refused(session, asked)
+        self.or_refusal(session, asked)
     }
 
     /// Returns the reason that a peer has sent before it disconnected, if it is lost.
-    fn unless_refused<T>(&self, session: &PeerSession, result: Result<T>) -> Result<T> {
+    fn or_refusal<T>(&self, session: &PeerSession, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::PeerLost(_)) => {
                 // Its last frame has arrived already. Another process may hold its end open.
@@ -299,7 +299,7 @@ impl Side<'_> {
                     deadline: &now,
                     ..self.line(&session.line, session.peer.credentials)
                 };
-                Err(line.last_words().unwrap_or(error))
+                Err(line.read_refusal().unwrap_or(error))
             }
             other => other,
         }
@@ -357,7 +357,7 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
 fn answer_on(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
     const ANSWER: &str = "the host's answer";
     match agreed.receive(ANSWER, 1) {
-        // On the line of a child, the mark comes first.
+        // On the line of a child, the mark precedes it.
         Ok((line::MARK, _)) => agreed.receive(ANSWER, 1),
         other => other,
     }
@@ -368,7 +368,7 @@ pub(super) const NEW_LINE: &str = "a private line (socketpair)";
 
 /// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
 /// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
-fn turned_away(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
+fn read_rejection(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
     match answer_on(agreed) {
         Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
@@ -388,23 +388,23 @@ pub(super) fn lines<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedF
 /// Checks that the process that sends on an inherited socket is one that the parent admits. (The children of the
 /// process that was started inherit the socket too, until it has taken the socket.)
 pub(super) fn check_child(
-    speaker: Credentials,
+    sender: Credentials,
     expected: Answerer<'_>,
     record: &mut EvidenceLog,
 ) -> Result<()> {
-    let found = format!("pid {}", speaker.pid);
+    let found = format!("pid {}", sender.pid);
     let (passed, wanted) = match expected {
         Answerer::Unknown => {
             record.not_asked("credentials", "child", found);
             return Ok(());
         }
         Answerer::Process(pid, _) => (
-            speaker.pid == pid,
+            sender.pid == pid,
             format!("pid {pid}, the process that was started"),
         ),
         // This process has made sockets for its children's output, too, and a child could pass one of those.
         Answerer::Descendant => (
-            speaker.pid != getpid().as_raw(),
+            sender.pid != getpid().as_raw(),
             "the first process that answers, other than this one".to_owned(),
         ),
     };
@@ -418,7 +418,7 @@ pub(super) fn check_child(
         }
         Answerer::Descendant | Answerer::Unknown => found,
     };
-    Err(Refusal::new(Check::Child, wanted, found).about(speaker).into())
+    Err(Refusal::new(Check::Child, wanted, found).about(sender).into())
 }
 
 /// Whether the process behind this pidfd has exited.
@@ -439,7 +439,7 @@ pub(super) fn second_answer(first: Credentials) -> Error {
 
 /// Checks that the guest has passed one end of a pair of connected stream sockets that the guest itself
 /// created.
-pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
+pub(super) fn check_line(line: &OwnedFd, sender: Credentials) -> Result<()> {
     const LINE: &str = "the line that the peer has passed";
     let kind = unless_short(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
     let stream = kind == Ok(SockType::Stream);
@@ -447,7 +447,7 @@ pub(super) fn check_line(line: &OwnedFd, speaker: Credentials) -> Result<()> {
     let unix = unless_short(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
     let maker = unless_short(LINE, sys::socket::peer_credentials(line))?;
     let connected = unless_short(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
-    if stream && unix && connected && maker == Ok(speaker) {
+    if stream && unix && connected && maker == Ok(sender) {
         return Ok(());
     }
     Err(Refusal::new(
@@ -479,8 +479,8 @@ pub(super) struct Objects {
 pub(super) struct Offered {
     own: OwnObject,
     /// The start of a new subscriber.
-    held: Option<HeldStart>,
-    /// The peer's OFFER, if it had to come first.
+    reserved: Option<ReservedStart>,
+    /// The peer's OFFER, if it had to arrive before this side's.
     received: Option<(Offer, Vec<Withheld>)>,
 }
 
@@ -489,9 +489,9 @@ impl Side<'_> {
     /// needs for that, and would delay a refusal. A process that hardens itself does so before it makes its object. One that asks its
     /// program about the peer makes none before the answer.
     fn may_prepare(&self) -> bool {
-        const QUICKLY_MADE: u64 = 128 * 1024;
-        let is_quick = self.own_ring() <= QUICKLY_MADE && !self.lacks_memory;
-        is_quick && !self.options.harden && !self.options.policy.has_callback()
+        const MAX_PREPARED: u64 = 128 * 1024;
+        let is_small = self.own_ring() <= MAX_PREPARED && !self.lacks_memory;
+        is_small && !self.options.harden && !self.options.policy.has_callback()
     }
 
     /// Makes this side's object.
@@ -542,7 +542,7 @@ impl Side<'_> {
         } = session;
         let line = self.line(line, peer.credentials);
         peer.hardens = hello.features & HARDENS != 0;
-        self.close_off(record)?;
+        self.harden(record)?;
         let peers_memory = self.memory_for(peer, hello, record)?;
         let mut received = None;
         let mut object = match prepared.take() {
@@ -558,18 +558,18 @@ impl Side<'_> {
             None => self.prepare(peer)?,
         };
         record.append(&mut object.record);
-        let held = self.hold_start(hello)?;
+        let reserved = self.reserve_start(hello)?;
         let offer = Offer {
             echo: hello.nonce,
             size: region_size(self.own_ring()),
             capacity: self.own_ring(),
             tokens: object.inbox.address(),
-            start: held.as_ref().map(HeldStart::start).unwrap_or_default(),
+            start: reserved.as_ref().map(ReservedStart::start).unwrap_or_default(),
         };
         self.send_offer(&line, offer, &object.object, peers_memory.as_ref(), record)?;
         Ok(Offered {
             own: object,
-            held,
+            reserved,
             received,
         })
     }
@@ -597,7 +597,7 @@ impl Side<'_> {
         };
         let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
         let object = &offered.own.object;
-        if let RingPart::Subscriber(_, Beginning { start, .. }) = &ring {
+        if let RingPart::Subscriber(_, ReportedStart { start, .. }) = &ring {
             // Before READY, because the publisher reads it from then on.
             let at = head_of(as_offset(start.slot.into()));
             object.region.store(at, start.position, Ordering::Release);
@@ -607,7 +607,7 @@ impl Side<'_> {
             region: Unopened::new(object.region.clone()),
             own: offered.own,
             peer: peers_region,
-            ring: offered.held.map_or(ring, RingPart::Publisher),
+            ring: offered.reserved.map_or(ring, RingPart::Publisher),
             token_sender: token_sender(peer, &offer)?,
             mark: ForkMark::new()?,
         })
@@ -616,7 +616,7 @@ impl Side<'_> {
     /// Hardens this process if the options ask for it. Both sides have inspected each other by this point,
     /// because each sends its HELLO after its check. And no shared memory exists yet. So this is the moment
     /// to close this process to others of its user.
-    fn close_off(&self, record: &mut EvidenceLog) -> Result<()> {
+    fn harden(&self, record: &mut EvidenceLog) -> Result<()> {
         if self.options.harden {
             harden::harden()?;
             record.met(HARDENED, "not dumpable, no core");
@@ -645,12 +645,12 @@ impl Side<'_> {
     }
 
     /// Reserves the starting position of a new subscriber, if this side is a publisher.
-    fn hold_start(&self, hello: &Hello) -> Result<Option<HeldStart>> {
+    fn reserve_start(&self, hello: &Hello) -> Result<Option<ReservedStart>> {
         let RingRole::Publisher(ring) = self.role else {
             return Ok(None);
         };
-        let (delivery, from) = broadcast::asks(hello)?;
-        ring.hold(delivery, from).map(Some)
+        let (delivery, from) = broadcast::requested(hello)?;
+        ring.reserve(delivery, from).map(Some)
     }
 
     /// Sends this side's OFFER with its object. A publisher passes its ring as well, and a parent the memory for a child
@@ -666,7 +666,7 @@ impl Side<'_> {
         let size = offer.size;
         let offer = Frame::Offer(offer);
         let count = if let RingRole::Publisher(ring) = self.role {
-            ring.pass_on(self.deadline, |copy| {
+            ring.pass(self.deadline, |copy| {
                 line.send(&offer, &[object.as_fd(), copy.as_fd()])
             })?;
             2
@@ -747,9 +747,9 @@ impl Side<'_> {
         };
         let region = accept(first, &control, record)?;
         let ring = accept(second, &agreed, record)?;
-        let beginning = Beginning {
+        let beginning = ReportedStart {
             start: offer.start,
-            now: ring.load(TAIL, Ordering::Acquire),
+            tail: ring.load(TAIL, Ordering::Acquire),
         };
         Ok((region, RingPart::Subscriber(ring, beginning)))
     }
@@ -779,13 +779,13 @@ fn descriptors_wanted(count: usize) -> &'static str {
 
 impl Side<'_> {
     /// Checks the peer again while it makes its object.
-    pub(super) fn look_again(&self, session: &mut PeerSession) -> Result<Identity> {
-        let looked = self.look_finally(session);
-        self.unless_refused(session, looked)
+    pub(super) fn recheck(&self, session: &mut PeerSession) -> Result<Identity> {
+        let inspected = self.final_check(session);
+        self.or_refusal(session, inspected)
     }
 
     /// Runs step 7: checks that the process still exists and still satisfies the policy.
-    pub(super) fn look_finally(&self, session: &mut PeerSession) -> Result<Identity> {
+    pub(super) fn final_check(&self, session: &mut PeerSession) -> Result<Identity> {
         let PeerSession { peer, record, .. } = session;
         let identity = self.options.policy.check(peer, "final", self.deadline, record)?;
         record.not_asked("final", "peer hardened", peer.hardening());
@@ -872,7 +872,7 @@ impl Side<'_> {
                 longest_out: hello.longest,
                 longest_in: self.options.longest(),
             },
-            barriers: self.takes_barriers && hello.features & TAKES_BARRIERS != 0,
+            barriers: self.supports_barriers && hello.features & TAKES_BARRIERS != 0,
             inbox,
             token_sender: objects.token_sender,
             inheritance,
@@ -919,14 +919,14 @@ mod tests {
             pid: own.pid + 1,
             ..own
         };
-        for (what, line, speaker) in [
+        for (what, line, sender) in [
             ("of another process", line, other),
             ("of messages", made(SockType::SeqPacket), own),
             ("of datagrams", made(SockType::Datagram), own),
             ("that listens", listener, own),
             ("that is a pipe", no_socket, own),
         ] {
-            let refused = check_line(&line, speaker).expect_err(what);
+            let refused = check_line(&line, sender).expect_err(what);
             let refusal = refused.refusal().expect(what);
             assert_eq!(refusal.check, Check::Line, "{what}");
         }
@@ -962,7 +962,7 @@ mod tests {
                 shares: &[],
                 inherits: None,
                 role,
-                takes_barriers: false,
+                supports_barriers: false,
                 lacks_memory: false,
             };
             let agreed = side.agree_on_ring(&said(capacity, longest));

@@ -38,12 +38,12 @@ use crate::{
 };
 
 /// The number of connections of one process that wait or run a handshake. An honest process stays far below.
-const AT_MOST_OF_ONE_PROCESS: usize = 32;
+const MAX_PER_PROCESS: usize = 32;
 /// The number of connections that wait, with up to three descriptors each.
-const LONGEST: usize = 128;
+const MAX_WAITING: usize = 128;
 /// The number of connections accepted in one turn. A client that reconnects in a loop refills the backlog as fast as it is emptied,
 /// and must not starve outcomes, deadlines and the end.
-const AT_ONE_TURN: usize = FairShare::ALL;
+const ACCEPTS_PER_TURN: usize = FairShare::ALL;
 /// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -78,10 +78,10 @@ pub(crate) trait Host: Slots<Slot: Send> + Sync {
     type End;
 
     /// Whether one more handshake may start, in addition to those that run.
-    fn may_begin(&self, under_way: usize) -> bool;
+    fn may_begin(&self, running: usize) -> bool;
 
     /// A client has passed.
-    fn ready(&self, parts: Parts, seat: Self::Slot) -> ControlFlow<Self::End>;
+    fn ready(&self, parts: Parts, slot: Self::Slot) -> ControlFlow<Self::End>;
 
     /// A client was refused.
     fn refused(&self, refused: Refused) -> ControlFlow<Self::End>;
@@ -91,7 +91,7 @@ pub(crate) trait Host: Slots<Slot: Send> + Sync {
 
     /// A client got no channel. Called once for each, on the accepting thread, also for those that are too late for
     /// [`Host::refused`].
-    fn notice(&self, _refused: &Refused) {}
+    fn on_refused(&self, _refused: &Refused) {}
 
     /// Channels whose end wakes the acceptor as well.
     fn partners(&self) -> Vec<Partner> {
@@ -109,8 +109,8 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) meeting: Meeting,
     /// The evidence that each channel starts with.
     pub(crate) record: &'a EvidenceLog,
-    /// Rung when [`Host::may_begin`] may have changed.
-    pub(crate) bell: &'a Wakeup,
+    /// Signalled when [`Host::may_begin`] may have changed.
+    pub(crate) wakeup: &'a Wakeup,
     /// Descriptors that a client gets with READY.
     pub(crate) shares: &'a [Arc<OwnedFd>],
     /// The ring of a publisher.
@@ -124,9 +124,9 @@ struct HandshakeThread(mpsc::SyncSender<(Client, HandshakeThread)>);
 
 impl HandshakeThread {
     fn start(self, client: Client) {
-        let hand_over = self.0.clone();
+        let job_sender = self.0.clone();
         // Cannot fail: the thread waits for it.
-        let _ = hand_over.send((client, self));
+        let _ = job_sender.send((client, self));
     }
 }
 
@@ -192,12 +192,12 @@ impl Acceptor<'_> {
                     }
                     Err(error) => break Err(error),
                 }
-                self.bell.clear();
+                self.wakeup.clear();
                 if let ControlFlow::Break(end) = accepting.turn(&place) {
                     break Ok(end);
                 }
             };
-            // Handshakes without a seat fail with `Slots::closed`.
+            // Handshakes without a slot fail with `Slots::closed`.
             self.over.cancel();
             for client in accepting.queue.waiting.drain(..) {
                 self.report(host, &client.refuse(host.closed()));
@@ -208,8 +208,8 @@ impl Acceptor<'_> {
             for ended in accepting.outcomes {
                 match ended.attempt {
                     Attempt::Ready(passed) => {
-                        let (parts, seat) = *passed;
-                        let _ = host.ready(parts, seat);
+                        let (parts, slot) = *passed;
+                        let _ = host.ready(parts, slot);
                     }
                     Attempt::Refused(refused) => self.report(host, &refused),
                     Attempt::Silent(client) => self.report(host, &client.refuse(host.closed())),
@@ -220,7 +220,7 @@ impl Acceptor<'_> {
     }
 
     /// Refuses a connection without a handshake.
-    pub(crate) fn turn_away<H: Host>(&self, host: &H, stream: OwnedFd, deadline: &Deadline, error: Error) {
+    pub(crate) fn reject<H: Host>(&self, host: &H, stream: OwnedFd, deadline: &Deadline, error: Error) {
         let refused = match Client::new(stream, deadline.clone(), self.address) {
             Ok(client) => client.refuse(error),
             // The client notices the end of its connection.
@@ -231,11 +231,11 @@ impl Acceptor<'_> {
 
     fn report<H: Host>(&self, host: &H, refused: &Refused) {
         trace::refused(self.address, "host", &refused.error, refused.identity.as_ref());
-        host.notice(refused);
+        host.on_refused(refused);
     }
 
     /// On a thread of its own: checks the client's process, and runs the handshake once the client has sent something.
-    fn shake_hands<H: Host>(&self, client: Client, host: &H) -> Attempt<H::Slot> {
+    fn run_handshake<H: Host>(&self, client: Client, host: &H) -> Attempt<H::Slot> {
         let side = Side::new(self.address, self.options, &client.deadline, self.meeting)
             .sharing(self.shares)
             .publishing(self.ring);
@@ -243,7 +243,7 @@ impl Acceptor<'_> {
         let caller = match client.stage {
             ClientStage::Silent(caller) => caller,
             ClientStage::Fresh(stream) => {
-                match handshake.within(|| side.look_at(stream, self.record.clone())) {
+                match handshake.within(|| side.inspect(stream, self.record.clone())) {
                     Err(error) => return Attempt::refused(error, Identity::of(client.who)),
                     Ok(caller) if client.deadline.becomes_readable(caller.as_fd(), GRACE) => Box::new(caller),
                     Ok(caller) => {
@@ -281,28 +281,28 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Waits for a connection, a first frame, an outcome, the end of a partner, or a client's deadline.
     fn wait(&mut self, place: &BoundAddress, deadline: &Deadline) -> Result<()> {
         // The caller of a pair waits for its guest, so the thread can start now. An endpoint starts none after its call has returned,
-        // unless a client comes: a program may fork, and a child inherits the lock under which another thread is just starting one.
-        let is_idle = self.spare.is_none() && self.queue.under_way() == 0;
+        // unless a client connects: a program may fork, and a child inherits the lock under which another thread is just starting one.
+        let is_idle = self.spare.is_none() && self.queue.running() == 0;
         if self.acceptor.meeting == Meeting::Pair && is_idle && self.has_recovered() {
             // If it cannot be started now, the handshake tries again.
             self.spare = self.thread().ok();
         }
         let queue = &self.queue;
-        let mut watched = vec![(self.acceptor.bell.as_fd(), PollFlags::POLLIN)];
+        let mut watched = vec![(self.acceptor.wakeup.as_fd(), PollFlags::POLLIN)];
         let partners = self.host.partners();
         watched.extend(partners.iter().flat_map(Partner::watched));
         let deadlines = queue.waiting.iter().filter_map(|client| client.deadline.at());
         let mut until = deadlines.min();
         if !self.has_recovered() {
             until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
-        } else if self.host.may_begin(queue.under_way()) {
+        } else if self.host.may_begin(queue.running()) {
             if !queue.is_full() {
                 watched.push((place.as_fd(), PollFlags::POLLIN));
             }
             let may_send = queue
                 .waiting
                 .iter()
-                .filter(|client| queue.under_way.may_begin(client.who));
+                .filter(|client| queue.running.may_begin(client.who));
             watched.extend(may_send.map(|client| (client.as_fd(), PollFlags::POLLIN)));
         }
         deadline.until(until).wait(&watched).map(drop)
@@ -312,13 +312,13 @@ impl<H: Host> Accepting<'_, '_, H> {
     fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.woken();
         while let Ok(ended) = self.outcomes.try_recv() {
-            self.queue.under_way.end(ended.who);
+            self.queue.running.end(ended.who);
             self.spare = self.spare.take().or(ended.thread);
             match ended.attempt {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
                 Attempt::Ready(passed) => {
-                    let (parts, seat) = *passed;
-                    self.host.ready(parts, seat)?;
+                    let (parts, slot) = *passed;
+                    self.host.ready(parts, slot)?;
                 }
                 Attempt::Refused(refused) => self.refused(*refused)?,
             }
@@ -329,7 +329,7 @@ impl<H: Host> Accepting<'_, '_, H> {
                 ClientStage::Fresh(_) => "a thread of the host's for the handshake",
                 ClientStage::Silent(_) => "the guest's HELLO",
             };
-            self.refused(late.give_up(step, after))?;
+            self.refused(late.time_out(step, after))?;
         }
         // Start queued handshakes before accepting more: descriptors may be short, and a new connection must not take them each time.
         self.begin()?;
@@ -340,15 +340,15 @@ impl<H: Host> Accepting<'_, '_, H> {
             && let Some(silent) = self.queue.most_silent()
         {
             let after = silent.deadline.elapsed();
-            self.refused(silent.give_up("the guest's HELLO, while others wait", after))?;
+            self.refused(silent.time_out("the guest's HELLO, while others wait", after))?;
         }
         ControlFlow::Continue(())
     }
 
     /// Moves connections from the kernel's backlog into the queue.
     fn accept(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
-        for _ in 0..AT_ONE_TURN {
-            if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.under_way()) {
+        for _ in 0..ACCEPTS_PER_TURN {
+            if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.running()) {
                 break;
             }
             match place.accept() {
@@ -377,13 +377,13 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Starts the handshakes that may start.
     fn begin(&mut self) -> ControlFlow<H::End> {
         while self.has_recovered()
-            && self.host.may_begin(self.queue.under_way())
+            && self.host.may_begin(self.queue.running())
             && let Some(client) = self.queue.next()
         {
             let who = client.who;
             match self.spare.take().map_or_else(|| self.thread(), Ok) {
                 Ok(thread) => {
-                    self.queue.under_way.begin(who);
+                    self.queue.running.begin(who);
                     thread.start(client);
                 }
                 Err(error) => {
@@ -399,16 +399,16 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Starts a thread for handshakes.
     fn thread(&self) -> io::Result<HandshakeThread> {
         let (acceptor, host) = (self.acceptor, self.host);
-        let (results, bell) = (self.results.clone(), acceptor.bell.clone());
-        let (hand_over, handed) = mpsc::sync_channel::<(Client, HandshakeThread)>(1);
+        let (results, wakeup) = (self.results.clone(), acceptor.wakeup.clone());
+        let (job_sender, jobs) = mpsc::sync_channel::<(Client, HandshakeThread)>(1);
         let run = move || {
             mark_own_thread();
-            while let Ok((client, thread)) = handed.recv() {
+            while let Ok((client, thread)) = jobs.recv() {
                 let who = client.who;
                 // The names tell an operator how many handshakes run.
                 let _ = prctl::set_name(c"ringfence-host");
                 // A thread that ended without an outcome would count as running for ever.
-                let attempt = catch_unwind(AssertUnwindSafe(|| acceptor.shake_hands(client, host)))
+                let attempt = catch_unwind(AssertUnwindSafe(|| acceptor.run_handshake(client, host)))
                     .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
                 let _ = prctl::set_name(SPARE);
                 let is_last = acceptor.meeting == Meeting::Pair && matches!(attempt, Attempt::Ready(_));
@@ -418,16 +418,16 @@ impl<H: Host> Accepting<'_, '_, H> {
                 if is_last {
                     break;
                 }
-                bell.signal();
+                wakeup.signal();
             }
             // Before the acceptor wakes, because it waits for all senders of results.
             drop(results);
-            bell.signal();
+            wakeup.signal();
         };
         thread::Builder::new()
             .name(SPARE.to_string_lossy().into_owned())
             .spawn_scoped(self.scope, run)?;
-        Ok(HandshakeThread(hand_over))
+        Ok(HandshakeThread(job_sender))
     }
 
     /// Whether enough time has passed since the last local error.
@@ -490,7 +490,7 @@ impl Client {
         })
     }
 
-    fn give_up(self, step: &'static str, after: Duration) -> Refused {
+    fn time_out(self, step: &'static str, after: Duration) -> Refused {
         self.refuse(Error::HandshakeTimeout { step, after })
     }
 
@@ -512,26 +512,26 @@ impl Client {
 struct Queue {
     waiting: Vec<Client>,
     /// The handshakes that run, each with a thread.
-    under_way: FairShare,
+    running: FairShare,
 }
 
 impl Queue {
-    fn under_way(&self) -> usize {
-        self.under_way.0.len()
+    fn running(&self) -> usize {
+        self.running.0.len()
     }
 
     fn is_full(&self) -> bool {
-        self.waiting.len() >= LONGEST
+        self.waiting.len() >= MAX_WAITING
     }
 
     /// The reason why this process may have no further connection here, if any.
     fn refusal(&self, who: Credentials) -> Option<String> {
         let waiting = self.waiting.iter().map(|client| &client.who);
-        let all = waiting.chain(&self.under_way.0);
+        let all = waiting.chain(&self.running.0);
         let has = all.filter(|other| other.pid == who.pid).count();
-        (has >= AT_MOST_OF_ONE_PROCESS).then(|| {
+        (has >= MAX_PER_PROCESS).then(|| {
             format!(
-                "process {} has {AT_MOST_OF_ONE_PROCESS} handshakes under way already",
+                "process {} has {MAX_PER_PROCESS} handshakes under way already",
                 who.pid
             )
         })
@@ -546,7 +546,7 @@ impl Queue {
             .zip(&readable)
             .position(|(client, readable)| {
                 (*readable || matches!(client.stage, ClientStage::Fresh(_)))
-                    && self.under_way.may_begin(client.who)
+                    && self.running.may_begin(client.who)
             })?;
         Some(self.waiting.remove(index))
     }

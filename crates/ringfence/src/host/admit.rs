@@ -1,4 +1,4 @@
-//! The seats of an endpoint, and what is counted there: open seats by process and user, accepted and refused clients.
+//! The slots of an endpoint, and what is counted there: open slots by process and user, accepted and refused clients.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -12,61 +12,61 @@ use crate::{
     channel::stats::{ChannelStats, Counters},
     error::Error,
     identity::Credentials,
-    options::SeatLimits,
+    options::SlotLimits,
 };
 
-/// The seats that are taken: in all, by process, and by user.
+/// The slots that are taken: in all, by process, and by user.
 #[derive(Debug, Default)]
-pub(crate) struct TakenSeats {
+pub(crate) struct TakenSlots {
     all: usize,
     of_process: HashMap<i32, usize>,
     of_user: HashMap<u32, usize>,
 }
 
-impl TakenSeats {
+impl TakenSlots {
     pub(crate) fn count(&self) -> usize {
         self.all
     }
 
-    /// The reason why a process gets no seat now, if any. `host` names the endpoint: "service".
-    pub(crate) fn refusal(&self, limits: &SeatLimits, who: Credentials, host: &str) -> Option<String> {
-        let (all, of_process, of_user) = (limits.all, limits.of_process, limits.of_user(who.uid));
+    /// The reason why a process gets no slot now, if any. `host` names the endpoint: "service".
+    pub(crate) fn refusal(&self, limits: &SlotLimits, peer: Credentials, host: &str) -> Option<String> {
+        let (all, of_process, of_user) = (limits.all, limits.of_process, limits.of_user(peer.uid));
         let has = |taken: Option<&usize>| taken.copied().unwrap_or(0);
         if self.all >= all {
             Some(format!("the {host} is full, with {all} at once"))
-        } else if has(self.of_user.get(&who.uid)) >= of_user {
+        } else if has(self.of_user.get(&peer.uid)) >= of_user {
             Some(format!(
                 "user {} has {of_user} of the {host}'s channels, and one user may have no more at once \
                  (max_peers_per_user)",
-                who.uid
+                peer.uid
             ))
-        } else if has(self.of_process.get(&who.pid)) >= of_process {
+        } else if has(self.of_process.get(&peer.pid)) >= of_process {
             Some(format!(
                 "process {} has {of_process} of the {host}'s channels, and one process may have no more at once \
                  (max_peers_per_process)",
-                who.pid
+                peer.pid
             ))
         } else {
             None
         }
     }
 
-    pub(crate) fn add(&mut self, who: Credentials) {
+    pub(crate) fn add(&mut self, peer: Credentials) {
         self.all += 1;
-        *self.of_process.entry(who.pid).or_default() += 1;
-        *self.of_user.entry(who.uid).or_default() += 1;
+        *self.of_process.entry(peer.pid).or_default() += 1;
+        *self.of_user.entry(peer.uid).or_default() += 1;
     }
 
-    /// Reverts one [`TakenSeats::add`].
-    pub(crate) fn remove(&mut self, who: Credentials) {
+    /// Reverts one [`TakenSlots::add`].
+    pub(crate) fn remove(&mut self, peer: Credentials) {
         self.all -= 1;
-        decrement(&mut self.of_process, who.pid);
-        decrement(&mut self.of_user, who.uid);
+        decrement(&mut self.of_process, peer.pid);
+        decrement(&mut self.of_user, peer.uid);
     }
 }
 
-fn decrement<K: Eq + Hash>(seats: &mut HashMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut taken) = seats.entry(key) {
+fn decrement<K: Eq + Hash>(slots: &mut HashMap<K, usize>, key: K) {
+    if let Entry::Occupied(mut taken) = slots.entry(key) {
         *taken.get_mut() -= 1;
         if *taken.get() == 0 {
             taken.remove();

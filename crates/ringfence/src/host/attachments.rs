@@ -10,7 +10,7 @@ use nix::{
 use crate::{
     channel::unread::{Load, OnLine, Outgoing},
     error::{Error, Result},
-    handshake::broadcast::ReaderBell,
+    handshake::broadcast::ReaderLink,
     host::audience::Broadcast,
     host::broadcaster::{Broadcaster, charge},
     host::endpoint::Endpoint,
@@ -24,7 +24,7 @@ use crate::{
 
 impl Broadcaster {
     /// Publishes a message with attachments. `false`: there is no room now, or a reliable subscriber holds as many unread attachments as
-    /// it accepts. Call it again once [`Broadcaster::arm_with`] says so.
+    /// it accepts. Call it again once [`Broadcaster::arm_with`] reports room.
     ///
     /// # Errors
     /// As [`Broadcaster::send_with`].
@@ -44,7 +44,7 @@ impl Broadcaster {
         let mut readers = self.shared.ring.readers.active();
         // One that was disconnected reads no later message.
         self.shared.drop_gone(&mut readers);
-        self.forget_the_gone(&readers);
+        self.forget_gone(&readers);
         let Some(loads) = self.loads(&readers, attachments) else {
             return Ok(false);
         };
@@ -74,7 +74,7 @@ impl Broadcaster {
         Ok(true)
     }
 
-    fn forget_the_gone(&mut self, readers: &[ActiveReader<ReaderBell>]) {
+    fn forget_gone(&mut self, readers: &[ActiveReader<ReaderLink>]) {
         let mut before = mem::take(&mut self.own.attached.unread);
         let unread = readers.iter().map(|ActiveReader { number, attached, .. }| {
             let known = before.remove(number);
@@ -86,7 +86,7 @@ impl Broadcaster {
     /// Returns the load for each subscriber, if it gets the attachments. `None`: a reliable one must read first.
     fn loads(
         &mut self,
-        readers: &[ActiveReader<ReaderBell>],
+        readers: &[ActiveReader<ReaderLink>],
         attachments: &[AttachmentRef<'_>],
     ) -> Option<Vec<Option<Load>>> {
         let mut loads = Vec::with_capacity(readers.len());
@@ -115,14 +115,14 @@ impl Broadcaster {
 
     /// The kernel puts no more attachments on the line of a reliable subscriber. `false`: this is not its fault. Otherwise the publisher
     /// waits for it, or it has ended.
-    fn is_in_the_way(&mut self, reader: &ActiveReader<ReaderBell>) -> bool {
+    fn is_blocking(&mut self, reader: &ActiveReader<ReaderLink>) -> bool {
         let unread = self.own.attached.unread.get(&reader.number);
         if let Some(goal) = unread.and_then(Outgoing::last) {
             self.wait_for(reader.number, goal);
             return true;
         }
         // An honest one has not had the time to read the parcels of messages that were not published.
-        let surplus = unread.map_or(0, |unread| unread.on_line.surplus * MOST_FOR_A_PARCEL);
+        let surplus = unread.map_or(0, |unread| unread.on_line.surplus * PARCEL_MEMORY);
         let doorbell = reader.attached.doorbell.upgrade();
         if doorbell.is_some_and(|doorbell| doorbell.is_hoarded(surplus))
             && let Some(link) = self.shared.link(reader.number)
@@ -141,20 +141,20 @@ impl Broadcaster {
     /// After an error, or if the message is not published then, parcels stay on lines: see [`Broadcaster::pass_to`].
     fn pass(
         &mut self,
-        readers: &[ActiveReader<ReaderBell>],
+        readers: &[ActiveReader<ReaderLink>],
         loads: &[Option<Load>],
         attachments: &[AttachmentRef<'_>],
         number: u64,
     ) -> Result<Option<Vec<Option<Load>>>> {
-        let losers = readers.iter().zip(loads);
-        let losers = losers.filter(|(reader, load)| load.is_some() && reader.delivery != Delivery::Reliable);
-        let share = descriptors_in_flight() / (losers.count() as u64).max(1);
+        let lossy = readers.iter().zip(loads);
+        let lossy = lossy.filter(|(reader, load)| load.is_some() && reader.delivery != Delivery::Reliable);
+        let share = descriptors_in_flight() / (lossy.count() as u64).max(1);
         let mut passed = Vec::with_capacity(readers.len());
         for (reader, load) in readers.iter().zip(loads) {
             match self.pass_to(reader, *load, attachments, number, share) {
                 Ok(load) => passed.push(load),
                 Err(Errno::EAGAIN | Errno::ETOOMANYREFS)
-                    if reader.delivery == Delivery::Reliable && self.is_in_the_way(reader) =>
+                    if reader.delivery == Delivery::Reliable && self.is_blocking(reader) =>
                 {
                     return Ok(None);
                 }
@@ -171,7 +171,7 @@ impl Broadcaster {
     /// which it would count.
     fn pass_to(
         &mut self,
-        reader: &ActiveReader<ReaderBell>,
+        reader: &ActiveReader<ReaderLink>,
         mut load: Option<Load>,
         attachments: &[AttachmentRef<'_>],
         number: u64,
@@ -187,10 +187,10 @@ impl Broadcaster {
                 on_line.surplus >= surplus || (!reliable && on_line.descriptors + count > share)
             };
             // From half on, since the line of a subscriber that reads is not always empty.
-            if is_over(unread.on_line, share / 2, MOST_SURPLUS / 2) && doorbell.is_line_read() {
+            if is_over(unread.on_line, share / 2, MAX_SURPLUS / 2) && doorbell.is_line_read() {
                 unread.on_line = OnLine::default();
             }
-            if is_over(unread.on_line, share, MOST_SURPLUS) {
+            if is_over(unread.on_line, share, MAX_SURPLUS) {
                 if reliable {
                     return Err(Errno::EAGAIN);
                 }
@@ -219,9 +219,9 @@ impl Broadcaster {
 }
 
 /// The most parcels and withdrawals on a line beside the parcels of unread messages.
-const MOST_SURPLUS: usize = 32;
+const MAX_SURPLUS: usize = 32;
 /// The memory that the kernel counts for the largest parcel on a line.
-const MOST_FOR_A_PARCEL: usize = 4608;
+const PARCEL_MEMORY: usize = 4608;
 
 /// The number of descriptors that may be on the lines of subscribers that are not reliable. Such a subscriber need not read them, and the
 /// kernel lets the processes of a user have `RLIMIT_NOFILE` of them in flight (unix(7)).
@@ -233,7 +233,7 @@ fn descriptors_in_flight() -> u64 {
 /// Puts a parcel on the line of a subscriber, or withdraws one. `false`: the subscriber does without it, or has gone.
 fn post(
     publisher: &Endpoint<Broadcast>,
-    reader: &ActiveReader<ReaderBell>,
+    reader: &ActiveReader<ReaderLink>,
     doorbell: &Doorbell,
     attachments: &[AttachmentRef<'_>],
     number: u64,

@@ -25,11 +25,11 @@ use crate::{
     error::{Error, Result},
     evidence::Evidence,
     fork::ProcessMutex,
-    handshake::broadcast::{HeldStart, PublishedRing, ReaderBell, RingPart},
+    handshake::broadcast::{PublishedRing, ReaderLink, ReservedStart, RingPart},
     handshake::frame::Meeting,
     handshake::parts::Parts,
     host::accept::Refused,
-    host::endpoint::{Endpoint, EndpointKind, SeatGuard, Worker},
+    host::endpoint::{Endpoint, EndpointKind, SlotGuard, Worker},
     host::events::End,
     host::stalls::{Charging, Goal},
     host::watches::Watches,
@@ -48,7 +48,7 @@ use crate::{
 };
 
 /// The number of events that the program has not taken. If it is reached, [`forget_oldest`] drops an event that it can do without.
-const MOST_PENDING: usize = 4096;
+const MAX_PENDING: usize = 4096;
 
 /// The kind of endpoint that a [`Publisher`](crate::Publisher) is the handle of.
 #[derive(Debug)]
@@ -87,16 +87,16 @@ impl Drop for Broadcast {
 #[derive(Debug, Default)]
 pub(crate) struct AudienceState {
     /// By number.
-    list: BTreeMap<u64, Seated>,
+    list: BTreeMap<u64, ConnectedSubscriber>,
     /// The number of subscribers that were listed, and whose end was not reported to the program yet.
-    untold_ends: usize,
+    unreported_ends: usize,
     /// The publisher has ended, and so have the channels of all subscribers that were listed then.
     is_over: bool,
 }
 
 /// A subscriber whose channel has not ended.
 #[derive(Debug)]
-struct Seated {
+struct ConnectedSubscriber {
     member: Arc<SubscriberRecord>,
     link: Arc<channel::Shared>,
     /// Not in the record, which a program may keep for long: this keeps a descriptor of the subscriber's process.
@@ -118,7 +118,7 @@ struct SubscriberRecord {
     link: Weak<channel::Shared>,
     gone: OnceLock<CloseReason>,
     /// The event of its connection was dropped, so its end is not reported either.
-    untold: AtomicBool,
+    unreported: AtomicBool,
 }
 
 /// A subscriber, as its publisher sees it. Clones are the same subscriber. It keeps neither the subscriber nor the publisher open.
@@ -179,7 +179,7 @@ impl Subscriber {
     }
 
     /// Disconnects it: 'closed' on both sides, at once. It can still read what was published before. Until it has, it still occupies a
-    /// seat, and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
+    /// slot, and a reliable subscriber can delay the publisher for up to [`Options::stall`](crate::Options::stall).
     pub fn disconnect(&self) {
         if let Some(publisher) = self.publisher() {
             // An end that is not reported yet counts. One that follows this call does not, since the subscriber may close in any way.
@@ -190,7 +190,7 @@ impl Subscriber {
                 // Before the end is reported: a message that is sent then leaves out this subscriber's attachments.
                 link.end_reading_at(publisher.tail());
             }
-            publisher.gone(&self.member, reason);
+            publisher.report_gone(&self.member, reason);
             publisher.end_one(&self.member);
         }
     }
@@ -213,7 +213,7 @@ pub enum PublisherEvent {
     Subscriber(Subscriber),
     /// A subscriber has disconnected.
     Gone(Subscriber, CloseReason),
-    /// A client was refused. The publisher goes on.
+    /// A client was refused. The publisher continues.
     Refused(Refused),
 }
 
@@ -236,7 +236,7 @@ fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEve
     let Some(PublisherEvent::Subscriber(subscriber)) = &forgotten else {
         return (forgotten, None);
     };
-    subscriber.member.untold.store(true, Ordering::Relaxed);
+    subscriber.member.unreported.store(true, Ordering::Relaxed);
     let end = pending
         .iter()
         .position(|event| matches!(event, PublisherEvent::Gone(gone, _) if gone.is(subscriber)));
@@ -245,9 +245,9 @@ fn forget_oldest(pending: &mut VecDeque<PublisherEvent>) -> (Option<PublisherEve
 }
 
 /// `false` for the end of a subscriber whose connection was dropped. Called under the lock of the events, as [`forget_oldest`] is.
-fn is_of_a_known_one(event: &PublisherEvent) -> bool {
+fn is_wanted(event: &PublisherEvent) -> bool {
     match event {
-        PublisherEvent::Gone(subscriber, _) => !subscriber.member.untold.load(Ordering::Relaxed),
+        PublisherEvent::Gone(subscriber, _) => !subscriber.member.unreported.load(Ordering::Relaxed),
         PublisherEvent::Subscriber(_) | PublisherEvent::Refused(_) => true,
     }
 }
@@ -256,14 +256,14 @@ impl EndpointKind for Broadcast {
     const MEETING: Meeting = Meeting::Broadcast;
     const NAME: &'static str = "publisher";
     const CLOSED: &'static str = "the publisher is closed";
-    const BREAKS_OFF: &'static str = "the publisher lets no more subscribers in";
+    const CANCELLED: &'static str = "the publisher lets no more subscribers in";
     type State = AudienceState;
     type Event = PublisherEvent;
 
-    fn ready(endpoint: &Arc<Endpoint<Self>>, mut parts: Parts, seat: SeatGuard<Self>, options: &Options) {
+    fn ready(endpoint: &Arc<Endpoint<Self>>, mut parts: Parts, slot: SlotGuard<Self>, options: &Options) {
         // The handshake of a publisher returns no other part.
         if let RingPart::Publisher(start) = mem::replace(&mut parts.ring, RingPart::Equal) {
-            endpoint.admit(parts, start, seat, options);
+            endpoint.admit(parts, start, slot, options);
         }
     }
 
@@ -279,18 +279,18 @@ impl EndpointKind for Broadcast {
 impl Endpoint<Broadcast> {
     fn report(&self, event: PublisherEvent) {
         self.events
-            .add_at_most(event, MOST_PENDING, forget_oldest, is_of_a_known_one);
+            .add_at_most(event, MAX_PENDING, forget_oldest, is_wanted);
     }
 
     /// A client has got READY.
     fn admit(
         self: &Arc<Self>,
         parts: Parts,
-        start: HeldStart,
-        seat: SeatGuard<Broadcast>,
+        start: ReservedStart,
+        slot: SlotGuard<Broadcast>,
         options: &Options,
     ) {
-        let (number, delivery) = (start.held.number, start.delivery);
+        let (number, delivery) = (start.slot.number, start.delivery);
         let opened = open(parts, None, options);
         let (link, control, barriers) = (opened.shared, opened.peer, opened.barriers);
         let (accepts, known) = (opened.terms.attachments_out, opened.known);
@@ -303,20 +303,20 @@ impl Endpoint<Broadcast> {
             verifier: Arc::downgrade(&known.verifier.0),
             link: Arc::downgrade(&link),
             gone: OnceLock::new(),
-            untold: AtomicBool::new(false),
+            unreported: AtomicBool::new(false),
         });
-        let seated = Seated {
+        let entry = ConnectedSubscriber {
             member: Arc::clone(&member),
             link: Arc::clone(&link),
             _verifier: known.verifier,
         };
         {
             let mut state = self.state();
-            state.list.insert(number, seated);
-            state.untold_ends += 1;
+            state.list.insert(number, entry);
+            state.unreported_ends += 1;
         }
         let ends = link.doorbell.ends();
-        let bell = ReaderBell {
+        let bell = ReaderLink {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,
             accepts,
@@ -326,7 +326,7 @@ impl Endpoint<Broadcast> {
         self.report(PublisherEvent::Subscriber(self.handle(&member)));
         // A subscriber that was evicted before this may have hung up already, so it is not watched.
         let watched = if active {
-            self.watches.add_patiently(number, &ends)
+            self.watches.add_with_retries(number, &ends)
         } else {
             Ok(())
         };
@@ -339,7 +339,7 @@ impl Endpoint<Broadcast> {
             member: Arc::clone(&member),
             ends,
             start: Some(start),
-            seat: Some(seat),
+            slot: Some(slot),
             end: ChannelState::ClosedHere,
         };
         // From here on, the end of the channel releases all this. If the channel has ended already, that is now.
@@ -368,7 +368,7 @@ impl Endpoint<Broadcast> {
     /// The connected subscribers.
     pub(crate) fn subscribers(self: &Arc<Self>) -> Vec<Subscriber> {
         let state = self.state();
-        let members = state.list.values().map(|seated| &seated.member);
+        let members = state.list.values().map(|entry| &entry.member);
         members
             .filter(|member| member.gone.get().is_none())
             .map(|member| self.handle(member))
@@ -382,7 +382,7 @@ impl Endpoint<Broadcast> {
             return (0, evicted);
         }
         let state = self.state();
-        let members = state.list.values().map(|seated| &seated.member);
+        let members = state.list.values().map(|entry| &entry.member);
         (
             members.filter(|member| member.gone.get().is_none()).count(),
             evicted,
@@ -390,29 +390,29 @@ impl Endpoint<Broadcast> {
     }
 
     /// Returns a part of each subscriber, without the lock.
-    fn each<T>(&self, part: impl FnMut(&Seated) -> T) -> Vec<T> {
+    fn map_subscribers<T>(&self, part: impl FnMut(&ConnectedSubscriber) -> T) -> Vec<T> {
         self.state().list.values().map(part).collect()
     }
 
     /// The channel of a subscriber, if that has not ended.
     pub(crate) fn link(&self, number: u64) -> Option<Arc<channel::Shared>> {
         let state = self.state();
-        state.list.get(&number).map(|seated| Arc::clone(&seated.link))
+        state.list.get(&number).map(|entry| Arc::clone(&entry.link))
     }
 
     /// Drops the subscribers whose end was reported.
-    pub(crate) fn drop_gone(&self, readers: &mut Vec<ActiveReader<ReaderBell>>) {
+    pub(crate) fn drop_gone(&self, readers: &mut Vec<ActiveReader<ReaderLink>>) {
         let state = self.state();
         readers.retain(|reader| {
-            let seated = state.list.get(&reader.number);
-            seated.is_some_and(|seated| seated.member.gone.get().is_none())
+            let entry = state.list.get(&reader.number);
+            entry.is_some_and(|entry| entry.member.gone.get().is_none())
         });
     }
 
-    /// Checks whether a subscriber has disconnected. `rung`: reads its bells from the line.
-    pub(crate) fn look_at(&self, number: u64, rung: bool) {
+    /// Checks whether a subscriber has disconnected. `woken`: reads its wakeups from the line.
+    pub(crate) fn check_subscriber(&self, number: u64, woken: bool) {
         if let Some(link) = self.link(number) {
-            if rung {
+            if woken {
                 link.doorbell.read_wakeups();
             } else {
                 link.doorbell.check_peer();
@@ -442,7 +442,7 @@ impl Endpoint<Broadcast> {
             return;
         }
         self.seal();
-        for member in self.each(|seated| Arc::clone(&seated.member)) {
+        for member in self.map_subscribers(|entry| Arc::clone(&entry.member)) {
             self.end_one(&member);
         }
         self.finish_if_over();
@@ -469,18 +469,18 @@ impl Endpoint<Broadcast> {
         // Does not wait for it: this is the thread that handles alarms.
         self.worker.stop().cancel();
         self.ring.seal();
-        let untold = self.end_channels(ChannelState::Exposed);
+        let unreported = self.end_channels(ChannelState::Exposed);
         self.region.wipe();
         Box::new(move || {
-            if let Some(untold) = untold {
-                self.finish_reporting(untold);
+            if let Some(unreported) = unreported {
+                self.finish_reporting(unreported);
             }
         })
     }
 
     fn finish(&self, end: ChannelState) {
-        if let Some(untold) = self.end_channels(end) {
-            self.finish_reporting(untold);
+        if let Some(unreported) = self.end_channels(end) {
+            self.finish_reporting(unreported);
         }
     }
 
@@ -494,11 +494,11 @@ impl Endpoint<Broadcast> {
             self.state.set(end);
         }
         // Keeps what they have not read. An alarm wipes it all the same.
-        if let Some(kept) = self.ring.readers.lowest_position() {
-            self.region.retain_from(kept);
+        if let Some(position) = self.ring.readers.lowest_position() {
+            self.region.retain_from(position);
         }
         let ends = self
-            .each(|seated| Arc::clone(&seated.link))
+            .map_subscribers(|entry| Arc::clone(&entry.link))
             .into_iter()
             .filter_map(|link| {
                 if end != ChannelState::Exposed {
@@ -509,8 +509,8 @@ impl Endpoint<Broadcast> {
         Some(ends.collect())
     }
 
-    fn finish_reporting(&self, untold: Vec<UnreportedEnd>) {
-        drop(untold);
+    fn finish_reporting(&self, unreported: Vec<UnreportedEnd>) {
+        drop(unreported);
         self.end_events_once_reported(|state| state.is_over = true);
         self.watches.stop();
         self.watches.wake_sender();
@@ -519,12 +519,12 @@ impl Endpoint<Broadcast> {
     /// Changes what is still to be reported, and ends the events if that is nothing. If another thread is admitting or ending a
     /// subscriber while the publisher ends, the events end after its report.
     fn end_events_once_reported(&self, change: impl FnOnce(&mut AudienceState)) {
-        let is_told = {
+        let is_reported = {
             let mut state = self.state();
             change(&mut state);
-            state.is_over && state.untold_ends == 0
+            state.is_over && state.unreported_ends == 0
         };
-        if is_told {
+        if is_reported {
             self.events.end(End::Closed);
         }
     }
@@ -537,7 +537,7 @@ impl Endpoint<Broadcast> {
     }
 
     /// Reports the end of a subscriber to the program, once.
-    fn gone(self: &Arc<Self>, member: &Arc<SubscriberRecord>, reason: CloseReason) {
+    fn report_gone(self: &Arc<Self>, member: &Arc<SubscriberRecord>, reason: CloseReason) {
         if member.gone.set(reason).is_ok() {
             if reason == CloseReason::Evicted {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
@@ -547,11 +547,11 @@ impl Endpoint<Broadcast> {
     }
 
     fn release(self: &Arc<Self>, member: &Arc<SubscriberRecord>, reason: CloseReason) {
-        let seated = self.state().list.remove(&member.number);
+        let entry = self.state().list.remove(&member.number);
         // Dropped without the lock.
-        drop(seated);
-        self.gone(member, reason);
-        self.end_events_once_reported(|state| state.untold_ends -= 1);
+        drop(entry);
+        self.report_gone(member, reason);
+        self.end_events_once_reported(|state| state.unreported_ends -= 1);
         self.watches.wake_sender();
         self.finish_if_over();
     }
@@ -575,7 +575,7 @@ impl Endpoint<Broadcast> {
         stalls.end(positions, Instant::now());
     }
 
-    /// Evicts the subscribers that have held the publisher up for too long. Returns when to check again.
+    /// Evicts the subscribers that have delayed the publisher for too long. Returns when to check again.
     fn evict(&self) -> Option<Instant> {
         let mut guard = self.charging.lock();
         let Charging { stalls, positions } = &mut *guard;
@@ -583,10 +583,10 @@ impl Endpoint<Broadcast> {
             return None;
         }
         self.ring.readers.reliable(positions);
-        let found = stalls.look(positions, Instant::now());
+        let found = stalls.poll(positions, Instant::now());
         let stall = stalls.limit();
         drop(guard);
-        for link in found.liars.iter().filter_map(|number| self.link(*number)) {
+        for link in found.violators.iter().filter_map(|number| self.link(*number)) {
             let what = "it has shown two positions, of which the later one is lower";
             // Ends the channel with this reason.
             let _ = link.judge::<()>(Err(Error::RingCorrupt(what.into())));
@@ -594,7 +594,7 @@ impl Endpoint<Broadcast> {
         for number in &found.over {
             self.evict_one(*number, stall);
         }
-        if found.may_go_on || !found.over.is_empty() || !found.liars.is_empty() {
+        if found.may_proceed || !found.over.is_empty() || !found.violators.is_empty() {
             self.watches.wake_sender();
         }
         found.next
@@ -626,7 +626,7 @@ pub(crate) fn watch(watches: &Watches, publisher: &Weak<Endpoint<Broadcast>>) {
             return;
         };
         for number in numbers.iter() {
-            publisher.look_at(*number, false);
+            publisher.check_subscriber(*number, false);
         }
         until = publisher.evict();
     }
@@ -638,8 +638,8 @@ struct SubscriberGuard {
     publisher: Arc<Endpoint<Broadcast>>,
     member: Arc<SubscriberRecord>,
     ends: LineEnds,
-    start: Option<HeldStart>,
-    seat: Option<SeatGuard<Broadcast>>,
+    start: Option<ReservedStart>,
+    slot: Option<SlotGuard<Broadcast>>,
     /// The final state of its channel.
     end: ChannelState,
 }
@@ -659,7 +659,7 @@ impl Drop for SubscriberGuard {
         }
         drop(self.start.take());
         // Before the program is notified, which may expect the next subscriber at once.
-        drop(self.seat.take());
+        drop(self.slot.take());
         self.publisher.watches.remove(&self.ends);
         let link = self.member.link.upgrade();
         let reason = link.map_or_else(|| self.end.close_reason(), |link| link.close_reason());
@@ -687,7 +687,7 @@ mod tests {
             verifier: Weak::new(),
             link: Weak::new(),
             gone: OnceLock::new(),
-            untold: AtomicBool::new(false),
+            unreported: AtomicBool::new(false),
         };
         Subscriber {
             member: Arc::new(member),
@@ -726,7 +726,7 @@ mod tests {
         ]);
         drop(forget_oldest(&mut pending));
         assert_eq!(numbers(&pending), [('-', 1), ('+', 2), ('!', 0)]);
-        assert!(short.member.untold.load(Ordering::Relaxed));
+        assert!(short.member.unreported.load(Ordering::Relaxed));
         for _ in 0..2 {
             drop(forget_oldest(&mut pending));
             assert_eq!(numbers(&pending), [('-', 1), ('+', 2)]);
@@ -735,13 +735,16 @@ mod tests {
         let _ = there.member.gone.set(CloseReason::Lost);
         drop(forget_oldest(&mut pending));
         assert_eq!(numbers(&pending), [('-', 1)]);
-        assert!(there.member.untold.load(Ordering::Relaxed), "its end is not told");
+        assert!(
+            there.member.unreported.load(Ordering::Relaxed),
+            "its end is not told"
+        );
     }
 
     #[test]
     fn the_end_of_one_whose_coming_is_forgotten_as_it_goes_is_not_told() {
         let events = Events::new(Wakeup::new().unwrap(), "closed").unwrap();
-        let add = |event, most| events.add_at_most(event, most, forget_oldest, is_of_a_known_one);
+        let add = |event, most| events.add_at_most(event, most, forget_oldest, is_wanted);
         let [first, second] = [1, 2].map(subscriber);
         for one in [&first, &second] {
             add(PublisherEvent::Subscriber(one.clone()), 2);

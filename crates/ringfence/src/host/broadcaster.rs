@@ -13,7 +13,7 @@ use crate::{
     channel::waiting::{Slept, SpinThenPark},
     error::{Error, Result},
     fork::inherited,
-    handshake::broadcast::ReaderBell,
+    handshake::broadcast::ReaderLink,
     host::audience::Broadcast,
     host::endpoint::Endpoint,
     host::stalls::Goal,
@@ -56,7 +56,7 @@ pub struct PublisherStats {
 }
 
 /// A program that tries in a loop, without a wait, has the subscribers in its way charged no more often than this.
-const CHARGED_AGAIN: Duration = Duration::from_millis(5);
+const CHARGE_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The half of a [`Publisher`](crate::Publisher) that sends. It can live on another thread than the other half, the
 /// [`Audience`](crate::Audience): subscribers are accepted concurrently.
@@ -92,7 +92,7 @@ pub(crate) struct Figures {
 
 impl Outlet for FanOut {
     type Shared = Endpoint<Broadcast>;
-    type Room = Floor<OwnRegion, PeerRegion, ReaderBell>;
+    type Room = Floor<OwnRegion, PeerRegion, ReaderLink>;
     type Link = FanLink;
     type Own = Figures;
 
@@ -153,7 +153,7 @@ impl Outlet for FanOut {
         // A message that is longer than the one before waits for more.
         if let Some(position) = goal
             && writing.link.stalled.is_none_or(|(before, at)| {
-                before.only.is_some() || position > before.position || at.elapsed() >= CHARGED_AGAIN
+                before.only.is_some() || position > before.position || at.elapsed() >= CHARGE_INTERVAL
             })
         {
             let only = None;
@@ -230,7 +230,7 @@ impl Outlet for FanOut {
 #[cold]
 fn update_waker(
     waker: &mut FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
-    ring: &mut FanOutWriter<OwnRegion, PeerRegion, ReaderBell>,
+    ring: &mut FanOutWriter<OwnRegion, PeerRegion, ReaderLink>,
 ) {
     for (slot, active) in ring.changes() {
         let watched = active.map(|(control, bell)| SleepingReader {
@@ -354,7 +354,7 @@ impl Broadcaster {
     /// Checks the subscribers that have woken this half, or have gone. Returns whether any was awaited.
     fn check_subscribers(&self, found: Option<&[u64]>) -> bool {
         for number in found.into_iter().flatten() {
-            self.shared.look_at(*number, true);
+            self.shared.check_subscriber(*number, true);
         }
         found.is_some()
     }

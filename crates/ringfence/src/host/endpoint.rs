@@ -1,11 +1,11 @@
 //! An endpoint stays bound at an address: a service, a membership, or a publisher.
 //!
 //! An [`Endpoint`] is shared by the [`Handle`] that the program holds, the worker thread that keeps the
-//! address and accepts clients by an [`Admission`], the threads of the handshakes, and the [`SeatGuard`] of
+//! address and accepts clients by an [`Admission`], the threads of the handshakes, and the [`SlotGuard`] of
 //! each channel that was made there. An [`EndpointKind`] defines the differences: the state, the assignment
-//! of seats, and what happens to an admitted client.
+//! of slots, and what happens to an admitted client.
 //!
-//! Each piece of state has a lock of its own: `state` (written by the kind), `seats` (by handshakes and by the ends of channels) and
+//! Each piece of state has a lock of its own: `state` (written by the kind), `slots` (by handshakes and by the ends of channels) and
 //! `ledger` (by the accepting thread). A thread that holds `ledger` may take one of the others, since it may drop a channel.
 
 use std::{
@@ -34,10 +34,10 @@ use crate::{
     handshake::frame::Meeting,
     handshake::parts::Parts,
     host::accept::{Acceptor, Host, Refused},
-    host::admit::{EndpointStats, Ledger, TakenSeats},
+    host::admit::{EndpointStats, Ledger, TakenSlots},
     host::events::{End, Events},
     identity::Credentials,
-    options::{Options, SeatLimits},
+    options::{Options, SlotLimits},
     signal::barriers,
     sys::lock::{Mutex, MutexGuard},
     trace,
@@ -53,30 +53,30 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
     /// The error of a call on the handle after the end.
     const CLOSED: &'static str;
     /// The error of a client whose handshake is cancelled because the endpoint closes.
-    const BREAKS_OFF: &'static str;
+    const CANCELLED: &'static str;
 
     /// The state under the lock of [`Endpoint::state`].
     type State: Default + fmt::Debug + Send;
     /// The events that the program takes.
     type Event: From<Refused> + fmt::Debug + Send;
 
-    /// Checks whether there is a seat for this process now. If not, the handshake need not start.
-    fn check_free(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
-        endpoint.check_seats(who)
+    /// Checks whether there is a slot for this process now. If not, the handshake need not start.
+    fn check_free(endpoint: &Endpoint<Self>, peer: Credentials) -> Result<()> {
+        endpoint.check_slots(peer)
     }
 
-    /// Takes a seat for this process.
-    fn claim(endpoint: &Endpoint<Self>, who: Credentials) -> Result<()> {
-        Self::check_free(endpoint, who)?;
-        let mut seats = endpoint.seats.lock();
-        endpoint.check_seats_in(&seats, who)?;
-        seats.add(who);
+    /// Takes a slot for this process.
+    fn claim(endpoint: &Endpoint<Self>, peer: Credentials) -> Result<()> {
+        Self::check_free(endpoint, peer)?;
+        let mut slots = endpoint.slots.lock();
+        endpoint.check_slots_in(&slots, peer)?;
+        slots.add(peer);
         Ok(())
     }
 
-    /// Frees a seat of this process.
-    fn release(endpoint: &Endpoint<Self>, who: Credentials) {
-        endpoint.seats.lock().remove(who);
+    /// Frees a slot of this process.
+    fn release(endpoint: &Endpoint<Self>, peer: Credentials) {
+        endpoint.slots.lock().remove(peer);
     }
 
     /// Whether one more handshake may start in addition to those that run. `false` while the program does not take its events.
@@ -85,7 +85,7 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
     }
 
     /// Called when a client was admitted.
-    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options);
+    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, slot: SlotGuard<Self>, options: &Options);
 
     /// Called when a client was refused, or a local error keeps this process from accepting.
     fn refused(endpoint: &Endpoint<Self>, refused: Refused) {
@@ -115,31 +115,31 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
 #[derive(Debug)]
 pub(crate) struct Endpoint<K: EndpointKind> {
     pub(crate) address: Address,
-    limits: SeatLimits,
+    limits: SlotLimits,
     state: Mutex<K::State>,
-    seats: Mutex<TakenSeats>,
+    slots: Mutex<TakenSlots>,
     ledger: Mutex<Ledger>,
     pub(crate) events: Events<K::Event>,
     /// Woken when the worker must check again.
-    pub(crate) bell: Wakeup,
+    pub(crate) wakeup: Wakeup,
     /// Written by the program, read by the worker: connections wait in the kernel's backlog.
     paused: AtomicBool,
-    /// A forked child has neither the worker nor a seat.
+    /// A forked child has neither the worker nor a slot.
     birth: Birth,
     kind: K,
 }
 
 impl<K: EndpointKind> Endpoint<K> {
     pub(crate) fn new(address: Address, options: &Options, kind: K) -> Result<Arc<Self>> {
-        let bell = Wakeup::new()?;
+        let wakeup = Wakeup::new()?;
         Ok(Arc::new(Self {
             address,
-            limits: options.seats(),
+            limits: options.slots(),
             state: Mutex::default(),
-            seats: Mutex::default(),
+            slots: Mutex::default(),
             ledger: Mutex::default(),
-            events: Events::new(bell.clone(), K::CLOSED)?,
-            bell,
+            events: Events::new(wakeup.clone(), K::CLOSED)?,
+            wakeup,
             paused: AtomicBool::new(false),
             birth: Birth::now()?,
             kind,
@@ -162,17 +162,17 @@ impl<K: EndpointKind> Endpoint<K> {
         self.birth.is_here()
     }
 
-    pub(crate) fn seats_taken(&self) -> usize {
-        self.seats.lock().count()
+    pub(crate) fn slots_taken(&self) -> usize {
+        self.slots.lock().count()
     }
 
-    /// Fails if there is no seat for a process now.
-    pub(crate) fn check_seats(&self, who: Credentials) -> Result<()> {
-        self.check_seats_in(&self.seats.lock(), who)
+    /// Fails if there is no slot for a process now.
+    pub(crate) fn check_slots(&self, peer: Credentials) -> Result<()> {
+        self.check_slots_in(&self.slots.lock(), peer)
     }
 
-    fn check_seats_in(&self, seats: &TakenSeats, who: Credentials) -> Result<()> {
-        let refusal = seats.refusal(&self.limits, who, K::NAME);
+    fn check_slots_in(&self, slots: &TakenSlots, peer: Credentials) -> Result<()> {
+        let refusal = slots.refusal(&self.limits, peer, K::NAME);
         refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
     }
 
@@ -208,7 +208,7 @@ impl<K: EndpointKind> Drop for Endpoint<K> {
     fn drop(&mut self) {
         if !self.is_here() {
             leave_torn(&mut self.state);
-            leave_torn(&mut self.seats);
+            leave_torn(&mut self.slots);
             leave_torn(&mut self.ledger);
         }
     }
@@ -224,22 +224,22 @@ impl<K: EndpointKind> Drop for EndWithWorker<K> {
     }
 }
 
-/// The seat of an admitted client, held while its channel is open.
-pub(crate) struct SeatGuard<K: EndpointKind> {
+/// The slot of an admitted client, held while its channel is open.
+pub(crate) struct SlotGuard<K: EndpointKind> {
     endpoint: Arc<Endpoint<K>>,
-    who: Credentials,
+    peer: Credentials,
 }
 
-impl<K: EndpointKind> fmt::Debug for SeatGuard<K> {
+impl<K: EndpointKind> fmt::Debug for SlotGuard<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SeatGuard({})", self.endpoint.address)
+        write!(f, "SlotGuard({})", self.endpoint.address)
     }
 }
 
-impl<K: EndpointKind> Drop for SeatGuard<K> {
+impl<K: EndpointKind> Drop for SlotGuard<K> {
     fn drop(&mut self) {
         if self.endpoint.is_here() {
-            K::release(&self.endpoint, self.who);
+            K::release(&self.endpoint, self.peer);
         }
     }
 }
@@ -276,7 +276,7 @@ impl<'a, K: EndpointKind> Admission<'a, K> {
             options: self.options,
             meeting: K::MEETING,
             record,
-            bell: &self.endpoint.bell,
+            wakeup: &self.endpoint.wakeup,
             shares,
             ring: self.endpoint.ring(),
             over,
@@ -286,22 +286,22 @@ impl<'a, K: EndpointKind> Admission<'a, K> {
 }
 
 impl<K: EndpointKind> Slots for Admission<'_, K> {
-    type Slot = SeatGuard<K>;
+    type Slot = SlotGuard<K>;
 
-    fn check_free(&self, who: Credentials) -> Result<()> {
-        K::check_free(self.endpoint, who)
+    fn check_free(&self, peer: Credentials) -> Result<()> {
+        K::check_free(self.endpoint, peer)
     }
 
-    fn claim(&self, who: Credentials) -> Result<SeatGuard<K>> {
-        K::claim(self.endpoint, who)?;
-        Ok(SeatGuard {
+    fn claim(&self, peer: Credentials) -> Result<SlotGuard<K>> {
+        K::claim(self.endpoint, peer)?;
+        Ok(SlotGuard {
             endpoint: Arc::clone(self.endpoint),
-            who,
+            peer,
         })
     }
 
     fn closed(&self) -> Error {
-        Error::Closed(K::BREAKS_OFF)
+        Error::Closed(K::CANCELLED)
     }
 }
 
@@ -309,13 +309,13 @@ impl<K: EndpointKind> Host for Admission<'_, K> {
     /// A permanent local error.
     type End = Error;
 
-    fn may_begin(&self, under_way: usize) -> bool {
-        K::has_room(self.endpoint, under_way) && !self.endpoint.is_paused()
+    fn may_begin(&self, running: usize) -> bool {
+        K::has_room(self.endpoint, running) && !self.endpoint.is_paused()
     }
 
-    fn ready(&self, parts: Parts, seat: SeatGuard<K>) -> ControlFlow<Error> {
+    fn ready(&self, parts: Parts, slot: SlotGuard<K>) -> ControlFlow<Error> {
         self.failing.store(false, Ordering::Relaxed);
-        K::ready(self.endpoint, parts, seat, self.options);
+        K::ready(self.endpoint, parts, slot, self.options);
         ControlFlow::Continue(())
     }
 
@@ -462,7 +462,7 @@ impl<K: EndpointKind> Handle<K> {
         if let Ok(endpoint) = self.here() {
             endpoint.paused.store(paused, Ordering::Release);
             if !paused {
-                endpoint.bell.signal();
+                endpoint.wakeup.signal();
             }
         }
     }
@@ -520,12 +520,12 @@ impl Worker {
 
 /// A thread that waits for its work. An endpoint starts its threads before it can be seen at its address, so that a shortage of
 /// threads is an error of the call that creates it.
-pub(crate) struct Idle<W> {
+pub(crate) struct IdleThread<W> {
     begin: mpsc::Sender<W>,
     thread: JoinHandle<()>,
 }
 
-impl<W: Send + 'static> Idle<W> {
+impl<W: Send + 'static> IdleThread<W> {
     /// `name` is the thread's, `what` describes it in an error: "a thread for ...".
     pub(crate) fn spawn(name: &str, what: &str, run: fn(W)) -> Result<Self> {
         let (begin, beginning) = mpsc::channel();

@@ -19,7 +19,7 @@ use crate::{
 pub(crate) struct Events<T> {
     queue: ProcessMutex<EventQueue<T>>,
     /// Readable while there is an event, or the end.
-    bell: Wakeup,
+    wakeup: Wakeup,
     /// Woken when an event is taken after [`Events::has_room`] returned `false`.
     room: Wakeup,
     /// The error of a call after the end.
@@ -29,7 +29,7 @@ pub(crate) struct Events<T> {
 struct EventQueue<T> {
     pending: VecDeque<T>,
     /// A thread waits for an event to be taken.
-    is_room_wanted: bool,
+    wants_room: bool,
     end: Option<End>,
 }
 
@@ -44,7 +44,7 @@ impl<T> Default for EventQueue<T> {
     fn default() -> Self {
         Self {
             pending: VecDeque::new(),
-            is_room_wanted: false,
+            wants_room: false,
             end: None,
         }
     }
@@ -54,7 +54,7 @@ impl<T> fmt::Debug for Events<T> {
     /// Takes no lock: the calling thread may hold it, and the threads that add events must not wait for what it writes to.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events")
-            .field("bell", &self.bell)
+            .field("bell", &self.wakeup)
             .finish_non_exhaustive()
     }
 }
@@ -64,7 +64,7 @@ impl<T> Events<T> {
     pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
             queue: ProcessMutex::new(EventQueue::default(), Birth::now()?),
-            bell: Wakeup::new()?,
+            wakeup: Wakeup::new()?,
             room,
             closed,
         })
@@ -76,14 +76,14 @@ impl<T> Events<T> {
         let mut queue = self.queue.lock()?;
         let event = queue.pending.pop_front();
         if event.is_some() {
-            if std::mem::take(&mut queue.is_room_wanted) {
+            if std::mem::take(&mut queue.wants_room) {
                 self.room.signal();
             }
             return Ok(event);
         }
         match &mut queue.end {
             None => {
-                self.bell.clear();
+                self.wakeup.clear();
                 Ok(None)
             }
             // An error cannot be cloned, so it is returned once.
@@ -104,7 +104,7 @@ impl<T> Events<T> {
             if let Some(event) = self.try_next()? {
                 return Ok(Some(event));
             }
-            if deadline.wait(&[(self.bell.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
+            if deadline.wait(&[(self.wakeup.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
                 return Ok(None);
             }
         }
@@ -120,12 +120,12 @@ impl<T> Events<T> {
     pub(crate) fn add_at_most<D>(
         &self,
         event: T,
-        most: usize,
+        max: usize,
         forget: impl FnOnce(&mut VecDeque<T>) -> D,
         wanted: impl FnOnce(&T) -> bool,
     ) {
         let Ok(mut queue) = self.queue.lock() else { return };
-        let forgotten = (queue.pending.len() >= most).then(|| forget(&mut queue.pending));
+        let forgotten = (queue.pending.len() >= max).then(|| forget(&mut queue.pending));
         let unwanted = if queue.end.is_none() && wanted(&event) {
             queue.pending.push_back(event);
             None
@@ -134,7 +134,7 @@ impl<T> Events<T> {
         };
         drop(queue);
         if unwanted.is_none() {
-            self.bell.signal();
+            self.wakeup.signal();
         }
         // Dropped without the lock, as in `discard`.
         drop((forgotten, unwanted));
@@ -142,13 +142,13 @@ impl<T> Events<T> {
 
     /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that
     /// count may be pending. If not, `room` is woken once an event is taken.
-    pub(crate) fn has_room(&self, most: usize, coming: usize, counts: impl Fn(&T) -> bool) -> bool {
+    pub(crate) fn has_room(&self, max: usize, expected: usize, counts: impl Fn(&T) -> bool) -> bool {
         let Ok(mut queue) = self.queue.lock() else {
             return false;
         };
         let pending = queue.pending.iter().filter(|event| counts(event)).count();
-        queue.is_room_wanted |= pending + coming >= most;
-        pending + coming < most
+        queue.wants_room |= pending + expected >= max;
+        pending + expected < max
     }
 
     /// Ends the events. The first end counts.
@@ -156,7 +156,7 @@ impl<T> Events<T> {
         let Ok(mut queue) = self.queue.lock() else { return };
         queue.end.get_or_insert(end);
         drop(queue);
-        self.bell.signal();
+        self.wakeup.signal();
     }
 
     /// Drops the pending events, which the program will not take.
@@ -173,6 +173,6 @@ impl<T> Events<T> {
 impl<T> AsFd for Events<T> {
     /// Readable when [`Events::try_next`] has an event, or the end.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.wakeup.as_fd()
     }
 }

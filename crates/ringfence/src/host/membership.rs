@@ -30,7 +30,7 @@ use crate::{
     handshake::frame::Meeting,
     handshake::parts::{Parts, Role, Side},
     host::accept::Refused,
-    host::endpoint::{Admission, Endpoint, EndpointKind, ReleaseGuard, SeatGuard},
+    host::endpoint::{Admission, Endpoint, EndpointKind, ReleaseGuard, SlotGuard},
     host::events::End,
     identity::Credentials,
     options::Options,
@@ -43,9 +43,9 @@ use crate::{
 pub const LEAVING: u64 = u64::from_le_bytes(*b"leaving\0");
 
 /// The number of channels that the program has not taken yet. If it is exceeded, no client is admitted.
-const MOST_PENDING: usize = 16;
+const MAX_PENDING: usize = 16;
 /// The number of refusals that the program has not taken yet. Further ones are dropped, since a program need not take them.
-const MOST_REFUSALS: usize = 1024;
+const MAX_REFUSALS: usize = 1024;
 
 /// An event of a [`Membership`](crate::Membership).
 #[non_exhaustive]
@@ -73,8 +73,8 @@ impl From<Refused> for Change {
 /// The kind of endpoint that a [`Membership`](crate::Membership) is the handle of.
 #[derive(Debug, Default)]
 pub(crate) struct Member {
-    /// Notified when the seat is given to a guest, and when it is free again.
-    settled: Condvar,
+    /// Notified when the slot is given to a guest, and when it is free again.
+    slot_changed: Condvar,
     /// The program leaves without ending its sending cleanly. Set before the worker is stopped.
     pub(crate) destroyed: AtomicBool,
 }
@@ -85,17 +85,17 @@ pub(crate) struct MemberState {
     pub(crate) role: Option<Role>,
     /// The channel, unless its end was noticed.
     partner: Option<Partner>,
-    /// As the host: a guest has the seat, or is about to get it.
-    taken: bool,
+    /// As the host: a guest has the slot, or is about to get it.
+    is_taken: bool,
     /// As the guest: the result of the channel's end.
-    parted: Option<Parted>,
+    outcome: Option<GuestOutcome>,
     /// The listening socket, while this side accepts guests.
     listener: Weak<OwnedFd>,
 }
 
 /// The situation of a guest whose channel has ended.
 #[derive(Debug)]
-enum Parted {
+enum GuestOutcome {
     /// Its host is gone, and the guest has the host's place.
     Successor(BoundAddress),
     /// Its host is still there, or the host's place could not be taken: the guest has no place.
@@ -106,19 +106,19 @@ impl EndpointKind for Member {
     const MEETING: Meeting = Meeting::Membership;
     const NAME: &'static str = "membership";
     const CLOSED: &'static str = "this process has left the address";
-    const BREAKS_OFF: &'static str = "the host has left";
+    const CANCELLED: &'static str = "the host has left";
     type State = MemberState;
     type Event = Change;
 
     fn check_free(endpoint: &Endpoint<Self>, _who: Credentials) -> Result<()> {
         let mut state = endpoint.state();
         // The channel of the last guest is being opened here. The guest may have closed it already, and joined again.
-        while state.taken && state.partner.is_none() {
-            state = endpoint.settled.wait(state);
+        while state.is_taken && state.partner.is_none() {
+            state = endpoint.slot_changed.wait(state);
         }
         drop(state);
         endpoint.notice_end();
-        if endpoint.state().taken {
+        if endpoint.state().is_taken {
             return Err(endpoint.occupied());
         }
         Ok(())
@@ -126,31 +126,31 @@ impl EndpointKind for Member {
 
     fn claim(endpoint: &Endpoint<Self>, _who: Credentials) -> Result<()> {
         let mut state = endpoint.state();
-        if state.taken {
+        if state.is_taken {
             return Err(endpoint.occupied());
         }
-        state.taken = true;
+        state.is_taken = true;
         Ok(())
     }
 
     fn release(endpoint: &Endpoint<Self>, _who: Credentials) {
-        endpoint.part(None);
+        endpoint.clear_channel(None);
     }
 
     fn has_room(endpoint: &Endpoint<Self>, _under_way: usize) -> bool {
         let counts = |change: &Change| matches!(change, Change::Channel(_));
-        // Running handshakes do not count: at most one of them gets the seat.
-        endpoint.events.has_room(MOST_PENDING, 0, counts)
+        // Running handshakes do not count: at most one of them gets the slot.
+        endpoint.events.has_room(MAX_PENDING, 0, counts)
     }
 
-    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, seat: SeatGuard<Self>, options: &Options) {
-        let channel = Channel::assemble(parts, Some(Box::new(Some(seat))), options);
-        endpoint.welcome(channel);
+    fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, slot: SlotGuard<Self>, options: &Options) {
+        let channel = Channel::assemble(parts, Some(Box::new(Some(slot))), options);
+        endpoint.set_channel(channel);
     }
 
     fn refused(endpoint: &Endpoint<Self>, refused: Refused) {
         let counts = |change: &Change| matches!(change, Change::Refused(_));
-        if endpoint.events.has_room(MOST_REFUSALS, 0, counts) {
+        if endpoint.events.has_room(MAX_REFUSALS, 0, counts) {
             endpoint.events.add(Change::Refused(refused));
         }
     }
@@ -197,23 +197,23 @@ impl Endpoint<Member> {
         }
     }
 
-    fn welcome(&self, channel: Channel) {
+    fn set_channel(&self, channel: Channel) {
         self.count_accepted(&channel);
         self.state().partner = Some(Partner::of(channel.shared()));
-        self.settled.notify_all();
+        self.slot_changed.notify_all();
         self.events.add(Change::Channel(channel));
         // The channel may have ended before this side watched it.
         self.notice_end();
     }
 
-    fn part(&self, parted: Option<Parted>) {
+    fn clear_channel(&self, outcome: Option<GuestOutcome>) {
         let mut state = self.state();
         state.partner = None;
-        state.taken = false;
-        state.parted = parted;
+        state.is_taken = false;
+        state.outcome = outcome;
         drop(state);
-        self.settled.notify_all();
-        self.bell.signal();
+        self.slot_changed.notify_all();
+        self.wakeup.signal();
     }
 
     /// Sets the socket at which this side accepts guests.
@@ -245,20 +245,20 @@ pub(crate) struct MemberWorker {
     pub(crate) endpoint: Arc<Endpoint<Member>>,
     pub(crate) options: Options,
     /// Cancelled with the membership.
-    pub(crate) stay: Deadline,
+    pub(crate) stop: Deadline,
     /// The last field, so that it is dropped after everything else is released.
     pub(crate) _release: ReleaseGuard,
 }
 
 impl MemberWorker {
     /// Takes a place, and retries while other members are replaced.
-    pub(crate) fn arrive(&self, deadline: &Deadline) -> Result<Position> {
+    pub(crate) fn join(&self, deadline: &Deadline) -> Result<Position> {
         let mut backoff = Backoff::new(deadline);
         loop {
-            match self.try_to_arrive(deadline) {
+            match self.try_join(deadline) {
                 Ok(Some(position)) => return Ok(position),
                 Ok(None) => backoff.hung_up(None)?,
-                Err(error) if is_passing(&error) => backoff.hung_up(Some(error))?,
+                Err(error) if is_transient(&error) => backoff.hung_up(Some(error))?,
                 Err(Error::AddressOccupied { .. }) if self.options.wait => backoff.pause()?,
                 Err(error) => return Err(error),
             }
@@ -266,7 +266,7 @@ impl MemberWorker {
     }
 
     /// Returns `None` if the host hung up without an answer.
-    fn try_to_arrive(&self, deadline: &Deadline) -> Result<Option<Position>> {
+    fn try_join(&self, deadline: &Deadline) -> Result<Option<Position>> {
         let (endpoint, options) = (&self.endpoint, &self.options);
         let mut record = EvidenceLog::default();
         let stream = match election::meet(&endpoint.address, options.access()?, deadline, &mut record)? {
@@ -291,16 +291,16 @@ impl MemberWorker {
             Box::new(successor) as Box<dyn OnEnd>
         });
         endpoint.set_role(Role::Guest);
-        endpoint.welcome(Channel::assemble(parts, on_end, options));
+        endpoint.set_channel(Channel::assemble(parts, on_end, options));
         Ok(Some(Position::Guest))
     }
 
-    pub(crate) fn keep(self, mut position: Position) {
-        let _told = self.endpoint.end_with_worker();
+    pub(crate) fn run(self, mut position: Position) {
+        let _end_guard = self.endpoint.end_with_worker();
         loop {
             let next = match position {
-                Position::Host(place, record) => self.host(place, &record),
-                Position::Guest => self.attend(),
+                Position::Host(place, record) => self.run_as_host(place, &record),
+                Position::Guest => self.run_as_guest(),
             };
             let events = &self.endpoint.events;
             position = match next {
@@ -315,9 +315,9 @@ impl MemberWorker {
     }
 
     /// Accepts one partner after the other until this process leaves, and then returns `None`.
-    fn host(&self, place: BoundAddress, record: &EvidenceLog) -> Result<Option<Position>> {
-        let Self { endpoint, stay, .. } = self;
-        let over = match patiently(stay, CancelToken::new) {
+    fn run_as_host(&self, place: BoundAddress, record: &EvidenceLog) -> Result<Option<Position>> {
+        let Self { endpoint, stop, .. } = self;
+        let over = match with_retries(stop, CancelToken::new) {
             Ok(over) => over,
             Err(Error::Aborted) => {
                 self.hand_over(place);
@@ -329,7 +329,7 @@ impl MemberWorker {
         let shares = place.share();
         endpoint.set_listener(shares.first());
         let admission = Admission::new(endpoint, &self.options);
-        let (place, result) = admission.run((place, record), &shares, &over, stay, |place, result| {
+        let (place, result) = admission.run((place, record), &shares, &over, stop, |place, result| {
             (place, result)
         });
         drop(shares);
@@ -340,7 +340,7 @@ impl MemberWorker {
                 self.hand_over(place);
                 Ok(None)
             }
-            // A local error. The partner's channel goes on, and the partner takes the place when it ends.
+            // A local error. The partner's channel continues, and the partner takes the place when it ends.
             Err(error) => {
                 if endpoint.partner().is_some() {
                     place.pass_on();
@@ -376,14 +376,14 @@ impl MemberWorker {
     }
 
     /// Stays a guest until the channel has ended, or this process leaves, and then returns `None`.
-    fn attend(&self) -> Result<Option<Position>> {
-        let Self { endpoint, stay, .. } = self;
+    fn run_as_guest(&self) -> Result<Option<Position>> {
+        let Self { endpoint, stop, .. } = self;
         let mut retries = RetryBudget::default();
         loop {
             endpoint.notice_end();
-            let parted = endpoint.state().parted.take();
-            match parted {
-                Some(Parted::Successor(place)) => {
+            let outcome = endpoint.state().outcome.take();
+            match outcome {
+                Some(GuestOutcome::Successor(place)) => {
                     endpoint.set_role(Role::Host);
                     endpoint.set_listener(place.share().first());
                     place.send_away();
@@ -391,23 +391,23 @@ impl MemberWorker {
                     record.met(SUCCEEDS, "host: taken over");
                     return Ok(Some(Position::Host(place, record)));
                 }
-                Some(Parted::Lost) => return self.arrive_again(),
+                Some(GuestOutcome::Lost) => return self.rejoin(),
                 None => {}
             }
             let partner = endpoint.partner();
-            let mut watched = vec![(endpoint.bell.as_fd(), PollFlags::POLLIN)];
+            let mut watched = vec![(endpoint.wakeup.as_fd(), PollFlags::POLLIN)];
             watched.extend(partner.iter().flat_map(Partner::watched));
-            match stay.wait(&watched) {
+            match stop.wait(&watched) {
                 Ok(_) => {
                     retries.renew();
-                    endpoint.bell.clear();
+                    endpoint.wakeup.clear();
                 }
                 Err(Error::Aborted) => {
                     if let Some(open) = partner.and_then(|partner| partner.open()) {
                         self.end_sending(&open);
                         open.finish(ChannelState::DestroyedHere);
                     }
-                    return self.part();
+                    return self.wait_for_channel_end();
                 }
                 Err(error) if retries.should_retry(&error) => retries.pause(),
                 Err(error) => return Err(error),
@@ -417,30 +417,30 @@ impl MemberWorker {
 
     /// Waits for the end of the channel, which another thread may be about to end: the host may have left at this moment, which makes
     /// this side the last member.
-    fn part(&self) -> Result<Option<Position>> {
+    fn wait_for_channel_end(&self) -> Result<Option<Position>> {
         let endpoint = &self.endpoint;
         let deadline = Deadline::endless(Vec::new(), self.options.handshake_timeout);
         loop {
-            let parted = endpoint.state().parted.take();
-            if parted.is_some() {
+            let outcome = endpoint.state().outcome.take();
+            if outcome.is_some() {
                 return Ok(None);
             }
-            deadline.wait(&[(endpoint.bell.as_fd(), PollFlags::POLLIN)])?;
-            endpoint.bell.clear();
+            deadline.wait(&[(endpoint.wakeup.as_fd(), PollFlags::POLLIN)])?;
+            endpoint.wakeup.clear();
         }
     }
 
     /// Takes a place after this side was a guest. Transient local errors do not end the membership.
-    fn arrive_again(&self) -> Result<Option<Position>> {
-        let Self { endpoint, stay, .. } = self;
-        let arrive = || {
+    fn rejoin(&self) -> Result<Option<Position>> {
+        let Self { endpoint, stop, .. } = self;
+        let join = || {
             while !Member::has_room(endpoint, 0) || endpoint.is_paused() {
-                stay.wait(&[(endpoint.bell.as_fd(), PollFlags::POLLIN)])?;
-                endpoint.bell.clear();
+                stop.wait(&[(endpoint.wakeup.as_fd(), PollFlags::POLLIN)])?;
+                endpoint.wakeup.clear();
             }
-            self.arrive(stay)
+            self.join(stop)
         };
-        match patiently(stay, arrive) {
+        match with_retries(stop, join) {
             Ok(position) => Ok(Some(position)),
             Err(Error::Aborted) => Ok(None),
             Err(error) => Err(error),
@@ -449,10 +449,10 @@ impl MemberWorker {
 }
 
 /// Retries transient errors until the limit is reached or the membership is cancelled.
-fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
+fn with_retries<T>(stop: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
     let mut retries = RetryBudget::default();
     loop {
-        match stay.check().and_then(|_| call()) {
+        match stop.check().and_then(|_| call()) {
             Err(error @ Error::NoSpace { .. }) if retries.should_retry(&error) => retries.pause(),
             result => return result,
         }
@@ -462,7 +462,7 @@ fn patiently<T>(stay: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
 /// Whether a guest got this error because its host was being replaced. Either the host was about to leave, and the lock that it
 /// passed is no longer the one beside the path. Or the kernel named one process, and its successor answered. The guest trusts
 /// neither, and joins again; a lock that is wrong each time is refused in the end.
-fn is_passing(error: &Error) -> bool {
+fn is_transient(error: &Error) -> bool {
     match error {
         Error::PeerLost(_) => true,
         Error::PeerRefused(refusal) => !refusal.by_peer && matches!(refusal.check, Check::Line | Check::Lock),
@@ -503,15 +503,15 @@ impl Drop for Successor {
             return;
         }
         self.inheritance = None;
-        let parted = match self.place.take() {
-            Some(Ok(place)) => Parted::Successor(place),
+        let outcome = match self.place.take() {
+            Some(Ok(place)) => GuestOutcome::Successor(place),
             Some(Err(error)) => {
                 // A local error, which is reported here only.
                 Member::refused(&self.endpoint, Refused::local(error));
-                Parted::Lost
+                GuestOutcome::Lost
             }
-            None => Parted::Lost,
+            None => GuestOutcome::Lost,
         };
-        self.endpoint.part(Some(parted));
+        self.endpoint.clear_channel(Some(outcome));
     }
 }

@@ -1,7 +1,7 @@
 //! Everything that stays bound at an address: a service, a membership, a publisher. One implementation serves all three.
 //!
 //! `endpoint` is what the handle, the worker thread, the handshakes and the channels of one address share. `accept` runs the
-//! handshakes of an address side by side, `admit` counts seats and clients, and `events` queues events until the program takes them.
+//! handshakes of an address side by side, `admit` counts slots and clients, and `events` queues events until the program takes them.
 //! `membership` and `audience` are the kinds of endpoint that need more than that: members that replace each other, and the
 //! subscribers of a publisher, with the threads that watch them (`watches`) and the time that they may take (`stalls`). `broadcaster`
 //! is the sending half of a publisher, which passes attachments to each subscriber (`attachments`).

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use crate::ring::fan_out::readers::slot_of;
 
 /// The pause between two checks while a message waits.
-const PAUSE: Duration = Duration::from_millis(10);
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A reliable subscriber: its number, and how far it has read.
 pub(crate) type Position = (u64, u64);
@@ -40,7 +40,7 @@ impl Charging {
     }
 }
 
-/// The accounts of the reliable subscribers. The sending thread says when a message waits; the watcher evicts the subscribers whose time is
+/// The accounts of the reliable subscribers. The sending thread reports a waiting message; the watcher evicts the subscribers whose time is
 /// up.
 #[derive(Debug, Default)]
 pub(crate) struct Stalls {
@@ -49,7 +49,7 @@ pub(crate) struct Stalls {
     /// By slot.
     accounts: Vec<Account>,
     /// Subscribers whose position has gone back, until the watcher has closed their channels.
-    liars: Vec<u64>,
+    violators: Vec<u64>,
     /// When the watcher checks again by itself.
     alarm: Option<Instant>,
 }
@@ -60,10 +60,10 @@ struct Account {
     number: u64,
     /// The highest position that it has shown.
     highest: u64,
-    has_lied: bool,
+    is_violator: bool,
     /// It was in the way of the message that waits when it was last checked.
     is_behind: bool,
-    /// The time for which it has held the publisher up since it last caught up.
+    /// The time for which it has delayed the publisher since it last caught up.
     charged: Duration,
     /// The publisher's tail at the last charge: there it has caught up.
     tail: u64,
@@ -88,9 +88,9 @@ pub(crate) struct StallCheck {
     /// The subscribers whose time is up.
     pub(crate) over: Vec<u64>,
     /// Those whose position has gone back.
-    pub(crate) liars: Vec<u64>,
-    /// A message waits, and no subscriber is in its way. The sender must be woken: a subscriber that made room may not have rung.
-    pub(crate) may_go_on: bool,
+    pub(crate) violators: Vec<u64>,
+    /// A message waits, and no subscriber is in its way. The sender must be woken: a subscriber that made room may not have sent a wakeup.
+    pub(crate) may_proceed: bool,
     /// When to check again.
     pub(crate) next: Option<Instant>,
 }
@@ -158,7 +158,7 @@ impl Stalls {
 
     /// Returns whether no check can find anything until the next message waits.
     pub(crate) fn is_idle(&mut self) -> bool {
-        let is_idle = self.waiting.is_none() && self.liars.is_empty();
+        let is_idle = self.waiting.is_none() && self.violators.is_empty();
         if is_idle {
             self.alarm = None;
         }
@@ -166,7 +166,7 @@ impl Stalls {
     }
 
     /// The watcher's check.
-    pub(crate) fn look(&mut self, positions: &[Position], now: Instant) -> StallCheck {
+    pub(crate) fn poll(&mut self, positions: &[Position], now: Instant) -> StallCheck {
         let next = self.waiting.map(|waiting| Waiting {
             since: now,
             ..waiting
@@ -182,8 +182,8 @@ impl Stalls {
         }
         StallCheck {
             over,
-            liars: std::mem::take(&mut self.liars),
-            may_go_on: self.waiting.is_some() && behind == 0,
+            violators: std::mem::take(&mut self.violators),
+            may_proceed: self.waiting.is_some() && behind == 0,
             next: self.alarm,
         }
     }
@@ -192,7 +192,7 @@ impl Stalls {
     /// the way of the `next` message.
     fn check(&mut self, positions: &[Position], now: Instant, next: Option<Waiting>) -> usize {
         let last = std::mem::replace(&mut self.waiting, next);
-        let (mut behind, mut left) = (0, PAUSE);
+        let (mut behind, mut left) = (0, CHECK_INTERVAL);
         for position in positions {
             let limit = self.limit;
             let account = self.account(*position);
@@ -211,7 +211,7 @@ impl Stalls {
                 left = left.min(limit.saturating_sub(account.charged));
             }
         }
-        let time = if self.liars.is_empty() {
+        let time = if self.violators.is_empty() {
             (behind > 0).then_some(left)
         } else {
             Some(Duration::ZERO)
@@ -233,8 +233,8 @@ impl Stalls {
                 ..Account::default()
             };
         }
-        if head < account.highest && !std::mem::replace(&mut account.has_lied, true) {
-            self.liars.push(number);
+        if head < account.highest && !std::mem::replace(&mut account.is_violator, true) {
+            self.violators.push(number);
         }
         account.highest = account.highest.max(head);
         account
@@ -258,8 +258,8 @@ mod tests {
     fn found(over: &[u64], next: Option<Instant>) -> StallCheck {
         StallCheck {
             over: over.to_vec(),
-            liars: Vec::new(),
-            may_go_on: false,
+            violators: Vec::new(),
+            may_proceed: false,
             next,
         }
     }
@@ -276,9 +276,9 @@ mod tests {
             stalls.begin(all(100), &positions, 1000, start),
             "the watcher sleeps for ever"
         );
-        let look = stalls.look(&positions, start + 4 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 4 * SECOND + PAUSE)));
-        let look = stalls.look(&positions, start + 5 * SECOND);
+        let look = stalls.poll(&positions, start + 4 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 4 * SECOND + CHECK_INTERVAL)));
+        let look = stalls.poll(&positions, start + 5 * SECOND);
         assert_eq!(look.over, [1]);
     }
 
@@ -289,14 +289,14 @@ mod tests {
         stalls.end(&[(1, 100)], start + 3 * SECOND);
         assert!(stalls.is_idle(), "no message waits: that time is not counted");
         stalls.begin(all(200), &[(1, 100)], 1100, start + 60 * SECOND);
-        let look = stalls.look(&[(1, 100)], start + 61 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 61 * SECOND + PAUSE)));
+        let look = stalls.poll(&[(1, 100)], start + 61 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 61 * SECOND + CHECK_INTERVAL)));
         stalls.end(&[(1, 1096)], start + 61 * SECOND);
         assert_eq!(charged(&stalls, 1), 4 * SECOND, "one message is left");
         stalls.begin(all(1200), &[(1, 1100)], 2100, start + 80 * SECOND);
         assert_eq!(charged(&stalls, 1), Duration::ZERO);
-        let look = stalls.look(&[(1, 1100)], start + 84 * SECOND);
-        assert_eq!(look, found(&[], Some(start + 84 * SECOND + PAUSE)));
+        let look = stalls.poll(&[(1, 1100)], start + 84 * SECOND);
+        assert_eq!(look, found(&[], Some(start + 84 * SECOND + CHECK_INTERVAL)));
         assert_eq!(charged(&stalls, 1), 4 * SECOND);
     }
 
@@ -308,7 +308,7 @@ mod tests {
             let now = start + round * 10 * SECOND;
             let head = 1000 * u64::from(round);
             stalls.begin(all(head + 100), &[(1, head)], head + 1000, now);
-            let look = stalls.look(&[(1, head)], now + 4 * SECOND);
+            let look = stalls.poll(&[(1, head)], now + 4 * SECOND);
             assert!(look.over.is_empty(), "{round}");
             stalls.end(&[(1, head + 100)], now + 4 * SECOND);
         }
@@ -319,11 +319,11 @@ mod tests {
     fn one_that_reads_all_before_the_message_goes_through_has_caught_up() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0)], 1000, start);
-        stalls.look(&[(1, 0)], start + 4 * SECOND);
+        stalls.poll(&[(1, 0)], start + 4 * SECOND);
         stalls.end(&[(1, 1000)], start + 4 * SECOND);
         assert_eq!(charged(&stalls, 1), Duration::ZERO);
         stalls.begin(all(1100), &[(1, 1000)], 2000, start + 5 * SECOND);
-        assert!(stalls.look(&[(1, 1000)], start + 9 * SECOND).over.is_empty());
+        assert!(stalls.poll(&[(1, 1000)], start + 9 * SECOND).over.is_empty());
     }
 
     /// One that reads a little each time, just so that the message goes through, is charged each time.
@@ -334,12 +334,12 @@ mod tests {
             let now = start + round * 10 * SECOND;
             let goal = 100 * u64::from(round + 1);
             stalls.begin(all(goal), &[(1, goal - 100), (2, 900 + goal)], 900 + goal, now);
-            stalls.look(&[(1, goal - 100)], now);
+            stalls.poll(&[(1, goal - 100)], now);
             stalls.end(&[(1, goal)], now + SECOND);
         }
         assert_eq!(charged(&stalls, 1), 5 * SECOND);
         stalls.begin(all(600), &[(1, 500)], 1500, start + 60 * SECOND);
-        assert_eq!(stalls.look(&[(1, 500)], start + 60 * SECOND).over, [1]);
+        assert_eq!(stalls.poll(&[(1, 500)], start + 60 * SECOND).over, [1]);
     }
 
     /// One that has read soon does not pay for another that has not.
@@ -347,7 +347,7 @@ mod tests {
     fn one_that_has_read_meanwhile_is_charged_no_more() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
-        stalls.look(&[(1, 0), (2, 100)], start + SECOND);
+        stalls.poll(&[(1, 0), (2, 100)], start + SECOND);
         stalls.end(&[(1, 100), (2, 100)], start + 3 * SECOND);
         assert_eq!(charged(&stalls, 1), 3 * SECOND);
         assert_eq!(charged(&stalls, 2), Duration::ZERO);
@@ -357,13 +357,13 @@ mod tests {
     fn two_are_charged_in_full_and_one_in_the_slot_of_one_that_has_gone_is_not() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 8)], 1000, start);
-        stalls.look(&[(1, 0), (2, 8)], start + 4 * SECOND);
+        stalls.poll(&[(1, 0), (2, 8)], start + 4 * SECOND);
         let in_its_slot = 1 + (1 << 20);
         assert_eq!(slot_of(in_its_slot), slot_of(1));
-        let look = stalls.look(&[(in_its_slot, 0), (2, 8)], start + 5 * SECOND);
+        let look = stalls.poll(&[(in_its_slot, 0), (2, 8)], start + 5 * SECOND);
         assert_eq!(look.over, [2]);
-        let look = stalls.look(&[(in_its_slot, 0)], start + 6 * SECOND);
-        assert!(look.over.is_empty() && look.liars.is_empty());
+        let look = stalls.poll(&[(in_its_slot, 0)], start + 6 * SECOND);
+        assert!(look.over.is_empty() && look.violators.is_empty());
         assert_eq!(charged(&stalls, in_its_slot), SECOND);
     }
 
@@ -373,7 +373,7 @@ mod tests {
         let positions = [(1, 0), (2, 0)];
         let only = Some(2);
         stalls.begin(Goal { position: 100, only }, &positions, 1000, start);
-        assert_eq!(stalls.look(&positions, start + 5 * SECOND).over, [2]);
+        assert_eq!(stalls.poll(&positions, start + 5 * SECOND).over, [2]);
         assert_eq!(charged(&stalls, 1), Duration::ZERO);
     }
 
@@ -388,8 +388,8 @@ mod tests {
     fn one_that_has_made_room_without_a_bell_keeps_the_sender_no_longer_than_its_time() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0)], 1000, start);
-        let look = stalls.look(&[(1, 100)], start + 5 * SECOND);
-        assert!(look.over.is_empty() && look.may_go_on);
+        let look = stalls.poll(&[(1, 100)], start + 5 * SECOND);
+        assert!(look.over.is_empty() && look.may_proceed);
     }
 
     /// It shows the sender that it has not read, and the watcher that it has: so it would hold the one up, and be charged by neither.
@@ -397,14 +397,14 @@ mod tests {
     fn one_that_shows_two_positions_is_found_by_the_lower_one() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
-        let look = stalls.look(&[(1, 100), (2, 0)], start + SECOND);
-        assert!(look.liars.is_empty());
+        let look = stalls.poll(&[(1, 100), (2, 0)], start + SECOND);
+        assert!(look.violators.is_empty());
         assert!(
             stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start + SECOND),
             "the watcher is told at once"
         );
-        assert_eq!(stalls.look(&[(1, 100), (2, 0)], start + SECOND).liars, [1]);
-        assert!(stalls.look(&[(2, 0)], start + SECOND).liars.is_empty());
+        assert_eq!(stalls.poll(&[(1, 100), (2, 0)], start + SECOND).violators, [1]);
+        assert!(stalls.poll(&[(2, 0)], start + SECOND).violators.is_empty());
     }
 
     #[test]

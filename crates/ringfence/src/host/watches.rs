@@ -27,9 +27,9 @@ use crate::{
 };
 
 /// The key of the descriptor with which this process wakes itself. No subscriber has this number.
-const OWN: u64 = 0;
+const WAKEUP_KEY: u64 = 0;
 /// The largest number of events that one wait returns.
-const AT_ONCE: usize = 32;
+const MAX_EVENTS: usize = 32;
 
 /// The number of attempts to add a subscriber or to send a wakeup, and the pause after a failure.
 const TRIES: u32 = 20;
@@ -38,7 +38,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The numbers of the subscribers that a wait has found. An array, since a sender waits for each message that finds no room.
 #[derive(Debug, Default)]
 pub(crate) struct SubscriberNumbers {
-    list: [u64; AT_ONCE],
+    list: [u64; MAX_EVENTS],
     count: usize,
 }
 
@@ -55,28 +55,28 @@ impl Deref for SubscriberNumbers {
 struct EpollWatch {
     epoll: Epoll,
     /// Signalled by threads of this process.
-    bell: EventFd,
+    wakeup: EventFd,
 }
 
 impl EpollWatch {
     fn new() -> Result<Self, Errno> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&bell, EpollEvent::new(EpollFlags::EPOLLIN, OWN))?;
-        Ok(Self { epoll, bell })
+        let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        epoll.add(&wakeup, EpollEvent::new(EpollFlags::EPOLLIN, WAKEUP_KEY))?;
+        Ok(Self { epoll, wakeup })
     }
 
-    fn ring(&self) {
+    fn signal(&self) {
         // The kernel does not refuse this, but a system call filter may, and then the sleeper would sleep on.
         let mut left = TRIES;
-        while left > 0 && self.bell.write(1).is_err() {
+        while left > 0 && self.wakeup.write(1).is_err() {
             left -= 1;
         }
     }
 
     /// Waits for events. Returns the numbers of their subscribers, or `None` if the deadline has passed.
     fn wait(&self, until: Option<Instant>) -> Result<Option<SubscriberNumbers>> {
-        let mut events = [EpollEvent::empty(); AT_ONCE];
+        let mut events = [EpollEvent::empty(); MAX_EVENTS];
         let mut count = 0;
         let ready = ready_by(until, |timeout| {
             count = self.epoll.wait(&mut events, timeout)?;
@@ -87,9 +87,9 @@ impl EpollWatch {
         }
         let mut numbers = SubscriberNumbers::default();
         for event in &events[..count] {
-            if event.data() == OWN {
+            if event.data() == WAKEUP_KEY {
                 // An error means that nothing is left to read.
-                let _ = self.bell.read();
+                let _ = self.wakeup.read();
             } else if !numbers.contains(&event.data()) {
                 numbers.list[numbers.count] = event.data();
                 numbers.count += 1;
@@ -120,7 +120,7 @@ impl Watches {
 
     /// Watches a subscriber. If it has disconnected already, the watcher wakes at once. The subscriber has
     /// received READY, so a transient shortage must not end it.
-    pub(crate) fn add_patiently(&self, number: u64, ends: &LineEnds) -> Result<()> {
+    pub(crate) fn add_with_retries(&self, number: u64, ends: &LineEnds) -> Result<()> {
         for _ in 1..TRIES {
             if self.add(number, ends).is_ok() {
                 return Ok(());
@@ -146,10 +146,10 @@ impl Watches {
                 .add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, number))
                 .map_err(failed)?;
         }
-        let bells = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         self.room
             .epoll
-            .add(line, EpollEvent::new(bells, number))
+            .add(line, EpollEvent::new(flags, number))
             .map_err(failed)
     }
 
@@ -191,18 +191,18 @@ impl Watches {
 
     /// Makes the watcher check again.
     pub(crate) fn wake_watcher(&self) {
-        self.ends.ring();
+        self.ends.signal();
     }
 
     /// Makes the sender check again.
     pub(crate) fn wake_sender(&self) {
-        self.room.ring();
+        self.room.signal();
     }
 
     /// Ends the watcher.
     pub(crate) fn stop(&self) {
         self.over.store(true, Ordering::Release);
-        self.ends.ring();
+        self.ends.signal();
     }
 }
 

@@ -21,8 +21,8 @@ use crate::{identity::Credentials, sys::uninterrupted};
 /// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of
 /// them set. An accepted socket inherits those of the listening socket. And a peer that kept a descriptor can
 /// set them again at any time. So this function only helps honest peers, and `receive` is correct without it.
-pub(crate) fn settle_line(socket: impl AsFd) -> Result<(), Errno> {
-    settle_new_line(&socket)?;
+pub(crate) fn enable_credentials(socket: impl AsFd) -> Result<(), Errno> {
+    enable_new_credentials(&socket)?;
     for (option, value) in AT_BIRTH {
         // A kernel ignores an option that it does not know, and `receive` detects an option that stays on.
         let _ = set(&socket, option, value);
@@ -32,7 +32,7 @@ pub(crate) fn settle_line(socket: impl AsFd) -> Result<(), Errno> {
 
 /// Does the same for a socket that this process has just made and that no other process has had. All options
 /// except the credentials have the right value from creation.
-pub(crate) fn settle_new_line(socket: impl AsFd) -> Result<(), Errno> {
+pub(crate) fn enable_new_credentials(socket: impl AsFd) -> Result<(), Errno> {
     set(socket, libc::SO_PASSCRED, 1)
 }
 
@@ -441,8 +441,8 @@ mod tests {
         Errno::result(result).map(|_| value)
     }
 
-    /// The assumption of [`settle_new_line`]. On a kernel where this fails, each socket needs
-    /// [`settle_line`].
+    /// The assumption of [`enable_new_credentials`]. On a kernel where this fails, each socket needs
+    /// [`enable_credentials`].
     #[test]
     fn a_new_socket_has_the_options_of_a_settled_one_except_credentials() {
         let new = || {
@@ -463,7 +463,7 @@ mod tests {
                 }
             }
             assert_eq!(get(&socket, libc::SO_PASSCRED), Ok(0));
-            settle_new_line(&socket).unwrap();
+            enable_new_credentials(&socket).unwrap();
             assert_eq!(get(&socket, libc::SO_PASSCRED), Ok(1));
         }
     }
@@ -478,7 +478,7 @@ mod tests {
             .filter(|(option, value)| get(&line, *option).is_ok_and(|found| found != *value))
             .collect();
         assert!(known.len() >= 3, "{known:?}");
-        settle_line(&line).unwrap();
+        enable_credentials(&line).unwrap();
         for (option, value) in known {
             assert_eq!(get(&line, option), Ok(value), "option {option}");
         }

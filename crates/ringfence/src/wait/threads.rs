@@ -40,13 +40,13 @@ static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
 
 /// Counts a call while this value exists, and wakes the caller when the call has ended, even by a panic.
 struct CallInFlight {
-    under_way: &'static AtomicUsize,
+    running: &'static AtomicUsize,
     answered: Wakeup,
 }
 
 impl Drop for CallInFlight {
     fn drop(&mut self) {
-        self.under_way.fetch_sub(1, Ordering::AcqRel);
+        self.running.fetch_sub(1, Ordering::AcqRel);
         self.answered.signal();
     }
 }
@@ -66,11 +66,11 @@ pub(crate) fn run<T: Send + 'static>(
     let no_space =
         |reason: String| Error::no_space(format!("a thread that inspects a file ({what})"), reason);
     let answered = Wakeup::new()?;
-    let under_way = UNDER_WAY.get()?;
-    let before = under_way.fetch_add(1, Ordering::AcqRel);
+    let running = UNDER_WAY.get()?;
+    let before = running.fetch_add(1, Ordering::AcqRel);
     // Dropping this on any path decrements the counter.
     let call_in_flight = CallInFlight {
-        under_way,
+        running,
         answered: answered.clone(),
     };
     if before >= MAX_THREADS {

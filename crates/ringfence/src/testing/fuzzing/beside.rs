@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::{guest, host};
-use crate::{handshake::line::settle_new_line, region::create::Backing, sys};
+use crate::{handshake::line::enable_new_credentials, region::create::Backing, sys};
 
 /// Environment variable of the other process: the role that it plays.
 const ROLE: &str = "RINGFENCE_FUZZED_PEER";
@@ -185,9 +185,9 @@ fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play
             continue;
         };
         let (agreed, theirs) = pair_of(SockType::Stream);
-        settle_new_line(&agreed).expect("SO_PASSCRED");
+        enable_new_credentials(&agreed).expect("SO_PASSCRED");
         if play.accepted {
-            settle_new_line(&theirs).expect("SO_PASSCRED");
+            enable_new_credentials(&theirs).expect("SO_PASSCRED");
         }
         let mut said = [play.comes, play.backing.number() as usize]
             .map(|number| u8::try_from(number).expect("a small number"))

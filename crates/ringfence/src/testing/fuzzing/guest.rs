@@ -28,7 +28,7 @@ use crate::{
     address::Address,
     evidence::EvidenceLog,
     handshake::frame::{Frame, LACKS_MEMORY, Meeting, Nonce},
-    handshake::line::settle_new_line,
+    handshake::line::enable_new_credentials,
     handshake::parts::Side,
     options::{MAX_MESSAGE_SIZE, Options},
     region::create::Backing,
@@ -352,7 +352,7 @@ impl Script {
         }
         // A child passes its own end too, whose options its parent sets.
         for end in &ends {
-            settle_new_line(end).expect("SO_PASSCRED");
+            enable_new_credentials(end).expect("SO_PASSCRED");
         }
         let Some(line) = ends.into_iter().next() else {
             return;

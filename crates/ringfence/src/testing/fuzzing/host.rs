@@ -33,7 +33,7 @@ const MEETINGS: [Meeting; 4] = [
 ];
 
 /// The labels of a refusal for lack of a slot: when the guest connects, or once everything else is agreed.
-const NO_SEAT: [&str; 2] = ["that it comes", "that it would stay"];
+const NO_SLOT: [&str; 2] = ["that it comes", "that it would stay"];
 
 /// Runs a handshake with a fuzzed guest. If everything that the guest sends and passes is sound, there is a
 /// channel and a slot is taken. Otherwise there is neither, whatever else is wrong.
@@ -61,16 +61,16 @@ pub fn host(bytes: &[u8]) {
     let side = Side::new(&"@address", &options, &deadline, meeting)
         .publishing(ring.as_ref())
         .sharing(&shares);
-    let seats = Few {
-        refuses: NO_SEAT.map(|at| wrong.as_deref() == Some(at)),
+    let slots = Few {
+        refuses: NO_SLOT.map(|at| wrong.as_deref() == Some(at)),
         taken: Cell::new(0),
     };
     let made = side
-        .look_at(stream, EvidenceLog::default())
-        .and_then(|caller| side.host(caller, &seats))
+        .inspect(stream, EvidenceLog::default())
+        .and_then(|caller| side.host(caller, &slots))
         .map(Some);
     judge(&made, wrong.as_deref(), meeting);
-    assert_eq!(seats.taken.get(), u32::from(made.is_ok()), "a seat: {meeting:?}");
+    assert_eq!(slots.taken.get(), u32::from(made.is_ok()), "a slot: {meeting:?}");
 }
 
 /// The number of free slots is up to the script.
@@ -99,7 +99,7 @@ impl Slots for Few {
 
 fn answer(refuses: bool) -> crate::Result<()> {
     if refuses {
-        return Err(Error::PeerLost("there is no seat".into()));
+        return Err(Error::PeerLost("there is no slot".into()));
     }
     Ok(())
 }
@@ -109,8 +109,8 @@ fn answer(refuses: bool) -> crate::Result<()> {
 pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Result<Option<Play>> {
     let comes = script.int_in_range(0..=MEETINGS.len() - 1)?;
     let meeting = MEETINGS[comes];
-    let seat = if odd(script)? {
-        Some(*script.choose(&NO_SEAT)?)
+    let slot = if odd(script)? {
+        Some(*script.choose(&NO_SLOT)?)
     } else {
         None
     };
@@ -125,7 +125,7 @@ pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Resul
         comes,
         backing: guest.backing,
         // The slot's refusal takes precedence: the slots are claimed first.
-        wrong: seat
+        wrong: slot
             .or(is_not_its_own.then_some("whose line it is"))
             .or(guest.wrong),
         accepted: true,

@@ -69,7 +69,7 @@ fn listen(pieces: &[Piece]) {
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(5));
     let line = FrameLine {
         socket: ours.as_fd(),
-        speaker: Credentials {
+        sender: Credentials {
             pid: own.pid(),
             uid: own.uid(),
             gid: own.gid(),
