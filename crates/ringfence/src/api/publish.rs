@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no sockets")]
-    fn what_is_dropped_leaves_no_thread_and_no_address() {
+    fn dropped_publisher_leaves_no_thread_or_address() {
         let address = Address::abstract_name(format!("ringfence-unit-{}", std::process::id())).unwrap();
         let options = Options::new().capacity(4096);
         for _ in 0..3 {

@@ -669,7 +669,7 @@ mod tests {
     use super::{ChannelState as State, *};
 
     #[test]
-    fn each_state_has_its_reason_and_its_error() {
+    fn each_state_has_a_reason_and_an_error() {
         let (closed, lost) = (Some(CloseReason::Closed), Some(CloseReason::Lost));
         let (exposed, corrupt) = (Some(CloseReason::Exposed), Some(CloseReason::Corrupt));
         let evicted = Some(CloseReason::Evicted);
@@ -695,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn the_error_of_a_lost_peer_says_which_process_it_was_how_it_ended_and_what_to_do() {
+    fn peer_lost_error_names_process_cause_and_advice() {
         let text = |state: State, peer, is_lost| state.check(peer, is_lost).unwrap_err().to_string();
         assert_eq!(
             text(State::PeerExited, 7, true),
@@ -707,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_state_that_was_set_is_read() {
+    fn state_reads_as_last_set() {
         let atomic = AtomicState::open(ForkMark::new().unwrap());
         assert_eq!(atomic.get(), State::Open);
         for state in State::ALL {

@@ -166,14 +166,14 @@ mod tests {
     }
 
     #[test]
-    fn a_sum_has_the_sum_of_each_figure() {
+    fn sums_add_each_field() {
         let mut sum = figures(3);
         sum += figures(4);
         assert_eq!(sum, figures(7));
     }
 
     #[test]
-    fn what_the_halves_have_counted_is_told() {
+    fn snapshot_returns_the_counts_of_both_halves() {
         let rung = Arc::new(AtomicU64::new(6));
         let counters = Counters::new(&rung);
         counters.set_capacity(4096);

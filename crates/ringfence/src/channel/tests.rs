@@ -53,7 +53,7 @@ fn bytes(number: usize, length: usize) -> Vec<u8> {
 }
 
 #[test]
-fn values_of_one_size_are_one_message_in_place() {
+fn reserved_items_are_sent_as_one_message() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let mut room = sender.reserve_items::<[u32; 3]>(5).expect("open").expect("room");
@@ -91,7 +91,7 @@ fn values_of_one_size_are_one_message_in_place() {
 /// Checking a ring that was empty before takes a shortcut. It counts as a check, and every few times it is a
 /// full one.
 #[test]
-fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
+fn polling_reader_gets_rounds_messages_and_end() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, mut back), (_unwritten, mut receiver)) = (one.split(), other.split());
     let mut into = [0; 8];
@@ -114,11 +114,11 @@ fn a_reader_that_only_polls_has_its_rounds_its_messages_and_its_end() {
     }
     back.close();
     drop((sender, back));
-    for looks in 0.. {
+    for checks in 0.. {
         if receiver.close_reason().is_some() {
             break;
         }
-        assert!(looks < 3 * 4096, "the end of the line is looked at");
+        assert!(checks < 3 * 4096, "the end of the line is detected");
         assert_eq!(receiver.try_receive(&mut into).expect("nothing is lost"), None);
     }
     assert!(receiver.is_ended().expect("a peer that has gone"));
@@ -142,7 +142,7 @@ fn exposable() -> (Sender, OwnRegion, impl Fn()) {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn an_alarm_leaves_nothing_of_a_batch_but_what_is_being_written() {
+fn alarm_wipes_a_batch_except_the_borrowed_slice() {
     let (mut sender, region, expose) = exposable();
     let mut batch = sender.batch().expect("open");
     batch.reserve(2000).expect("open").expect("room").fill(7);
@@ -151,13 +151,13 @@ fn an_alarm_leaves_nothing_of_a_batch_but_what_is_being_written() {
     expose();
     assert_eq!((&room[..], left(&region)), (&[7; 64][..], 64));
     assert!(matches!(batch.reserve(64), Err(Error::ObjectExposed(_))));
-    assert_eq!(left(&region), 0, "all of it");
+    assert_eq!(left(&region), 0, "everything is wiped");
 }
 
 /// Memory that was handed out is no longer written once the next call is made, whatever that call finds.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
+fn alarm_wipes_a_batch_that_found_no_room() {
     let (mut sender, region, expose) = exposable();
     let mut batch = sender.batch().expect("open");
     while let Some(room) = batch.reserve(1000).expect("open") {
@@ -170,7 +170,7 @@ fn an_alarm_leaves_nothing_of_a_batch_that_finds_no_room() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_batch_puts_nothing_into_a_ring_that_was_wiped() {
+fn batch_writes_nothing_into_a_wiped_ring() {
     let (mut sender, region, expose) = exposable();
     let mut batch = sender.batch().expect("open");
     assert!(batch.push(&[7; 100]).expect("open"));
@@ -182,7 +182,7 @@ fn a_batch_puts_nothing_into_a_ring_that_was_wiped() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_batch_that_outlives_its_channel_is_told_so() {
+fn batch_of_a_closed_channel_fails_with_closed() {
     let (one, _other) = pair(&Options::new());
     let (mut sender, mut receiver) = one.split();
     let mut batch = sender.batch().expect("open");
@@ -193,7 +193,7 @@ fn a_batch_that_outlives_its_channel_is_told_so() {
 
 /// The peer sends as fast as this side visits.
 #[test]
-fn a_drain_ends_with_what_was_there() {
+fn drain_visits_only_messages_present_at_its_start() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let mut drain = |sender: &mut Sender, max| {
@@ -220,7 +220,7 @@ fn a_drain_ends_with_what_was_there() {
 }
 
 /// The operation that the sending half has started, tracked independently of it.
-enum Begun {
+enum Pending {
     Nothing,
     Reserved(Reserved),
     /// A reservation that no call can cancel.
@@ -229,12 +229,12 @@ enum Begun {
     Ended,
 }
 
-struct Both {
+struct Model {
     sender: Sender,
     receiver: Receiver,
     /// Kept alive, since dropping a half ends its direction.
     _others: (Receiver, Sender),
-    begun: Begun,
+    pending: Pending,
     /// The messages that must arrive, in this order.
     sent: VecDeque<Vec<u8>>,
     /// A message that is being read with `receive_part`.
@@ -242,7 +242,7 @@ struct Both {
     number: usize,
 }
 
-impl Both {
+impl Model {
     fn new() -> Self {
         let (one, other) = pair(&Options::new());
         let ((sender, unread), (unwritten, receiver)) = (one.split(), other.split());
@@ -250,7 +250,7 @@ impl Both {
             sender,
             receiver,
             _others: (unread, unwritten),
-            begun: Begun::Nothing,
+            pending: Pending::Nothing,
             sent: VecDeque::new(),
             reading: None,
             number: 0,
@@ -258,13 +258,14 @@ impl Both {
     }
 
     /// Checks the result of a call that would send something new. `None` if the call was rightly refused.
-    fn judge<T>(&self, result: Result<T>) -> Option<T> {
-        match (&self.begun, result) {
-            (Begun::Nothing, Ok(value)) => Some(value),
-            (Begun::Ended, Err(Error::Closed(_)))
-            | (Begun::Reserved(_) | Begun::Forgotten | Begun::Message(..), Err(Error::InvalidArgument(_))) => {
-                None
-            }
+    fn check_send<T>(&self, result: Result<T>) -> Option<T> {
+        match (&self.pending, result) {
+            (Pending::Nothing, Ok(value)) => Some(value),
+            (Pending::Ended, Err(Error::Closed(_)))
+            | (
+                Pending::Reserved(_) | Pending::Forgotten | Pending::Message(..),
+                Err(Error::InvalidArgument(_)),
+            ) => None,
             (_, Ok(_)) => panic!("sent in the middle of something else"),
             (_, Err(error)) => panic!("{error}"),
         }
@@ -281,16 +282,16 @@ impl Both {
             0 | 1 => {
                 let message = self.message(short);
                 let sent = self.sender.try_send(&message);
-                if self.judge(sent) == Some(true) {
+                if self.check_send(sent) == Some(true) {
                     self.sent.push_back(message);
                 }
             }
             2..=4 => self.send_part(amount, kind == 4),
             5 => {
                 let reserved = self.sender.reserve_detached(short);
-                if let Some(Some(mut reserved)) = self.judge(reserved) {
+                if let Some(Some(mut reserved)) = self.check_send(reserved) {
                     reserved.bytes().fill(0xaa);
-                    self.begun = Begun::Reserved(reserved);
+                    self.pending = Pending::Reserved(reserved);
                 }
             }
             6 | 7 => self.end_reservation(amount),
@@ -309,7 +310,7 @@ impl Both {
                         _ => false,
                     }
                 });
-                if self.judge(reserved) == Some(true) {
+                if self.check_send(reserved) == Some(true) {
                     self.sent.push_back(message);
                 }
             }
@@ -337,7 +338,7 @@ impl Both {
                     }
                     pushed
                 });
-                if let Some(pushed) = self.judge(pushed) {
+                if let Some(pushed) = self.check_send(pushed) {
                     self.sent.extend(messages.into_iter().take(pushed));
                 }
             }
@@ -345,7 +346,7 @@ impl Both {
                 let messages: Vec<_> = (0..=amount % 5).map(|n| self.message(n * short / 5)).collect();
                 let packed = crate::ring::lies::packed(messages.iter().map(Vec::as_slice));
                 let taken = self.sender.try_send_packed(&packed);
-                if let Some(mut taken) = self.judge(taken) {
+                if let Some(mut taken) = self.check_send(taken) {
                     for message in messages {
                         if taken == 0 {
                             break;
@@ -358,17 +359,17 @@ impl Both {
             11 => {
                 // These checks are allowed during an unfinished message, but not during any other started
                 // operation.
-                let looks = [
+                let checks = [
                     self.sender.has_room(short),
                     self.sender.arm(short),
                     self.sender.wait(short, Some(Instant::now())),
                 ];
                 self.sender.disarm();
-                for look in looks {
-                    match (&self.begun, look) {
-                        (Begun::Nothing | Begun::Message(..), Ok(_))
-                        | (Begun::Ended, Err(Error::Closed(_)))
-                        | (Begun::Reserved(_) | Begun::Forgotten, Err(Error::InvalidArgument(_))) => {}
+                for check in checks {
+                    match (&self.pending, check) {
+                        (Pending::Nothing | Pending::Message(..), Ok(_))
+                        | (Pending::Ended, Err(Error::Closed(_)))
+                        | (Pending::Reserved(_) | Pending::Forgotten, Err(Error::InvalidArgument(_))) => {}
                         (_, other) => panic!("{other:?}"),
                     }
                 }
@@ -378,11 +379,11 @@ impl Both {
     }
 
     fn send_part(&mut self, amount: usize, wrongly: bool) {
-        let before = mem::replace(&mut self.begun, Begun::Nothing);
+        let before = mem::replace(&mut self.pending, Pending::Nothing);
         let (message, written) = match before {
-            Begun::Message(message, written) => (message, written),
+            Pending::Message(message, written) => (message, written),
             other => {
-                self.begun = other;
+                self.pending = other;
                 (self.message(amount % 20_001), 0)
             }
         };
@@ -402,28 +403,28 @@ impl Both {
             }
             assert_eq!(self.sender.under_way(), under_way);
             if under_way.is_some() {
-                self.begun = Begun::Message(message, written);
+                self.pending = Pending::Message(message, written);
             }
             return;
         }
         let result = self.sender.send_part(&message, written);
-        match self.judge(result) {
+        match self.check_send(result) {
             Some(Progress::Whole) => self.sent.push_back(message),
             Some(Progress::Part(0)) => assert_eq!(written, 0),
             Some(Progress::Part(so_far)) => {
                 assert!(so_far >= written);
                 assert_eq!(self.sender.under_way(), Some(so_far));
-                self.begun = Begun::Message(message, so_far);
+                self.pending = Pending::Message(message, so_far);
             }
             None => {}
         }
     }
 
     fn end_reservation(&mut self, amount: usize) {
-        let mut reserved = match mem::replace(&mut self.begun, Begun::Nothing) {
-            Begun::Reserved(reserved) => reserved,
+        let mut reserved = match mem::replace(&mut self.pending, Pending::Nothing) {
+            Pending::Reserved(reserved) => reserved,
             other => {
-                self.begun = other;
+                self.pending = other;
                 return;
             }
         };
@@ -445,12 +446,12 @@ impl Both {
             7 => drop(std::thread::spawn(move || drop(reserved)).join()),
             _ => {
                 mem::forget(reserved);
-                self.begun = Begun::Forgotten;
+                self.pending = Pending::Forgotten;
             }
         }
     }
 
-    fn got(&mut self, message: &[u8]) {
+    fn expect_next(&mut self, message: &[u8]) {
         let wanted = self.sent.pop_front().expect("something was sent");
         assert!(
             message == wanted,
@@ -461,7 +462,7 @@ impl Both {
     }
 
     /// A reading call during another call's message is refused. Any other call returns what was sent.
-    fn heard<T>(result: Result<T>) -> Option<T> {
+    fn check_receive<T>(result: Result<T>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(Error::InvalidArgument(_)) => None,
@@ -474,9 +475,9 @@ impl Both {
             0..=2 => {
                 let mut into = vec![0; if kind == 0 { amount } else { 20_000 }];
                 let received = self.receiver.try_receive(&mut into);
-                if let Some(Some(length)) = Self::heard(received) {
+                if let Some(Some(length)) = Self::check_receive(received) {
                     assert!(self.reading.is_none());
-                    self.got(&into[..length]);
+                    self.expect_next(&into[..length]);
                 }
             }
             3 | 4 => {
@@ -488,7 +489,7 @@ impl Both {
                     return;
                 };
                 match self.receiver.receive_part(&mut into).unwrap() {
-                    Progress::Whole => self.got(&into),
+                    Progress::Whole => self.expect_next(&into),
                     Progress::Part(0) => {}
                     Progress::Part(_) => self.reading = Some(into),
                 }
@@ -496,12 +497,12 @@ impl Both {
             5 => {
                 let mut into = vec![0; amount.max(16)];
                 let packed = self.receiver.try_receive_packed(&mut into);
-                if let Some(Packed::Bytes(bytes)) = Self::heard(packed) {
+                if let Some(Packed::Bytes(bytes)) = Self::check_receive(packed) {
                     let mut at = 0;
                     while at < bytes {
                         let length = u32::from_le_bytes(into[at..at + 4].try_into().unwrap()) as usize;
                         let start = at + usize::try_from(HEADER).unwrap();
-                        self.got(&into[start..start + length]);
+                        self.expect_next(&into[start..start + length]);
                         at += usize::try_from(packed_size(length as u64)).unwrap();
                     }
                 }
@@ -511,10 +512,10 @@ impl Both {
                 let drained = self
                     .receiver
                     .receive_each(|message| seen.push(message.try_to_vec().unwrap()), amount % 9);
-                if let Some(count) = Self::heard(drained) {
+                if let Some(count) = Self::check_receive(drained) {
                     assert_eq!(count, seen.len());
                     for message in seen {
-                        self.got(&message);
+                        self.expect_next(&message);
                     }
                 }
             }
@@ -526,7 +527,7 @@ impl Both {
             9 => self.receiver.poll_line().unwrap(),
             _ => {
                 let ended = self.receiver.is_ended().unwrap();
-                assert!(!ended || (matches!(self.begun, Begun::Ended) && self.sent.is_empty()));
+                assert!(!ended || (matches!(self.pending, Pending::Ended) && self.sent.is_empty()));
             }
         }
     }
@@ -535,7 +536,7 @@ impl Both {
     fn end(mut self) {
         self.sender.end();
         // The remainder of an unfinished message never arrives.
-        self.begun = Begun::Ended;
+        self.pending = Pending::Ended;
         let mut into = vec![0; 20_000];
         for _ in 0..10_000 {
             if self.receiver.is_ended().unwrap() {
@@ -546,10 +547,10 @@ impl Both {
                 self.receive(3, 0);
             } else if let Some(length) = self.receiver.try_receive(&mut into).unwrap() {
                 let message = into[..length].to_vec();
-                self.got(&message);
+                self.expect_next(&message);
             }
         }
-        panic!("it does not end");
+        panic!("the end is never reported");
     }
 }
 
@@ -558,25 +559,25 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-    fn no_order_of_calls_makes_the_peer_find_a_corrupt_ring(
+    fn no_call_sequence_corrupts_the_ring(
         calls in prop::collection::vec((any::<bool>(), 0..13_u8, 0..30_000_usize), 1..200),
     ) {
-        let mut both = Both::new();
+        let mut model = Model::new();
         for (sends, kind, amount) in calls {
             if sends {
-                both.send(kind, amount);
+                model.send(kind, amount);
             } else {
-                both.receive(kind, amount);
+                model.receive(kind, amount);
             }
         }
-        both.end();
+        model.end();
     }
 }
 
 /// Puts the first half of a message into the ring.
 fn under_way(sender: &mut Sender, message: &[u8]) -> usize {
     let Progress::Part(written) = sender.send_part(message, 0).unwrap() else {
-        panic!("it fits");
+        panic!("the message fits the ring");
     };
     assert!(written > 0);
     written
@@ -584,7 +585,7 @@ fn under_way(sender: &mut Sender, message: &[u8]) -> usize {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_that_sends_something_else_in_the_middle_of_a_message_is_told_so() {
+fn other_sends_fail_during_a_partial_message() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let message = bytes(1, 10_000);
@@ -614,7 +615,7 @@ fn a_sender_that_sends_something_else_in_the_middle_of_a_message_is_told_so() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_time_that_no_clock_can_count_is_for_ever() {
+fn maximum_busy_poll_waits_without_a_limit() {
     let (one, other) = pair(&Options::new().busy_poll(Duration::MAX));
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let waiting = std::thread::spawn(move || {
@@ -633,7 +634,7 @@ fn scratch(receiver: &Receiver) -> usize {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn memory_for_fragments_grows_with_what_has_come() {
+fn fragment_buffer_grows_with_the_received_bytes() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let message = bytes(1, 20_000);
@@ -668,9 +669,9 @@ mod traced {
     };
 
     /// Calls the closure for each event.
-    struct Hears<F>(F);
+    struct OnEvent<F>(F);
 
-    impl<F: Fn() + 'static> Subscriber for Hears<F> {
+    impl<F: Fn() + 'static> Subscriber for OnEvent<F> {
         fn enabled(&self, _: &Metadata<'_>) -> bool {
             true
         }
@@ -688,7 +689,7 @@ mod traced {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-    fn a_ring_is_wiped_before_those_who_watch_hear_of_the_alarm() {
+    fn ring_is_wiped_before_the_alarm_is_traced() {
         let (line, _peer) = crate::sys::socket::new_line().expect("a line");
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
         let (mut sender, _receiver) =
@@ -700,15 +701,15 @@ mod traced {
             ring.iter().filter(|byte| **byte != 0).count()
         };
         assert!(left() > 100, "the message and its header");
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let told = Arc::clone(&heard);
-        let subscriber = Hears(move || told.lock().unwrap().push(left()));
+        let counts = Arc::new(Mutex::new(Vec::new()));
+        let events_in_call = Arc::clone(&counts);
+        let subscriber = OnEvent(move || events_in_call.lock().unwrap().push(left()));
         let shared = Arc::clone(&sender.shared);
         tracing::subscriber::with_default(subscriber, || shared.finish(ChannelState::Exposed));
         assert_eq!(
-            *heard.lock().unwrap(),
+            *counts.lock().unwrap(),
             [0],
-            "one event, and nothing of the ring was left then"
+            "one event, after the ring was wiped"
         );
     }
 }

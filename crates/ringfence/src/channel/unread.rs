@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_goal_is_the_end_of_the_last_message_that_must_be_read() {
+    fn goal_is_the_end_of_the_last_message_to_read() {
         let mut unread = Outgoing::new(Attachments::none().descriptors(true).max_count(3));
         let load = |count| Load { count, bytes: 0 };
         for end in [100, 200, 300] {

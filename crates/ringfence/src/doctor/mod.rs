@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn every_finding_is_there_once_and_says_something() {
+    fn findings_are_unique_and_described() {
         let diagnosis = doctor();
         assert!(diagnosis.kernel.starts_with("Linux "), "{}", diagnosis.kernel);
         let names: Vec<_> = diagnosis.findings.iter().map(|finding| finding.name).collect();
@@ -227,7 +227,7 @@ mod tests {
 
     /// The default backing needs these features, so a machine on which the other tests pass has them.
     #[test]
-    fn what_the_default_needs_is_good_where_channels_can_be_made() {
+    fn default_requirements_are_met_where_channels_work() {
         let diagnosis = doctor();
         for name in ["memfd-seals", "memfd-lease", "tripwire"] {
             let found = finding(&diagnosis, name);
@@ -237,13 +237,13 @@ mod tests {
 
     /// In a separate process, because other tests open and close descriptors concurrently.
     #[test]
-    fn nothing_is_left_behind() {
+    fn doctor_leaves_nothing_behind() {
         const ALONE: &str = "RINGFENCE_DOCTOR_ALONE";
         if std::env::var_os(ALONE).is_none() {
             let status = Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",
-                    "doctor::tests::nothing_is_left_behind",
+                    "doctor::tests::doctor_leaves_nothing_behind",
                     "--test-threads=1",
                 ])
                 .env(ALONE, "1")

@@ -365,7 +365,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_probe_of_seals_sees_what_an_unsealed_object_allows() {
+    fn seal_probe_detects_an_unsealed_object() {
         let object = memfd().unwrap();
         ftruncate(&object, 4096).unwrap();
         assert!(Mapping::new(&object, 4096, true).is_ok());
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn the_probe_of_leases_sees_a_second_open() {
+    fn lease_probe_detects_a_second_open() {
         let object = memfd().unwrap();
         assert!(leased(&object).is_ok());
         let object = memfd().unwrap();

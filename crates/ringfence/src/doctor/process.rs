@@ -505,7 +505,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn interpreters_are_told_by_their_names() {
+    fn interpreters_are_recognized_by_name() {
         for name in [
             "node",
             "nodejs",

@@ -705,7 +705,7 @@ mod tests {
     }
 
     #[test]
-    fn whole_stays_and_refusals_are_forgotten_and_nothing_else() {
+    fn only_admissions_and_refusals_are_dropped_when_full() {
         let come = |one: &Subscriber| PublisherEvent::Subscriber(one.clone());
         let gone = |one: &Subscriber| {
             let _ = one.member.gone.set(CloseReason::Closed);
@@ -742,7 +742,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_one_whose_coming_is_forgotten_as_it_goes_is_not_told() {
+    fn end_of_a_dropped_admission_is_not_reported() {
         let events = Events::new(Wakeup::new().unwrap(), "closed").unwrap();
         let add = |event, most| events.add_at_most(event, most, forget_oldest, is_wanted);
         let [first, second] = [1, 2].map(subscriber);

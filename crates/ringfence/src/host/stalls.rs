@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_does_not_read_is_over_when_its_time_is() {
+    fn stalled_subscriber_is_over_at_its_limit() {
         let (mut stalls, start) = stalls();
         let positions = [(1, 0), (2, 900)];
         assert!(
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn time_counts_in_all_until_what_was_published_then_is_read() {
+    fn stall_time_accumulates_until_caught_up() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0)], 1000, start);
         stalls.end(&[(1, 100)], start + 3 * SECOND);
@@ -302,7 +302,7 @@ mod tests {
 
     /// No check finds it with everything read: there is a full ring behind it again by the next one.
     #[test]
-    fn one_that_pauses_and_catches_up_is_never_over_whenever_it_is_checked() {
+    fn subscriber_that_catches_up_is_never_over() {
         let (mut stalls, start) = stalls();
         for round in 0..9 {
             let now = start + round * 10 * SECOND;
@@ -316,7 +316,7 @@ mod tests {
 
     /// The sender adds its message after that, and so is never found without one.
     #[test]
-    fn one_that_reads_all_before_the_message_goes_through_has_caught_up() {
+    fn reading_all_before_the_send_resets_the_charge() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0)], 1000, start);
         stalls.poll(&[(1, 0)], start + 4 * SECOND);
@@ -328,7 +328,7 @@ mod tests {
 
     /// One that reads a little each time, just so that the message goes through, is charged each time.
     #[test]
-    fn one_that_drips_is_over_as_well() {
+    fn slow_trickle_is_over_eventually() {
         let (mut stalls, start) = stalls();
         for round in 0..5 {
             let now = start + round * 10 * SECOND;
@@ -344,7 +344,7 @@ mod tests {
 
     /// One that has read soon does not pay for another that has not.
     #[test]
-    fn one_that_has_read_meanwhile_is_charged_no_more() {
+    fn subscriber_that_has_read_is_not_charged() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
         stalls.poll(&[(1, 0), (2, 100)], start + SECOND);
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn two_are_charged_in_full_and_one_in_the_slot_of_one_that_has_gone_is_not() {
+    fn successor_in_a_slot_is_not_charged_for_the_past() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 8)], 1000, start);
         stalls.poll(&[(1, 0), (2, 8)], start + 4 * SECOND);
@@ -368,7 +368,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_subscriber_that_holds_attachments_is_charged_for_them() {
+    fn attachment_waits_charge_only_their_holder() {
         let (mut stalls, start) = stalls();
         let positions = [(1, 0), (2, 0)];
         let only = Some(2);
@@ -378,14 +378,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_nothing_is_ever_over() {
+    fn no_subscriber_is_over_without_a_limit() {
         let mut stalls = Stalls::new(Duration::MAX);
         assert!(!stalls.begin(all(100), &[(1, 0)], 1000, Instant::now()));
         assert!(stalls.is_idle());
     }
 
     #[test]
-    fn one_that_has_made_room_without_a_bell_keeps_the_sender_no_longer_than_its_time() {
+    fn freed_room_without_a_wakeup_resumes_the_sender() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0)], 1000, start);
         let look = stalls.poll(&[(1, 100)], start + 5 * SECOND);
@@ -394,7 +394,7 @@ mod tests {
 
     /// It shows the sender that it has not read, and the watcher that it has: so it would hold the one up, and be charged by neither.
     #[test]
-    fn one_that_shows_two_positions_is_found_by_the_lower_one() {
+    fn inconsistent_positions_are_a_violation() {
         let (mut stalls, start) = stalls();
         stalls.begin(all(100), &[(1, 0), (2, 0)], 1000, start);
         let look = stalls.poll(&[(1, 100), (2, 0)], start + SECOND);
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_that_will_look_in_time_is_not_woken() {
+    fn watcher_with_an_earlier_alarm_is_not_woken() {
         let (mut stalls, start) = stalls();
         assert!(stalls.begin(all(100), &[(1, 0)], 1000, start));
         stalls.end(&[(1, 100)], start + SECOND / 100);

@@ -262,7 +262,7 @@ mod tests {
     unsafe impl Pod for Far {}
 
     #[test]
-    fn values_are_those_that_were_sent_whatever_their_size_and_the_messages() {
+    fn items_round_trip_for_every_size() {
         let own = OwnRegion::private(8192);
         let bytes: Vec<u8> = (0..8192_u32).map(|n| (n * 11 % 253) as u8).collect();
         own.copy_in(layout::DATA, &bytes);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn room_for_values_is_a_slice_of_them_and_of_an_end_there_is_none() {
+    fn items_room_is_a_slice_and_ends_with_the_channel() {
         assert_eq!(ReservedItems::<&[u8], u32>::bytes(3), 12);
         assert_eq!(ReservedItems::<&[u8], u32>::bytes(usize::MAX / 3), usize::MAX);
         let mut ring = [7_u64, 8, 9];

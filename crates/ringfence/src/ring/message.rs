@@ -418,7 +418,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_copies_are_the_bytes_that_were_sent_one_by_one_and_all_at_once() {
+    fn words_and_copies_return_the_sent_bytes() {
         let own = OwnRegion::private(8192);
         let bytes: Vec<u8> = (0..8192_u32).map(|n| (n * 11 % 253) as u8).collect();
         own.copy_in(layout::DATA, &bytes);

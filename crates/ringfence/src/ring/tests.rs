@@ -89,7 +89,7 @@ impl Pair {
             assert!(self.take().is_some());
             assert!(
                 self.producer.ring.tail > before && self.producer.ring.tail <= goal,
-                "it gets there"
+                "the goal is not passed"
             );
             steps += 1;
             assert!(steps < 100);
@@ -98,7 +98,7 @@ impl Pair {
 }
 
 #[test]
-fn half_a_ring_fits_an_empty_one_wherever_its_positions_are() {
+fn half_a_ring_fits_at_every_position() {
     let capacity = SMALLEST;
     let step = if cfg!(miri) { 8 * 51 } else { 8 };
     for place in (0..capacity).step_by(step) {
@@ -113,7 +113,7 @@ fn half_a_ring_fits_an_empty_one_wherever_its_positions_are() {
 }
 
 #[test]
-fn packed_and_single_records_pass_every_place_of_the_ring() {
+fn packed_and_single_records_work_at_every_position() {
     let capacity = SMALLEST;
     let step = if cfg!(miri) { 8 * 61 } else { 8 };
     for place in (0..capacity).step_by(step) {
@@ -152,7 +152,7 @@ fn packed_and_single_records_pass_every_place_of_the_ring() {
 }
 
 #[test]
-fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
+fn row_ends_at_the_published_tail() {
     let mut pair = pair(SMALLEST, SMALLEST);
     for number in 0..4 {
         assert!(pair.producer.push(&bytes(number, 64), Tag::NONE).unwrap());
@@ -173,7 +173,7 @@ fn a_record_like_the_last_one_is_read_no_further_than_what_is_published() {
 }
 
 #[test]
-fn a_reservation_given_back_leaves_nothing_to_read() {
+fn dropped_reservation_leaves_nothing_to_read() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // The claim is near the end of the ring, so it must fill that end with padding. The padding stays.
     pair.move_to(SMALLEST - 64);
@@ -186,7 +186,7 @@ fn a_reservation_given_back_leaves_nothing_to_read() {
 
 /// A reservation near the end of the ring that was cancelled leaves padding after the last message.
 #[test]
-fn messages_that_are_held_stay_where_only_padding_follows_them() {
+fn retained_messages_stay_before_trailing_padding() {
     let mut pair = pair(SMALLEST, SMALLEST);
     pair.move_to(SMALLEST - 64);
     let head = pair.consumer.published;
@@ -205,7 +205,7 @@ fn messages_that_are_held_stay_where_only_padding_follows_them() {
         Pulled::Bytes(32)
     );
     for passed in [0, 16, 0] {
-        assert_eq!(pair.consumer.published, head, "the producer has not been told");
+        assert_eq!(pair.consumer.published, head, "the head is not published yet");
         let left = pair.consumer.pull_again(&mut into, passed).unwrap();
         assert_eq!(left, Pulled::Bytes(32 - passed));
         assert_eq!(into[32 - passed - 8..][..3], *b"two");
@@ -217,7 +217,7 @@ fn messages_that_are_held_stay_where_only_padding_follows_them() {
 }
 
 #[test]
-fn what_is_wrong_in_packed_records_is_refused_and_what_stands_before_it_is_sent() {
+fn packed_records_are_sent_up_to_the_first_invalid_one() {
     let good = packed([&b"one"[..], b"two"]);
     let mut cut = good.clone();
     cut.truncate(good.len() - 8);
@@ -245,7 +245,7 @@ fn what_is_wrong_in_packed_records_is_refused_and_what_stands_before_it_is_sent(
 }
 
 #[test]
-fn a_message_of_many_rings_goes_through_in_fragments() {
+fn message_larger_than_the_ring_passes_in_fragments() {
     let mut pair = pair(SMALLEST, 1 << 20);
     let message = bytes(3, if cfg!(miri) { 9000 } else { 100_000 });
     let mut into = vec![0; message.len()];
@@ -271,7 +271,7 @@ fn a_message_of_many_rings_goes_through_in_fragments() {
 }
 
 #[test]
-fn what_lies_past_the_end_of_the_ring_is_no_record() {
+fn bytes_past_the_rings_end_are_no_record() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // A message that crosses the end of the ring, and whose last bytes look like the header of an empty
     // message.
@@ -296,7 +296,7 @@ fn what_lies_past_the_end_of_the_ring_is_no_record() {
 }
 
 #[test]
-fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
+fn long_payload_starts_at_a_cache_line() {
     let capacity = 4 * SMALLEST;
     let (long, short) = (as_offset(LONG), as_offset(LONG) - 1);
     let step = if cfg!(miri) { 8 * 151 } else { 8 };
@@ -320,7 +320,7 @@ fn a_long_payload_begins_at_a_line_wherever_its_record_does() {
 }
 
 #[test]
-fn a_gap_of_nothing_is_one_too() {
+fn empty_alignment_gap_is_valid() {
     // Another implementation may set the flag for a payload that starts at a cache line anyway.
     let mut pair = pair(SMALLEST, SMALLEST);
     pair.move_to(56);
@@ -335,7 +335,7 @@ fn a_gap_of_nothing_is_one_too() {
 }
 
 #[test]
-fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_ring_ends() {
+fn packed_room_is_sufficient_at_every_position() {
     let capacity = 2 * SMALLEST;
     let step = if cfg!(miri) { 8 * 409 } else { 8 };
     for place in (0..capacity).step_by(step) {
@@ -373,7 +373,7 @@ fn packed_records_for_which_there_surely_is_room_go_in_together_wherever_the_rin
 }
 
 #[test]
-fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
+fn every_read_distinguishes_call_frames() {
     const CALLS: WantedLengths = WantedLengths {
         calls: true,
         ..WantedLengths::ALL
@@ -445,19 +445,19 @@ fn a_call_frame_is_told_from_a_message_by_each_way_of_reading() {
 }
 
 #[test]
-fn messages_and_bytes_are_told_apart() {
+fn tally_separates_messages_and_bytes() {
     let (mut sum, tally) = (Sum::default(), Tally::default());
     for length in [0, 1, 64, 2047, 0] {
         sum.add(length);
     }
-    assert_eq!(tally.get(), (0, 0), "nothing is told before it is asked for");
+    assert_eq!(tally.get(), (0, 0), "nothing is published before a flush");
     sum.flush(&tally);
     sum.flush(&tally);
     assert_eq!(tally.get(), (5, 2112));
 }
 
 #[test]
-fn a_stretch_of_either_kind_fits() {
+fn sum_holds_the_maximum_of_both_counts() {
     let (mut sum, tally) = (Sum::default(), Tally::default());
     sum.0 = STRETCH / 8 * header(0, WHOLE) + STRETCH;
     sum.flush(&tally);

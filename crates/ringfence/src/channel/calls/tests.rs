@@ -23,7 +23,7 @@ fn calls() -> (Calls, Calls) {
 }
 
 /// Calls until the deadline of a test that has failed.
-fn ask(calls: &Calls, request: &[u8]) -> Result<Vec<u8>, CallError> {
+fn call_in_time(calls: &Calls, request: &[u8]) -> Result<Vec<u8>, CallError> {
     calls.call_until(request, Instant::now() + SOON)
 }
 
@@ -46,7 +46,7 @@ fn serve(calls: &Calls) -> Result<()> {
 }
 
 #[test]
-fn both_sides_call_and_serve_at_once_with_requests_of_every_size() {
+fn both_sides_call_and_serve_concurrently() {
     let (one, other) = calls();
     thread::scope(|scope| {
         let sides = [&one, &other];
@@ -55,7 +55,7 @@ fn both_sides_call_and_serve_at_once_with_requests_of_every_size() {
                 scope.spawn(|| serve(side).unwrap());
             }
         }
-        let asking: Vec<_> = sides
+        let callers: Vec<_> = sides
             .iter()
             .flat_map(|side| [*side, *side])
             .map(|side| {
@@ -63,14 +63,14 @@ fn both_sides_call_and_serve_at_once_with_requests_of_every_size() {
                     for size in [0, 1, 8, 500, 2000, 2033, 4096, 9000] {
                         let request = bytes(size, size);
                         assert_eq!(
-                            ask(side, &request).unwrap(),
+                            call_in_time(side, &request).unwrap(),
                             [&request[..], &request[..]].concat()
                         );
                     }
                 })
             })
             .collect();
-        for thread in asking {
+        for thread in callers {
             thread.join().unwrap();
         }
         for side in sides {
@@ -81,7 +81,7 @@ fn both_sides_call_and_serve_at_once_with_requests_of_every_size() {
 }
 
 #[test]
-fn an_error_and_a_panic_of_a_handler_are_errors_of_their_calls() {
+fn handler_errors_and_panics_fail_their_calls() {
     let (one, other) = calls();
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -95,25 +95,28 @@ fn an_error_and_a_panic_of_a_handler_are_errors_of_their_calls() {
             };
             other.serve(handler).unwrap();
         });
-        let failed = ask(&one, b"fail").unwrap_err();
+        let failed = call_in_time(&one, b"fail").unwrap_err();
         let remote = failed.remote().expect("the handler's error");
         assert_eq!(
             (remote.name(), remote.message(), remote.code()),
             ("RangeError", "not today", Some("E_NO"))
         );
-        let failed = ask(&one, b"panic").unwrap_err();
+        let failed = call_in_time(&one, b"panic").unwrap_err();
         assert_eq!(failed.to_string(), "Error: the handler has panicked");
-        let failed = ask(&one, b"long").unwrap_err();
+        let failed = call_in_time(&one, b"long").unwrap_err();
         let code = failed.remote().expect("the server's error").code();
         assert_eq!(code, Some("ERR_RINGFENCE_MESSAGE_TOO_LARGE"));
-        assert_eq!(ask(&one, b"still served").unwrap(), b"still served");
-        assert_eq!(kind_of(ask(&one, &vec![0; 20_000])), ErrorKind::MessageTooLarge);
+        assert_eq!(call_in_time(&one, b"still served").unwrap(), b"still served");
+        assert_eq!(
+            kind_of(call_in_time(&one, &vec![0; 20_000])),
+            ErrorKind::MessageTooLarge
+        );
         one.end().unwrap();
     });
 }
 
 #[test]
-fn a_cancelled_call_is_answered_at_once_and_its_reply_is_dropped() {
+fn cancelled_call_is_confirmed_and_its_reply_dropped() {
     let (one, other) = calls();
     let (started, was_started) = mpsc::channel();
     thread::scope(|scope| {
@@ -149,7 +152,7 @@ fn a_cancelled_call_is_answered_at_once_and_its_reply_is_dropped() {
 }
 
 #[test]
-fn a_request_whose_deadline_has_passed_is_not_given_to_the_handler() {
+fn expired_request_does_not_reach_the_handler() {
     let (one, other) = calls();
     let mut pending = one
         .start(b"late", Some(Instant::now() + Duration::from_millis(1)))
@@ -169,7 +172,7 @@ fn a_request_whose_deadline_has_passed_is_not_given_to_the_handler() {
 }
 
 #[test]
-fn thousands_of_calls_are_in_flight_and_more_wait_for_their_turn() {
+fn thousands_of_calls_can_be_in_flight() {
     let (one, other) = calls();
     let count = 20_000_usize;
     let pending: Vec<_> = (0..count)
@@ -192,18 +195,18 @@ fn thousands_of_calls_are_in_flight_and_more_wait_for_their_turn() {
 }
 
 #[test]
-fn messages_beside_calls_keep_their_order_and_stop_the_reading_if_they_are_too_many() {
+fn messages_alongside_calls_keep_their_order() {
     let (one, other) = calls();
     thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&other));
         one.send(b"first").unwrap();
-        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        assert_eq!(call_in_time(&one, b"a").unwrap(), b"aa");
         assert_eq!(other.receive().unwrap().as_deref(), Some(&b"first"[..]));
         let sending = scope.spawn(|| {
             for number in 0..6000_u32 {
                 one.send(&number.to_le_bytes()).unwrap();
             }
-            ask(&one, b"behind them")
+            call_in_time(&one, b"behind them")
         });
         for number in 0..6000_u32 {
             let message = other.receive().unwrap().expect("a message");
@@ -217,7 +220,7 @@ fn messages_beside_calls_keep_their_order_and_stop_the_reading_if_they_are_too_m
 }
 
 #[test]
-fn pending_calls_fail_if_the_peer_ends_closes_or_destroys_the_channel() {
+fn pending_calls_fail_when_the_peer_ends() {
     for end in [Calls::close as fn(&Calls), Calls::destroy, |calls| {
         calls.end().unwrap();
     }] {
@@ -248,7 +251,7 @@ fn serve_ends_with_its_channel() {
     let (one, other) = calls();
     thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&other));
-        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        assert_eq!(call_in_time(&one, b"a").unwrap(), b"aa");
         let pending = other.start(b"b", None).unwrap();
         other.close();
         serving.join().unwrap().unwrap();
@@ -257,16 +260,16 @@ fn serve_ends_with_its_channel() {
 }
 
 #[test]
-fn a_close_hides_no_earlier_error_from_a_server() {
+fn serve_reports_an_error_that_precedes_a_close() {
     let (one, other) = calls();
     one.destroy();
-    assert_eq!(kind_of(ask(&other, b"a")), ErrorKind::PeerLost);
+    assert_eq!(kind_of(call_in_time(&other, b"a")), ErrorKind::PeerLost);
     other.close();
     assert_eq!(serve(&other).unwrap_err().kind(), ErrorKind::PeerLost);
 }
 
 /// Waits in a handler until its request is cancelled. `false`: it was not, and the test has failed.
-fn waits_for_the_cancellation(context: &CallContext) -> bool {
+fn wait_for_cancellation(context: &CallContext) -> bool {
     let until = Instant::now() + SOON;
     while !context.is_cancelled() {
         if until < Instant::now() {
@@ -278,7 +281,7 @@ fn waits_for_the_cancellation(context: &CallContext) -> bool {
 }
 
 #[test]
-fn a_handler_is_cancelled_and_serve_ends_if_the_caller_closes_the_channel() {
+fn callers_close_cancels_handlers_and_ends_serve() {
     let close: fn(&Calls) = Calls::close;
     // The channel closes once the call is dropped, whose cancellation can no longer be sent.
     let end_and_drop: fn(&Calls) = |calls| calls.end().unwrap();
@@ -294,7 +297,7 @@ fn a_handler_is_cancelled_and_serve_ends_if_the_caller_closes_the_channel() {
         let serve = || {
             other.serve(|_, context| {
                 started.send(()).unwrap();
-                cancelled.send(waits_for_the_cancellation(context)).unwrap();
+                cancelled.send(wait_for_cancellation(context)).unwrap();
                 Ok::<_, RemoteError>([])
             })
         };
@@ -316,7 +319,7 @@ fn a_handler_is_cancelled_and_serve_ends_if_the_caller_closes_the_channel() {
 }
 
 #[test]
-fn a_handler_still_answers_after_the_caller_has_ended_its_sending() {
+fn handler_can_answer_after_the_caller_ended() {
     let (one, other) = calls();
     let (started, was_started) = mpsc::channel();
     let (ended, has_ended) = mpsc::channel::<()>();
@@ -341,7 +344,7 @@ fn a_handler_still_answers_after_the_caller_has_ended_its_sending() {
 }
 
 #[test]
-fn a_thread_that_spins_sends_what_another_thread_could_not() {
+fn spinning_thread_sends_queued_frames_of_others() {
     let (one, other) = parts::pair(CAPACITY, LONGEST, &Options::new().busy_poll(Duration::MAX));
     let (one, other) = (one.into_calls().unwrap(), other.into_calls().unwrap());
     let (started, was_started) = mpsc::channel();
@@ -358,11 +361,11 @@ fn a_thread_that_spins_sends_what_another_thread_could_not() {
                 })
                 .unwrap();
         });
-        let waiting = scope.spawn(|| ask(&one, b"waits"));
+        let waiting = scope.spawn(|| call_in_time(&one, b"waits"));
         was_started.recv().unwrap();
         scope.spawn(|| {
             one.send(&[1; 15_000]).unwrap();
-            assert_eq!(ask(&one, b"").unwrap_or_default(), b"");
+            assert_eq!(call_in_time(&one, b"").unwrap_or_default(), b"");
         });
         let message = other.receive_until(Instant::now() + SOON);
         let _ = long.send(());
@@ -374,7 +377,7 @@ fn a_thread_that_spins_sends_what_another_thread_could_not() {
 }
 
 #[test]
-fn a_reply_that_is_there_is_returned_after_the_deadline() {
+fn available_reply_is_returned_after_the_deadline() {
     let (one, other) = calls();
     let mut pending = one.start(b"a", None).unwrap();
     one.end().unwrap();
@@ -385,7 +388,7 @@ fn a_reply_that_is_there_is_returned_after_the_deadline() {
 }
 
 #[test]
-fn a_reply_that_arrives_during_the_last_sleep_is_returned_after_the_deadline() {
+fn reply_during_the_last_sleep_beats_the_deadline() {
     let (one, other) = calls();
     let pending = one.start(b"a", None).unwrap();
     one.end().unwrap();
@@ -406,7 +409,7 @@ fn a_reply_that_arrives_during_the_last_sleep_is_returned_after_the_deadline() {
 }
 
 #[test]
-fn a_reply_that_another_thread_has_to_read_is_returned_after_the_deadline() {
+fn reply_read_by_another_thread_beats_the_deadline() {
     let (one, other) = calls();
     let mut pending = one.start(b"a", None).unwrap();
     let mut late = one.start(b"never answered", None).unwrap();
@@ -443,13 +446,13 @@ fn serve_fails_if_the_peer_no_longer_satisfies_the_policy() {
     let (one, other) = calls();
     thread::scope(|scope| {
         let serving = scope.spawn(|| serve(&other));
-        assert_eq!(ask(&one, b"a").unwrap(), b"aa");
+        assert_eq!(call_in_time(&one, b"a").unwrap(), b"aa");
         let pending = other.start(b"b", None).unwrap();
         other.0.core.shared.finish(ChannelState::Refused);
         assert_eq!(serving.join().unwrap().unwrap_err().kind(), ErrorKind::Closed);
         assert_eq!(kind_of(pending.wait()), ErrorKind::Closed);
         assert_eq!(serve(&other).unwrap_err().kind(), ErrorKind::Closed);
-        assert_eq!(kind_of(ask(&one, b"c")), ErrorKind::PeerLost);
+        assert_eq!(kind_of(call_in_time(&one, b"c")), ErrorKind::PeerLost);
     });
 }
 
@@ -478,7 +481,7 @@ impl Drop for Panics {
 }
 
 #[test]
-fn a_request_is_answered_although_the_conversion_of_its_outcome_panics() {
+fn panicking_outcome_conversion_is_answered() {
     let (one, other) = calls();
     thread::scope(|scope| {
         let serving = scope.spawn(|| {
@@ -494,17 +497,17 @@ fn a_request_is_answered_although_the_conversion_of_its_outcome_panics() {
             })
         });
         for request in [&b"fail"[..], b"succeed"] {
-            let failed = ask(&one, request).unwrap_err();
+            let failed = call_in_time(&one, request).unwrap_err();
             assert_eq!(failed.to_string(), "Error: the handler has panicked");
         }
-        assert_eq!(ask(&one, b"drop").unwrap(), b"reply");
+        assert_eq!(call_in_time(&one, b"drop").unwrap(), b"reply");
         one.end().unwrap();
         serving.join().unwrap().unwrap();
     });
 }
 
 #[test]
-fn a_handler_that_finds_its_cancellation_confirms_it() {
+fn observed_cancellation_is_confirmed() {
     let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
     let one = one.into_calls().unwrap();
     let (started, was_started) = mpsc::channel();
@@ -514,7 +517,7 @@ fn a_handler_that_finds_its_cancellation_confirms_it() {
         let serving = scope.spawn(move || {
             served.serve(|_, context| {
                 started.send(()).unwrap();
-                waits_for_the_cancellation(context);
+                wait_for_cancellation(context);
                 let _ = was_confirmed.recv_timeout(SOON);
                 Ok::<_, RemoteError>([])
             })
@@ -541,13 +544,13 @@ fn a_handler_that_finds_its_cancellation_confirms_it() {
 }
 
 #[test]
-fn an_aborted_wait_has_the_code_of_node() {
+fn aborted_error_has_the_code_of_node() {
     let error = RemoteError::from(Error::Aborted);
     assert_eq!((error.name(), error.code()), ("AbortError", Some("ABORT_ERR")));
 }
 
 #[test]
-fn a_channel_without_calls_refuses_one_and_can_still_answer_it() {
+fn plain_channel_rejects_calls_until_converted() {
     let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
     let one = one.into_calls().unwrap();
     one.send(b"a message").unwrap();
@@ -576,7 +579,7 @@ fn a_channel_without_calls_refuses_one_and_can_still_answer_it() {
 }
 
 #[test]
-fn what_is_queued_and_lost_is_no_clean_end() {
+fn close_with_queued_frames_is_no_clean_end() {
     let (one, mut other) = parts::pair(CAPACITY, LONGEST, &Options::new());
     let one = one.into_calls().unwrap();
     let pending: Vec<_> = (0..100).map(|_| one.start(&[0; 1000], None).unwrap()).collect();
@@ -680,7 +683,7 @@ fn each_violation_ends_the_channel() {
 }
 
 #[test]
-fn a_peer_that_sends_more_requests_than_are_tolerated_is_cut_off() {
+fn too_many_requests_end_the_channel() {
     let (one, mut other) = parts::pair(1 << 20, LONGEST, &Options::new());
     let one = one.into_calls().unwrap();
     thread::scope(|scope| {
@@ -721,7 +724,7 @@ proptest! {
     #![proptest_config(Config { cases: if cfg!(miri) { 8 } else { 512 }, failure_persistence: None, ..Config::default() })]
 
     #[test]
-    fn a_frame_is_read_as_the_reference_reads_it(
+    fn frame_decoding_matches_the_reference(
         kind in 0..8_u32,
         remaining in prop_oneof![Just(0_u32), any::<u32>()],
         id in prop_oneof![0..4_u64, any::<u64>(), ((1_u64 << 53) - 2)..((1 << 53) + 2)],
@@ -738,7 +741,7 @@ proptest! {
     }
 
     #[test]
-    fn an_error_is_read_as_it_was_written_and_no_part_of_it_is_one(
+    fn error_frames_round_trip_and_truncations_fail(
         (name, message, code) in ("\\PC{0,80}", "\\PC{0,200}", "\\PC{0,80}"),
         limit in LEAST..400,
     ) {

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn each_source_has_so_many_bytes_before_the_next_one() {
+    fn turn_is_limited_in_bytes() {
         let mut turns = of(2);
         for place in [0, 1, 0] {
             assert_eq!(turns.next(), Some(place));
@@ -235,7 +235,7 @@ mod tests {
 
     /// Short messages that are read quickly are not worth changing the source every few messages.
     #[test]
-    fn many_short_messages_are_one_turn_unless_they_take_long() {
+    fn turn_of_short_messages_is_limited_in_time() {
         for messages in [1, 2 * MESSAGES_PER_CLOCK] {
             let quick = || {
                 let mut turns = of(2);
@@ -256,7 +256,7 @@ mod tests {
 
     /// Otherwise a new source would continue the turn of the source that had its index before.
     #[test]
-    fn a_source_that_comes_anew_has_a_whole_turn() {
+    fn rejoining_source_gets_a_full_turn() {
         for leaves in [
             |turns: &mut Turns| turns.found_empty(0, false),
             |turns: &mut Turns| turns.rest(0, true),
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_becomes_of_one_source_does_not_end_the_turn_of_another() {
+    fn removing_a_source_keeps_the_turn_of_another() {
         for leaves in [
             |turns: &mut Turns| turns.rest(1, true),
             |turns: &mut Turns| turns.remove(1),

@@ -10,7 +10,7 @@ use crate::{
 const EMPTY: u64 = CAPACITY - 72 - 24;
 
 #[test]
-fn both_halves_tell_what_has_passed_and_what_is_staged() {
+fn stats_count_messages_bytes_and_staged_data() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     assert!(sender.try_send(&[7; 100]).expect("open"));
@@ -32,11 +32,11 @@ fn both_halves_tell_what_has_passed_and_what_is_staged() {
     assert!(written > 0);
     assert_eq!(sender.stats().staged, (message.len() - written) as u64);
     sender.send_part(&message, written).expect("open");
-    assert_eq!(sender.stats().messages_sent, 1, "it counts once it is whole");
+    assert_eq!(sender.stats().messages_sent, 1, "counted once it is complete");
 }
 
 #[test]
-fn a_channel_tells_its_limits_and_whether_it_is_another() {
+fn channel_reports_its_limits_and_identity() {
     let time = Duration::from_micros(7);
     let (one, mut other) = pair(&Options::new().busy_poll(time));
     assert_eq!(one.busy_poll(), time);
@@ -55,7 +55,7 @@ fn a_channel_tells_its_limits_and_whether_it_is_another() {
 }
 
 #[test]
-fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
+fn retained_records_are_reported_on_release() {
     let (one, other) = pair(&Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let set = packed([&[1; 24][..], &[2; 24]]);
@@ -64,7 +64,7 @@ fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
         assert_eq!(sender.try_send_packed(&set).expect("open"), set.len());
         let pulled = pull_retained(&mut receiver, &mut into, 0..=100, keep).expect("open");
         assert_eq!(pulled, Packed::Bytes(64));
-        assert_eq!(sender.stats().ring_used, 64, "it is held");
+        assert_eq!(sender.stats().ring_used, 64, "still retained");
         let again = pull_again(&mut receiver, &mut into, 32).expect("open");
         assert_eq!(again, Packed::Bytes(32));
         assert_eq!(into[8..32], [2; 24]);
@@ -81,7 +81,7 @@ fn what_was_pulled_and_held_is_told_when_it_is_released_or_comes_alone() {
 }
 
 #[test]
-fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
+fn oversized_message_error_names_the_limit() {
     let (one, _other) = pair(&Options::new());
     let (mut sender, _unread) = one.split();
     assert!(sender.try_send(&[7; 2040]).expect("open"));
@@ -128,22 +128,22 @@ fn a_message_that_is_too_long_is_told_which_limit_it_passes() {
 }
 
 /// Passes a message in pieces through a small ring. The parts seen in between are ignored.
-fn pass(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut [u8]) {
+fn send_in_parts(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut [u8]) {
     let mut written = 0;
     loop {
         let sent = sender.send_part(message, written).expect("open");
         if let Some(length) = receiver.try_receive(into).expect("open") {
-            assert!(into[..length] == *message, "all of it came as it was sent");
+            assert!(into[..length] == *message, "the message arrives unchanged");
             return;
         }
         assert_eq!(
             receiver
-                .receive_each(|_| panic!("a piece is no message"), 1)
+                .receive_each(|_| panic!("a fragment was visited"), 1)
                 .expect("open"),
             0
         );
         let Progress::Part(so_far) = sent else {
-            panic!("all of it was sent")
+            panic!("the last part was sent without an arrival")
         };
         written = so_far;
     }
@@ -151,7 +151,7 @@ fn pass(sender: &mut Sender, receiver: &mut Receiver, message: &[u8], into: &mut
 
 #[test]
 #[cfg_attr(miri, ignore = "it takes long, and is about no memory of the ring's")]
-fn memory_for_long_messages_is_kept_for_the_next_one_and_little_of_it_by_an_idle_reader() {
+fn idle_reader_shrinks_its_scratch_buffer() {
     const MIB: usize = 1 << 20;
     let (one, other) = pair_of(17 * MIB as u64, &Options::new());
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
@@ -164,13 +164,13 @@ fn memory_for_long_messages_is_kept_for_the_next_one_and_little_of_it_by_an_idle
         (16 * MIB, 16 * MIB, 0),
         (17 * MIB, 0, 0),
     ] {
-        pass(&mut sender, &mut receiver, &message[..length], &mut into);
+        send_in_parts(&mut sender, &mut receiver, &message[..length], &mut into);
         assert_eq!(receiver.ring.scratch.size(), kept, "{length}");
         assert_eq!(receiver.try_receive(&mut into).expect("open"), None);
         assert_eq!(receiver.ring.scratch.size(), idle, "{length}");
     }
     // A closed receiver keeps no memory.
-    pass(&mut sender, &mut receiver, &message[..MIB], &mut into);
+    send_in_parts(&mut sender, &mut receiver, &message[..MIB], &mut into);
     receiver.close();
     assert_eq!(receiver.ring.scratch.size(), 0);
 }

@@ -23,7 +23,7 @@ const FAR: Duration = Duration::from_secs(60);
 
 /// The state in which a channel has ended, and what its peer could see at that moment: the phase, and whether
 /// the line had ended.
-type Told = (ChannelState, Option<Phase>, bool);
+type Ended = (ChannelState, Option<Phase>, bool);
 
 /// One side of a channel, and everything that its peer holds.
 struct Side {
@@ -31,7 +31,7 @@ struct Side {
     own: OwnRegion,
     peer: OwnRegion,
     peers_line: OwnedFd,
-    told: Arc<Mutex<Vec<Told>>>,
+    ended: Arc<Mutex<Vec<Ended>>>,
 }
 
 impl Side {
@@ -39,20 +39,20 @@ impl Side {
     fn new(succeeds: bool) -> Self {
         let (line, peers_line) = crate::sys::socket::new_line().unwrap();
         let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
-        let told = Arc::default();
-        let tells = Tells {
+        let ended = Arc::default();
+        let recorder = EndRecorder {
             own: own.clone(),
             line: peers_line.try_clone().unwrap(),
-            told: Arc::clone(&told),
+            ended: Arc::clone(&ended),
             succeeds,
         };
         let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, LONGEST);
         Self {
-            channel: Channel::assemble(parts, Some(Box::new(tells)), &Options::new()),
+            channel: Channel::assemble(parts, Some(Box::new(recorder)), &Options::new()),
             own,
             peer,
             peers_line,
-            told,
+            ended,
         }
     }
 
@@ -68,12 +68,12 @@ impl Side {
         self.shared().state.get()
     }
 
-    fn told(&self) -> Vec<ChannelState> {
-        let told = self.told.lock().unwrap();
-        for (_, phase, _) in &*told {
-            assert_eq!(*phase, Some(Phase::OPEN), "the peer is told later");
+    fn ended(&self) -> Vec<ChannelState> {
+        let ended = self.ended.lock().unwrap();
+        for (_, phase, _) in &*ended {
+            assert_eq!(*phase, Some(Phase::OPEN), "the peer is notified later");
         }
-        told.iter().map(|(state, ..)| *state).collect()
+        ended.iter().map(|(state, ..)| *state).collect()
     }
 
     /// The peer sets its end word and hangs up.
@@ -86,17 +86,17 @@ impl Side {
 
 /// A resource that is released at the end, which records what the peer could see then.
 #[derive(Debug)]
-struct Tells {
+struct EndRecorder {
     own: OwnRegion,
     line: OwnedFd,
-    told: Arc<Mutex<Vec<Told>>>,
+    ended: Arc<Mutex<Vec<Ended>>>,
     succeeds: bool,
 }
 
-impl OnEnd for Tells {
+impl OnEnd for EndRecorder {
     fn end(&mut self, state: ChannelState) -> bool {
         let seen = (state, phase(&self.own), has_ended(&self.line));
-        self.told.lock().unwrap().push(seen);
+        self.ended.lock().unwrap().push(seen);
         self.succeeds
     }
 }
@@ -111,13 +111,13 @@ fn has_ended(line: &OwnedFd) -> bool {
     recv(line.as_raw_fd(), &mut [0], flags) == Ok(0)
 }
 
-fn said(step: Step) -> Option<Phase> {
+fn phase_after(step: Step) -> Option<Phase> {
     Phase::OPEN.then(step)
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn each_end_is_said_once_and_the_first_one_counts() {
+fn first_end_is_final_and_announced_once() {
     use ChannelState::{
         ClosedByPeer, ClosedHere, Corrupt, DestroyedHere, Evicted, EvictedByPeer, Exposed, ExposedAtPeer,
         Inherited, LeftByPeer, Open, PeerExited, Refused,
@@ -142,7 +142,7 @@ fn each_end_is_said_once_and_the_first_one_counts() {
                 assert!(side.shared().end(none).is_none());
                 assert_eq!((side.state(), side.phase()), (Open, Some(Phase::OPEN)));
             }
-            let untold = side.shared().end(end).expect("an end to tell");
+            let pending_report = side.shared().end(end).expect("an end to report");
             let step = match end {
                 Exposed => Step::Exposed,
                 Evicted => Step::Evicted,
@@ -150,24 +150,24 @@ fn each_end_is_said_once_and_the_first_one_counts() {
                 _ => Step::Closed,
             };
             // Only a close ends the sending.
-            let said = |step| {
+            let phase_after = |step| {
                 if end == ClosedHere {
                     Phase::ENDED.then(step)
                 } else {
-                    said(step)
+                    phase_after(step)
                 }
             };
-            assert_eq!((side.state(), side.phase()), (end, said(step)), "{end:?}");
+            assert_eq!((side.state(), side.phase()), (end, phase_after(step)), "{end:?}");
             assert_eq!(left(&side.own) == 0, end == Exposed, "{end:?}");
             assert!(has_ended(&side.peers_line));
-            drop(untold);
+            drop(pending_report);
             for other in [ClosedHere, Exposed, PeerExited] {
                 assert!(side.shared().end(other).is_none());
-                assert_eq!((side.state(), side.phase()), (end, said(step)), "{end:?}");
+                assert_eq!((side.state(), side.phase()), (end, phase_after(step)), "{end:?}");
             }
-            assert_eq!(side.told(), [end]);
-            let (_, _, hung_up) = side.told.lock().unwrap()[0];
-            assert!(!hung_up, "whoever hears of the end may want what is let go of");
+            assert_eq!(side.ended(), [end]);
+            let (_, _, line_ended) = side.ended.lock().unwrap()[0];
+            assert!(!line_ended, "resources are released before the line ends");
             assert_eq!(
                 side.shared().peer_is_gone(),
                 matches!(end, ClosedByPeer | PeerExited | LeftByPeer)
@@ -178,7 +178,7 @@ fn each_end_is_said_once_and_the_first_one_counts() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn the_last_word_of_the_peer_says_how_it_has_ended() {
+fn final_phase_of_the_peer_determines_the_state() {
     for (word, end) in [
         (0, ChannelState::PeerExited),
         (1, ChannelState::PeerExited),
@@ -195,18 +195,18 @@ fn the_last_word_of_the_peer_says_how_it_has_ended() {
         side.shared().notice();
         side.shared().doorbell.check_peer();
         side.shared().notice();
-        assert_eq!(side.state(), ChannelState::Open, "nobody has hung up");
+        assert_eq!(side.state(), ChannelState::Open, "the peer has not disconnected");
         side.peer_ends(word);
         side.shared().doorbell.check_peer();
         side.shared().notice();
-        assert_eq!((side.state(), side.told()), (end, vec![end]), "{word}");
+        assert_eq!((side.state(), side.ended()), (end, vec![end]), "{word}");
     }
 }
 
 /// A program may keep its handles of a channel for a long time without calling them.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
+fn receiver_unmaps_after_reporting_the_end() {
     let keeps = |receiver: &Receiver| !receiver.ring.consumer.peer().is_nowhere();
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
@@ -267,8 +267,8 @@ fn a_receiver_that_has_told_the_end_keeps_no_memory_of_the_channel() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel_has_ended() {
-    let lie = || Err::<(), _>(Error::RingCorrupt("a lie".into()));
+fn corruption_is_a_violation_unless_wiped_or_ended() {
+    let corrupt = || Err::<(), _>(Error::RingCorrupt("a violation".into()));
     for (word, end, code) in [
         (0, ChannelState::Corrupt, "RING_CORRUPT"),
         (2, ChannelState::Corrupt, "RING_CORRUPT"),
@@ -281,8 +281,8 @@ fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel
         let other = side.shared().judge(Err::<(), _>(Error::TimedOut)).unwrap_err();
         assert_eq!((other.code(), side.state()), ("TIMED_OUT", ChannelState::Open));
         side.peer.store(layout::PHASE, word, Ordering::Release);
-        assert_eq!(side.shared().judge(lie()).unwrap_err().code(), code, "{word}");
-        assert_eq!((side.state(), side.told()), (end, vec![end]), "{word}");
+        assert_eq!(side.shared().judge(corrupt()).unwrap_err().code(), code, "{word}");
+        assert_eq!((side.state(), side.ended()), (end, vec![end]), "{word}");
     }
     for (end, code) in [
         (ChannelState::ClosedHere, "CLOSED"),
@@ -292,14 +292,18 @@ fn what_is_found_in_a_ring_is_a_lie_unless_its_owner_has_wiped_it_or_the_channel
     ] {
         let side = Side::new(false);
         side.shared().finish(end);
-        assert_eq!(side.shared().judge(lie()).unwrap_err().code(), code, "{end:?}");
-        assert_eq!((side.state(), side.told()), (end, vec![end]));
+        assert_eq!(
+            side.shared().judge(corrupt()).unwrap_err().code(),
+            code,
+            "{end:?}"
+        );
+        assert_eq!((side.state(), side.ended()), (end, vec![end]));
     }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_channel_ends_by_itself_once_both_directions_have() {
+fn channel_ends_once_both_directions_have_ended() {
     let side = Side::new(false);
     side.shared().finish_if_both_ended();
     side.shared().sending_ended.store(true, Ordering::Release);
@@ -307,7 +311,7 @@ fn a_channel_ends_by_itself_once_both_directions_have() {
     side.shared().sending_ended.store(false, Ordering::Release);
     side.shared().receiving_ended.store(true, Ordering::Release);
     side.shared().finish_if_both_ended();
-    assert_eq!((side.state(), side.told()), (ChannelState::Open, vec![]));
+    assert_eq!((side.state(), side.ended()), (ChannelState::Open, vec![]));
     side.shared().sending_ended.store(true, Ordering::Release);
     side.shared().finish_if_both_ended();
     assert_eq!(side.state(), ChannelState::ClosedHere);
@@ -315,10 +319,10 @@ fn a_channel_ends_by_itself_once_both_directions_have() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
+fn leave_announces_and_returns_the_handover() {
     let soon = || Deadline::endless(Vec::new(), FAR).within(Duration::ZERO);
     let far = || Deadline::endless(Vec::new(), FAR).within(FAR);
-    for (word, hangs_up, handover) in [
+    for (word, disconnects, handover) in [
         (5, true, Handover::Taken),
         (13, true, Handover::Taken),
         (2, true, Handover::NoSuccessor),
@@ -328,20 +332,20 @@ fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
     ] {
         let mut side = Side::new(true);
         side.peer.store(layout::PHASE, word, Ordering::Release);
-        if hangs_up {
+        if disconnects {
             side.peer_ends(word);
         }
-        let deadline = if hangs_up { far() } else { soon() };
-        assert_eq!(side.shared().leave(&deadline), handover, "{word}, {hangs_up}");
+        let deadline = if disconnects { far() } else { soon() };
+        assert_eq!(side.shared().leave(&deadline), handover, "{word}, {disconnects}");
         assert_eq!(
             (side.state(), side.phase()),
-            (ChannelState::ClosedHere, said(Step::Left))
+            (ChannelState::ClosedHere, phase_after(Step::Left))
         );
         assert!(has_ended(&side.peers_line));
         assert_eq!(side.shared().leave(&far()), Handover::NoSuccessor, "it has left");
         assert!(side.shared().end(ChannelState::Exposed).is_none());
-        assert_eq!(side.phase(), said(Step::Left));
-        assert_eq!(side.told.lock().unwrap().len(), 1);
+        assert_eq!(side.phase(), phase_after(Step::Left));
+        assert_eq!(side.ended.lock().unwrap().len(), 1);
     }
     let side = Side::new(false);
     side.shared().finish(ChannelState::ClosedHere);
@@ -356,13 +360,13 @@ fn a_member_that_leaves_says_so_and_knows_whether_its_peer_has_its_place() {
 /// Its region still exists, and another process may open it.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_member_that_waits_for_the_answer_can_be_exposed_and_ends_in_no_other_way() {
+fn leaving_member_can_only_become_exposed() {
     let mut side = Side::new(false);
     assert!(side.channel.sender().try_send(&[7; 100]).unwrap());
     let shared = Arc::clone(side.shared());
-    let leaves = thread::spawn(move || shared.leave(&Deadline::endless(Vec::new(), FAR).within(FAR)));
+    let leaving = thread::spawn(move || shared.leave(&Deadline::endless(Vec::new(), FAR).within(FAR)));
     while side.phase() == Some(Phase::OPEN) {
-        assert!(!leaves.is_finished());
+        assert!(!leaving.is_finished());
         thread::yield_now();
     }
     for end in [
@@ -371,23 +375,30 @@ fn a_member_that_waits_for_the_answer_can_be_exposed_and_ends_in_no_other_way() 
         ChannelState::Evicted,
     ] {
         assert!(side.shared().end(end).is_none());
-        assert_eq!((side.phase(), left(&side.own) > 100), (said(Step::Left), true));
+        assert_eq!(
+            (side.phase(), left(&side.own) > 100),
+            (phase_after(Step::Left), true)
+        );
     }
     assert_eq!(
         side.shared().leave(&Deadline::endless(Vec::new(), FAR)),
         Handover::NoSuccessor,
-        "another does"
+        "another thread is leaving"
     );
     assert!(side.shared().end(ChannelState::Exposed).is_none());
     assert_eq!((side.phase(), left(&side.own)), (Some(Phase::EXPOSED), 0));
-    assert_eq!(side.state(), ChannelState::ClosedHere, "as the program is told");
+    assert_eq!(
+        side.state(),
+        ChannelState::ClosedHere,
+        "as reported to the program"
+    );
     side.peer_ends(2);
-    assert_eq!(leaves.join().unwrap(), Handover::NoSuccessor);
+    assert_eq!(leaving.join().unwrap(), Handover::NoSuccessor);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn where_a_subscribers_reading_ends_is_said_once() {
+fn end_position_is_announced_once() {
     let side = Side::new(false);
     let tail = || side.own.load(layout::TAIL, Ordering::Acquire);
     side.shared().end_reading_at(0x30);
@@ -398,9 +409,9 @@ fn where_a_subscribers_reading_ends_is_said_once() {
 
 /// An address or a slot, which is released on drop.
 #[derive(Debug)]
-struct Kept(Tells);
+struct ReleasedOnDrop(EndRecorder);
 
-impl Drop for Kept {
+impl Drop for ReleasedOnDrop {
     fn drop(&mut self) {
         self.0.end(ChannelState::Open);
     }
@@ -409,24 +420,24 @@ impl Drop for Kept {
 /// A process that is notified of the end may claim the resource at once.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end() {
+fn resources_are_released_before_the_peer_sees_the_end() {
     for is_vacated in [false, true] {
         let mut side = Side::new(false);
-        let tells = Tells {
+        let recorder = EndRecorder {
             own: side.own.clone(),
             line: side.peers_line.try_clone().unwrap(),
-            told: Arc::clone(&side.told),
+            ended: Arc::clone(&side.ended),
             succeeds: false,
         };
-        side.shared().set_on_end(Box::new(Some(Kept(tells))));
+        side.shared().set_on_end(Box::new(Some(ReleasedOnDrop(recorder))));
         if is_vacated {
             side.channel.sender().vacate();
-            assert_eq!(side.told(), [ChannelState::Open], "it is free");
-            assert_eq!(side.state(), ChannelState::Open, "and nothing has ended");
+            assert_eq!(side.ended(), [ChannelState::Open], "the resource is released");
+            assert_eq!(side.state(), ChannelState::Open, "the channel is still open");
         }
         side.shared().finish(ChannelState::ClosedHere);
-        assert_eq!(side.told(), [ChannelState::Open]);
-        assert!(!side.told.lock().unwrap()[0].2, "the line had not ended by then");
+        assert_eq!(side.ended(), [ChannelState::Open]);
+        assert!(!side.ended.lock().unwrap()[0].2, "the line has not ended yet");
         assert_eq!(
             side.phase(),
             Phase::ENDED.then(Step::Closed),
@@ -436,12 +447,12 @@ fn what_a_channel_keeps_from_others_is_free_before_its_peer_is_told_of_the_end()
 }
 
 #[test]
-fn a_step_that_does_not_follow_is_not_written() {
+fn invalid_phase_steps_are_not_written() {
     let region = OwnRegion::private(CAPACITY);
     let mut own = OwnPhase::of(&region);
     assert!(own.end_sending());
     assert_eq!((own.step(), phase(&region)), (Step::Open, Some(Phase::ENDED)));
-    assert!(!own.end_sending(), "it was said");
+    assert!(!own.end_sending(), "announced before");
     assert!(own.advance(Step::Left));
     let left = Phase::ENDED.then(Step::Left);
     assert_eq!((own.step(), phase(&region)), (Step::Left, left));
@@ -481,7 +492,7 @@ const READS: [(&str, Read); 7] = [
 /// An exposed peer reports the exposure before it wipes its memory: data read after that may be zeros.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_message_that_may_have_been_wiped_is_an_error_and_not_counted() {
+fn possibly_wiped_message_is_an_error() {
     // One record, and two fragments.
     for length in [100, 3000] {
         for (name, read) in READS {

@@ -32,8 +32,8 @@ fn send(source: &mut Source, count: usize) {
 }
 
 #[test]
-fn a_source_that_was_not_added_tells_the_system_s_own_reason() {
-    let because = std::io::Error::other("the kernel's word");
+fn rejected_source_error_has_the_system_error_as_source() {
+    let because = std::io::Error::other("the kernel's reason");
     let not = NotAdded {
         source: (),
         error: Error::Unsupported {
@@ -42,12 +42,12 @@ fn a_source_that_was_not_added_tells_the_system_s_own_reason() {
         },
     };
     let reason = std::error::Error::source(&not).expect("a reason");
-    assert_eq!(reason.to_string(), "the kernel's word");
+    assert_eq!(reason.to_string(), "the kernel's reason");
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source() {
+fn merge_returns_vecs_until_it_is_empty() {
     let mut merge = Merge::new().expect("descriptors");
     assert_eq!((merge.is_empty(), merge.len()), (true, 0));
     let (mut source, receiver) = source();
@@ -72,7 +72,7 @@ fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source(
     drop(source);
     let end = merge.try_receive_vec().expect("open");
     assert!(
-        matches!(end, Some(MergedVec::Ended { from: who, .. }) if who == from),
+        matches!(end, Some(MergedVec::Ended { from: source_key, .. }) if source_key == from),
         "{end:?}"
     );
     assert!(merge.is_empty() && merge.is_ended());
@@ -80,7 +80,7 @@ fn a_merge_hands_out_messages_of_their_own_size_and_knows_when_it_has_no_source(
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_drain_of_several_sources_visits_no_more_than_it_may() {
+fn drain_of_several_sources_respects_the_maximum() {
     for max in [1, 3, 4, 5, 6, 7] {
         let mut merge = Merge::new().expect("descriptors");
         let mut sources = Vec::new();
@@ -100,7 +100,7 @@ fn a_drain_of_several_sources_visits_no_more_than_it_may() {
 /// Messages that arrived after `has_message` form a second row, from which fewer may be taken.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_visit_of_so_many_messages_or_bytes_counts_those_that_were_known_before_it() {
+fn visit_limits_include_already_known_messages() {
     const PACKED: u64 = 16;
     for (max, bytes) in [(5, u64::MAX - 1), (100, 5 * PACKED)] {
         let (mut source, mut receiver) = source();
@@ -118,7 +118,7 @@ fn a_visit_of_so_many_messages_or_bytes_counts_those_that_were_known_before_it()
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
+fn merge_counts_only_its_own_messages() {
     let mut merge = Merge::new().expect("descriptors");
     let (mut source, mut receiver) = source();
     send(&mut source, 5);
@@ -149,7 +149,7 @@ fn a_merge_counts_what_it_has_received_and_not_what_was_received_before() {
 /// A peer without fences may have stored a message that this side cannot see yet.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
+fn barrier_is_needed_until_the_peer_issues_fences() {
     let (line, _other) = crate::sys::socket::new_line().expect("a line");
     let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
     let mut parts = without_a_peer(line, own, peer.seen_by_peer(), CAPACITY, LONGEST);
@@ -163,7 +163,7 @@ fn a_source_whose_peer_takes_barriers_needs_one_until_the_peer_makes_fences() {
 /// For the binding, which keeps its sources in many objects.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_source_that_is_parked_in_two_halves_is_not_taken_for_empty_when_it_has_something() {
+fn two_step_parking_detects_new_messages() {
     let (mut source, mut receiver) = source();
     for _ in 0..3 {
         // Both sides issue fences, so no barrier is needed.

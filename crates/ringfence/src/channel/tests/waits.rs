@@ -8,9 +8,9 @@ use super::*;
 use crate::{channel::end::CloseReason, region::copy::Writable, region::phase::Phase};
 
 /// Whether an event loop that watches this descriptor would be woken.
-fn is_rung(half: &impl AsFd) -> bool {
+fn is_readable(half: &impl AsFd) -> bool {
     let mut watched = [PollFd::new(half.as_fd(), PollFlags::POLLIN)];
-    poll(&mut watched, PollTimeout::ZERO).expect("a look") > 0
+    poll(&mut watched, PollTimeout::ZERO).expect("poll") > 0
 }
 
 struct Ends {
@@ -37,7 +37,7 @@ fn fill(sender: &mut Sender) {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn room_is_there_for_a_whole_message_or_for_a_piece_of_a_long_one() {
+fn room_is_checked_for_a_whole_message_or_a_fragment() {
     let Ends {
         mut sender,
         unread: _unread,
@@ -70,7 +70,7 @@ fn room_is_there_for_a_whole_message_or_for_a_piece_of_a_long_one() {
 /// After that, the reader may do something else and not check the ring for a long time.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_that_sleeps_for_want_of_room_is_woken_by_the_first_message_that_is_read() {
+fn parked_sender_is_woken_by_the_first_read() {
     let Ends {
         mut sender,
         unread: mut back,
@@ -81,20 +81,20 @@ fn a_sender_that_sleeps_for_want_of_room_is_woken_by_the_first_message_that_is_r
         assert!(sender.try_send(&[7; 100]).expect("open"));
     }
     assert!(sender.arm(2000).expect("open"));
-    let told = back.stats().messages_sent;
-    assert_eq!(told, 20, "what it has done is told, since it sleeps");
-    assert!(!is_rung(&sender));
+    let sent = back.stats().messages_sent;
+    assert_eq!(sent, 20, "counts are published when it parks");
+    assert!(!is_readable(&sender));
     assert_eq!(receiver.try_receive(&mut [0; 100]).expect("open"), Some(100));
-    assert!(is_rung(&sender));
+    assert!(is_readable(&sender));
     sender.poll_line();
     sender.disarm();
-    assert!(sender.has_room(100).expect("open") && !is_rung(&sender));
+    assert!(sender.has_room(100).expect("open") && !is_readable(&sender));
     assert_eq!(sender.close_reason(), None);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_reader_that_reads_on_wakes_a_sleeper_when_it_is_worthwhile_or_when_it_says_so() {
+fn busy_reader_wakes_the_sender_at_half_the_ring() {
     let Ends {
         mut sender,
         unread: _unread,
@@ -108,9 +108,9 @@ fn a_reader_that_reads_on_wakes_a_sleeper_when_it_is_worthwhile_or_when_it_says_
         receiver.try_receive_more_packed(&mut into).expect("open"),
         Packed::Bytes(112)
     );
-    assert!(!is_rung(&sender), "there is room for one message alone");
+    assert!(!is_readable(&sender), "only one message fits");
     receiver.wake();
-    assert!(is_rung(&sender));
+    assert!(is_readable(&sender));
     sender.poll_line();
     fill(&mut sender);
     assert!(sender.arm(100).expect("open"));
@@ -120,12 +120,12 @@ fn a_reader_that_reads_on_wakes_a_sleeper_when_it_is_worthwhile_or_when_it_says_
             Packed::Bytes(112)
         );
     }
-    assert!(is_rung(&sender), "half the ring is free");
+    assert!(is_readable(&sender), "half the ring is free");
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_bell_is_heard_by_a_look_at_the_line_or_when_its_half_is_armed_next() {
+fn wakeup_is_consumed_by_polling_or_arming() {
     let Ends {
         mut sender,
         unread: _unread,
@@ -133,19 +133,22 @@ fn a_bell_is_heard_by_a_look_at_the_line_or_when_its_half_is_armed_next() {
         mut receiver,
     } = ends();
     for later in [false, true] {
-        assert!(receiver.arm().expect("open") && !is_rung(&receiver));
+        assert!(receiver.arm().expect("open") && !is_readable(&receiver));
         assert!(sender.try_send(&[7; 8]).expect("open"));
-        assert!(is_rung(&receiver));
+        assert!(is_readable(&receiver));
         if later {
             receiver.poll_line_later().expect("open");
-            assert!(is_rung(&receiver), "it was left where it is");
+            assert!(is_readable(&receiver), "the wakeup stays on the line");
         } else {
             receiver.poll_line().expect("open");
-            assert!(!is_rung(&receiver));
+            assert!(!is_readable(&receiver));
         }
         receiver.disarm();
         assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
-        assert!(receiver.arm().expect("open") && !is_rung(&receiver), "{later}");
+        assert!(
+            receiver.arm().expect("open") && !is_readable(&receiver),
+            "{later}"
+        );
         receiver.disarm();
     }
     // If it is not armed in between, the next poll reads the line.
@@ -153,15 +156,15 @@ fn a_bell_is_heard_by_a_look_at_the_line_or_when_its_half_is_armed_next() {
     assert!(sender.try_send(&[7; 8]).expect("open"));
     for is_left in [true, false] {
         receiver.poll_line_later().expect("open");
-        assert_eq!(is_rung(&receiver), is_left);
+        assert_eq!(is_readable(&receiver), is_left);
     }
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_look_at_the_line_finds_that_the_peer_has_gone() {
-    type Look = fn(&mut Ends);
-    let looks: [Look; 3] = [
+fn polling_the_line_detects_a_closed_peer() {
+    type Poll = fn(&mut Ends);
+    let polls: [Poll; 3] = [
         |ends| ends.sender.poll_line(),
         |ends| ends.unread.poll_line().expect("what is there can be read"),
         |ends| {
@@ -171,12 +174,12 @@ fn a_look_at_the_line_finds_that_the_peer_has_gone() {
             }
         },
     ];
-    for look in looks {
+    for poll_once in polls {
         let mut ends = ends();
         ends.receiver.close();
-        assert!(is_rung(&ends.sender));
-        assert_eq!(ends.sender.close_reason(), None, "it has not looked");
-        look(&mut ends);
+        assert!(is_readable(&ends.sender));
+        assert_eq!(ends.sender.close_reason(), None, "the line was not polled yet");
+        poll_once(&mut ends);
         assert_eq!(ends.sender.close_reason(), Some(CloseReason::Closed));
         assert!(matches!(ends.sender.try_send(b"x"), Err(Error::PeerLost(_))));
     }
@@ -185,7 +188,7 @@ fn a_look_at_the_line_finds_that_the_peer_has_gone() {
 /// With each call that sends.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_that_only_polls_a_full_ring_finds_that_its_peer_has_gone() {
+fn polling_a_full_ring_detects_a_closed_peer() {
     type Try = fn(&mut Sender) -> Result<bool>;
     let tries: [Try; 3] = [
         |sender| sender.try_send(&[7; 100]),
@@ -212,7 +215,7 @@ fn a_sender_that_only_polls_a_full_ring_finds_that_its_peer_has_gone() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_that_is_dropped_ends_its_direction_and_its_other_half_goes_on() {
+fn dropped_sender_ends_only_its_direction() {
     let Ends {
         mut sender,
         unread: mut back,
@@ -221,11 +224,11 @@ fn a_sender_that_is_dropped_ends_its_direction_and_its_other_half_goes_on() {
     } = ends();
     assert!(sender.try_send(b"last").expect("open"));
     assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(4));
-    assert!(receiver.arm().expect("open") && !is_rung(&receiver));
+    assert!(receiver.arm().expect("open") && !is_readable(&receiver));
     drop(sender);
-    assert!(is_rung(&receiver));
+    assert!(is_readable(&receiver));
     assert!(receiver.is_ended().expect("open"));
-    assert_eq!(receiver.close_reason(), None, "this direction alone");
+    assert_eq!(receiver.close_reason(), None, "only this direction has ended");
     assert!(unwritten.try_send(b"an answer").expect("open"));
     assert_eq!(back.try_receive(&mut [0; 9]).expect("open"), Some(9));
 }
@@ -233,7 +236,7 @@ fn a_sender_that_is_dropped_ends_its_direction_and_its_other_half_goes_on() {
 /// After the end, the ring's fill level is reported as of the end, even if it was never queried before.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_that_was_closed_knows_what_was_not_read() {
+fn closed_sender_reports_unread_bytes() {
     let mut ends = ends();
     assert!(ends.sender.try_send(&[7; 100]).expect("open"));
     ends.sender.close();
@@ -244,15 +247,15 @@ fn a_sender_that_was_closed_knows_what_was_not_read() {
 /// The reported error is the end of the channel, not the unfinished message: that can no longer be completed.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn a_sender_with_a_message_under_way_is_told_why_the_channel_has_ended() {
+fn partial_message_does_not_hide_the_end_of_the_channel() {
     let Ends {
         mut sender,
         unread: _unread,
         unwritten: _unwritten,
         mut receiver,
     } = ends();
-    let begun = sender.send_part(&[7; 6000], 0).expect("open");
-    assert!(matches!(begun, Progress::Part(1..)));
+    let started = sender.send_part(&[7; 6000], 0).expect("open");
+    assert!(matches!(started, Progress::Part(1..)));
     assert!(matches!(sender.try_send(b"x"), Err(Error::InvalidArgument(_))));
     receiver.close();
     sender.poll_line();
@@ -261,7 +264,7 @@ fn a_sender_with_a_message_under_way_is_told_why_the_channel_has_ended() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn what_was_reserved_with_another_sender_or_before_the_end_is_not_cancelled() {
+fn foreign_or_late_reservation_is_not_cancelled() {
     let (mut one, mut other) = (ends(), ends());
     let foreign = one.sender.reserve_detached(8).expect("open").expect("room");
     assert!(matches!(
@@ -278,7 +281,7 @@ fn what_was_reserved_with_another_sender_or_before_the_end_is_not_cancelled() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn an_alarm_leaves_nothing_of_a_reservation_that_was_given_back() {
+fn alarm_wipes_a_dropped_reservation() {
     let (mut sender, region, expose) = exposable();
     let mut room = sender.reserve(64).expect("open").expect("room");
     room.fill(7);
@@ -291,7 +294,7 @@ fn an_alarm_leaves_nothing_of_a_reservation_that_was_given_back() {
 /// zeros.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn what_is_read_while_the_peer_is_exposed_is_no_message() {
+fn messages_read_during_peer_exposure_are_discarded() {
     let Ends {
         mut sender,
         unread: _unread,
@@ -316,7 +319,7 @@ fn what_is_read_while_the_peer_is_exposed_is_no_message() {
 /// Once this side has told its peer that it is closed, the peer wipes the unread data.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
-fn what_is_read_while_this_side_is_closed_on_another_thread_is_no_message() {
+fn messages_read_during_a_local_close_are_discarded() {
     for ends_sending in [true, false] {
         let Ends {
             mut sender,
@@ -336,7 +339,7 @@ fn what_is_read_while_this_side_is_closed_on_another_thread_is_no_message() {
         };
         let drained = receiver.receive_each(visit, 9);
         if ends_sending {
-            assert_eq!(drained.expect("it reads on"), 3);
+            assert_eq!(drained.expect("reading continues"), 3);
         } else {
             assert!(matches!(drained, Err(Error::Closed(_))), "{drained:?}");
         }

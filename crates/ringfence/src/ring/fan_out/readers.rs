@@ -381,7 +381,7 @@ mod tests {
 
     /// A caller that compares positions over time would see such a reader go backwards.
     #[test]
-    fn a_reader_of_which_nothing_is_kept_yet_has_no_position() {
+    fn reader_without_a_position_is_not_listed() {
         let ring = OwnRegion::private(4096);
         let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 1);
         let (number, _) = readers.add_entry(Delivery::Reliable).unwrap();
@@ -396,7 +396,7 @@ mod tests {
     /// An eviction that finds no channel releases the reader. A reader that became active in the meantime has
     /// a channel, which must end.
     #[test]
-    fn an_active_reader_is_not_released_as_one_in_its_handshake() {
+    fn active_reader_is_not_released_as_inactive() {
         let ring = OwnRegion::private(4096);
         let readers = Readers::new(ring, OwnRegion::nowhere(), 2);
         let [early, late] = [(); 2].map(|()| {
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_reused_and_a_number_is_not() {
+    fn slots_are_reused_and_numbers_are_not() {
         let ring = OwnRegion::private(4096);
         let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 2);
         let enter = || readers.add_entry(Delivery::BestEffort);
@@ -430,7 +430,7 @@ mod tests {
 
     /// The writer may take the list while a reader looks for its place.
     #[test]
-    fn a_reader_whose_place_is_found_after_the_writer_has_taken_the_list_is_kept_from_there() {
+    fn position_set_after_a_list_update_is_respected() {
         let ring = OwnRegion::private(4096);
         let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
         let mut writer = FanOutWriter::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);

@@ -126,7 +126,7 @@ fn walk_packed(packed: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not_read() {
+fn reliable_reader_gets_everything_and_blocks_the_writer() {
     let (rings, messages) = if cfg!(miri) {
         (&[SMALLEST][..], &[60, 500][..])
     } else {
@@ -170,7 +170,7 @@ fn a_reliable_reader_gets_every_message_and_holds_the_writer_up_when_it_does_not
 }
 
 #[test]
-fn only_what_was_published_counts() {
+fn only_published_messages_count() {
     let mut hub = Hub::new(SMALLEST);
     let counted = |writer: &Writer| writer.counted();
     assert!(hub.send(&[7; 100]));
@@ -185,7 +185,7 @@ fn only_what_was_published_counts() {
 }
 
 #[test]
-fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_has_lost() {
+fn lossy_readers_never_block_and_count_losses() {
     for length in [8, 60, 500] {
         let mut hub = Hub::new(SMALLEST);
         let (_, mut best) = hub.join(Delivery::BestEffort, StartFrom::Now);
@@ -221,7 +221,7 @@ fn no_reader_holds_a_writer_up_where_none_is_reliable_and_each_counts_what_it_ha
 }
 
 #[test]
-fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {
+fn marks_are_evenly_spaced_and_found() {
     let own = OwnRegion::private(4096);
     let mut table = MarkTable::new(4096);
     assert_eq!((table.next(), table.last(4096)), (256, 0));
@@ -244,7 +244,7 @@ fn marks_lie_a_part_of_the_ring_apart_and_those_of_a_stretch_are_found() {
 }
 
 #[test]
-fn the_numbers_are_those_of_the_protocol_and_the_names_those_of_the_options() {
+fn delivery_numbers_and_names_match_the_protocol() {
     assert_eq!(Delivery::ALL.map(Delivery::number), [1, 2, 3]);
     assert_eq!(StartFrom::ALL.map(StartFrom::number), [1, 2, 3]);
     for delivery in Delivery::ALL {

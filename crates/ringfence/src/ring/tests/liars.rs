@@ -49,7 +49,7 @@ proptest! {
     #![proptest_config(cases(32, 6))]
 
     #[test]
-    fn whatever_a_producer_lies_its_reader_finds_it_corrupt_or_a_message_within_the_limits(
+    fn hostile_producer_yields_corruption_or_bounded_messages(
         lies in prop::collection::vec(lie(), 1..60),
         reads in prop::collection::vec(read(), 1..60),
     ) {
@@ -57,7 +57,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_consumer_lies_its_writer_finds_it_corrupt_or_writes_in_what_was_read(
+    fn hostile_consumer_cannot_expose_unread_records(
         lies in prop::collection::vec(lie(), 1..40),
         writes in prop::collection::vec((0..=SMALLEST / 2, 0..5_u8), 1..60),
     ) {
@@ -103,7 +103,7 @@ impl Words {
 }
 
 #[test]
-fn tails_that_no_honest_writer_publishes_are_corrupt() {
+fn invalid_tails_are_corrupt() {
     for (first, second) in [
         (8, 0),
         (64, 56),
@@ -118,9 +118,9 @@ fn tails_that_no_honest_writer_publishes_are_corrupt() {
         let mut words = words();
         words.record(0, 8, WHOLE);
         words.tail(first);
-        let first_look = words.victim.available();
+        let first_check = words.victim.available();
         words.tail(second);
-        let found = first_look.and_then(|_| words.victim.load_tail());
+        let found = first_check.and_then(|_| words.victim.load_tail());
         assert!(
             matches!(found, Err(Error::RingCorrupt(_))),
             "{first} then {second}: {found:?}"
@@ -129,7 +129,7 @@ fn tails_that_no_honest_writer_publishes_are_corrupt() {
 }
 
 #[test]
-fn heads_that_no_honest_reader_publishes_are_corrupt() {
+fn invalid_heads_are_corrupt() {
     for (first, second) in [
         (32, 0),
         (0, 100_000),
@@ -146,9 +146,9 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
         producer.publish();
         assert!(producer.push(&[0; 8], Tag::NONE).unwrap());
         reader.store(layout::HEAD, first, Ordering::Release);
-        let first_look = producer.packed_room(0).map(drop);
+        let first_check = producer.packed_room(0).map(drop);
         reader.store(layout::HEAD, second, Ordering::Release);
-        let found = first_look.and_then(|()| producer.packed_room(0).map(drop));
+        let found = first_check.and_then(|()| producer.packed_room(0).map(drop));
         assert!(
             matches!(found, Err(Error::RingCorrupt(_))),
             "{first} then {second}: {found:?}"
@@ -157,7 +157,7 @@ fn heads_that_no_honest_reader_publishes_are_corrupt() {
 }
 
 #[test]
-fn records_that_no_honest_writer_writes_are_corrupt() {
+fn invalid_records_are_corrupt() {
     let half = SMALLEST / 2;
     for (what, tail, length, flags) in [
         ("more than is published", 32, 25, WHOLE),
@@ -200,7 +200,7 @@ fn records_that_no_honest_writer_writes_are_corrupt() {
 }
 
 #[test]
-fn fragments_that_do_not_follow_are_corrupt() {
+fn out_of_order_fragments_are_corrupt() {
     for (what, size, length, flags) in [
         ("another message within this one", 100, 24, WHOLE),
         ("another beginning", 100, 24, FIRST),
@@ -225,7 +225,7 @@ fn fragments_that_do_not_follow_are_corrupt() {
 }
 
 #[test]
-fn sizes_that_cannot_be_are_corrupt_when_the_message_begins() {
+fn invalid_sizes_are_corrupt() {
     for size in [0, 7, 8, LONGEST + 1, 1 << 32, u64::MAX] {
         for told in [false, true] {
             let mut words = words();
@@ -243,7 +243,7 @@ fn sizes_that_cannot_be_are_corrupt_when_the_message_begins() {
 }
 
 #[test]
-fn a_size_that_was_told_is_the_size_that_counts() {
+fn size_must_not_change_after_it_was_reported() {
     // The reader has made room for the size that was reported. A longer message would overflow that room, and
     // a shorter one would leave stale bytes in it.
     for (what, length, flags, size) in [
@@ -264,7 +264,7 @@ fn a_size_that_was_told_is_the_size_that_counts() {
 }
 
 #[test]
-fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
+fn reported_size_holds_across_padding() {
     let mut words = words();
     words.record(0, 16, WHOLE);
     words.record(24, 16, FIRST);
@@ -282,7 +282,7 @@ fn a_size_that_was_told_counts_for_the_message_behind_padding_too() {
 }
 
 #[test]
-fn a_record_that_goes_on_past_the_end_is_corrupt() {
+fn record_past_the_rings_end_is_corrupt() {
     let lengths = [(24, true), (32, true), (88, true), (89, false), (96, false)];
     // The published data ends there too, or continues after it.
     for ((length, sound), tail) in lengths.into_iter().flat_map(|case| [(case, 64), (case, 256)]) {
@@ -303,7 +303,7 @@ fn a_record_that_goes_on_past_the_end_is_corrupt() {
 }
 
 #[test]
-fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
+fn padding_that_misses_the_end_is_corrupt() {
     let rest = SMALLEST - 32;
     for length in [0, 8, rest - HEADER - 8, rest - HEADER + 8] {
         let mut words = words();
@@ -323,7 +323,7 @@ fn padding_that_does_not_reach_the_end_is_corrupt_at_every_place() {
 }
 
 #[test]
-fn a_record_that_cannot_be_is_corrupt_in_a_row_and_among_packed_ones_too() {
+fn invalid_record_after_valid_ones_is_corrupt() {
     for (what, longest, length, flags, packed) in [
         ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, true),
         ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, false),
@@ -363,7 +363,7 @@ fn a_record_that_cannot_be_is_corrupt_in_a_row_and_among_packed_ones_too() {
 }
 
 #[test]
-fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
+fn endless_padding_does_not_hang_the_reader() {
     /// Adds another ring of padding each time that one has been read.
     struct Padder {
         tail: Cell<u64>,
@@ -381,7 +381,7 @@ fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
             }
             assert!(
                 self.tail.get() < SMALLEST * u64::from(LOOKS),
-                "it looks again and again"
+                "the reader never stops"
             );
             self.tail.get()
         }
@@ -399,7 +399,7 @@ fn a_writer_that_publishes_padding_without_end_does_not_keep_its_reader() {
 }
 
 #[test]
-fn a_payload_that_changes_while_it_is_read_is_what_the_reader_has_copied() {
+fn payload_changed_after_the_copy_has_no_effect() {
     let mut words = words();
     words.record(0, 8, WHOLE);
     words.word(8, u64::from_le_bytes(*b"original"));
@@ -413,7 +413,7 @@ fn a_payload_that_changes_while_it_is_read_is_what_the_reader_has_copied() {
 }
 
 #[test]
-fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() {
+fn invalid_final_tail_is_corrupt_after_known_records() {
     for lie in [0, 8, 33, u64::MAX, 32 + SMALLEST + 8] {
         let mut words = words();
         words.record(0, 8, WHOLE);
@@ -435,7 +435,7 @@ fn a_last_lie_is_found_behind_what_was_known_to_be_there_and_is_not_forgotten() 
 }
 
 #[test]
-fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
+fn records_changed_before_a_second_pull_are_checked() {
     let wanted = WantedLengths {
         least: 0,
         most: 64,
@@ -476,7 +476,7 @@ fn what_changes_before_it_is_had_again_is_corrupt_or_what_is_there() {
 }
 
 #[test]
-fn a_record_that_is_had_again_ends_where_its_lap_does() {
+fn second_pull_rejects_a_record_past_its_lap() {
     const LENGTH: u64 = 904;
     let wanted = WantedLengths {
         least: 0,

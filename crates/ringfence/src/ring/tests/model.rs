@@ -608,7 +608,7 @@ proptest! {
     #![proptest_config(cases(1, 4))]
 
     #[test]
-    fn whatever_is_called_in_whatever_order_messages_come_out_whole_and_in_order(
+    fn any_call_sequence_preserves_messages(
         doublings in 0..=if cfg!(miri) { 0 } else { 4_u32 },
         calls in prop::collection::vec(call(), 0..if cfg!(miri) { 60 } else { 250 }),
     ) {

@@ -51,7 +51,7 @@ fn receive(reader: &mut Reader) -> u64 {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_that_sees_the_tail_sees_the_bytes() {
+fn tail_publishes_the_payload() {
     loom::model(|| {
         let (mut writer, mut reader) = ends(64);
         let thread = thread::spawn(move || {
@@ -69,7 +69,7 @@ fn a_reader_that_sees_the_tail_sees_the_bytes() {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn records_published_together_are_seen_together() {
+fn records_published_together_are_visible_together() {
     loom::model(|| {
         let (mut writer, mut reader) = ends(64);
         let thread = thread::spawn(move || {
@@ -90,7 +90,7 @@ fn records_published_together_are_seen_together() {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn room_is_used_again_only_once_it_has_been_read() {
+fn room_is_reused_only_after_the_read() {
     bounded().check(|| {
         // Two records fill it, so the third takes the place of the first.
         let (mut writer, mut reader) = ends(32);
@@ -110,7 +110,7 @@ fn room_is_used_again_only_once_it_has_been_read() {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn fragments_follow_each_other_through_a_ring_that_is_used_again() {
+fn fragments_pass_through_a_reused_ring() {
     // 72 bytes in fragments of 16, the first preceded by the size: nine records of 24 bytes at most.
     bounded().check(|| {
         let (mut writer, mut reader) = ends(128);

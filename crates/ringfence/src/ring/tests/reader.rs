@@ -22,7 +22,7 @@ impl Pair {
 }
 
 #[test]
-fn a_look_counts_where_it_goes_to_the_ring_and_has_found_the_truth() {
+fn tail_loads_are_counted_and_correct() {
     let mut pair = pair(SMALLEST, SMALLEST);
     assert_eq!(pair.consumer.tail_loads(), 0);
     assert_eq!(pair.take(), None);
@@ -31,21 +31,17 @@ fn a_look_counts_where_it_goes_to_the_ring_and_has_found_the_truth() {
     assert_eq!(pair.consumer.tail_loads(), 3);
     assert!(pair.send(b"one") && pair.send(b"two"));
     assert!(!pair.consumer.is_still_empty());
-    assert_eq!(
-        pair.consumer.tail_loads(),
-        3,
-        "what has come is looked at by the next call"
-    );
+    assert_eq!(pair.consumer.tail_loads(), 3, "the next call loads the tail");
     assert!(pair.take().is_some());
     assert_eq!(pair.consumer.tail_loads(), 4);
     assert!(!pair.consumer.is_drained() && pair.consumer.available().unwrap());
     assert!(pair.take().is_some());
-    assert_eq!(pair.consumer.tail_loads(), 4, "what was there then takes no look");
+    assert_eq!(pair.consumer.tail_loads(), 4, "known records need no load");
     assert!(pair.consumer.is_drained());
 }
 
 #[test]
-fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
+fn streaming_reader_skips_the_empty_shortcut() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // The messages take 72 bytes with their header, so 56 of them are one less than 4096 bytes.
     pair.pass(56);
@@ -77,7 +73,7 @@ fn a_reader_in_full_stream_that_has_come_close_does_not_look_the_short_way() {
 }
 
 #[test]
-fn each_empty_look_takes_back_half_of_what_is_remembered_of_a_stream() {
+fn empty_poll_halves_the_stream_length() {
     let mut pair = pair(SMALLEST, SMALLEST);
     for rings in [16, 32] {
         pair.pass(rings * as_offset(SMALLEST) / 72 + 1);
@@ -92,7 +88,7 @@ fn each_empty_look_takes_back_half_of_what_is_remembered_of_a_stream() {
 }
 
 #[test]
-fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
+fn head_is_published_after_each_stride() {
     // A quarter of the ring, and never more than 64 KiB.
     for (capacity, stride) in [(16 * SMALLEST, 4 * SMALLEST), (128 * SMALLEST, 16 * SMALLEST)] {
         let mut pair = pair(capacity, capacity);
@@ -125,7 +121,7 @@ fn a_row_is_visited_in_strides_and_the_head_is_published_after_each() {
 
 /// The last bytes of a payload that crosses the end of the ring lie there until another record crosses it. They are no record.
 #[test]
-fn what_lies_past_the_ring_s_end_is_in_no_row() {
+fn row_ends_at_the_rings_end() {
     let ghost: Vec<u8> = header(24, WHOLE).to_le_bytes().repeat(11);
     let mut pair = pair(SMALLEST, SMALLEST);
     for _ in 0..127 {
@@ -155,7 +151,7 @@ fn what_lies_past_the_ring_s_end_is_in_no_row() {
 }
 
 #[test]
-fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
+fn counts_are_published_on_empty_poll_and_at_end() {
     let mut pair = pair(SMALLEST, SMALLEST);
     let tally = Arc::<Tally>::default();
     pair.consumer.count_in(&tally);
@@ -169,7 +165,7 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
     pair.producer.publish();
     deliver(&mut pair);
     deliver(&mut pair);
-    assert_eq!(tally.get(), (0, 0), "a message costs its reader an addition");
+    assert_eq!(tally.get(), (0, 0), "counts are not published per message");
     deliver(&mut pair);
     assert_eq!(pair.take(), None);
     assert_eq!(tally.get(), (3, 15));
@@ -183,7 +179,7 @@ fn what_was_read_is_told_at_the_next_look_and_at_the_end() {
 }
 
 #[test]
-fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
+fn pull_fills_the_buffer_with_whole_records() {
     let capacity = 4 * SMALLEST;
     // A run is 4096 bytes. Test less than one run, exactly one, and several with a remainder.
     for records in [1, 50, 51, 52, 64, 103, 120] {
@@ -194,7 +190,7 @@ fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
             let mut into = vec![0; records * 80 + rest];
             let pulled = pair.consumer.pull_packed(&mut into).unwrap();
             assert_eq!(pulled, Pulled::Bytes(records * 80), "and {rest} bytes");
-            assert_eq!(pair.consumer.counted(), (0, 0), "it may have been wiped");
+            assert_eq!(pair.consumer.counted(), (0, 0), "counted only after validation");
             pair.consumer.count();
             assert_eq!(pair.consumer.counted(), (records as u64, records as u64 * 72));
             for record in into[..records * 80].chunks(80) {
@@ -206,7 +202,7 @@ fn a_pull_takes_as_many_as_fit_whatever_part_of_a_run_the_buffer_is() {
 }
 
 #[test]
-fn a_pull_of_messages_of_some_lengths_ends_before_the_first_of_another() {
+fn pull_ends_before_an_unwanted_length() {
     for (lengths, least, most) in [([8, 16, 33, 8], 0, 32), ([40, 16, 15, 16], 16, u64::MAX)] {
         let mut pair = pair(SMALLEST, SMALLEST);
         for length in lengths {

@@ -88,7 +88,7 @@ fn produce(mut producer: SpscWriter<OwnRegion, PeerRegion>) {
 }
 
 #[test]
-fn two_threads_pass_messages_on_without_a_race() {
+fn two_threads_exchange_messages_without_a_race() {
     let Pair {
         producer,
         mut consumer,
@@ -136,7 +136,7 @@ fn two_threads_pass_messages_on_without_a_race() {
 }
 
 #[test]
-fn two_threads_pass_a_message_of_many_rings_on() {
+fn two_threads_exchange_a_message_larger_than_the_ring() {
     let size = if cfg!(miri) { 12_000 } else { 1 << 20 };
     let Pair {
         mut producer,

@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[test]
-fn each_way_to_write_counts_a_message_and_its_bytes() {
+fn every_write_counts_messages_and_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
     let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     let tally = Arc::new(Tally::default());
@@ -41,7 +41,7 @@ fn each_way_to_write_counts_a_message_and_its_bytes() {
 }
 
 #[test]
-fn what_was_not_told_yet_is_told_when_the_producer_goes() {
+fn dropped_producer_publishes_its_counts() {
     let tally = Arc::new(Tally::default());
     let Pair { mut producer, .. } = pair(SMALLEST, SMALLEST);
     producer.count_in(&tally);
@@ -53,7 +53,7 @@ fn what_was_not_told_yet_is_told_when_the_producer_goes() {
 }
 
 #[test]
-fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_written() {
+fn used_bytes_are_unread_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
     let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
     assert_eq!(producer.used(), 0);
@@ -73,7 +73,7 @@ fn what_is_used_is_what_the_consumer_has_not_read_and_never_more_than_was_writte
 }
 
 #[test]
-fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_line_may_take() {
+fn packed_room_excludes_padding_and_alignment() {
     const CAPACITY: u64 = 1 << 16;
     let Pair { mut producer, .. } = pair(CAPACITY, CAPACITY);
     // A record of the longest size may follow padding. The others are long records, each preceded by up to a
@@ -90,7 +90,7 @@ fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_lin
 }
 
 #[test]
-fn nothing_is_written_where_nothing_is_given_and_where_the_first_record_has_no_room() {
+fn packed_push_without_room_writes_nothing() {
     let mut pair = pair(SMALLEST, SMALLEST);
     assert_eq!(pair.producer.push_packed(&[], SMALLEST).unwrap(), 0);
     assert!(!pair.producer.publish());

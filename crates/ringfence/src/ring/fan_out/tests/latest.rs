@@ -33,7 +33,7 @@ impl<F: FnOnce()> Readable for Meanwhile<F> {
 
 /// The batch may be of any length: a reader that starts with the last message, or falls behind, finds it.
 #[test]
-fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
+fn unpublished_batch_keeps_the_latest_message() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
         let mut hub = Hub::new(SMALLEST);
         let (_, mut reader) = hub.join(delivery, StartFrom::Now);
@@ -56,7 +56,7 @@ fn a_batch_that_is_not_published_yet_leaves_the_last_message() {
 }
 
 #[test]
-fn a_message_whose_attachments_were_collected_is_not_passed_over() {
+fn message_with_collected_attachments_is_not_skipped() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::Latest, StartFrom::Now);
     let mut send = |number| {
@@ -75,7 +75,7 @@ fn a_message_whose_attachments_were_collected_is_not_passed_over() {
 /// Another implementation may drop all published records for unpublished ones: the only mark is then that of
 /// the next message.
 #[test]
-fn a_mark_at_the_tail_alone_is_no_lie() {
+fn single_mark_at_the_tail_is_valid() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
         let mut hub = Hub::new(SMALLEST);
         let (_, mut reader) = hub.join(delivery, StartFrom::Now);
@@ -95,7 +95,7 @@ fn a_mark_at_the_tail_alone_is_no_lie() {
 
 /// As below, but the last message follows no mark except an older one.
 #[test]
-fn who_begins_with_the_last_message_gets_it_from_before_what_was_given_back() {
+fn latest_start_finds_the_message_before_padding() {
     let mut hub = Hub::new(SMALLEST);
     for number in 1..=120 {
         assert!(hub.send(&bytes(number, 24)));
@@ -113,7 +113,7 @@ fn who_begins_with_the_last_message_gets_it_from_before_what_was_given_back() {
 
 /// Two reservations are cancelled: the first sets a mark, and the second leaves padding after that mark.
 #[test]
-fn an_overtaken_reader_finds_the_last_message_before_what_was_given_back() {
+fn overtaken_reader_finds_the_message_before_padding() {
     let mut hub = Hub::new(SMALLEST);
     for number in 1..=100 {
         assert!(hub.send(&bytes(number, 24)));

@@ -52,7 +52,7 @@ fn read() -> impl Strategy<Value = Call> {
 /// A zero header claims that its record takes no room. It appears after the reader has found a sound header,
 /// and before it copies the record.
 #[test]
-fn a_header_that_became_zero_before_it_was_copied_is_a_lie_and_no_endless_row_of_messages() {
+fn header_zeroed_before_the_copy_is_corrupt() {
     for call in [Call::Pull(4096), Call::Visit(usize::MAX)] {
         let mut lies = vec![Lie::Word(64), Lie::Word(0), Lie::Truth];
         lies.resize(60, Lie::Word(0));
@@ -73,7 +73,7 @@ proptest! {
     #![proptest_config(cases(16, 6))]
 
     #[test]
-    fn whatever_a_publisher_lies_its_reader_finds_it_corrupt_or_messages_within_the_limits(
+    fn hostile_publisher_yields_corruption_or_bounded_messages(
         delivery in 0..3_usize,
         position in 0..3 * SMALLEST / 8,
         lies in prop::collection::vec(lie(), 1..60),
@@ -84,7 +84,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_a_subscriber_lies_the_other_one_gets_every_message(
+    fn hostile_subscriber_does_not_affect_another(
         lies in prop::collection::vec(lie(), 1..40),
         writes in prop::collection::vec((0..=SMALLEST / 8, 0..5_u8), 1..60),
     ) {
@@ -133,7 +133,7 @@ fn is_corrupt<T>(result: &Result<T, Error>) -> bool {
 }
 
 #[test]
-fn beginnings_that_cannot_be_are_corrupt() {
+fn invalid_start_positions_are_corrupt() {
     for (position, sequence) in [(4, 0), (8, 2), (!7, 0), (64, u64::MAX), (1 << 63, 1)] {
         let terms = Terms {
             capacity: SMALLEST,
@@ -153,7 +153,7 @@ fn beginnings_that_cannot_be_are_corrupt() {
 }
 
 #[test]
-fn tails_and_floors_that_no_honest_publisher_stores_are_corrupt() {
+fn invalid_tails_and_floors_are_corrupt() {
     for delivery in Delivery::ALL {
         for (first, second, floor) in [
             (64, 32, 0),
@@ -180,7 +180,7 @@ fn tails_and_floors_that_no_honest_publisher_stores_are_corrupt() {
 }
 
 #[test]
-fn records_that_no_honest_publisher_writes_are_corrupt_for_each_way_of_reading() {
+fn invalid_records_are_corrupt_for_every_read() {
     for (what, tail, length, flags) in [
         ("more than is published", 32, 25, WHOLE),
         ("longer than this side takes", 1024, 201, WHOLE),
@@ -235,7 +235,7 @@ fn records_that_no_honest_publisher_writes_are_corrupt_for_each_way_of_reading()
 }
 
 #[test]
-fn a_record_that_is_wrong_behind_a_good_one_is_found_after_that() {
+fn invalid_record_after_a_valid_one_is_corrupt() {
     let mut words = words(Delivery::Reliable, BEGINNING);
     words.record(0, 24, WHOLE);
     words.record(32, 24, 5);
@@ -262,7 +262,7 @@ fn overtaken(delivery: Delivery, marks: &[(u64, u64)]) -> Result<Option<usize>, 
 }
 
 #[test]
-fn marks_that_cannot_be_are_corrupt() {
+fn invalid_marks_are_corrupt() {
     for delivery in [Delivery::BestEffort, Delivery::Latest] {
         assert_eq!(overtaken(delivery, &[(SMALLEST, 128)]).unwrap(), Some(24));
         for (what, marks) in [
@@ -281,7 +281,7 @@ fn marks_that_cannot_be_are_corrupt() {
 }
 
 #[test]
-fn fewer_messages_than_were_read_are_corrupt() {
+fn decreasing_message_number_is_corrupt() {
     let held = ReaderSlot {
         number: 0,
         slot: 0,
@@ -303,7 +303,7 @@ fn fewer_messages_than_were_read_are_corrupt() {
     miri,
     ignore = "takes minutes there, by code that other tests of this file pass"
 )]
-fn a_floor_that_runs_ahead_for_ever_does_not_keep_a_call() {
+fn ever_rising_floor_does_not_hang_a_call() {
     let told = Told {
         position: 0,
         sequence: 0,
@@ -325,7 +325,7 @@ const CALLS: u64 = 400;
     miri,
     ignore = "takes minutes there, by code that other tests of this file pass"
 )]
-fn a_head_that_lies_is_told_of_once_and_holds_the_writer_up_no_more() {
+fn invalid_head_is_reported_once_and_stops_blocking() {
     for (first, second) in [
         (32, 0),
         (0, 100_000),
@@ -371,7 +371,7 @@ fn a_head_that_lies_is_told_of_once_and_holds_the_writer_up_no_more() {
 }
 
 #[test]
-fn what_changes_after_it_was_read_is_what_the_reader_has_copied() {
+fn record_changed_after_the_copy_has_no_effect() {
     let mut words = words(Delivery::BestEffort, BEGINNING);
     words.record(0, 8, WHOLE);
     words.set(layout::DATA + 8, u64::from_le_bytes(*b"original"));

@@ -497,7 +497,7 @@ proptest! {
     #![proptest_config(cases(1, 4))]
 
     #[test]
-    fn whatever_is_called_in_whatever_order_each_reader_gets_what_its_delivery_promises(
+    fn any_call_sequence_keeps_each_delivery_guarantee(
         doublings in 0..=if cfg!(miri) { 0 } else { 4_u32 },
         calls in prop::collection::vec(call(), 0..if cfg!(miri) { 60 } else { 300 }),
     ) {
@@ -512,7 +512,7 @@ proptest! {
 /// The second reservation exceeds the rest of the lap, so it leaves padding there, after the mark that the
 /// first one has set.
 #[test]
-fn the_last_message_is_found_before_what_cancelled_reservations_leave() {
+fn latest_message_is_found_before_cancelled_padding() {
     let calls = [
         Call::Push(1_000_000),
         Call::Push(1_000_000),

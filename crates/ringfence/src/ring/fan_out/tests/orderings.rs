@@ -88,7 +88,7 @@ fn receive(reader: &mut Reader) -> Option<u64> {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn room_is_used_again_only_once_the_reliable_reader_has_read() {
+fn room_is_reused_only_after_the_reliable_read() {
     bounded(2).check(|| {
         let hub = Hub::new(false);
         let mut reader = hub.join(Region::of_subscriber(0), Delivery::Reliable);
@@ -136,27 +136,27 @@ fn overtaken(
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_that_is_overtaken_is_handed_out_what_was_whole_and_counts_the_rest() {
+fn overtaken_reader_gets_whole_messages_and_counts_losses() {
     overtaken(Region::clone, Region::clone, Delivery::BestEffort);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_of_the_last_message_is_handed_out_what_was_whole_and_counts_the_rest() {
+fn latest_reader_gets_whole_messages_and_counts_losses() {
     overtaken(Region::clone, Region::clone, Delivery::Latest);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "whole, and counted")]
-fn without_its_fence_a_reader_would_take_what_was_written_over_for_whole() {
+fn missing_reader_fence_returns_torn_messages() {
     overtaken(Region::clone, Region::without_fences, Delivery::BestEffort);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "whole, and counted")]
-fn without_the_writers_fence_a_reader_would_take_what_was_written_over_for_whole() {
+fn missing_writer_fence_returns_torn_messages() {
     overtaken(Region::without_fences, Region::clone, Delivery::BestEffort);
 }
 
@@ -189,13 +189,13 @@ fn held(words: impl Fn(&Region) -> Region + Copy + Send + Sync + 'static) {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_place_that_is_handed_out_while_the_writer_goes_on_is_kept() {
+fn position_granted_during_writes_is_kept() {
     held(Region::clone);
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "an honest publisher")]
-fn without_the_fences_a_place_would_be_handed_out_and_written_over() {
+fn missing_fences_overwrite_a_granted_position() {
     held(Region::without_fences);
 }

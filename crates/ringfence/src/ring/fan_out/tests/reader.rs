@@ -39,8 +39,7 @@ fn held(hub: &Hub, delivery: Delivery) -> Reader {
 }
 
 #[test]
-fn who_wants_what_is_sent_from_now_on_begins_at_the_tail_it_was_told_and_who_wants_the_last_message_does_not()
-{
+fn now_starts_at_the_given_tail_and_latest_does_not() {
     for (from, first) in [(StartFrom::Now, 3), (StartFrom::Latest, 4)] {
         let mut hub = Hub::new(SMALLEST);
         let mut reader = held(&hub, Delivery::Reliable);
@@ -54,7 +53,7 @@ fn who_wants_what_is_sent_from_now_on_begins_at_the_tail_it_was_told_and_who_wan
 }
 
 #[test]
-fn a_reader_that_was_overtaken_goes_on_with_the_first_mark_in_the_newer_half() {
+fn overtaken_reader_resumes_at_a_mark_in_the_newer_half() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
     send(&mut hub, 1..=400);
@@ -66,7 +65,7 @@ fn a_reader_that_was_overtaken_goes_on_with_the_first_mark_in_the_newer_half() {
 }
 
 #[test]
-fn what_was_passed_over_counts_once_a_message_behind_it_is_handed_out() {
+fn losses_count_once_a_later_message_is_returned() {
     let mut hub = Hub::new(SMALLEST);
     send(&mut hub, 1..=5);
     let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
@@ -85,7 +84,7 @@ fn what_was_passed_over_counts_once_a_message_behind_it_is_handed_out() {
 }
 
 #[test]
-fn each_look_at_the_tail_is_counted_and_one_that_finds_nothing_tells_the_head() {
+fn tail_loads_are_counted_and_empty_ones_publish_the_head() {
     let mut hub = Hub::new(SMALLEST);
     let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     assert!(reader.is_drained());
@@ -97,21 +96,25 @@ fn each_look_at_the_tail_is_counted_and_one_that_finds_nothing_tells_the_head() 
     assert_eq!(reader.tail_loads(), before + 2);
     assert!(!reader.is_drained());
     for _ in 0..2 {
-        assert_eq!(hub.readers.position(number), Some(0), "it has told nothing yet");
+        assert_eq!(
+            hub.readers.position(number),
+            Some(0),
+            "no position is published yet"
+        );
         assert!(reader.receive(&mut [0; 24]).unwrap().is_some());
     }
     assert!(reader.is_drained());
     send(&mut hub, 3..=3);
     assert!(reader.available().unwrap());
-    assert_eq!(hub.readers.position(number), Some(0), "there is something");
+    assert_eq!(hub.readers.position(number), Some(0), "a message is available");
     assert!(reader.receive(&mut [0; 24]).unwrap().is_some());
     assert!(!reader.available().unwrap());
     assert_eq!(hub.readers.position(number), Some(96));
-    assert!(!reader.publish(), "it is known");
+    assert!(!reader.publish(), "already published");
 }
 
 #[test]
-fn the_ring_s_end_is_filled_by_what_may_be_published_without_a_message_behind_it() {
+fn padding_can_be_published_without_a_message() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     for number in 1..=127 {
@@ -132,7 +135,7 @@ fn the_ring_s_end_is_filled_by_what_may_be_published_without_a_message_behind_it
 /// A payload that crosses the end of the ring leaves its last bytes there. A record of another lap may end
 /// right before them. They are no record.
 #[test]
-fn what_lies_past_the_ring_s_end_is_no_message_where_a_record_ends_there() {
+fn bytes_past_the_rings_end_are_no_message() {
     let ghost: Vec<u8> = header(24, WHOLE).to_le_bytes().repeat(11);
     let visit = |reader: &mut Reader| {
         let mut found = Vec::new();
@@ -169,7 +172,7 @@ fn what_lies_past_the_ring_s_end_is_no_message_where_a_record_ends_there() {
 }
 
 #[test]
-fn one_call_pulls_all_that_is_there_and_fits() {
+fn pull_returns_everything_that_fits() {
     let mut hub = Hub::new(1 << 16);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     let mut into = vec![0; 1 << 16];
@@ -184,21 +187,23 @@ fn one_call_pulls_all_that_is_there_and_fits() {
 }
 
 #[test]
-fn a_long_visit_tells_the_head_now_and_then() {
+fn long_visit_publishes_the_head_in_strides() {
     let mut hub = Hub::new(1 << 16);
     let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     send(&mut hub, 1..=1280);
-    let mut told = Vec::new();
-    let visited = reader.visit(usize::MAX, |_| told.push(hub.readers.position(number).unwrap()));
+    let mut positions = Vec::new();
+    let visited = reader.visit(usize::MAX, |_| {
+        positions.push(hub.readers.position(number).unwrap());
+    });
     assert_eq!(visited.unwrap(), 1280);
-    told.dedup();
+    positions.dedup();
     // Reported every quarter of the ring, and the remainder at the end.
-    assert_eq!(told, [0, 1 << 14, 1 << 15]);
+    assert_eq!(positions, [0, 1 << 14, 1 << 15]);
     assert_eq!(hub.readers.position(number), Some(1280 * 32));
 }
 
 #[test]
-fn a_message_is_visited_where_it_lies_by_a_reliable_reader_alone() {
+fn only_reliable_long_messages_are_visited_in_place() {
     for (delivery, length, is_in_ring) in [
         (Delivery::Reliable, 24, true),
         (Delivery::Reliable, 5000, true),
@@ -221,7 +226,7 @@ fn a_message_is_visited_where_it_lies_by_a_reliable_reader_alone() {
 }
 
 #[test]
-fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
+fn detached_reader_finds_nothing_and_keeps_its_counts() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
     assert_eq!(
@@ -240,7 +245,7 @@ fn a_reader_that_was_let_go_of_finds_nothing_and_keeps_its_numbers() {
 }
 
 #[test]
-fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
+fn list_assigns_slots_and_reports_unread_bytes() {
     let mut hub = Hub::new(SMALLEST);
     assert_eq!((hub.readers.lowest_position(), hub.writer.used()), (None, 0));
     let (_, mut quick) = hub.join(Delivery::Reliable, StartFrom::Now);
@@ -274,7 +279,7 @@ fn the_list_gives_each_reader_a_slot_of_its_own_and_tells_what_is_kept() {
 
 /// The remaining messages are below the floor, or at the position of a hostile reader.
 #[test]
-fn what_is_kept_is_a_position_above_the_floor_whatever_a_reader_says() {
+fn lowest_position_is_never_below_the_floor() {
     let mut hub = Hub::new(SMALLEST);
     let held = hub
         .readers
@@ -331,7 +336,7 @@ impl RunsAhead {
 
     fn count(&self) -> usize {
         let count = self.copies.fetch_add(1, Ordering::Relaxed) + 1;
-        assert!(count < 1000, "it begins again and again");
+        assert!(count < 1000, "the reader never stops");
         count
     }
 
@@ -374,7 +379,7 @@ impl Readable for RunsAhead {
 }
 
 #[test]
-fn a_call_that_is_overtaken_by_each_copy_begins_again_so_often_and_no_more() {
+fn repeatedly_overtaken_call_stops_after_its_tries() {
     let tries = TRIES as usize;
     let mut into = vec![0; 8192];
     let mut reader = RunsAhead::reader(SMALLEST, 0);
@@ -391,7 +396,7 @@ fn a_call_that_is_overtaken_by_each_copy_begins_again_so_often_and_no_more() {
 }
 
 #[test]
-fn what_one_call_pulls_ends_where_some_were_lost_meanwhile() {
+fn pull_ends_where_messages_were_lost() {
     let mut reader = RunsAhead::reader(1 << 16, 1);
     let mut into = vec![0; 1 << 16];
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(8192));
@@ -402,7 +407,7 @@ fn what_one_call_pulls_ends_where_some_were_lost_meanwhile() {
 
 /// The result of each way of reading a ring whose first record is sound, and whose second is not.
 #[test]
-fn a_second_record_that_no_honest_publisher_writes_is_corrupt_for_each_way_of_reading() {
+fn invalid_second_record_is_corrupt_for_every_read() {
     type Read = fn(&mut Reader) -> Result<u64, Error>;
     let reads: [Read; 3] = [
         |reader| Ok(u64::from(reader.receive(&mut [0; 300])?.is_some())),
@@ -489,14 +494,18 @@ fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanOutReader<PeerRegio
 }
 
 #[test]
-fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
+fn invalid_copy_is_not_returned_or_counted() {
     type Read = fn(&mut FanOutReader<PeerRegion, OwnRegion, Valid>) -> Result<(), Error>;
     let reads: [(Read, usize); 5] = [
         (|reader| reader.receive(&mut [0; 600]).map(drop), 24),
         (|reader| reader.next_size().map(drop), 24),
         (|reader| reader.pull_packed(&mut [0; 600]).map(drop), 24),
         (
-            |reader| reader.visit(9, |_| panic!("it is checked before")).map(drop),
+            |reader| {
+                reader
+                    .visit(9, |_| panic!("the visit must be checked first"))
+                    .map(drop)
+            },
             24,
         ),
         // The header is valid, but the data visited in the ring is not.
@@ -512,7 +521,7 @@ fn a_copy_that_is_not_valid_is_neither_handed_out_nor_counted() {
 
 /// An error in the middle of a call loses no data that was copied before.
 #[test]
-fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s() {
+fn messages_before_an_error_are_returned_first() {
     // Copies are 8192 bytes.
     let (_hub, mut reader) = judged(1000, 24, 2);
     let mut into = vec![0; 32_000];
@@ -531,7 +540,12 @@ fn what_was_whole_before_an_error_is_handed_out_and_the_error_is_the_next_call_s
 
 /// The result of one call of a reader at `position` that was overtaken in its first copy. While it searches
 /// for a mark, its publisher reports the floor, the tail, the marks, and the floor again.
-fn while_it_looks(held: ReaderSlot, floor: u64, mark: (u64, u64), then: u64) -> Result<Option<usize>, Error> {
+fn receive_with_changing_marks(
+    held: ReaderSlot,
+    floor: u64,
+    mark: (u64, u64),
+    then: u64,
+) -> Result<Option<usize>, Error> {
     let record = || [Lie::Header(24, WHOLE), Lie::Truth, Lie::Truth, Lie::Truth];
     let mut lies = vec![Lie::Word(held.position + 64), Lie::Word(held.position)];
     lies.extend(record());
@@ -563,16 +577,16 @@ fn while_it_looks(held: ReaderSlot, floor: u64, mark: (u64, u64), then: u64) -> 
 }
 
 #[test]
-fn marks_that_are_written_over_during_the_look_are_no_lie() {
+fn marks_overwritten_during_the_search_are_retried() {
     let gone = (0, 0);
-    let found = while_it_looks(BEGINNING, SMALLEST, gone, SMALLEST + 256);
+    let found = receive_with_changing_marks(BEGINNING, SMALLEST, gone, SMALLEST + 256);
     assert_eq!(found.unwrap(), Some(24));
-    let found = while_it_looks(BEGINNING, SMALLEST, gone, SMALLEST);
+    let found = receive_with_changing_marks(BEGINNING, SMALLEST, gone, SMALLEST);
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
 }
 
 #[test]
-fn a_mark_has_room_for_its_messages_behind_the_head() {
+fn mark_must_leave_room_for_its_messages() {
     let held = ReaderSlot {
         position: 64,
         sequence: 2,

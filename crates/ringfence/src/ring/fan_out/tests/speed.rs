@@ -125,7 +125,7 @@ fn sum(view: &View<'_, PeerRegion>) -> u64 {
 
 #[test]
 #[ignore = "a measurement"]
-fn of_a_publication_on_one_thread() {
+fn publish_on_one_thread() {
     for (size, batch) in [(64, 1), (64, 32), (1024, 1)] {
         let (mut producer, mut consumer, mut waker) = pair();
         let message = vec![7; size];
@@ -157,7 +157,7 @@ fn of_a_publication_on_one_thread() {
 
 #[test]
 #[ignore = "a measurement"]
-fn of_reading_on_one_thread() {
+fn read_on_one_thread() {
     for size in [16, 64, 256, 1024, 8000] {
         let count = 600_000 / (size + 8);
         let message = vec![7; size];
@@ -291,7 +291,7 @@ fn streamed(readers: usize, batch: usize, size: usize) -> (f64, f64) {
 
 #[test]
 #[ignore = "a measurement"]
-fn of_a_stream_on_two_threads() {
+fn stream_on_two_threads() {
     for (size, batch) in [(64, 1), (64, 32), (1024, 1)] {
         for readers in [1, 4, 16] {
             let (delivered, writing) = streamed(readers, batch, size);

@@ -132,7 +132,7 @@ fn reliable_readers_get_every_message_without_a_race() {
     miri,
     ignore = "what is read while it is written over is thrown away, which Miri takes for a race"
 )]
-fn readers_that_are_overtaken_get_what_was_whole_and_count_the_rest() {
+fn overtaken_readers_get_whole_messages_and_count_losses() {
     run(&[
         (Delivery::BestEffort, By::One),
         (Delivery::BestEffort, By::Visit),

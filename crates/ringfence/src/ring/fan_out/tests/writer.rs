@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[test]
-fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
+fn packed_messages_count_up_to_the_first_invalid_one() {
     let mut hub = Hub::new(SMALLEST);
     let good = packed([&[7; 20][..], &[7; 3]]);
     assert_eq!(hub.writer.push_packed(&good, SMALLEST).unwrap(), good.len());
@@ -51,7 +51,7 @@ fn packed_messages_are_counted_and_the_first_bad_one_ends_them() {
 }
 
 #[test]
-fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
+fn unpublished_batch_waits_for_no_reader() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     while hub.writer.push(&[7; 24], Tag::NONE).unwrap() {}
@@ -72,7 +72,7 @@ fn a_batch_that_fills_the_ring_waits_for_no_reader_before_it_is_published() {
 }
 
 #[test]
-fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_line_may_take() {
+fn packed_room_excludes_padding_and_alignment() {
     const CAPACITY: u64 = 1 << 16;
     let mut hub = Hub::new(CAPACITY);
     let long = |longest: u64| (CAPACITY - 72 - longest) / (LONG + 8 + 64) * (LONG + 8);
@@ -87,25 +87,28 @@ fn the_room_for_packed_records_leaves_out_what_one_at_the_ring_s_end_or_at_a_lin
 }
 
 #[test]
-fn each_change_of_the_list_is_told_once() {
+fn each_list_change_is_reported_once() {
     let mut hub = Hub::new(SMALLEST);
-    let told = |hub: &mut Hub| -> Vec<_> {
+    let reported = |hub: &mut Hub| -> Vec<_> {
         let changes = hub.writer.changes();
         changes.map(|(slot, active)| (slot, active.is_some())).collect()
     };
-    assert_eq!(told(&mut hub), []);
+    assert_eq!(reported(&mut hub), []);
     let (number, _reader) = hub.join(Delivery::Reliable, StartFrom::Now);
-    assert_eq!((told(&mut hub), told(&mut hub)), (vec![(0, true)], vec![]));
+    assert_eq!(
+        (reported(&mut hub), reported(&mut hub)),
+        (vec![(0, true)], vec![])
+    );
     let held = hub
         .readers
         .reserve_slot(Delivery::Reliable, StartFrom::Now)
         .unwrap();
-    assert_eq!(told(&mut hub), [(1, false)], "it is in its handshake");
+    assert_eq!(reported(&mut hub), [(1, false)], "it is in its handshake");
     hub.readers.release(number);
     hub.readers.release(held.number);
     // Another call applies the change, and it is still reported.
     assert_eq!(hub.writer.used(), 0);
-    let mut changes = told(&mut hub);
+    let mut changes = reported(&mut hub);
     changes.sort_unstable();
     assert_eq!(changes, [(0, false), (1, false)]);
     // However often a slot has changed, its current state is reported.
@@ -114,11 +117,11 @@ fn each_change_of_the_list_is_told_once() {
         assert_eq!(hub.writer.used(), 0);
         hub.readers.release(number);
     }
-    assert_eq!((told(&mut hub).len(), told(&mut hub)), (1, vec![]));
+    assert_eq!((reported(&mut hub).len(), reported(&mut hub)), (1, vec![]));
 }
 
 #[test]
-fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes() {
+fn head_past_the_tail_is_a_violation_despite_list_changes() {
     let mut hub = Hub::new(SMALLEST);
     let held = hub
         .readers
@@ -131,14 +134,14 @@ fn a_head_past_what_was_published_is_a_lie_and_stays_one_when_the_list_changes()
     assert_eq!(hub.writer.used(), 32);
     assert!(hub.writer.violation().is_none());
     liar.store(head_of(held.slot), 72, Ordering::Release);
-    assert_eq!(hub.writer.used(), 0, "nobody else is there");
-    assert_eq!(hub.writer.violation().expect("a lie").number, held.number);
+    assert_eq!(hub.writer.used(), 0, "no other reader exists");
+    assert_eq!(hub.writer.violation().expect("a violation").number, held.number);
     let (number, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);
     for message in 0..400 {
         assert!(hub.send(&bytes(message, 24)));
         assert_eq!(receive(&mut honest), Some(bytes(message, 24)));
     }
-    assert!(hub.writer.violation().is_none(), "it is told once");
+    assert!(hub.writer.violation().is_none(), "reported once");
     // The progress of the honest reader remains known, however the list changes.
     hub.readers.release(held.number);
     assert_eq!(hub.writer.used(), 0);
@@ -167,7 +170,7 @@ impl Readable for Counted {
 }
 
 #[test]
-fn a_change_of_the_list_costs_the_writer_the_same_however_many_readers_there_are() {
+fn list_change_cost_is_independent_of_reader_count() {
     let readers_there = if cfg!(miri) { 40 } else { 4000 };
     for delivery in Delivery::ALL {
         let ring = OwnRegion::private(SMALLEST);
