@@ -93,7 +93,7 @@ test.serial('counter: after a hundred restarts the client has lost no answered r
   t.is(code, 0)
   const lines = output.split('\n')
   t.is(lines[0], '100 restarts, every other one by SIGKILL; the client was the guest, then the host')
-  const [, answered, count] = /^(\d+) additions were answered \(\d+ were said\), and the counter says (\d+)$/.exec(
+  const [, answered, count] = /^(\d+) additions were answered \(\d+ were sent\), and the counter is at (\d+)$/.exec(
     lines[1]!,
   )!
   t.is(answered, count)
@@ -111,7 +111,7 @@ test.serial(
       [
         "json: { id: 1, what: 'apples', count: 3, done: true }",
         "structured: Map(1) { 'seen' => Set(2) { 1n, 2n } }",
-        'a codec of its own: 22.5 -2.2',
+        'a custom codec: 22.5 -2.2',
         'ERR_RINGFENCE_MALFORMED: {"id": 2,',
         'json: { id: 3, done: true }',
         'the channel is closed, and the child has exited with 0',

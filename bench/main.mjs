@@ -4,14 +4,14 @@ import process from 'node:process'
 import { parseArgs } from 'node:util'
 
 const COMMANDS = {
-  table: 'every cell that has a goal, beside its rivals and its floor, and the state of the machine',
+  table: 'every cell that has a goal, with its rivals, its floor and the state of the machine',
   peers: 'ringfence and its rivals between two processes (the default)',
-  broadcast: 'one publisher and 1 to 16 subscribers, beside rivals',
-  objects: 'values, calls and single messages in Node, beside rivals',
+  broadcast: 'one publisher and 1 to 16 subscribers, with rivals',
+  objects: 'values, calls and single messages in Node, with rivals',
   scale: 'ringfence alone, as channels, messages and rings grow',
-  sandbox: 'a child in a sandbox beside the same child without one, in Node',
-  guard: 'this tree beside a base revision: what got slower than the noise; two minutes',
-  pages: 'the pages anew, from the results of earlier runs',
+  sandbox: 'a child with and without a sandbox, in Node',
+  guard: 'compares this tree with a base revision: slowdowns above the noise, in two minutes',
+  pages: 'renders the pages again from the results of earlier runs',
 }
 
 const row = (name, about) => `  ${name.padEnd(22)}${about}`
@@ -23,7 +23,7 @@ ${Object.entries(COMMANDS)
 
 ${row('COMMAND --help', 'its options; COMMAND COMMAND: one after the other, each with its defaults')}`
 
-/** An option is `[what it does, default, example]`. The default tells its type: text, or whether it is on. */
+/** An option is `[description, default, example]`. The type of the default is the option's type: string or boolean. */
 const isFlag = ([, value]) => typeof value === 'boolean'
 
 function helpOf(name, { about, options }) {

@@ -8,20 +8,16 @@ export const about =
   'ringfence and its rivals, one publisher and 1 to 16 subscribers; writes broadcast.md, broadcast.json'
 export const options = {
   ...HALVES,
-  only: ['these rivals alone', undefined, 'a,b'],
-  subscribers: ['how many (1, 2, 4, 8 and 16; in Node 1, 4, 8 and 16)', undefined, '1,16'],
-  idle: ['subscribers beside one that reads, which never read; in Rust', '0,16,62'],
-  sizes: [
-    'bytes of a message (64, 1024 and 65536; in Node 64 and 1024); of 64 also in batches, in Rust',
-    undefined,
-    '64',
-  ],
-  capacity: ['bytes of a queue; sixteen messages at least', '4194304'],
-  cpus: ["the publisher's core, and that of all subscribers", '0,1'],
-  blocked: ['leaves out how long the publisher is blocked by a subscriber that dies or stops', true],
+  only: ['only these rivals', undefined, 'a,b'],
+  subscribers: ['numbers of subscribers (1, 2, 4, 8 and 16; in Node 1, 4, 8 and 16)', undefined, '1,16'],
+  idle: ['subscribers that never read, in addition to one that reads; in Rust', '0,16,62'],
+  sizes: ['bytes of a message (64, 1024 and 65536; in Node 64 and 1024); 64 also in batches, in Rust', undefined, '64'],
+  capacity: ['bytes of a queue; at least sixteen messages', '4194304'],
+  cpus: ['the core of the publisher, and the core of all subscribers', '0,1'],
+  blocked: ['skips the measurement of how long a killed or stopped subscriber blocks the publisher', true],
   ...common({ runs: '3' }),
-  // Sixteen readers in Node share a core, and each must have had its code compiled: runs of 0.15 s were off by ten times.
-  seconds: ['of one run (0.15, in Node 1)', undefined, '0.15'],
+  // Sixteen readers in Node share a core, and each must first compile its code: runs of 0.15 s were wrong by a factor of ten.
+  seconds: ['seconds of one run (0.15, in Node 1)', undefined, '0.15'],
 }
 
 const USUAL = {
@@ -30,7 +26,7 @@ const USUAL = {
 }
 const HARMS = ['killed', 'stopped', 'zombie']
 
-/** Every step that a rival is asked for: sizes and subscribers, idle subscribers beside one, and what befalls one of two. */
+/** The steps for each rival: sizes and subscribers, idle subscribers in addition to one, and a kill or stop of one of two. */
 function* steps({ id, blocked }, { subscribers, idle, sizes, harms }) {
   for (const size of sizes) {
     for (const batch of size === 64 ? [false, true] : [false]) {

@@ -1,4 +1,4 @@
-// An experiment: cells that run in rounds, and the page, the plots and the JSON that they make.
+// An experiment: runs cells in rounds, and writes the page, the plots and the JSON.
 
 import fs from 'node:fs'
 import path from 'node:path'
@@ -11,16 +11,16 @@ import { answer, buildNode, buildRust, fetchDeps, origin, program, root, say, wr
 
 /** The options of every experiment. */
 export const common = ({ seconds, runs }) => ({
-  ...(seconds && { seconds: ['of one run, warm-up not counted', seconds] }),
-  runs: ['rounds: each runs every cell once', runs],
+  ...(seconds && { seconds: ['seconds of one run, without warm-up', seconds] }),
+  runs: ['number of rounds, each of which runs every cell once', runs],
   out: ["--out '' writes no files", 'docs/internals/bench'],
-  json: ['the results there as well', undefined, 'FILE'],
-  build: ['what is built already is good enough', true],
+  json: ['also writes the results to this file', undefined, 'FILE'],
+  build: ['uses the existing build', true],
 })
 
-export const HALVES = { rust: ['that half alone', false], node: ['that half alone', false] }
+export const HALVES = { rust: ['runs only this half', false], node: ['runs only this half', false] }
 
-/** The halves that were asked for, built: all of them if none was. */
+/** Builds the requested halves, or all, and returns their names. */
 export function wanted({ rust, node, build }, of = ['rust', 'node']) {
   const chosen = of.filter((name) => (!rust && !node) || { rust, node }[name])
   if (build && chosen.includes('rust')) buildRust()
@@ -31,17 +31,17 @@ export function wanted({ rust, node, build }, of = ['rust', 'node']) {
 
 export const listed = () => JSON.parse(answer(program, ['list']))
 
-/** Throws if an option names what does not exist. */
+/** Throws if an option has an unknown value. */
 export function checkNames(names, known, what) {
   const unknown = names?.find((name) => !known.includes(name))
   if (unknown !== undefined) throw new Error(`no ${what} ${unknown}; there are ${known.join(', ')}`)
 }
 
 export function checkSizes(sizes) {
-  if (sizes?.some((size) => !(size > 0) || size % 8 !== 0)) throw new Error('sizes are multiples of 8')
+  if (sizes?.some((size) => !(size > 0) || size % 8 !== 0)) throw new Error('sizes must be multiples of 8')
 }
 
-/** A task: a cell of the results, and the command that runs it. `key` tells the cell from the others of its half. */
+/** A task: a cell of the results, and the command that runs it. `key` identifies the cell within its half. */
 export const task = (key, { command, job, cpu, skipped }) => ({
   label: Object.values(key).join(' '),
   cell: { ...key, by_placement: {}, runs: [], skipped, failures: [] },
@@ -52,7 +52,7 @@ export const task = (key, { command, job, cpu, skipped }) => ({
 
 const resultsOf = ({ tasks, ...half }) => ({ ...half, cells: tasks.map(({ cell }) => cell) })
 
-/** The page of each file of results, and the module that renders it: `page(results, plots)` and, if it has plots, `plots(results)`. */
+/** The page of each results file, and the module that renders it: `page(results, plots)` and, if it has plots, `plots(results)`. */
 export const PAGES = {
   table: ['table', 'table.mjs'],
   results: ['README', 'peers.mjs'],
@@ -69,7 +69,7 @@ export const looksOf = ({ halves }) =>
     .flatMap(({ runs }) => runs.flatMap(({ before, after }) => [before, after]))
     .filter(Boolean)
 
-/** The files that these results make: a page and its plots. */
+/** The files for these results: a page and its plots. */
 export async function pageOf(data, results) {
   const [name, module] = PAGES[data]
   const { page, plots } = await import(`../pages/${module}`)
@@ -78,12 +78,12 @@ export async function pageOf(data, results) {
 }
 
 /**
- * Runs the tasks of all halves, and writes what they make. `data`: the name of the results, as in {@link PAGES}. `only`: contenders
- * that were asked for. `adjust(results)` is called before the page is made.
+ * Runs the tasks of all halves, and writes the results. `data`: the name of the results, as in {@link PAGES}. `only`: the requested
+ * contenders. `adjust(results)` is called before the page is rendered.
  */
 export async function conduct(made, values, { data, only, cpus, pause, adjust }) {
   const halves = made.filter(({ tasks }) => tasks.length > 0)
-  if (halves.length === 0) throw new Error('nothing to run: these options leave no cell')
+  if (halves.length === 0) throw new Error('nothing to run: no cell matches these options')
   const known = halves.flatMap(({ contenders }) => contenders.map(({ id }) => id))
   checkNames(only, known, 'contender')
   const start = origin()

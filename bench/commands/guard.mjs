@@ -1,4 +1,4 @@
-// This tree beside a base revision, in turn: what got slower than the noise.
+// Compares this tree with a base revision in alternating runs, and reports slowdowns above the noise.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -12,20 +12,21 @@ import { duration, median, quantity } from '../node/text.mjs'
 import { checkNames } from './experiment.mjs'
 import { answer, buildNode, list, progress, root, run as runCommand, say } from './shared.mjs'
 
-export const about = '[BASE]: what got slower in this tree since BASE, a revision (main); ends with 1 if something did'
+export const about =
+  '[BASE]: reports what got slower in this tree since the revision BASE (main); exits with 1 if something did'
 export const options = {
-  seconds: ['for the measurement; building a base that is not there yet comes on top', '100'],
+  seconds: ['seconds of the measurement, without building the base', '100'],
   each: ['seconds of one run', '0.2'],
-  only: ['these cells alone', undefined, 'a,b'],
-  json: ['every pair of runs', undefined, 'FILE'],
-  build: ['what is built already is good enough', true],
-  measure: ['builds alone: what is measured later may want the machine to itself', true],
+  only: ['only these cells', undefined, 'a,b'],
+  json: ['prints every pair of runs', undefined, 'FILE'],
+  build: ['uses the existing build', true],
+  measure: ['only builds, for a later measurement on an idle machine', true],
 }
 export const takesPositionals = true
 
-/** Less than this is not told: code that is laid out differently makes as much. */
+/** Smaller differences are not reported: a different code layout can cause them. */
 const LEAST = 0.03
-/** Pairs of runs without which a cell says nothing. */
+/** The minimum number of pairs of runs for a cell. */
 const ENOUGH = 4
 
 const rustJob = (contender, measure, size) => ({ rust: true, contender, measure, size })
@@ -46,26 +47,26 @@ const CELLS = {
   'node/rtt-parked': nodeJob('ringfence', 'rtt-parked', 64),
 }
 
-/** Writes the files of a revision into a folder that git does not know. */
+/** Writes the files of a revision to a folder outside of git. */
 function extract(revision, tree, folder = '.') {
   fs.mkdirSync(tree, { recursive: true })
   runCommand('extract', 'sh', ['-c', 'git archive "$0" "$2" | tar -x -C "$1"', revision, tree, folder])
 }
 
-/** A tree of its own for the base, with this tree's benchmark in it; built once for each revision. */
+/** Creates a tree for the base, with this tree's benchmark; built once for each revision. */
 function baseTree(base) {
   const revision = answer('git', ['rev-parse', '--verify', '--quiet', `${base}^{commit}`])
-  if (revision === '') throw new Error(`${base} is no revision`)
+  if (revision === '') throw new Error(`there is no revision ${base}`)
   const tree = path.join(root, 'build/guard', revision.slice(0, 12))
   if (!fs.existsSync(tree)) {
-    // Renamed once it is complete: an interrupted run must not leave half a tree that the next one builds.
+    // Renamed once it is complete, so that an interrupted run leaves no incomplete tree for the next one.
     const partial = `${tree}.partial`
     fs.rmSync(partial, { recursive: true, force: true })
     extract(revision, partial)
     fs.symlinkSync(path.join(root, 'node_modules'), path.join(partial, 'node_modules'))
     fs.renameSync(partial, tree)
   }
-  // The same work on both sides: the benchmark is always this tree's.
+  // Both sides run this tree's benchmark, so they do the same work.
   const skipped = new Set(['target', 'node_modules'])
   fs.rmSync(path.join(tree, 'bench'), { recursive: true, force: true })
   fs.cpSync(path.join(root, 'bench'), path.join(tree, 'bench'), {
@@ -75,7 +76,7 @@ function baseTree(base) {
   return { revision, tree }
 }
 
-/** ringfence alone, without the rivals: soon built. `false`: it cannot be. */
+/** Builds ringfence without the rivals, which is quick. Returns `false` if that fails. */
 function buildProgram(tree, target) {
   const command = ['build', '--quiet', '--release', '--no-default-features', '--features', 'ringfence']
   const cwd = path.join(tree, 'bench/rust')
@@ -90,16 +91,16 @@ function build(tree, isWanted, revision) {
   say(`building ${path.relative(process.cwd(), tree) || 'this tree'}`)
   if (!buildProgram(tree, target)) {
     if (tree === root) throw new Error('this tree cannot be built')
-    say('the base has not what this benchmark calls, so that its own measures it')
+    say('the base lacks functions that this benchmark calls, so its own benchmark measures it')
     fs.rmSync(path.join(tree, 'bench'), { recursive: true })
     extract(revision, tree, 'bench')
-    if (!buildProgram(tree, target)) throw new Error('the base cannot be built with its own benchmark either')
+    if (!buildProgram(tree, target)) throw new Error('the base cannot be built, not even with its own benchmark')
   }
   buildNode(tree)
   return built
 }
 
-/** One run; returns what each message, delivery or round trip took, in nanoseconds. */
+/** Runs once. Returns the nanoseconds of a message, delivery or round trip. */
 async function once(built, cell, seconds) {
   const job = { ...cell, seconds, cpus: [0, 1], capacity: 4 << 20, pinned: true }
   if (cell.subscribers !== undefined) {
@@ -113,7 +114,7 @@ async function once(built, cell, seconds) {
   return outcome.round_trip ? outcome.round_trip.p50_ns : 1e9 / outcome.messages_per_second
 }
 
-/** Rounds until the time is up: each runs every cell once in both trees, in changing order. */
+/** Runs rounds until the time is over. Each round runs every cell once in both trees, in alternating order. */
 async function measureAll(trees, names, { seconds, each }) {
   const pairs = Object.fromEntries(names.map((name) => [name, []]))
   const end = performance.now() + seconds * 1000
@@ -127,7 +128,7 @@ async function measureAll(trees, names, { seconds, each }) {
       const before = await isNear()
       const pair = {}
       for (const which of order) pair[which] = await once(trees[which], CELLS[name], each)
-      // Cores that were moved between the two would be what differs.
+      // If the cores were moved between the two runs, the difference would be theirs.
       if (before === (await isNear())) pairs[name].push(pair)
     }
   }
@@ -136,11 +137,11 @@ async function measureAll(trees, names, { seconds, each }) {
   return pairs
 }
 
-/** The added cost of this tree: the median of the pairs' differences, and the error of that median. */
+/** The additional cost of this tree: the median of the pairs' differences, and its error. */
 function compare(pairs) {
   const changes = pairs.map(({ base, tree }) => tree / base - 1)
   const change = median(changes)
-  // The median's standard error, from the median distance to it, which one bad run does not spoil.
+  // The standard error of the median, from the median absolute deviation, which is robust against outliers.
   const spread = 1.4826 * median(changes.map((one) => Math.abs(one - change)))
   const noise = Math.max(LEAST, (3 * 1.2533 * spread) / Math.sqrt(changes.length))
   return { change, spread, noise, pairs: pairs.length }

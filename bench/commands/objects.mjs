@@ -1,4 +1,4 @@
-// Values, calls, large buffers, and messages of 64 B by themselves, in Node.
+// Values, calls, large buffers, and single messages of 64 B, in Node.
 
 import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -7,7 +7,7 @@ import { peersInNode } from '../node/tasks.mjs'
 import { checkNames, checkSizes, common, conduct, wanted } from './experiment.mjs'
 import { list, root } from './shared.mjs'
 
-/** Bytes of a message; of `rpc` and `rpc-stalled` how many calls are in flight at a time. */
+/** Bytes of a message; for `rpc` and `rpc-stalled`, the number of concurrent calls. */
 const SIZES = {
   objects: [104, 1024, 65_536],
   rpc: [1, 100],
@@ -20,13 +20,13 @@ const SIZES = {
 export const about =
   'values, calls, large buffers and single messages in Node, beside what else sends them; writes objects.md, objects.json'
 export const options = {
-  only: ['these contenders alone', undefined, 'a,b'],
+  only: ['only these contenders', undefined, 'a,b'],
   measures: [
-    `of ${Object.keys(SIZES).join(', ')}; the others stay on the page as an earlier run has left them`,
+    `of ${Object.keys(SIZES).join(', ')}; the page keeps the earlier results of the others`,
     undefined,
     'rpc,…',
   ],
-  sizes: ['of the buffers that are passed', undefined, '65536,…'],
+  sizes: ['bytes of the passed buffers', undefined, '65536,…'],
   ...common({ seconds: '0.25', runs: '3' }),
 }
 
@@ -47,7 +47,7 @@ export async function run(values) {
   await conduct([half], values, { data: 'objects', only, adjust })
 }
 
-/** Keeps what an earlier run has measured and this one has not. */
+/** Keeps the results of earlier runs for cells that this run does not measure. */
 function keepOthers(results, earlier, measures) {
   const [half] = results.halves
   const [old] = earlier.halves

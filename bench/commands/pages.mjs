@@ -1,4 +1,4 @@
-// The pages anew, from the results that are there.
+// Renders the pages again from the existing results.
 
 import fs from 'node:fs'
 import path from 'node:path'
@@ -6,8 +6,8 @@ import path from 'node:path'
 import { PAGES, pageOf } from './experiment.mjs'
 import { fetchDeps, root, write } from './shared.mjs'
 
-export const about = 'renders every page anew from its JSON; measures nothing'
-export const options = { out: ['where the JSON is and the pages go', 'docs/internals/bench'] }
+export const about = 'renders every page again from its JSON, without measuring'
+export const options = { out: ['the folder of the JSON files and the pages', 'docs/internals/bench'] }
 
 export async function run({ out }) {
   fetchDeps()

@@ -7,11 +7,11 @@ import { list, program } from './shared.mjs'
 export const about = 'ringfence and its rivals between two processes; writes README.md, results.json and plots'
 export const options = {
   ...HALVES,
-  peers: ["these contenders alone, ringfence's own names included", undefined, 'a,b'],
+  peers: ['only these contenders, which include the variants of ringfence', undefined, 'a,b'],
   measures: ['of one, batch, copy, rtt-polled, rtt-spin, rtt-parked', undefined, 'a,b'],
   sizes: ['bytes of a message for the one-way measure; multiples of 8', undefined, '64,1024'],
   capacity: ['bytes of a ring; at least four messages', '4194304'],
-  cpus: ['where the two sides are pinned', '0,1'],
+  cpus: ['the cores of the two sides', '0,1'],
   ...common({ seconds: '0.5', runs: '5' }),
 }
 
@@ -43,7 +43,7 @@ export async function run(values) {
   const only = list(values.peers)
   const made = []
   for (const name of halves) {
-    // Batches and copies matter where messages are small; a round trip of megabytes is a throughput.
+    // Batches and copies matter only for small messages, and a round trip of megabytes measures throughput.
     const cells = (measures ?? MEASURES[name])
       .filter((measure) => MEASURES[name].includes(measure))
       .map((measure) => [measure, measure === 'one' ? (sizes ?? SIZES[name]) : [64]])

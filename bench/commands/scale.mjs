@@ -10,25 +10,28 @@ const TABLES = ['channels', 'subscribers', 'sizes', 'capacities']
 
 export const about = 'ringfence alone, as work grows; writes scale.md, scale.json and its plots'
 export const options = {
-  only: ['these tables alone', TABLES.join(',')],
-  channels: ['between two processes, also read by a merge', '1,2,5,10,20,50,100,200,500,1000,5000,10000'],
-  subscribers: ['subscriptions of one process', '1,2,5,10,20,50,100,200,500,1000'],
+  only: ['only these tables', TABLES.join(',')],
+  channels: [
+    'numbers of channels between two processes, also read by a merge',
+    '1,2,5,10,20,50,100,200,500,1000,5000,10000',
+  ],
+  subscribers: ['numbers of subscriptions of one process', '1,2,5,10,20,50,100,200,500,1000'],
   sizes: ['bytes of a message through a ring of 4 MiB; multiples of 8', powers(3, 26)],
   capacities: ['bytes of a ring', powers(16, 26)],
-  pause: ['seconds between two steps, for others on the same machine', '0'],
+  pause: ['seconds to pause between two steps, for other users of the machine', '0'],
   ...common({ seconds: '0.5', runs: '3' }),
 }
 
-/** Descriptors that a process needs for a channel, and beside its channels. */
+/** Descriptors that a process needs for a channel, and in addition to its channels. */
 const EACH = 3
 const BESIDE = 200
 
-/** The numbers of channels for which a process has descriptors. */
+/** The numbers of channels for which this process has enough descriptors. */
 function affordable(counts) {
   const limit = Number(spawnSync(program, ['descriptors'], { encoding: 'utf8' }).stdout)
   const can = (count) => count * EACH + BESIDE <= limit
   const left = counts.filter((count) => !can(count))
-  if (left.length > 0) say(`left out, with a limit of ${limit} descriptors: ${left.join(', ')} channels`)
+  if (left.length > 0) say(`skipped, with a limit of ${limit} descriptors: ${left.join(', ')} channels`)
   return counts.filter(can)
 }
 

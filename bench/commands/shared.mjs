@@ -1,4 +1,4 @@
-// The shared parts of the commands: paths, builds, and the place of results.
+// Shared functions of the commands: paths, builds, and the location of results.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -14,7 +14,7 @@ export let program = path.join(rust, 'target/release/ringfence-bench')
 
 export const say = (message) => console.log(message)
 
-/** Shows what is going on, on one line that the next call overwrites. Only on a terminal. */
+/** Shows the progress on one line, which the next call overwrites. Only on a terminal. */
 export const progress = (doing) => {
   if (process.stderr.isTTY) process.stderr.write(`\r\x1b[K${doing}`)
 }
@@ -23,23 +23,23 @@ export const progress = (doing) => {
 export const answer = (command, arguments_, options = {}) =>
   spawnSync(command, arguments_, { cwd: root, encoding: 'utf8', ...options }).stdout?.trim() ?? ''
 
-/** Splits the value of an option; undefined without one. */
+/** Splits the value of an option at commas; undefined without a value. */
 export const list = (value, map = (item) => item) => value?.split(',').map((item) => map(item))
 
-/** Whether the C++ compiler knows enough C++23 for Tachyon. */
+/** Whether the C++ compiler supports the parts of C++23 that Tachyon needs. */
 function compilesTachyon() {
   const macros = answer(process.env.CXX ?? 'c++', ['-dM', '-E', '-x', 'c++', '/dev/null'])
   const version = (name) => Number(macros.match(new RegExp(`${name} (\\d+)`))?.[1] ?? 0)
   return version('__clang_major__') >= 17 || version('__GNUC__') >= 14
 }
 
-/** Builds the Rust program, with those rivals in C and C++ whose libraries or compilers are installed. */
+/** Builds the Rust program, with the rivals in C and C++ whose libraries or compilers are installed. */
 export function buildRust() {
   const optional = {
     zmq: [spawnSync('pkg-config', ['--exists', 'libzmq']).status === 0, 'libzmq3-dev is not installed'],
     tachyon: [compilesTachyon(), 'it needs GCC 14 or Clang 17 (CXX)'],
   }
-  for (const [name, [there, why]] of Object.entries(optional)) if (!there) say(`${name} is left out in Rust: ${why}`)
+  for (const [name, [there, why]] of Object.entries(optional)) if (!there) say(`${name} is skipped in Rust: ${why}`)
   const features = Object.keys(optional).filter((name) => optional[name][0])
   const options = features.length > 0 ? ['--features', features.join(',')] : []
   run('the Rust half', 'cargo', ['build', '--release', ...options], { cwd: rust })
@@ -55,13 +55,13 @@ export function buildSmoke(isWanted) {
 
 export const buildNode = (cwd = root) => run('ringfence', 'npm', ['run', '--silent', 'build'], { cwd })
 
-/** Fetches what draws the plots, and rivals from npm: a package of its own, so that building ringfence never fetches it. */
+/** Installs the plot library and rivals from npm. They are a separate package, so that building ringfence never fetches them. */
 export function fetchDeps() {
   // Without install scripts: zeromq ships its binaries.
   install(path.join(root, 'bench/deps'), ['--ignore-scripts'])
 }
 
-/** The last change of what is measured. */
+/** The last commit that changed the measured code. */
 function revision() {
   const measured = ['--', 'crates', 'ts']
   const dirty = answer('git', ['status', '--porcelain', ...measured]) === '' ? '' : '-dirty'

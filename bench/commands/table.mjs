@@ -1,4 +1,4 @@
-// Every cell that has a goal: its figure beside its rivals and beside the floor of the machine, all in one run.
+// Measures every cell that has a goal, with its rivals and the floor of the machine, in one run.
 
 import { spawnSync } from 'node:child_process'
 import process from 'node:process'
@@ -9,10 +9,11 @@ import { duration, quantity } from '../node/text.mjs'
 import { common, conduct, listed, task, wanted } from './experiment.mjs'
 import { buildSmoke, program, root, say } from './shared.mjs'
 
-export const about = 'every cell that has a goal; exit code 1 if one has no figure, 2 if the machine was not quiet'
+export const about =
+  'measures every cell that has a goal; exit code 1 if one has no figure, 2 if the machine was not quiet'
 export const options = {
-  quick: ['a smoke run of a minute: no rivals, the figures tell nothing', false],
-  only: ['cells whose name contains this', undefined, 'fan-out'],
+  quick: ['a smoke run of a minute without rivals, whose figures are meaningless', false],
+  only: ['only cells whose name contains this', undefined, 'fan-out'],
   ...common({ runs: '3' }),
 }
 
@@ -40,7 +41,7 @@ const THREADS = [...IN_NODE, 'shared-array-buffer']
 const CALLS = ['advanced/child-process', 'grpc/unix']
 
 /**
- * `[cell, goal, rivals, floors, own]`: a cell tells its half, its key and its figure; the others are contenders with the same key, unless
+ * `[cell, goal, rivals, floors, own]`: a cell has its half, its key and its figure; the others are contenders with the same key, unless
  * they name another one. A goal is `[limit]`, or `[times, beside]` the best rival or a contender. A rate must be at least that, a cost
  * at most. A row has only rivals that know its measure, so one without a figure did not run.
  */
@@ -73,10 +74,10 @@ const ROWS = {
   'sealed buffer of 1 GiB passed': [sealed, [2, small], [], [small], 'sealed'],
 }
 
-/** What a smoke run has in place of steps that take long or much memory. */
+/** The replacements of a smoke run for slow or large steps. */
 const SMALLER = { changes: 100, joins: 20, subscribers: 8, [2 ** 30]: MIB, [16 * MIB]: 65_536, [MIB]: 65_536, 100: 8 }
 
-/** The keys of a row's contenders, own one first. A key tells a cell from the others of its half. */
+/** The keys of a row's contenders, its own first. A key identifies a cell within its half. */
 function keysOf([cell, [, beside], rivals = [], floors = [], own = 'ringfence'], isQuick) {
   const smaller = (value) => (isQuick ? (SMALLER[value] ?? value) : value)
   const { half, measure, subscribers } = cell
@@ -102,7 +103,7 @@ async function halvesOf(rows, isQuick) {
   const { contenders: inNode } = await import('../node/contenders/index.mjs')
   const { peers, broadcast } = listed()
   const seconds = (usual, measure) => (isQuick ? 0.05 : measure === 'paced' ? 1 : usual)
-  // A hundred readers share a core: a long queue takes each of them seconds to read.
+  // A hundred readers share a core, so each would take seconds to read a long queue.
   const capacityFor = ({ subscribers }) => (subscribers === 100 ? MIB / 4 : job.capacity)
   const rust = (order, usual) => (key) =>
     task(key, {
@@ -143,7 +144,7 @@ function shown(figure, value) {
   return figure.endsWith('percent') ? `${Number(value.toPrecision(2))} %` : String(Number(value.toFixed(2)))
 }
 
-/** A row of the page. All fields but `reached` are text; those without a figure are missing. */
+/** A row of the page. All fields except `reached` are text; fields without a figure are missing. */
 function rowOf(what, row, { halves }, isQuick) {
   const [{ figure, half }, [limit, beside]] = row
   const { cells } = halves.find(({ name }) => name === half) ?? { cells: [] }
@@ -182,7 +183,7 @@ function rowOf(what, row, { halves }, isQuick) {
   }
 }
 
-/** The test that counts allocations is the measurement: it names those that it found. If it fails for another reason, there is no figure. */
+/** Runs the test that counts allocations, and reads their number from its output. If it fails for another reason, there is no figure. */
 function allocations() {
   const command = ['test', '--quiet', '-p', 'ringfence', '--test', 'allocations']
   const { status, stdout } = spawnSync('cargo', command, { cwd: root, encoding: 'utf8' })

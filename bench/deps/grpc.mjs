@@ -1,3 +1,3 @@
-// gRPC, from this package of the benchmark's own.
+// gRPC, which only this package of the benchmark installs.
 
 export * from '@grpc/grpc-js'

@@ -9,7 +9,7 @@ const MARGIN = { top: 54, right: 190, bottom: 52, left: 76 }
 const COLOURS = '#d6336c #1c7ed6 #2f9e44 #f08c00 #7048e8 #0c8599 #a61e4d #5c940d #868e96 #e8590c #3b5bdb #099268'.split(
   ' ',
 )
-/** Between the names beside the ends of their lines. */
+/** The minimum distance between the names at the ends of lines. */
 const GAP = 15
 
 const STYLE = `
@@ -33,7 +33,7 @@ const decades = (low, high) => {
   return ticks
 }
 
-/** Moves names apart that would cover each other, and back from the edges. */
+/** Moves overlapping names apart, and back from the edges. */
 function spreadNames(names, top, bottom) {
   names.sort((a, b) => a.at - b.at)
   for (let i = 1; i < names.length; i++) names[i].at = Math.max(names[i].at, names[i - 1].at + GAP)
@@ -89,7 +89,7 @@ function marksOf(series, x, y) {
 
 /**
  * `series`: `{ name, points: [[x, y, low?, high?]], strong? }`, in the units of the axes.
- * `x`, `y`: `{ label, low, high, ticks?: [value, text][], text }`; `y.linear`: from 0 on, for values that may be 0.
+ * `x`, `y`: `{ label, low, high, ticks?: [value, text][], text }`; `y.linear`: a linear axis from 0, for values that may be 0.
  */
 export function chart({ title, subtitle, series, x, y }) {
   const { document } = parseHTML('<!doctype html><html><body></body></html>')

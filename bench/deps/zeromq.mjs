@@ -1,3 +1,3 @@
-// ZeroMQ, from this package of the benchmark's own.
+// ZeroMQ, which only this package of the benchmark installs.
 
 export * from 'zeromq'

@@ -1,10 +1,10 @@
-// Messages over a byte stream: a length, in a word of its own so that payloads stay aligned, then the payload.
+// Messages over a byte stream: a length in an aligned word, so that payloads stay aligned, then the payload.
 
 import { Reader, add } from './work.mjs'
 
 export const PREFIX = 8
 
-/** Calls `visit(sum)` for each whole message of the chunks that it is given. */
+/** Calls `visit(sum)` for each complete message in the chunks. */
 export class Frames {
   #reader = new Reader()
   #visit
@@ -38,7 +38,7 @@ export class Frames {
   #keep(chunk, from, to) {
     const need = this.#kept + to - from
     if (this.#rest.length < need) {
-      // Aligned, and with room for the whole message where its length is known: a long one comes in many chunks.
+      // Aligned, and with room for the whole message if its length is known: a long message arrives in many chunks.
       const size =
         this.#kept >= 4 ? this.#rest.readUInt32LE(0) : to - from >= 4 && this.#kept === 0 ? chunk.readUInt32LE(from) : 0
       const grown = Buffer.from(new ArrayBuffer(Math.max(need, size + PREFIX, 1024)))
@@ -49,7 +49,7 @@ export class Frames {
     this.#kept = need
   }
 
-  /** Completes the message that began in an earlier chunk; returns where the next one begins, -1 if none does. */
+  /** Completes the message of an earlier chunk. Returns the offset of the next message, -1 if there is none. */
   #complete(chunk) {
     let at = 0
     if (this.#kept < PREFIX) {
@@ -67,7 +67,7 @@ export class Frames {
   }
 }
 
-/** Turns what arrives by itself into what is waited for. */
+/** A queue of arrived items, which callers await. */
 export class Inbox {
   #there = []
   #waiting = null
@@ -89,7 +89,7 @@ export class Inbox {
   }
 }
 
-/** The messages that a sender may have in flight, to a transport that queues without limit. The reader grants half of them at a time. */
+/** The number of messages in flight over a transport that queues without limit. The reader grants half of them at a time. */
 export class Credit {
   #half
   #tell
@@ -122,7 +122,7 @@ export class Credit {
   }
 }
 
-/** Adds up the messages that a socket receives. */
+/** Sums up the messages that a socket receives. */
 export function sinkOf(socket) {
   const sink = new Sink()
   const frames = new Frames(sink.put)
@@ -130,7 +130,7 @@ export function sinkOf(socket) {
   return sink
 }
 
-/** Counts sums down to the end of a stretch; outside of one they go to the inbox. */
+/** Counts sums until the end of a stretch. Outside of a stretch they go to the inbox. */
 export class Sink {
   inbox = new Inbox()
   #left = 0

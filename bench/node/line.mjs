@@ -1,4 +1,4 @@
-// The line over which the sides of a run agree; nothing measured goes over it. Messages that come before they are waited for are kept.
+// The control line between the sides of a run, which carries no measured messages. Early messages are queued until a caller awaits them.
 
 import readline from 'node:readline'
 

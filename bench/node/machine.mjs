@@ -1,4 +1,4 @@
-// What this machine is.
+// Describes this machine, and how quiet it is.
 
 import fs from 'node:fs'
 import os from 'node:os'
@@ -31,7 +31,7 @@ export function machine() {
   }
 }
 
-/** Clock ticks since boot: of all processors, and those of this process and of its descendants that have ended. */
+/** Clock ticks since boot: of all processors, and of this process with its exited descendants. */
 function ticks() {
   const [user, nice, system, idle, iowait, irq, softirq, steal] = read('/proc/stat')
     .split('\n')[0]
@@ -42,7 +42,7 @@ function ticks() {
   return { busy, steal, total: busy + idle + iowait + steal, own: own.reduce((sum, part) => sum + part) }
 }
 
-/** Watches the machine until the returned function is called: the part of time that was stolen, and the cores that others used. */
+/** Watches the machine until the returned function is called: the share of stolen time, and the cores that other processes used. */
 export function watch() {
   const before = ticks()
   return () => {
@@ -54,10 +54,10 @@ export function watch() {
   }
 }
 
-/** More than this, and a run was not quiet: parts of all time, of one core, and of the runs. */
+/** Above these limits a run was not quiet: shares of all time, of one core, and of the runs. */
 const MOST = { steal: 0.01, others: 0.1, far: 0.1 }
 
-/** What disturbed a run; empty if it was quiet. `looks`: the distance of the cores around each run. */
+/** The disturbances of a run; empty if it was quiet. `looks`: the distance of the cores before and after each run. */
 export function disturbances({ steal, others }, looks) {
   const percent = (part) => `${(part * 100).toFixed(1)} %`
   const far = looks.filter(({ near }) => !near).length / Math.max(1, looks.length)

@@ -1,4 +1,4 @@
-/** A module that may not be there: `why` tells why it takes no part, if it does not load. */
+/** Imports a module that may be missing. `why`: the reason if it does not load. */
 export async function optional(module) {
   try {
     return await import(module)

@@ -1,11 +1,11 @@
-// Finds out how far apart the hypervisor has put the two cores: a cache line goes to and fro between two pinned threads.
+// Measures how far apart the hypervisor has placed the two cores: a cache line bounces between two pinned threads.
 
 import { fileURLToPath } from 'node:url'
 import { Worker, isMainThread, workerData } from 'node:worker_threads'
 
 import { pinThread } from './usage.mjs'
 
-/** Below this a round trip has not left the die; far ones take several times as long, and nothing lies between. */
+/** A shorter round trip stays on one die. Other round trips take several times as long, and there are none in between. */
 export const NEAR = 200
 
 const [PING, PONG, GO] = [0, 32, 64]
@@ -67,7 +67,7 @@ if (!isMainThread && workerData?.control && 'lead' in workerData) {
   const { parentPort } = await import('node:worker_threads')
   const { cpu, lead, control } = workerData
   pinThread(cpu)
-  // Once unmeasured, so that the loops are compiled.
+  // A warm-up, so that the loops are compiled.
   for (let round = 0; ; round++) {
     Atomics.wait(control, GO, round)
     const times = bounce(control, lead)

@@ -9,24 +9,24 @@ import path from 'node:path'
 import { Sink } from './frames.mjs'
 import { Reader, fill } from './work.mjs'
 
-/** Bytes published before the sender waits for the answers: it would fill the server's memory otherwise. */
+/** Bytes published before the sender awaits the replies. Otherwise it would fill the server's memory. */
 const WINDOW = 4 << 20
 
 export const socketOf = (job) => path.join(os.tmpdir(), `${job.tag}.redis`)
 
-/** Why it cannot take part, or null. */
+/** The reason why Redis is skipped, or null. */
 export const absence = () => (spawnSync('redis-server', ['--version']).error ? 'no redis-server on the PATH' : null)
 
 export async function server(job) {
   const where = socketOf(job)
   const arguments_ = [
     ...['--port', '0', '--unixsocket', where, '--save', '', '--appendonly', 'no', '--daemonize', 'no'],
-    // The default limits cut off a subscriber that is 32 MB behind.
+    // The default limits disconnect a subscriber that is 32 MB behind.
     ...['--client-output-buffer-limit', 'pubsub 0 0 0', '--dir', os.tmpdir(), '--loglevel', 'warning'],
   ]
   const child = spawn('redis-server', arguments_, { stdio: 'ignore' })
   process.on('exit', () => child.kill())
-  // The socket is there before it listens.
+  // The socket exists before the server listens.
   for (let i = 0; ; i++) {
     try {
       ;(await connect(where)).destroy()
@@ -59,7 +59,7 @@ class Replies {
   push(chunk) {
     this.#chunks.push(chunk)
     this.#there += chunk.length
-    // A long payload comes in many chunks: they are joined once, when it is whole.
+    // A long payload arrives in many chunks, which are joined once it is complete.
     if (this.#there < this.#need) return
     this.#buffer = this.#chunks.length === 1 ? chunk : Buffer.concat(this.#chunks)
     this.#need = 0
@@ -116,7 +116,7 @@ class Replies {
 
 const command = (...parts) => `*${parts.length}\r\n${parts.map((part) => `$${part.length}\r\n${part}\r\n`).join('')}`
 
-/** Subscribes; each message's sum goes into a sink. */
+/** Subscribes, and passes the sum of each message to a sink. */
 export async function subscription(where, topic) {
   const sink = new Sink()
   const reader = new Reader()

@@ -1,4 +1,4 @@
-// Runs the cells of an experiment in rounds, and sums the runs of each up.
+// Runs the cells of an experiment in rounds, and summarizes the runs of each cell.
 
 import { pause as sleep } from './usage.mjs'
 import { Probe } from './placement.mjs'
@@ -6,10 +6,10 @@ import { run } from './run.mjs'
 import { spread } from './text.mjs'
 import { progress, say } from '../commands/shared.mjs'
 
-/** A run whose cores moved in the meantime belongs to neither placement. */
+/** A run whose cores were moved during it belongs to neither placement. */
 export const placementOf = ({ before, after }) => (before.near !== after.near ? 'moved' : before.near ? 'near' : 'far')
 
-/** A spread of each figure that the outcomes have, at any depth. */
+/** The spread of each figure in the outcomes, at any depth. */
 function summarise(outcomes) {
   const names = new Set(outcomes.flatMap((outcome) => Object.keys(outcome)))
   const entries = [...names].map((name) => {
@@ -21,7 +21,7 @@ function summarise(outcomes) {
   return Object.fromEntries(entries.filter(Boolean))
 }
 
-/** Near runs and far runs are summed up apart: a median over both describes neither. */
+/** Summarizes near and far runs separately: a median over both would describe neither. */
 export function byPlacement(runs) {
   const groups = {}
   for (const one of runs) (groups[placementOf(one)] ??= []).push(one)
@@ -36,7 +36,7 @@ export function byPlacement(runs) {
 
 let serial = 0
 
-/** Runs a command once; returns its outcome. The job gets a tag, which names sockets, services and files of this run alone. */
+/** Runs a command once, and returns its outcome. The job's tag makes the names of its sockets and files unique. */
 export function runOnce({ command, job, cpu }) {
   const tag = `rfbench-${process.pid}-${++serial}`
   return run([...command, JSON.stringify({ ...job, tag })], { cpu, seconds: job.seconds, tag })
@@ -54,18 +54,18 @@ async function measure(task, probe) {
   }
 }
 
-/** One failure is bad luck, a second one is not. What does not go on would take its whole time limit again. */
+/** A cell may fail once. After a second failure or a timeout it is not repeated, since it would take its time limit again. */
 const isOver = ({ skipped, failures, runs }) =>
   Boolean(skipped) || failures.length > 1 || runs.some((one) => one.goes_on === false)
 
 /**
- * Runs every cell once in each round, so that what the machine does in one minute it does to all of them. Returns where the cores
- * were before and afterwards.
+ * Runs every cell once in each round, so that disturbances of the machine affect all cells alike. Returns the distances of the cores
+ * before and after the runs.
  */
 export async function runRounds(tasks, { runs, cpus = [0, 1], pause = 0 }) {
   const probe = new Probe(cpus)
   try {
-    // The first one also compiles the loops.
+    // The first round also compiles the loops.
     await probe.measure()
     const before = await probe.measure()
     for (let round = 1; round <= runs; round++) {

@@ -1,4 +1,4 @@
-// A process that measures: started, pinned, waited for, and ended where it takes too long.
+// Starts and pins a measuring process, awaits it, and kills it if it takes too long.
 
 import { spawn } from 'node:child_process'
 import fs from 'node:fs'
@@ -8,19 +8,19 @@ import path from 'node:path'
 const SIGNALS = ['SIGINT', 'SIGTERM']
 
 /**
- * The last line of what the program prints, as JSON. `cpu`: the core to which it is pinned. `tag`: of the sockets that it may leave
- * as files. `seconds`: of the measurement alone.
+ * Returns the last line of the program's output, as JSON. `cpu`: the core to which it is pinned. `tag`: of the sockets that it may leave
+ * as files. `seconds`: the duration of the measurement.
  */
 export function run(command, { cpu, seconds, tag }) {
   return new Promise((resolve, reject) => {
     const line = cpu === undefined ? command : ['taskset', '-c', String(cpu), ...command]
-    // A group of its own, so that nothing of a run that is cut short stays on a core.
+    // A separate process group, so that an aborted run leaves no process on a core.
     const child = spawn(line[0], line.slice(1), { stdio: ['ignore', 'pipe', 'pipe'], detached: true })
     const end = () => {
       try {
         process.kill(-child.pid, 'SIGKILL')
       } catch {
-        // Gone already, as it should be.
+        // The group has already exited.
       }
     }
     // A signal to this process alone would leave the group running.
@@ -45,7 +45,7 @@ export function run(command, { cpu, seconds, tag }) {
       end()
       process.removeListener('exit', end)
       for (const signal of SIGNALS) process.removeListener(signal, exit)
-      // Sockets and rings stay behind as files if their owner did not live to remove them.
+      // Killed processes leave sockets and rings as files.
       for (const folder of [os.tmpdir(), '/dev/shm']) sweep(folder, tag)
       if (late) reject(new Error('took too long'))
       else if (code !== 0) reject(new Error(reason(err) ?? `ended with ${code}`))

@@ -1,4 +1,4 @@
-// One side of one run. Side A makes the messages, times them and starts side B, which takes and sums them. Both are
+// One side of one run. Side A makes the messages, times them and starts side B, which receives and sums them. Both are
 // fresh for every run, so that no contender inherits another's heap or compiled code.
 
 import { spawn } from 'node:child_process'
@@ -12,10 +12,10 @@ import { collect, pause, pinThread, since, switches, usage } from './usage.mjs'
 import { Reader, add, expectedSum, messageSum, now, warmedUp } from './work.mjs'
 
 const here = fileURLToPath(import.meta.url)
-/** Bursts into an empty queue, which show what a call costs that finds room. */
+/** Bursts into an empty queue, which measure the cost of a call that finds room. */
 const BURSTS = 15
 
-/** Only those of this kind of run are loaded: many subscribers start on one core. */
+/** Only the contenders of this kind of run are loaded, since many subscribers start on one core. */
 async function contenderOf({ contender, subscribers }) {
   const { contenders } = await import(subscribers ? './broadcast/rivals.mjs' : './contenders/index.mjs')
   return contenders.find(({ id }) => id === contender)
@@ -55,7 +55,7 @@ async function receiveAll(contender, count, answer = () => {}) {
 const echo = (contender, count) =>
   contender.echo ? contender.echo(count) : receiveAll(contender, count, (n) => contender.send(n))
 
-/** Takes one buffer, whole or in parts, and reads all of it. */
+/** Receives one buffer, whole or in parts, and reads all of it. */
 async function take(contender) {
   const reader = new Reader()
   let taken
@@ -70,7 +70,7 @@ async function take(contender) {
   return { taken, sum }
 }
 
-/** Side B: does what A orders. */
+/** Side B: carries out the orders of side A. */
 async function serve(setup, line) {
   const contender = await setup.contender.open({ ...setup, line })
   line.send({ pid: process.pid })
@@ -79,8 +79,8 @@ async function serve(setup, line) {
     if (order.quit) break
     if (order.take) collect()
     const before = usage()
-    // The receiver must be listening before A starts its clock, and not only about to; but one that blocks its
-    // thread could not say so later.
+    // The receiver must be listening before A starts its clock, and one that blocks its
+    // thread could not report that later.
     if (contender.blocks) line.send('ready')
     const work = order.consume
       ? contender.consume(order.consume)
@@ -125,7 +125,7 @@ async function main(side, job) {
   const contender = await contenderOf(job)
   const setup = { side, job, contender }
   if (side === 'b') {
-    // stdout is the line.
+    // Standard output is the control line.
     await serve(setup, lineOfStreams(process.stdout, process.stdin))
     process.exit(0)
   }
@@ -155,8 +155,8 @@ async function main(side, job) {
 const fromAll = (lines) => Promise.all(lines.map((line) => line.receive()))
 
 /**
- * Has the other sides carry out an order while this one works on it, and compares their sums. Returns what `work` returns, their reports,
- * the times, and what all sides have used: threads share a process, whose figures each of them sees.
+ * Lets the other sides carry out an order while this side runs `work`, and compares the sums. Returns the result of `work`, the reports,
+ * the times, and the resources that all sides used: threads share a process, so each reports the figures of all.
  */
 async function carryOut({ lines, threads }, order, wanted, work) {
   for (const line of lines) line.send(order)
@@ -187,8 +187,8 @@ const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
 })
 
 /**
- * Sends a message each millisecond: how often the reader goes to sleep, and the CPU of both sides. A timer is up to a millisecond late, so
- * each message has its own deadline, and one that is due already is sent at once.
+ * Sends a message each millisecond, and measures the reader's sleeps and the CPU of both sides. A timer is up to a millisecond late, so
+ * each message has its own deadline, and an overdue message is sent immediately.
  */
 async function paced(contender, sides, job) {
   const stretch = (count) =>
@@ -206,7 +206,7 @@ async function paced(contender, sides, job) {
   return outcomeOf(job, count, found, { wakeups_per_message: found.reports[0].sleeps / count })
 }
 
-/** The memory that this process holds of calls that are not answered: no rates, but the shape of the other results. */
+/** The memory that unanswered calls take in this process, in the format of the other results, without rates. */
 async function stalled(contender, sides, job) {
   const started = now()
   const held_bytes = await contender.stalled(job.size)
@@ -214,8 +214,8 @@ async function stalled(contender, sides, job) {
 }
 
 /**
- * Passes buffers one at a time, each to all readers: the medians of how long one is written, passed and read, up to the last reader. The
- * first one touches new memory.
+ * Passes buffers one at a time, each to all readers, and returns the median times to write, pass and read one, up to the last reader. The
+ * first buffer touches new memory.
  */
 async function passing(contender, sides, job) {
   const steps = { write_ns: [], pass_ns: [], read_ns: [], all_ns: [] }
@@ -284,7 +284,7 @@ async function roundTrip(contender, sides, job) {
   async function stretch(count, record) {
     const wanted = expectedSum(job.size, count)
     const found = await carryOut(sides, { echo: count }, wanted, () => ping(contender, count, record))
-    if (found.result !== wanted) throw new Error('what came back is not what was sent')
+    if (found.result !== wanted) throw new Error('the reply differs from the request')
     return { ...found, seconds: (found.worked - found.started) / 1e9 }
   }
 
@@ -298,7 +298,7 @@ async function roundTrip(contender, sides, job) {
     line.send({ echo: 1 })
     await line.receive()
     await pause(100)
-    // In a namespace of its own the other side does not know the number that it has here.
+    // In its own pid namespace, the other side does not know its process id here.
     const pid = contender.pid ?? sides.pid
     const [from, started] = [switches(pid), now()]
     await pause(300)

@@ -1,4 +1,4 @@
-// The Node half: which contenders take part, and the command of each of their cells.
+// The Node half: its contenders, and the command of each of their cells.
 
 import { spawnSync } from 'node:child_process'
 import { fileURLToPath } from 'node:url'
@@ -7,15 +7,15 @@ import { task } from '../commands/experiment.mjs'
 
 const pinned = spawnSync('taskset', ['--version']).error === undefined
 const side = fileURLToPath(new URL('side.mjs', import.meta.url))
-/** The number of readers of a buffer that is shared. */
+/** The number of readers of a shared buffer. */
 const READERS = 4
 const describe = ({ id, version, note }) => ({ id, version, note })
 
-/** The command of a process of this half, with a job that all its processes know. */
+/** The command of a process of this half, with the job for all its processes. */
 const starting = ({ cpus = [0, 1], ...job }, { threads = false, runtime = process.execPath, skipped } = {}) => ({
   command: [runtime, side, 'a'],
   job: { cpus, pinned, ...job },
-  // Threads are pinned one by one; a whole process is pinned as it starts.
+  // Threads are pinned individually; a process is pinned at its start.
   cpu: pinned && !threads ? cpus[0] : undefined,
   skipped,
 })
@@ -29,7 +29,7 @@ export function nodeTask({ id, threads, runtime, unavailable, takes }, measure, 
 
 /** Cells between two sides. `cells`: `[measure, sizes]` each; a contender runs the measures that it knows. */
 export async function peersInNode({ only, cells, ...job }) {
-  // After the build: what does not load takes no part.
+  // After the build: modules that do not load are skipped.
   const { contenders } = await import('./contenders/index.mjs')
   const chosen = contenders.filter(
     ({ id, measures, alone }) =>
@@ -53,7 +53,7 @@ export async function broadcastInNode({ only, subscribers, sizes, ...job }) {
     subscribers.flatMap((count) =>
       chosen.map(({ id, unavailable: skipped }) => {
         const key = { contender: id, subscribers: count, idle: 0, size, batch: false }
-        // Sixteen messages at least: ringfence's longest is an eighth of the ring.
+        // At least sixteen messages: ringfence's longest message is an eighth of the ring.
         const capacity = Math.max(job.capacity, 16 * size)
         return task(key, starting({ ...job, capacity }, { skipped }))
       }),

@@ -1,4 +1,4 @@
-// Medians, and the form of figures, for the terminal and the tables.
+// Medians, and formatted figures for the terminal and the tables.
 
 export function quantity(value, unit = '') {
   const steps = [
@@ -12,7 +12,7 @@ export function quantity(value, unit = '') {
   return `${digits(value)} ${unit}`.trim()
 }
 
-/** Three digits that matter. */
+/** Formats with three significant digits. */
 function digits(value) {
   return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)
 }
@@ -30,7 +30,7 @@ export function bytes(size) {
   return `${size} B`
 }
 
-/** Returns the median, the least and the most. */
+/** Returns the median, the minimum and the maximum. */
 export function spread(values) {
   const sorted = [...values].sort((a, b) => a - b)
   const half = sorted.length >> 1

@@ -6,13 +6,13 @@ import process from 'node:process'
 import v8 from 'node:v8'
 import vm from 'node:vm'
 
-/** Pins this thread. `/proc/thread-self` is asked by a synchronous call, and so on the thread that wants to know. */
+/** Pins this thread. `/proc/thread-self` is read synchronously, and so on this thread. */
 export function pinThread(cpu) {
   try {
     const tid = fs.readlinkSync('/proc/thread-self').split('/').at(-1)
     execFileSync('taskset', ['-cp', String(cpu), tid], { stdio: 'ignore' })
   } catch {
-    // Without taskset the scheduler decides; the results say so.
+    // Without taskset the scheduler decides, which the results report.
   }
 }
 
@@ -39,7 +39,7 @@ export const since = (before) => {
 
 export const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
 
-/** Collects garbage, so that memory which the engine only refers to is released. */
+/** Collects garbage, so that external memory of the engine is released. */
 export function collect() {
   v8.setFlagsFromString('--expose-gc')
   vm.runInNewContext('gc')()

@@ -5,10 +5,10 @@
 const LIMIT = 2 ** 52
 const CYCLE = 0x10000
 
-/** From here on the built-in fill is faster than a loop, its call included. */
+/** Above this length, the built-in `fill` is faster than a loop. */
 export const LONG = 32
 
-/** Every word of message `n` is `(n mod 65536) + 1`: what is lost, doubled or torn changes the sum. */
+/** Every word of message `n` is `(n mod 65536) + 1`: a lost, repeated or torn message changes the sum. */
 export function fill(words, at, count, n) {
   const value = (n & (CYCLE - 1)) + 1
   const end = at + count
@@ -16,7 +16,7 @@ export function fill(words, at, count, n) {
   else for (let i = at; i < end; i++) words[i] = value
 }
 
-/** Four sums at once: a single one would wait for each addition. */
+/** Four independent sums, which the processor adds in parallel. */
 export function sum(words, at, count) {
   let a = 0
   let b = 0
@@ -59,8 +59,8 @@ export function message(size) {
 }
 
 /**
- * Makes messages for those who keep what they are given: fresh memory each, small ones from Node's pool, large ones
- * from those that came back.
+ * Makes messages for contenders that keep references to them: each has its own memory, small ones from Node's pool, large ones
+ * from returned messages.
  */
 export class Maker {
   #size
@@ -76,7 +76,7 @@ export class Maker {
     this.#large = size >= 16_384
   }
 
-  /** Whether memory should come back through `recycle`, if the contender tells when it is done with it. */
+  /** Whether memory should be returned through `recycle`, if the contender reports when it is done with it. */
   get recycles() {
     return this.#large
   }
@@ -98,8 +98,8 @@ export class Maker {
 }
 
 /**
- * Sums bytes wherever they lie. A view for each message would cost more than a small message does, and so would asking
- * each time what the bytes are a view of: what was found out of the last ones is kept.
+ * Sums bytes at any offset. A new view for each message would cost more than a small message, and so would looking up
+ * the underlying memory each time, so the last view is cached.
  */
 export class Reader {
   #bytes = null
@@ -132,8 +132,8 @@ export class Reader {
 }
 
 /**
- * Runs stretches, at first of `count` messages, until one was long enough for every page to be touched and for the compiler to have
- * seen the loops. Returns how many messages take `seconds`.
+ * Runs stretches, the first of `count` messages, until one was long enough to touch every page and to compile
+ * the loops. Returns the number of messages that take `seconds`.
  */
 export async function warmedUp({ seconds: wanted }, count, stretch) {
   const enough = Math.min(Math.max(wanted / 2, 0.1), 0.5)

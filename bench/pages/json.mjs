@@ -1,4 +1,4 @@
-/** The results as JSON with one cell a line: readable in a diff. Cells that were not meant to run are left out. */
+/** Formats the results as JSON with one cell per line, for readable diffs. Skipped cells are omitted. */
 export function json({ halves, ...rest }) {
   const parts = halves.map(({ cells, ...half }) => {
     const ran = cells.filter(

@@ -1,27 +1,27 @@
-// The shared parts of the pages: tables, spreads, aims, and the frame around each half's sections.
+// Shared functions of the pages: tables, spreads, aims, and the frame around each half's sections.
 
 import { bytes, duration, quantity } from '../node/text.mjs'
 
-/** A table whose first column is text, and the others figures. */
+/** Formats a table whose first column is text; the other columns are figures. */
 export const table = (head, rows) =>
   [head, head.map((_, index) => (index === 0 ? '---' : '--:')), ...rows]
     .map((cells) => `| ${cells.join(' | ')} |`)
     .join('\n')
 
-/** A median; the least and the most are in the JSON. */
+/** Formats the median; the minimum and the maximum are in the JSON. */
 export const spread = ({ median }, show) => show(median)
 
 export const rate = (value) => spread(value, (one) => quantity(one, '/s'))
 
 export const times = ({ median, min, max }, by) => ({ median: median * by, min: min * by, max: max * by })
 
-/** A spread of messages a second, as bytes a second. */
+/** Converts a spread of messages per second to bytes per second. */
 export const flow = (value, size) => spread(times(value, size), (one) => quantity(one, 'B/s'))
 
 export const hasRun = (cell) =>
   Boolean(cell?.runs.length || cell?.failures?.length || Object.keys(cell?.by_placement ?? {}).length)
 
-/** A cell's figures in that placement; otherwise in another one, and then the mark says so. */
+/** Returns a cell's figures in that placement, or else in another one, which the mark names. */
 export function figures(cell, placement) {
   const there = cell?.by_placement ?? {}
   if (there[placement]) return { summary: there[placement], mark: '' }
@@ -67,13 +67,13 @@ export function listing(cells, [head, name], columns, placement) {
   return rows.length === 0 ? '' : table([head, ...columns.map(([title]) => title)], rows)
 }
 
-/** A heading, the paragraphs below it, and what they introduce; nothing if that is empty. */
+/** Formats a section of a heading, paragraphs and content; empty if the content is empty. */
 export const block = (heading, ...parts) =>
   parts.at(-1) === '' ? [] : [heading, ...parts].filter(Boolean).flatMap((part) => [part, ''])
 
 export const asTimes = (ratio) => `${Number(ratio.toFixed(2))} ×`
 
-/** The placement that most runs had: the one to compare in. */
+/** The placement of most runs, in which contenders are compared. */
 export function usualPlacement(cells) {
   const counts = { near: 0, far: 0, moved: 0 }
   for (const { by_placement } of cells)

@@ -3,7 +3,7 @@
 import { bytes, duration } from '../node/text.mjs'
 import { block, grid, listing, rate, render, spread } from './markdown.mjs'
 
-/** The page's names of the measures. */
+/** The names of the measures on the page. */
 const NAMES = {
   objects: 'values',
   rpc: 'calls',
@@ -14,7 +14,7 @@ const NAMES = {
 }
 const atATime = (count) => (count === 1 ? 'one at a time' : `${count} at a time`)
 
-/** A grid of a measure's cells for each figure: `[figure, how it is shown, what the grid has of its own]`. */
+/** The grids of each measure: `[figure, formatter, options of the grid]`. */
 function grids(half, measure, name, figures, placement) {
   const cells = half.cells.filter((cell) => cell.measure === measure)
   return figures

@@ -58,7 +58,7 @@ function throughputPlot(half, placement) {
   })
 }
 
-/** The run whose median is the median of the medians: its curve is shown. */
+/** The run whose median is the median of all medians. Its curve is shown. */
 function typicalRun({ runs }, placement) {
   const there = runs.filter((run) => placementOf(run) === placement)
   return there.sort((a, b) => a.round_trip.p50_ns - b.round_trip.p50_ns)[there.length >> 1]

@@ -20,7 +20,7 @@ export function line(name, cells, placement, pick, strong = false) {
   return { name, strong, points }
 }
 
-/** A chart whose axes hold all points; null without a line. `y.linear`: from nothing on, and at least up to `y.least`. */
+/** A chart whose axes cover all points; null without a line. `y.linear`: from 0, and at least up to `y.least`. */
 export function draw({ title, subtitle, series, label, name = String, every = 1, y }) {
   const lines = series.filter(({ points }) => points.length > 1)
   if (lines.length === 0) return null
@@ -39,5 +39,5 @@ export function draw({ title, subtitle, series, label, name = String, every = 1,
   })
 }
 
-/** The files of those plots that have a line. */
+/** The files of the plots that have a line. */
 export const filesOf = (plots) => Object.fromEntries(Object.entries(plots).filter(([, svg]) => svg !== null))

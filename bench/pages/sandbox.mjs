@@ -6,7 +6,7 @@ import { asTimes, block, figures, flow, hasRun, rate, render, spread, table } fr
 
 const time = (value) => spread(value, duration)
 
-/** `[measure, size, figure, how it is shown]` of each row. */
+/** `[measure, size, figure, formatter]` of each row. */
 export const ROWS = {
   'round trip of 64 B, both sides asleep between, p50': ['rtt-parked', 64, 'p50_ns', time],
   'round trip of 64 B, both sides poll, p50': ['rtt-polled', 64, 'p50_ns', time],
@@ -15,7 +15,7 @@ export const ROWS = {
   'a call of 8 B, both sides asleep between, p50': ['rpc', 1, 'p50_ns', time],
 }
 
-/** The ratios of the rounds in which both runs had the same placement: the two ran one after the other. */
+/** The ratios of the rounds in which both runs, one after the other, had the same placement. */
 function ratios(plain, sandboxed, figure) {
   const of = (run) => run.round_trip?.[figure] ?? run[figure]
   return plain.runs

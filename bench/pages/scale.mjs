@@ -5,7 +5,7 @@ import { block, flow, listing, rate, render, spread, times, usualPlacement } fro
 import { bytesPerSecond, draw, filesOf, line, nanoseconds, perSecond } from './plots.mjs'
 
 const milliseconds = (value) => duration(value * 1e6)
-/** Percent of a core, which can be none at all. */
+/** Formats percent of a core, which may be 0. */
 const percent = (value) => (value === 0 ? '0' : `${Number(value.toPrecision(2))} %`)
 
 /** The cells of a table, and the placement that most of its runs have. */
@@ -14,7 +14,7 @@ function tableOf({ cells }, name) {
   return { cells: own, placement: usualPlacement(own) }
 }
 
-/** Nanoseconds from a rate: the fastest is the least. */
+/** Converts a rate to nanoseconds: the highest rate is the minimum. */
 const eachOf = ({ median, min, max }) => ({ median: 1e9 / median, min: 1e9 / max, max: 1e9 / min })
 
 /** Bytes of the messages that go through rings of each capacity. */
@@ -118,7 +118,7 @@ const secondsOf = (pick) => (summary) => 1 / pick(summary).messages_per_second.m
 
 /**
  * The costs of each table that must not grow faster than its work: of all `size` channels or subscribers together, or of one step.
- * Of a join the least, since most of the others have waited for a core, beside other work.
+ * For a join the minimum, since most other joins have waited for a core.
  */
 const COSTS = {
   channels: {
@@ -126,7 +126,7 @@ const COSTS = {
     'time to leave': ({ leave_ms: leave }, { size }) => leave.min * size,
     memory: ({ memory_kib: memory }, { size }) => memory.median * size,
     descriptors: ({ descriptors }, { size }) => descriptors.median * size,
-    // A round over all channels costs each of them once.
+    // A round visits each channel once.
     'a busy round': (summary, { size }) => size * secondsOf(({ busy }) => busy)(summary),
     'a batched round': (summary, { size }) => size * secondsOf(({ batched }) => batched)(summary),
     'a merged round': (summary, { size }) => size * secondsOf(({ merged }) => merged)(summary),
@@ -142,7 +142,7 @@ const COSTS = {
   capacities: { 'join time': ({ join_ms: join }) => join.min },
 }
 
-/** Steps at which a cost grew by more than the work did. A quarter is left for what two runs differ by anyway. */
+/** Steps at which a cost grew faster than the work, by more than a quarter, which is the usual difference between two runs. */
 function worse(half) {
   return Object.entries(COSTS).flatMap(([name, costs]) => {
     const { cells, placement } = tableOf(half, name)

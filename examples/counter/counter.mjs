@@ -1,4 +1,4 @@
-// A counter that is restarted a hundred times while its client keeps its place: README.md, beside this file, tells how.
+// Restarts a counter a hundred times while its client keeps its place: see README.md.
 
 import { spawn } from 'node:child_process'
 import { EventEmitter, once } from 'node:events'
@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url'
 import { member } from 'ringfence'
 
 const RESTARTS = Number(process.argv[2] ?? 100)
-/** The additions between one restart and the next. */
+/** The additions between two restarts. */
 const BETWEEN = 50
-/** The most that may be in flight. */
+/** The maximum number of additions in flight. */
 const AHEAD = 32
 
 const directory = mkdtempSync(join(tmpdir(), 'ringfence-counter-'))
@@ -20,7 +20,7 @@ const address = join(directory, 'counter.sock')
 const book = join(directory, 'book')
 writeFileSync(book, new BigUint64Array(2))
 
-/** Additions that were answered, one after the other. */
+/** Additions that were answered, in order. */
 let answered = 0
 const progress = new EventEmitter()
 /** The counter's last answer. */
@@ -36,7 +36,7 @@ membership.on('role', (role) => roles.push(role))
 
 const client = add()
 for (let round = 0; round < RESTARTS; round += 1) {
-  // The next one is there before this one goes, and waits for its place.
+  // The next counter is started before this one leaves, and waits for its place.
   const next = start()
   await someMore()
   await stop(service, round % 2 === 0 ? 'SIGTERM' : 'SIGKILL')
@@ -50,16 +50,16 @@ await membership.close()
 rmSync(directory, { recursive: true })
 
 console.log(`${RESTARTS} restarts, every other one by SIGKILL; the client was the ${roles.join(', then the ')}`)
-console.log(`${answered} additions were answered (${said} were said), and the counter says ${count}`)
+console.log(`${answered} additions were answered (${said} were sent), and the counter is at ${count}`)
 process.exitCode = answered === count ? 0 : 1
 
-/** Adds one, again and again, with whatever partner there is. Unanswered additions go to the next one. */
+/** Adds one repeatedly, with the current partner. Unanswered additions are sent to the next one. */
 async function add() {
   for await (const channel of membership) {
     let sent = answered
     const more = () => {
       for (; !over && sent < answered + AHEAD; sent += 1, said += 1) {
-        // Its answer tells whether it has arrived.
+        // The answer shows whether it has arrived.
         channel.send(`${sent + 1} 1`).catch(() => {})
       }
     }
@@ -72,7 +72,7 @@ async function add() {
         if (over && answered === sent) return
       }
     } catch (error) {
-      // The partner was killed: the next one is asked for what it has not answered.
+      // The partner was killed, so the next one gets its unanswered additions.
       if (error.code !== 'ERR_RINGFENCE_PEER_LOST') throw error
     }
   }

@@ -1,4 +1,4 @@
-// The counter: adds the numbers that it gets, and answers once that is written down. Started by counter.mjs.
+// The counter: adds the numbers that it receives, and answers once the sum is stored. Started by counter.mjs.
 
 import { openSync, readSync, writeSync } from 'node:fs'
 
@@ -6,18 +6,18 @@ import { member } from 'ringfence'
 
 const [address, file] = process.argv.slice(2)
 
-// Waits where two are there already: the one before this, and the client.
+// Waits while the previous counter and the client hold the address.
 const membership = await member(address, { wait: true, capacity: 1 << 16 })
 console.log(membership.role)
 
 let leaving = false
 process.on('SIGTERM', () => {
-  // From here on the book is the next one's.
+  // From here on, the file belongs to the next counter.
   leaving = true
   void membership.close()
 })
 
-// The state that its predecessor has left. It is gone, or this process would not have its place.
+// The state of its predecessor, which has exited: otherwise this process would not have its place.
 const book = openSync(file, 'r+')
 const words = new BigUint64Array(2)
 readSync(book, words, 0, words.byteLength, 0)
@@ -28,7 +28,7 @@ for await (const channel of membership) {
     for await (const message of channel) {
       if (leaving) break
       const [number, addend] = message.toString().split(' ').map(BigInt)
-      // The client says again what was not answered; what is in the book is not added twice.
+      // The client repeats unanswered additions. Additions that are stored already are not added twice.
       if (number > last) {
         count += addend
         last = number
@@ -38,6 +38,6 @@ for await (const channel of membership) {
       await channel.send(`${number} ${count}`)
     }
   } catch {
-    // This process leaves, or the client has gone: what was not answered will be said again.
+    // This process leaves, or the client has exited. Unanswered additions will be repeated.
   }
 }

@@ -1,4 +1,4 @@
-// An agent: it repeats each order until the service has answered, also if the service is replaced in the meantime.
+// An agent: repeats each order until the service has answered, even if the service is replaced in the meantime.
 
 import { setTimeout as sleep } from 'node:timers/promises'
 

@@ -1,8 +1,8 @@
-// A service whose agents call it. SIGTERM ends it without a lost order: each agent connects again, to the next instance.
+// A service whose agents call it. SIGTERM ends it without a lost order: each agent reconnects to the next instance.
 
 import { harden, json, listen } from 'ringfence'
 
-harden() // first of all: nothing of this process is ever open to others of its user
+harden() // first, so that other processes of this user never have access to this one
 
 const listener = await listen(process.env.ORDERS_SOCKET ?? '/run/orders/agent.sock', {
   capacity: 256 << 10,

@@ -1,6 +1,6 @@
 // The check that each reader of frames makes.
 
-/** Counts frames, and adds up their pixels where `checked`. `look` is what `receiveEach` takes. */
+/** Counts frames, and sums up their pixels if `checked`. `look` is a visitor for `receiveEach`. */
 export function checker({ width, height, checked }) {
   const bytesOfFrame = 16 + width * height * 4
   const state = { count: 0, started: 0, bytesOfFrame, look }

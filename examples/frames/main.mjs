@@ -1,4 +1,4 @@
-// Frames from a Rust process, consumed by this one: README.md, beside this file, tells how.
+// Receives frames from a Rust process: see README.md.
 
 import { fork, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -32,7 +32,7 @@ const address = `@ringfence-frames-${randomBytes(8).toString('hex')}`
 const orders = [address, process.execPath, width, height, frames, ...(readers === null ? [] : [readers])]
 const child = spawn(producer, orders.map(String), { stdio: ['ignore', 'inherit', 'inherit'] })
 process.on('exit', () => child.kill('SIGKILL'))
-// A producer that could not go on has said why, and is not waited for any longer.
+// A producer that failed has printed the reason.
 const over = new AbortController()
 const exited = once(child, 'exit').finally(() => over.abort())
 
@@ -46,16 +46,16 @@ const checked = values.unchecked ? 'their numbers checked' : 'every pixel summed
 const by = readers === null ? '' : `, each drawn once and read by ${readers}`
 console.log(`${frames} frames of ${width}x${height} RGBA${by}, ${checked}: ${rate} frames/s, ${volume} GB/s`)
 
-/** This process is the reader. Returns the seconds from the first frame to the last. */
+/** Reads the frames in this process. Returns the seconds from the first frame to the last. */
 async function readOne() {
   const channel = await join(address, {
     policy: { executable: producer },
     maxMessageSize: bytesOfFrame,
-    // Nothing is sent from here.
+    // This side sends nothing.
     capacity: 4096,
     signal: over.signal,
   })
-  // The one copy is out of the ring, into memory that is this process's own.
+  // The only copy is from the ring to this process's memory.
   while (await channel.waitReadable()) channel.receiveEach(state.look)
   const seconds = (performance.now() - state.started) / 1000
   await channel.close()
@@ -63,12 +63,12 @@ async function readOne() {
   return seconds
 }
 
-/** Processes of their own read. Returns the seconds that the slowest has taken. */
+/** Reads the frames in separate processes. Returns the seconds of the slowest. */
 async function readMany() {
   const words = [address, producer, width, height, values.unchecked ? 'unchecked' : 'checked'].map(String)
   const children = Array.from({ length: readers }, () => fork(new URL('reader.mjs', import.meta.url), words))
   const kill = () => children.forEach((reader) => reader.kill('SIGKILL'))
-  // Without a producer they would wait for one.
+  // Without a producer, the readers would wait.
   exited.then(([code]) => code === 0 || kill())
   const ends = children.map(
     (reader) =>
@@ -91,10 +91,10 @@ async function readMany() {
 }
 
 function complete(count) {
-  if (count !== frames) throw new Error(`${count} of ${frames} frames came`)
+  if (count !== frames) throw new Error(`${count} of ${frames} frames arrived`)
 }
 
-/** The producer's executable, built as it is measured. */
+/** Builds the producer in release mode, and returns its path. */
 function build() {
   const root = fileURLToPath(new URL('../..', import.meta.url))
   const cargo = ['build', '--quiet', '--release', '-p', 'ringfence-frames']

@@ -1,4 +1,4 @@
-// One of several readers: `node reader.mjs ADDRESS PRODUCER WIDTH HEIGHT checked|unchecked`. Tells its parent how many frames came.
+// One of several readers: `node reader.mjs ADDRESS PRODUCER WIDTH HEIGHT checked|unchecked`. Reports the number of received frames to its parent.
 
 import { subscribe } from 'ringfence'
 
@@ -6,7 +6,7 @@ import { checker } from './check.mjs'
 
 const [, , address, producer, width, height, how] = process.argv
 const state = checker({ width: Number(width), height: Number(height), checked: how === 'checked' })
-// Without its parent there is none to tell.
+// Exits with its parent.
 const orphaned = () => process.exit(1)
 process.once('disconnect', orphaned)
 const subscription = await subscribe(address, {

@@ -1,12 +1,12 @@
-// The program that the launcher starts. Its user may still send it signals, SIGUSR1 too, which opens Node's inspector: so this comes
-// first. It fails where another process was faster, and then nothing has been said yet.
+// The program that the launcher starts. Processes of its user may send it SIGUSR1, which opens Node's inspector, so it hardens itself
+// first. That fails if another process was faster, and nothing was sent yet then.
 
 import { harden, join } from 'ringfence'
 
 harden()
 
 const channel = await join('/run/orders/agent.sock', {
-  // The service's user, which has a number of its own. Its policy, in turn:
+  // The service's user id. The service's policy is:
   // { uid: <this user's>, executable: 'any', gid: <the launcher's> }.
   policy: { uid: 990, executable: 'any' },
 })

@@ -1,5 +1,5 @@
-// The other end of a service's channel, on the service's own host: carries its messages to a NATS server, and to it
-// what the bridge of the other host has carried there.
+// The other end of a service's channel, on the service's host: forwards its messages to a NATS server, and delivers to it
+// the messages of the other host's bridge.
 //
 //     node bridge.mjs ADDRESS HERE THERE SERVER        HERE and THERE: names of the two hosts
 
@@ -7,16 +7,16 @@ import { connect, headers } from '@nats-io/transport-node'
 import { join } from 'ringfence'
 
 const [address, here, there, server] = process.argv.slice(2)
-/** After this many messages the bridge waits until the server has them: NATS itself asks no publisher to wait. */
+/** After this number of messages the bridge waits until the server has them, since NATS has no backpressure for publishers. */
 const UNTIL_FLUSH = 64
 
 const nats = await connect({ servers: server })
 const incoming = nats.subscribe(`ringfence.${here}`)
 nats.subscribe(`ringfence.${here}.there`, { callback: (_, question) => question.respond() })
-// Now the server knows of both: what is sent to this host from here on comes.
+// The server has both subscriptions now, so later messages to this host arrive.
 await nats.flush()
 
-// What is published without a subscriber is lost, so nothing is before the other bridge answers.
+// A message without a subscriber is lost, so publish nothing before the other bridge answers.
 for (;;) {
   const answer = await nats.request(`ringfence.${there}.there`, '', { timeout: 1000 }).catch(() => null)
   if (answer !== null) break

@@ -1,8 +1,8 @@
-// The programs at both ends of topics.mjs. They know nothing of bridges.
+// The programs at both ends of topics.mjs. They do not depend on bridges.
 //
-//     node ends.mjs publish ADDRESS COUNT       numbers
-//     node ends.mjs subscribe ADDRESS COUNT     until it has the last number
-//     node ends.mjs send ADDRESS COUNT NAME     numbers, each until it is known to be kept
+//     node ends.mjs publish ADDRESS COUNT       publishes numbers
+//     node ends.mjs subscribe ADDRESS COUNT     reads until the last number
+//     node ends.mjs send ADDRESS COUNT NAME     sends numbers, each until its storage is confirmed
 //     node ends.mjs collect ADDRESS COUNT SENDERS
 
 import { once } from 'node:events'
@@ -12,7 +12,7 @@ import { connect, listen, publish, subscribe } from 'ringfence'
 
 const [what, address, words, ...more] = process.argv.slice(2)
 const count = Number(words)
-/** Messages for each millisecond, so that all take some seconds: bridges are to be killed in the middle. */
+/** Messages per millisecond, so that a run takes some seconds, in which bridges are killed. */
 const PACE = count / 3000
 
 const programs = {
@@ -20,12 +20,12 @@ const programs = {
     const publisher = await publish(address)
     await once(publisher, 'connection')
     for await (const number of paced(0)) await publisher.send(String(number))
-    // It has more to say some day.
+    // Keeps its side open, as a publisher that will continue.
     await once(process, 'SIGTERM')
     await publisher.close()
   },
 
-  /** One bridge after the other publishes here. */
+  /** Subscribes to one bridge after the other. */
   async subscribe() {
     const seen = new Set()
     let repeated = 0
@@ -34,14 +34,14 @@ const programs = {
       for await (const message of untilLost(subscription)) {
         const number = Number(message)
         if (seen.has(number)) repeated += 1
-        // Repeated messages come in their first order.
-        else if (number !== seen.size) throw new Error(`${number} has come, and ${seen.size} has not`)
+        // Repeated messages arrive in their original order.
+        else if (number !== seen.size) throw new Error(`${number} has arrived, and ${seen.size} has not`)
         seen.add(number)
         if (number === count - 1) break
       }
       await subscription.close()
     }
-    console.log(`published: ${seen.size} of ${count} have come, in order; ${repeated} of them again`)
+    console.log(`published: ${seen.size} of ${count} have arrived, in order; ${repeated} of them repeatedly`)
   },
 
   async send() {
@@ -60,7 +60,7 @@ const programs = {
       try {
         for await (const number of paced(before)) await channel.send(`${name} ${number}`)
       } catch {
-        // The bridge is gone: the next one gets what is not known to be kept.
+        // The bridge has exited, so the next one gets the messages that were not confirmed.
       }
       await answers
     }
@@ -83,12 +83,12 @@ const programs = {
       }
       if (all === senders * count) break
     }
-    console.log(`collected: ${all} of ${senders} × ${count} have come; ${repeated} of them again`)
+    console.log(`collected: ${all} of ${senders} × ${count} have arrived; ${repeated} of them repeatedly`)
     await listener.close({ channels: 'close' })
   },
 }
 
-/** The messages of a bridge. One that is killed is followed by the next. */
+/** The messages of a bridge, and of the next one after it was killed. */
 async function* untilLost(messages) {
   try {
     yield* messages

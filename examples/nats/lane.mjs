@@ -1,19 +1,19 @@
-// The carrier of messages from a host to another: a subject of a NATS server, or a stream of it (JetStream), which keeps them until
-// they were delivered.
+// Carries messages from one host to another: over a subject of a NATS server, or over a stream (JetStream), which stores them until
+// they are delivered.
 
 import { AckPolicy, DeliverPolicy, jetstream, jetstreamManager } from '@nats-io/jetstream'
 import { connect } from '@nats-io/transport-node'
 
-/** Messages that are on their way to the server, or from it, at a time. */
+/** The maximum number of messages in flight to or from the server. */
 const WINDOW = 256
 
-/** `stream`: whether the server shall keep them. */
+/** `stream`: whether the server stores the messages. */
 export async function openLane(server, subject, stream) {
   const nats = await connect({ servers: server })
   return stream ? new Stream(nats, subject) : new Subject(nats, subject)
 }
 
-/** At most once: what the server has, while both bridges are up. */
+/** At most once: delivers messages while both bridges run. */
 class Subject {
   #nats
   #subject
@@ -30,11 +30,11 @@ class Subject {
 
   async prepare() {}
 
-  /** Resolves once the message is on its way. */
+  /** Resolves once the message was sent. */
   async put(message) {
     this.#nats.publish(this.#subject, message)
     this.#sent += 1
-    // NATS itself asks no publisher to wait.
+    // NATS has no backpressure for publishers.
     if (this.#sent % WINDOW === 0) await this.#nats.flush()
   }
 
@@ -47,7 +47,7 @@ class Subject {
   }
 }
 
-/** At least once: what the stream has is delivered, whichever bridge is killed and started again. */
+/** At least once: stored messages are delivered even if bridges are killed and restarted. */
 class Stream {
   #nats
   #subject
@@ -66,7 +66,7 @@ class Stream {
     return this.#nats.info.max_payload
   }
 
-  /** Makes the stream where it is missing. */
+  /** Creates the stream if it is missing. */
   async prepare() {
     const manager = await jetstreamManager(this.#nats)
     await manager.streams.add({ name: this.#name, subjects: [this.#subject] })
@@ -74,23 +74,23 @@ class Stream {
   }
 
   /**
-   * Resolves when there is room for another one; `kept`, once the stream has it.
+   * Resolves when there is room for another message; `kept` resolves once the stream has stored it.
    *
-   * @param {string} [id] - What was put by this name a short while ago is not put again.
+   * @param {string} [id] - A message with the id of a recent one is not stored again.
    */
   async put(message, { id, kept = () => {} } = {}) {
     const options = id === undefined ? {} : { msgID: id }
     const putting = this.#jetstream.publish(this.#subject, message, options).then(kept)
     this.#pending.push(putting)
-    // The first that fails ends the bridge: the next one begins where the stream ends.
+    // The first failure ends the bridge. The next bridge continues at the end of the stream.
     if (this.#pending.length >= WINDOW) await this.#pending.shift()
   }
 
-  /** In order, from the first that was not `done`. One reads at a time. */
+  /** Yields messages in order, from the first that was not `done`. Only one reader at a time. */
   async *messages() {
     const manager = await this.prepare()
     const durable_name = `${this.#name}-reader`
-    // Messages that the last reader had fetched and not handled come at once, before all that is behind it, and not after a time limit.
+    // Messages that the previous reader fetched and did not handle are redelivered immediately and first, not after a timeout.
     const before = await manager.consumers.info(this.#name, durable_name).catch(() => null)
     if (before !== null) await manager.consumers.delete(this.#name, durable_name)
     await manager.consumers.add(this.#name, {

@@ -1,4 +1,4 @@
-// Two hosts on one machine: each has a service and a bridge, and a NATS server is between the bridges.
+// Simulates two hosts on one machine: each has a service and a bridge, and a NATS server connects the bridges.
 //
 //     node main.mjs [COUNT [NATS-SERVER]]
 
@@ -32,7 +32,7 @@ try {
     start('service.mjs', address('east'), 'answers'),
   ])
 } catch (error) {
-  console.error(`It did not work: ${error.message}`)
+  console.error(`The example failed: ${error.message}`)
   process.exitCode = 1
 } finally {
   for (const child of processes) child.kill()

@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 
-/** Starts a NATS server at a port that is free. */
+/** Starts a NATS server on a free port. */
 export async function startServer(executable, words = []) {
   const server = spawn(executable, ['--addr', '127.0.0.1', '--port', '-1', ...words], {
     stdio: ['ignore', 'ignore', 'pipe'],

@@ -1,5 +1,5 @@
-// A service that knows of its channel alone: whether its partner is on this host, or the bridge to another, is the
-// same to it.
+// A service that depends only on its channel: it cannot tell whether its partner is on this host, or is the bridge
+// to another host.
 //
 //     node service.mjs ADDRESS asks COUNT
 //     node service.mjs ADDRESS answers

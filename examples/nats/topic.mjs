@@ -1,5 +1,5 @@
-// A topic that two hosts share: what is published on one is published on the other, and what many send on one reaches the collector on
-// the other. The programs of each host know of their address alone.
+// A topic that two hosts share: messages published on one host are published on the other, and messages of many senders on one host
+// reach the collector on the other. The programs of each host know only their address.
 //
 //     node topic.mjs publish out ADDRESS SUBJECT SERVER [--stream]     subscribes at ADDRESS, where a program publishes
 //     node topic.mjs publish in ADDRESS SUBJECT SERVER [--stream] [--audience N]     publishes at ADDRESS, once N have subscribed
@@ -8,7 +8,7 @@
 //
 // It prints "carries" with its first message.
 //
-// --stream: the server keeps what it has until it was delivered (JetStream), and a bridge may be killed at any moment.
+// --stream: the server stores messages until they are delivered (JetStream), and a bridge may be killed at any moment.
 
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
@@ -34,24 +34,24 @@ let silent = true
 const lane = await openLane(server, subject, values.stream)
 await bridges[`${kind} ${way}`](lane)
 
-/** The first message is on its way. */
+/** Reports that the first message was sent. */
 function carries() {
   if (silent) console.log('carries')
   silent = false
 }
 
-/** One publisher after the other. */
+/** Subscribes to one publisher after the other. */
 async function publishOut({ maxMessageSize }) {
   await lane.prepare()
   for (;;) {
-    // The ring's messages are sent again, and the stream has what it knows by its number already: so the messages that were
-    // published between the end of the last bridge and this one are not missing.
+    // Sends the messages of the ring again. The stream ignores those that it has already, by their numbers. So the messages
+    // published between the previous bridge and this one are not lost.
     const from = values.stream ? 'oldest' : 'now'
     const subscription = await subscribe(address, { wait: true, from })
     const publisher = incarnation(subscription.peer.pid)
     for await (const message of subscription) {
       if (message.length > maxMessageSize)
-        throw new Error(`the server takes ${maxMessageSize} bytes, not ${message.length}`)
+        throw new Error(`the server accepts ${maxMessageSize} bytes, not ${message.length}`)
       await lane.put(message, { id: `${publisher}-${subscription.sequence}` })
       carries()
     }
@@ -59,7 +59,7 @@ async function publishOut({ maxMessageSize }) {
   }
 }
 
-/** A publisher that is started again counts from 1 again, and is another one. */
+/** Identifies a publisher: a restarted one counts from 1 again. */
 function incarnation(pid) {
   const started = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ')[19]
   return `${subject}-${pid}-${started}`
@@ -69,16 +69,16 @@ async function publishIn() {
   const publisher = await publish(address, { wait: true })
   const audience = Number(values.audience)
   for await (const { data, done } of lane.messages()) {
-    // What is published without a subscriber is lost.
+    // A message without a subscriber is lost.
     while (publisher.subscribers.length < audience) await once(publisher, 'connection')
     await publisher.send(data)
     carries()
-    // It is in the ring, and outlives this process.
+    // The message is in the ring, which outlives this process.
     done()
   }
 }
 
-/** Each sender learns, by a message, how many of its own the stream has: what it has sent since, it must send again where this ends. */
+/** Sends each sender the number of its messages that are stored. If this bridge exits, the sender must repeat later ones. */
 async function collectOut({ maxMessageSize }) {
   await lane.prepare()
   const listener = await listen(address, { wait: true, maxMessageSize, allowHalfOpen: true })
@@ -88,7 +88,7 @@ async function collectOut({ maxMessageSize }) {
       kept() {
         const count = (kept.get(channel) ?? 0) + 1
         kept.set(channel, count)
-        // One that has gone needs no word.
+        // A sender that has exited needs no confirmation.
         channel.send(String(count)).catch(() => {})
       },
     })

@@ -30,7 +30,7 @@ const start = (script, words, output = 'inherit') => {
   return { child, exited }
 }
 
-/** Started again whenever it has ended, as a service manager does. */
+/** Restarts a program whenever it has exited, like a service manager. */
 function keep(...words) {
   const bridge = new EventEmitter()
   bridge.killed = 0
@@ -39,7 +39,7 @@ function keep(...words) {
     while (!over) {
       const { child, exited } = start('topic.mjs', words, 'pipe')
       bridge.child = child
-      // Its first message: it says nothing else.
+      // The program prints only a line with its first message.
       child.stdout.once('data', () => bridge.emit('carries'))
       await exited
       if (!over) await setTimeout(100)
@@ -49,7 +49,7 @@ function keep(...words) {
   return bridge
 }
 
-/** Kills a bridge in the middle, soon after its first message, as often as it comes to that. */
+/** Kills a bridge soon after its first message, up to the given number of times. */
 async function harass(bridge, times, end) {
   const aborted = { signal: end }
   try {
@@ -96,7 +96,7 @@ try {
   publisher.child.kill('SIGTERM')
   await finish(publisher)
 } catch (error) {
-  console.error(`It did not work: ${error.message}`)
+  console.error(`The example failed: ${error.message}`)
   process.exitCode = 1
 } finally {
   over = true

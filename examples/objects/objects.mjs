@@ -1,11 +1,11 @@
-// A parent and its child exchange values: README.md, beside this file, tells how.
+// A parent and its child exchange values: see README.md.
 
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 
 import { fromParent, json, spawn, structured } from 'ringfence'
 
-/** A codec of one's own: a temperature in two bytes. */
+/** A custom codec: a temperature in two bytes. */
 const tenths = {
   encode(celsius) {
     const bytes = Buffer.alloc(2)
@@ -23,7 +23,7 @@ async function parent() {
   const { channel } = started
   const exited = once(started.child, 'exit')
 
-  // One channel, and a codec for each kind of message. Here both sides know what comes when.
+  // One channel, with a codec for each kind of message. Both sides know the order of the kinds.
   const orders = channel.with(json())
   await orders.send({ id: 1, what: 'apples', count: 3 })
   console.log('json:', await orders.receive())
@@ -34,9 +34,9 @@ async function parent() {
 
   const temperatures = channel.with(tenths)
   for (const celsius of [21.5, -3.2]) await temperatures.send(celsius)
-  console.log('a codec of its own:', await temperatures.receive(), await temperatures.receive())
+  console.log('a custom codec:', await temperatures.receive(), await temperatures.receive())
 
-  // What is no JSON fails one call, and the next goes on.
+  // Invalid JSON fails one call, and the next call continues.
   await channel.send('{"id": 2,')
   await orders.send({ id: 3 })
   console.log(String(await channel.receive()))

@@ -1,4 +1,4 @@
-// A parent and its child, with a private line between them: README.md, beside this file, tells how.
+// A parent and its child with a private line between them: see README.md.
 
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'

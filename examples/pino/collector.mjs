@@ -1,6 +1,6 @@
 // Merges the lines of many writers into one file: whole lines, in order for each writer.
 //
-//     node collector.mjs ADDRESS FILE       SIGTERM or SIGINT: takes what the writers have sent, and ends
+//     node collector.mjs ADDRESS FILE       SIGTERM or SIGINT: writes what was sent so far, and exits
 
 import { once } from 'node:events'
 import { closeSync, openSync, writeSync } from 'node:fs'
@@ -9,7 +9,7 @@ import { pathToFileURL } from 'node:url'
 
 import { listen } from 'ringfence'
 
-/** The block size of writes to the file, once that many bytes are there. */
+/** The size of a write to the file, if that many bytes are available. */
 const BLOCK = 64 << 10
 /** Milliseconds that a stopped collector waits for writers that do not end. */
 const PARTING = 5000
@@ -29,7 +29,7 @@ export async function collect(address, file, { stop, ready, ...options } = {}) {
   const writers = new Set()
   let failure = null
   let lines = 0
-  // A writer may learn of the end of this side, while it still sends.
+  // A writer learns that this side has ended while it still sends.
   const listener = await listen(address, { ...options, allowHalfOpen: true }).catch((error) => {
     block.close()
     throw error
@@ -45,7 +45,7 @@ export async function collect(address, file, { stop, ready, ...options } = {}) {
   try {
     for await (const [writer, line] of listener.messages()) {
       if (!writers.has(writer)) welcome(writer, writers, stop)
-      // The first message of each writer is empty: it says that the writer is there.
+      // The first message of each writer is empty, and announces the writer.
       if (line.length === 0) continue
       block.add(line)
       lines += 1
@@ -65,7 +65,7 @@ function welcome(writer, writers, stop) {
   if (stop?.aborted) void writer.end()
 }
 
-/** Tells every writer that this side ends, so that it logs elsewhere from then on, and ends its own. */
+/** Ends this side for every writer, which then logs to its fallback and ends its own side. */
 async function part(listener, writers) {
   await listener.close()
   for (const writer of writers) void writer.end()
@@ -73,7 +73,7 @@ async function part(listener, writers) {
   for (const writer of writers) void writer.close()
 }
 
-/** Lines on their way to a file: it has them once the event loop has turned, in as few calls as there can be. */
+/** Lines to be written to a file after the event loop's turn, in as few calls as possible. */
 class Block {
   #fd
   #bytes = Buffer.allocUnsafe(BLOCK)
@@ -97,7 +97,7 @@ class Block {
     this.#due ??= setImmediate(() => this.#flushLater())
   }
 
-  /** A disk that is slow, or full, holds up this process alone, until the rings are full. */
+  /** A slow or full disk blocks only this process, until the rings are full. */
   flush() {
     clearImmediate(this.#due)
     this.#due = null

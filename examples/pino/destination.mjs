@@ -1,4 +1,4 @@
-// The destination of pino: a ring, out of which the collector takes the lines. What is in the ring outlives this process.
+// A destination for pino: a ring that the collector reads. Lines in the ring outlive this process.
 //
 //     const log = pino(await ringDestination({ address: '/run/logs/collector.sock' }))
 
@@ -6,7 +6,7 @@ import { EventEmitter } from 'node:events'
 
 import { connect } from 'ringfence'
 
-/** Milliseconds between two attempts to find a collector again. */
+/** Milliseconds between two attempts to reconnect to a collector. */
 const RETRY = 250
 const asleep = new Int32Array(new SharedArrayBuffer(4))
 
@@ -18,7 +18,7 @@ const asleep = new Int32Array(new SharedArrayBuffer(4))
  * @param {{ write(line: string): unknown }} [options.fallback] - Gets the lines for which there is no collector
  * (`process.stderr`, which writes before it returns).
  * All other options are those of `connect`.
- * @returns A destination for pino. It rejects where there is no collector, unless the option `wait` says to wait for it.
+ * @returns A destination for pino. Rejects if there is no collector, unless the option `wait` is set.
  */
 export async function ringDestination({ address, patience = 5000, fallback = process.stderr, ...options }) {
   const channel = await connect(address, options)
@@ -37,7 +37,7 @@ class RingDestination extends EventEmitter {
   #again
   #timer = null
   #ended = false
-  /** The collector has not made room for as long as a call may wait: the next calls do not wait until it has. */
+  /** A call has waited for `patience` without getting room. Until there is room, further calls do not wait. */
   #stuck = false
 
   constructor(channel, { patience, fallback, again }) {
@@ -48,13 +48,13 @@ class RingDestination extends EventEmitter {
     this.#adopt(channel)
   }
 
-  /** The line is in the ring when this returns, or with the fallback. */
+  /** When this returns, the line is in the ring, or was written to the fallback. */
   write(line) {
     if (this.#channel === null || !this.#send(this.#channel, line)) this.#fallback.write(line)
     return true
   }
 
-  /** There is nothing to flush: pino and its exit handlers call it all the same. */
+  /** Does nothing: there is nothing to flush. pino and its exit handlers call it. */
   flushSync() {}
 
   flush(callback) {
@@ -67,7 +67,7 @@ class RingDestination extends EventEmitter {
     clearTimeout(this.#timer)
     const channel = this.#channel
     this.#channel = null
-    // What is in the ring stays readable to the collector.
+    // The collector can still read the lines in the ring.
     void Promise.resolve(channel?.close()).then(() => {
       this.emit('finish')
       this.emit('close')
@@ -75,23 +75,23 @@ class RingDestination extends EventEmitter {
   }
 
   #adopt(channel) {
-    // A program does not live for the sake of its log.
+    // The log must not keep the program alive.
     channel.unref()
     this.#channel = channel
     this.#stuck = false
-    // It knows a writer by its first message, and so can tell one that has logged nothing yet that it ends.
+    // The first message announces this writer, so that the collector can notify it of its end even before the first line.
     channel.trySend('')
-    // A collector that is stopped ends its side, which nothing else does: it waits then for what this side sends until its own end.
+    // Only a stopped collector ends its side. It then reads until this side has ended.
     const told = channel.waitReadable().catch(() => {})
     void Promise.race([told, channel.closed]).then(() => this.#leave(channel))
   }
 
-  /** Whether it is in the ring. */
+  /** Returns whether the line is in the ring. */
   #send(channel, line) {
     try {
       return channel.trySend(line) ? this.#moves() : this.#insist(channel, line)
     } catch (error) {
-      // A line of more than half the ring cannot go at once; all else is the end of the channel.
+      // A line of more than half the ring cannot be sent in one piece. Any other error is the end of the channel.
       if (error.code !== 'ERR_RINGFENCE_MESSAGE_TOO_LARGE') this.#leave(channel)
       return false
     }
@@ -102,7 +102,7 @@ class RingDestination extends EventEmitter {
     return true
   }
 
-  /** Waits for room as a write to a full pipe does, with the thread: a line that only waits in this process would be lost with it. */
+  /** Blocks the thread until there is room, like a write to a full pipe: a line that is queued in this process would be lost with it. */
   #insist(channel, line) {
     const until = this.#stuck ? 0 : performance.now() + this.#patience
     while (performance.now() < until) {

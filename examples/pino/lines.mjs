@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 
-/** The contents of a log, for each writer: the numbers of its lines, in their order. It throws where a line is torn. */
+/** Reads a log, and returns the line numbers of each writer in order. Throws for a torn line. */
 export function lines(file) {
   const text = readFileSync(file, 'utf8')
   const found = new Map()

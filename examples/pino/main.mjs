@@ -1,4 +1,4 @@
-// The cost of a log, and the lines that are left when its writer is killed: README.md, beside this file, tells how.
+// Measures the cost of a log, and the lines that remain when its writer is killed: see README.md.
 //
 //     node main.mjs [--runs 5] [--lines 100000]
 
@@ -19,9 +19,9 @@ const { values } = parseArgs({
 const runs = Number(values.runs)
 const lines = Number(values.lines)
 const WRITERS = 4
-/** Lines for each millisecond where the event loop is looked at: far below what any of them can. */
+/** Lines per millisecond while the event loop is measured, far below the maximum of any way. */
 const PACE = 10
-/** Microseconds of a tick in /proc/PID/stat. */
+/** Microseconds of a clock tick in /proc/PID/stat. */
 const TICK = 10_000
 
 const WAYS = ['ring', 'ring by transport', 'worker thread', 'sonic-boom, sync', 'sonic-boom, async', 'stdout to a pipe']
@@ -52,7 +52,7 @@ function start(command, words, stdio) {
   return { child, exited, pid: child.pid }
 }
 
-/** The process that writes the file for this way, if the writers do not. */
+/** Starts the process that writes the file, if the writers do not write it themselves. */
 async function begin(way) {
   const name = randomBytes(8).toString('hex')
   const file = join(folder, name)
@@ -69,7 +69,7 @@ function write(way, place, name, count, pace, counter = []) {
   const writer = start(process.execPath, words, ['ignore', way === 'stdout to a pipe' ? 'pipe' : 'ignore', 'pipe'])
   const cats = []
   if (way === 'stdout to a pipe') {
-    // The cheapest reader that there is.
+    // The cheapest possible reader.
     const cat = start('cat', [], [writer.child.stdout, openSync(place.file, 'a'), 'inherit'])
     writer.child.stdout.destroy()
     cats.push(cat)
@@ -85,19 +85,19 @@ async function end(place, writers) {
   await place.collector.exited
 }
 
-/** Processor time of a process until now, in microseconds. */
+/** Processor time of a process so far, in microseconds. */
 function cpuOf({ pid }) {
   const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ')
   return (Number(fields[11]) + Number(fields[12])) * TICK
 }
 
-/** As many lines as go: lines/s until the last is in the file, and processor time for each, of all processes. */
+/** Logs at full speed: lines/s until the last is in the file, and processor time per line of all processes. */
 async function flood(way, count) {
   const place = await begin(way)
   const before = place.collector === null ? 0 : cpuOf(place.collector)
   const each = Math.round(lines / count)
   const writers = Array.from({ length: count }, (_, name) => write(way, place, `w${name}`, each, 0))
-  // When the file had how much.
+  // The size of the file over time.
   const sizes = []
   const look = setInterval(() => sizes.push([process.hrtime.bigint(), statSync(place.file).size]), 2)
   const told = (await Promise.all(writers.map((writer) => writer.told))).map((line) => JSON.parse(line))
@@ -105,7 +105,7 @@ async function flood(way, count) {
   await end(place, writers)
   await setTimeout(10)
   clearInterval(look)
-  // A reader of pipes has ended by now; what it took is little, and is left out.
+  // A reader of a pipe has already exited. Its little processor time is not counted.
   const all = sizes.at(-1)[1]
   const done = sizes.find(([, size]) => size === all)[0]
   const began = told.map((one) => BigInt(one.began)).reduce((a, b) => (a < b ? a : b))
@@ -121,7 +121,7 @@ async function flood(way, count) {
   }
 }
 
-/** A little at a time: how late the writer's event loop is. */
+/** Logs at a low rate, and measures the delay of the writer's event loop. */
 async function steady(way) {
   const place = await begin(way)
   const writer = write(way, place, 'a', PACE * 1500, PACE)
@@ -130,7 +130,7 @@ async function steady(way) {
   return told
 }
 
-/** Killed in the middle: how many lines are missing whose log call had returned. */
+/** Kills the writer, and counts the missing lines whose log call had returned. */
 async function kill(way) {
   const place = await begin(way)
   const counter = `${place.file}.counter`

@@ -49,7 +49,7 @@ const place = () => {
 /** The number of calls of a writer that have returned, from the file in which the writer counts them. */
 const returned = (counter) => Number(readFileSync(counter, 'utf8'))
 
-test('several writers, one file: whole lines, in order for each', async () => {
+test('several writers log whole lines to one file, each in order', async () => {
   const { address, file } = place()
   const merging = await collector(address, file)
   const names = ['a', 'b', 'c']
@@ -71,7 +71,7 @@ test('several writers, one file: whole lines, in order for each', async () => {
     )
 })
 
-test('a writer that is killed: each line is there whose log call has returned', async () => {
+test('the lines of a killed writer are kept if their log call has returned', async () => {
   const { address, file, counter } = place()
   writeFileSync(counter, '0'.padStart(12))
   const merging = await collector(address, file)
@@ -82,12 +82,12 @@ test('a writer that is killed: each line is there whose log call has returned', 
   const promised = returned(counter)
   await stop(merging)
   const numbers = lines(file).get('a')
-  // One more may be there, whose call had not returned.
+  // The file may have one more line, whose call had not returned.
   assert.ok(numbers.length === promised || numbers.length === promised + 1, `${numbers.length} of ${promised}`)
   assert.deepEqual(numbers, Array.from(numbers.keys()))
 })
 
-test('a collector that is stopped and started again: no line is lost, and what came between is with the fallback', async () => {
+test('a restarted collector loses no line, and lines in between go to the fallback', async () => {
   const { address, file } = place()
   const between = []
   const first = await collector(address, file)
@@ -104,7 +104,7 @@ test('a collector that is stopped and started again: no line is lost, and what c
   await stopped
   const second = await collector(address, file)
   const before = between.length
-  // Until the destination has found the new one.
+  // Until the destination has reconnected.
   for (let more = -1; between.length !== more; await setTimeout(300)) {
     more = between.length
     write()
@@ -121,7 +121,7 @@ test('a collector that is stopped and started again: no line is lost, and what c
   )
 })
 
-test('a collector that does not read: a log call waits as long as it may, and then writes elsewhere', async () => {
+test('a collector that does not read delays a log call for `patience`, and then the fallback gets the line', async () => {
   const { address, file } = place()
   const merging = await collector(address, file)
   const elsewhere = []
@@ -134,7 +134,7 @@ test('a collector that does not read: a log call waits as long as it may, and th
   merging.kill('SIGSTOP')
   const line = `${'x'.repeat(1000)}\n`
   while (elsewhere.length < 3) ring.write(line)
-  // A line that no ring of this size takes at once goes the same way.
+  // A line that is too long for this ring goes to the fallback as well.
   ring.write(`${'y'.repeat(40_000)}\n`)
   assert.equal(elsewhere.length, 4)
   merging.kill('SIGCONT')
@@ -145,11 +145,11 @@ test('a collector that does not read: a log call waits as long as it may, and th
   assert.match(text, /^(x{1000}\n){30,}$/)
 })
 
-test('behind a stage that makes text of each line: all lines arrive, also those that are not JSON', async () => {
+test('behind a stage that formats lines as text, all lines arrive', async () => {
   const { address, file } = place()
   const merging = await collector(address, file)
   const stage = join(folder, 'stage.mjs')
-  // Pieces of a line may come apart: it waits for the whole.
+  // Pieces of a line may arrive separately, and are joined.
   writeFileSync(
     stage,
     `import { Transform } from 'node:stream'
@@ -178,7 +178,7 @@ test('behind a stage that makes text of each line: all lines arrive, also those 
   assert.equal(readFileSync(file, 'utf8'), wanted.join(''))
 })
 
-test("in pino's own thread: whole lines, all of them where the process ends by itself", async () => {
+test("in pino's own thread, all lines arrive whole if the process exits normally", async () => {
   const { address, file } = place()
   const merging = await collector(address, file)
   const writer = start('writer.mjs', ['ring by transport', address, 'a', '5000', '0'], 'ignore')

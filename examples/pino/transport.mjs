@@ -1,4 +1,4 @@
-// The same as a transport that pino loads by its name into a thread of its own. Lines that that thread has not taken yet are lost with
+// The destination as a transport, which pino loads into a thread. Lines that the thread has not received yet are lost with
 // the process: prefer destination.mjs.
 //
 //     pino({ transport: { target: '/…/transport.mjs', options: { address: '/run/logs/collector.sock' } } })
@@ -9,11 +9,11 @@ import build from 'pino-abstract-transport'
 
 import { ringDestination } from './destination.mjs'
 
-/** Those of a destination that can be handed to a thread. */
+/** The options of a destination that can be passed to a thread. */
 const OPTIONS = new Set(['address', 'patience', 'capacity', 'maxMessageSize', 'policy', 'handshakeTimeout', 'wait'])
 
 export default async function transport(options) {
-  // pino adds some of its own to those that the program gives.
+  // pino adds its own options to those of the program.
   const known = Object.entries(options).filter(([name]) => OPTIONS.has(name))
   const ring = await ringDestination(Object.fromEntries(known))
   const write = async (source) => {
@@ -23,7 +23,7 @@ export default async function transport(options) {
     ring.end()
     await once(ring, 'close')
   }
-  // The thread hands over bytes in pieces: they are cut into lines, so that each is one message. A stage before this one may write
+  // The thread passes bytes in pieces, which are split into lines, so that each line is one message. An earlier stage may write
   // any text: a line that is not JSON would be dropped if it was parsed.
   const asItIs = {}
   return build(write, { parse: 'lines', parseLine: () => asItIs, close })

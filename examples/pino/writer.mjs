@@ -1,8 +1,8 @@
-// A process that logs, in one of the ways that are compared. It prints JSON, for main.mjs and test.mjs.
+// A process that logs in one of the compared ways. It prints JSON for main.mjs and test.mjs.
 //
 //     node writer.mjs WAY TARGET NAME COUNT PACE [COUNTER]
 //
-// PACE: lines for each millisecond, or 0 for as many as go. COUNTER: a file that has, at any moment, how many log calls have returned.
+// PACE: lines per millisecond, or 0 for full speed. COUNTER: a file with the number of log calls that have returned so far.
 
 import { openSync, writeSync } from 'node:fs'
 import { monitorEventLoopDelay } from 'node:perf_hooks'
@@ -26,7 +26,7 @@ const destinations = {
   'worker thread': () => pino.transport({ target: 'pino/file', options: { destination: target } }),
   'sonic-boom, sync': () => pino.destination({ dest: target, sync: true }),
   'sonic-boom, async': () => pino.destination({ dest: target, sync: false, minLength: 4096 }),
-  // The parent has given this process a pipe, and writes the file.
+  // Standard output is a pipe to the parent, which writes the file.
   'stdout to a pipe': () => pino.destination({ dest: 1, sync: true }),
 }
 const destination = await destinations[way]()
@@ -38,7 +38,7 @@ const began = process.hrtime.bigint()
 const cpu = process.cpuUsage()
 await (pace === 0 ? flood() : steady())
 delay.disable()
-// As it exits, so that what other threads did, and what was left to flush, is in it.
+// At exit, to include other threads and the last flush.
 process.on('exit', () => {
   const { user, system } = process.cpuUsage(cpu)
   const figures = { began: String(began), cpu: user + system, p99: delay.percentile(99) / 1e6, max: delay.max / 1e6 }
@@ -46,7 +46,7 @@ process.on('exit', () => {
 })
 if (way === 'ring') destination.end()
 
-/** As fast as it goes, with a turn of the event loop after each hundred. */
+/** Logs at full speed, with a turn of the event loop after each hundred lines. */
 async function flood() {
   for (let line = 0; line < count; line += 1) {
     write(line)
@@ -54,7 +54,7 @@ async function flood() {
   }
 }
 
-/** This many for each millisecond that has gone by. */
+/** Logs a number of lines for each elapsed millisecond. */
 async function steady() {
   for (let line = 0; line < count;) {
     const due = Math.min(count, Math.floor((Number(process.hrtime.bigint() - began) / 1e6) * pace))
@@ -68,7 +68,7 @@ function write(line) {
   if (counter !== null) returns(line + 1)
 }
 
-/** The call of this line has returned: known also once this process is killed. */
+/** Records that the call of this line has returned. The record survives a kill of this process. */
 function returns(lines) {
   writeSync(counter, String(lines).padStart(12), 0)
 }

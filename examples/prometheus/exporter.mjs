@@ -1,4 +1,4 @@
-// Scrapes in a process of its own, for main.mjs: `node exporter.mjs DIRECTORY PLACES`.
+// Scrapes in a separate process, for main.mjs: `node exporter.mjs DIRECTORY PLACES`.
 
 import { collectMetrics } from './metrics.mjs'
 

@@ -1,4 +1,4 @@
-// The cost of a scrape with many workers, beside prom-client's AggregatorRegistry: README.md, beside this file, tells how.
+// Measures a scrape of many workers, and the same with prom-client's AggregatorRegistry: see README.md.
 //
 //     node main.mjs [--runs 3] [--workers 8] [--routes 50] [--scrapes 50]
 
@@ -52,18 +52,18 @@ exporter = fork(here('exporter.mjs'), [directory, String(count)])
 await once(exporter, 'message')
 let next = 0
 
-/** The ways to make the text: the primary asks all workers; the primary reads the rings; a separate process reads the rings. */
+/** The ways to collect the metrics: the primary asks all workers, the primary reads the rings, or a separate process reads the rings. */
 const ways = {
   AggregatorRegistry: () => aggregator.clusterMetrics(),
   'rings, in the primary': () => metrics.scrape(),
-  'rings, in a process of its own': async () => {
+  'rings, in a separate process': async () => {
     exporter.send((next += 1))
     const [{ text }] = await once(exporter, 'message')
     return text
   },
 }
 
-// They must say the same; only what changes by itself is left out.
+// All ways must give the same metrics, except for those that change on their own.
 const steady = (text) =>
   text
     .split('\n')
@@ -101,7 +101,7 @@ async function measure(way) {
   return { took, delay: { p99: loop.percentile(99) / 1e6, max: loop.max / 1e6 } }
 }
 
-/** One worker does nothing for a while, as in a long computation. */
+/** Blocks one worker for a while, like a long computation. */
 async function withOneStopped(way) {
   const [worker] = workers
   worker.process.kill('SIGSTOP')

@@ -1,5 +1,5 @@
-// The metrics of many workers, read by any process: each worker publishes a snapshot of its own, and a scrape reads the newest of each.
-// No worker is asked, so none is waited for.
+// The metrics of many workers, readable by any process: each worker publishes snapshots, and a scrape reads the newest of each worker.
+// A scrape sends no request to a worker, so it waits for none.
 //
 //     await exposeMetrics({ directory: '/run/shop/metrics' })                                  // in each worker
 //     const metrics = await collectMetrics({ directory: '/run/shop/metrics' })                 // where it is scraped
@@ -12,7 +12,7 @@ import { join } from 'node:path'
 import prometheus from 'prom-client'
 import { publish, subscribe } from 'ringfence'
 
-/** Milliseconds before a place that has failed is looked at again. */
+/** Milliseconds before the next attempt to read a place that has failed. */
 const AGAIN = 1000
 
 const addressesOf = (directory, places) =>
@@ -37,9 +37,9 @@ export async function exposeMetrics({
   ...options
 }) {
   await mkdir(directory, { recursive: true, mode: 0o700 })
-  // None that reads may hold the worker up.
+  // No reader may delay the worker.
   const publisher = await firstFree(addressesOf(directory, places), { ...options, deliveries: ['latest'] })
-  // A worker does not live for the sake of its metrics.
+  // The metrics must not keep the worker alive.
   publisher.unref()
   const now = async () => publisher.send(JSON.stringify(await registry.getMetricsAsJSON()))
   try {
@@ -48,7 +48,7 @@ export async function exposeMetrics({
     await publisher.close()
     throw error
   }
-  // A snapshot that fails leaves the last one there, and is reported.
+  // A failed snapshot is reported, and the previous one stays.
   const timer = setInterval(() => void now().catch((error) => process.emitWarning(error)), every).unref()
   return {
     now,
@@ -73,12 +73,12 @@ async function firstFree(addresses, options) {
 }
 
 /**
- * Subscribes to all workers of a directory, and to those that come later. Resolves once it has a snapshot of each that is there.
+ * Subscribes to all workers of a directory, and to later ones. Resolves once it has a snapshot of each current worker.
  *
  * @param {object} options
  * @param {string} options.directory
- * @param {number} [options.places] - As of the workers (64).
- * @param {(error: Error) => void} [options.refused] - Told of a worker that cannot be subscribed to.
+ * @param {number} [options.places] - The same as for the workers (64).
+ * @param {(error: Error) => void} [options.refused] - Called if a worker cannot be subscribed to.
  * All other options are those of `subscribe`.
  */
 export async function collectMetrics({ directory, places = 64, refused = () => {}, ...options }) {
@@ -88,7 +88,7 @@ export async function collectMetrics({ directory, places = 64, refused = () => {
 }
 
 class Collection {
-  /** The subscriptions that are open, each with the last snapshot that was asked for. */
+  /** The open subscriptions, each with the last snapshot that a scrape has read. */
   #workers = new Map()
   #closing = new AbortController()
   #refused
@@ -97,16 +97,16 @@ class Collection {
   constructor(refused, options) {
     this.#refused = refused
     this.#options = options
-    // Each place without a worker listens to it.
+    // Each place without a worker adds a listener.
     setMaxListeners(0, this.#closing.signal)
   }
 
-  /** Workers that are there. */
+  /** The number of connected workers. */
   get size() {
     return this.#workers.size
   }
 
-  /** The metrics of all workers as one text, added up as each metric's `aggregator` says. */
+  /** Returns the metrics of all workers as one text, aggregated by each metric's `aggregator`. */
   scrape() {
     const snapshots = []
     for (const subscription of this.#workers.keys()) {
@@ -126,13 +126,13 @@ class Collection {
     addresses.forEach((address, index) => void this.#follow(address, there[index]))
   }
 
-  /** Messages between two scrapes are skipped by the delivery, and was never copied. */
+  /** Reads the newest snapshot. Those between two scrapes are skipped and never copied. */
   #newest(subscription) {
     try {
       const message = subscription.tryReceive()
       if (message !== undefined) this.#workers.set(subscription, message)
     } catch {
-      // It has ended in this moment: what it has said last counts for this once.
+      // The worker has just exited. Its last snapshot still counts for this scrape.
     }
     return this.#workers.get(subscription) ?? null
   }
@@ -155,7 +155,7 @@ class Collection {
       this.#workers.set(subscription, await subscription.receive())
       return subscription
     } catch (error) {
-      // Without `wait`: there is none. Else it is a refusal, or trouble of this process's own, and may be mended.
+      // Without `wait`, there is no worker. Otherwise it is a refusal or a local error, which may be temporary.
       if (wait && !this.#closing.signal.aborted) {
         this.#refused(error)
         await new Promise((resolve) => setTimeout(resolve, AGAIN).unref())

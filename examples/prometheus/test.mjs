@@ -37,7 +37,7 @@ async function until(holds) {
   while (!(await holds())) await new Promise((resolve) => setTimeout(resolve, 5))
 }
 
-test('a scrape adds up the newest of all workers, of one that comes later, and no more of one that is gone', async () => {
+test('a scrape sums up the newest snapshots of current workers only', async () => {
   const first = await start()
   const second = await start()
   await add(first, 10)
@@ -60,14 +60,14 @@ test('a scrape adds up the newest of all workers, of one that comes later, and n
   await until(async () => metrics.size === 3)
   assert.equal(await total(metrics), 1013)
 
-  // One that hangs is read as it was.
+  // The last snapshot of a blocked worker is read.
   fourth.kill('SIGSTOP')
   assert.equal(await total(metrics), 1013)
   fourth.kill('SIGCONT')
   await metrics.close()
 })
 
-test('any number of places is looked at, without a warning of too many listeners', async () => {
+test('many places cause no warning of too many listeners', async () => {
   const warnings = []
   const note = (warning) => warnings.push(warning)
   process.on('warning', note)
@@ -84,7 +84,7 @@ test('any number of places is looked at, without a warning of too many listeners
   assert.deepEqual(warnings, [])
 })
 
-test('a worker publishes by itself, every so often', async () => {
+test('a worker publishes at intervals', async () => {
   const place = join(folder, 'by itself')
   const worker = await start(20, place)
   const metrics = await collectMetrics({ directory: place, places: 2 })

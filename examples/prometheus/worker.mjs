@@ -1,10 +1,10 @@
-// A worker with metrics of the usual kind, for main.mjs and test.mjs: answers the primary's commands.
+// A worker with typical metrics, for main.mjs and test.mjs: carries out the primary's commands.
 
 import { exposeMetrics } from './metrics.mjs'
 import prometheus from 'prom-client'
 
 const [directory, routes = '1', every = '200'] = process.argv.slice(2)
-// As a worker of prom-client's own cluster support, too.
+// Also as a worker of prom-client's own cluster support.
 void new prometheus.AggregatorRegistry()
 if (Number(routes) > 1) prometheus.collectDefaultMetrics()
 const requests = new prometheus.Counter({ name: 'requests_total', help: 'Requests', labelNames: ['route'] })

@@ -3,8 +3,8 @@
 import { createBirpc } from 'birpc'
 
 /**
- * The other side's functions. `timeout`: milliseconds that a call may take. birpc has a `$close` for a line that is cut: every call that
- * is pending rejects then.
+ * Returns the other side's functions. `timeout`: milliseconds for a call. At the end of the channel, birpc's `$close` rejects every pending
+ * call.
  */
 export function birpc(channel, functions, { timeout = 60_000, codec } = {}) {
   const port = (codec === undefined ? channel : channel.with(codec)).port()

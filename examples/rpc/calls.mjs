@@ -1,10 +1,10 @@
-// ringfence's own calls, with functions by name. The deadline travels, and a peer that is gone rejects every pending call.
+// ringfence's own calls, with functions by name. The deadline is sent with each call, and the loss of the peer rejects every pending call.
 
 import { json } from 'ringfence'
 
 /**
- * The other side's functions. `functions`: this side's. `timeout`: milliseconds that a call may take. `concurrency`: calls that this side
- * works on at a time; more wait.
+ * Returns the other side's functions. `functions`: this side's. `timeout`: milliseconds for a call. `concurrency`: the number of calls that this
+ * side runs at a time; further calls wait.
  */
 export function overCalls(channel, functions, { timeout = 60_000, concurrency = 1000, codec = json() } = {}) {
   const values = channel.with(codec)

@@ -1,10 +1,10 @@
-// capnweb over a channel, by a transport of its own: a peer that is gone rejects every call that is pending, and a call that is sent waits for room.
+// capnweb over a channel, with a custom transport: the loss of the peer rejects every pending call, and a call waits for room in the ring.
 
 import { RpcSession } from 'capnweb'
 
 export { RpcTarget } from 'capnweb'
 
-/** The interface that capnweb expects of a line. */
+/** The transport interface of capnweb. */
 class ChannelTransport {
   #channel
 
@@ -22,13 +22,13 @@ class ChannelTransport {
     return message.toString()
   }
 
-  /** The last message says why; it has a moment to get through. */
+  /** The last message has the reason, and a moment to be sent. */
   abort() {
     void this.#channel.close({ linger: 1000 })
   }
 }
 
-/** The other side's main object. `main`: this side's, an RpcTarget. */
+/** Returns the other side's main object. `main`: this side's, an RpcTarget. */
 export function capnweb(channel, main) {
   const remote = new RpcSession(new ChannelTransport(channel), main).getRemoteMain()
   return { remote, close: () => channel.close({ linger: 1000 }) }

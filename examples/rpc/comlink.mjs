@@ -1,14 +1,14 @@
-// comlink over a channel. comlink itself leaves a call pending for ever where the other side goes, and passes callbacks as ports, which no
-// process can hand to another. Both are mended here, around the endpoint that it is given.
+// comlink over a channel. comlink itself never settles the pending calls of a lost peer, and passes callbacks as ports, which no
+// process can send to another. The endpoint here solves both.
 
 import * as comlink from 'comlink'
 
-/** One of several conversations over one port: the main object's, and one for each callback. */
+/** One of several endpoints over one port: the main object's, and one for each callback. */
 class Lane {
   #link
   #number
   #listeners = new Set()
-  /** Calls that wait for their answer, each with its timer. */
+  /** Pending calls, each with its timer. */
   #pending = new Map()
 
   constructor(link, number) {
@@ -25,7 +25,7 @@ class Lane {
   }
 
   postMessage(message) {
-    // A call has a path, an answer has none.
+    // Only calls have a path.
     if (message.path !== undefined) this.#expect(message.id)
     this.#link.post({ lane: this.#number, message })
   }
@@ -51,7 +51,7 @@ class Lane {
     for (const id of this.#pending.keys()) this.fail(id, 'Error', 'the peer has gone')
   }
 
-  /** Answers in the place of the peer, as comlink tells what was thrown. */
+  /** Answers instead of the peer, with an error in comlink's format. */
   fail(id, name, message) {
     if (!this.#pending.has(id)) return
     const value = { isError: true, value: { name, message, stack: new Error(message).stack } }
@@ -98,7 +98,7 @@ class Link {
 }
 
 /**
- * The other side's object. `exposed`: this side's. `timeout`: milliseconds that a call may take. comlink knows one way for all callbacks of
+ * Returns the other side's object. `exposed`: this side's. `timeout`: milliseconds for a call. comlink has one transfer handler for all callbacks of
  * a process (`comlink.proxy`), so this is for one channel in a process.
  */
 export function overComlink(channel, exposed, { timeout = 60_000, codec } = {}) {

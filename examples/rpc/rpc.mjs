@@ -60,9 +60,9 @@ async function call(name) {
   const failure = await remote.fail().catch((error) => error)
   console.log(`${name}: the other side threw "${failure.message}"`)
 
-  // Each of these would wait for ever.
+  // Each of these calls would wait forever.
   const pending = Array.from({ length: 100 }, () => remote.hang().then(never, (error) => error.message))
-  // The first answer says that they have arrived.
+  // Once the first is answered, all have arrived.
   await remote.add(0, 0)
   started.child.kill('SIGKILL')
   const reasons = new Set(await Promise.all(pending))

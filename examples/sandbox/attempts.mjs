@@ -1,6 +1,6 @@
-// The attacks, each in a sandbox of its own. A function resolves with how the attempt failed, and rejects if it has succeeded.
+// The attacks, each in its own sandbox. A function resolves with the failure of the attempt, and rejects if the attempt succeeded.
 
-/** Code that ends with an error of its own in the sandbox. */
+/** Code that must fail with an error in the sandbox. */
 const fails =
   (code) =>
   async ({ channel, input }) => {
@@ -33,7 +33,7 @@ export const attempts = {
 
   'kills the host': fails(`process.kill(input.host, 'SIGKILL')`),
 
-  // Of the channel's memory, it can write its own ring alone. It overwrites that with junk behind each message.
+  // The sandboxed code can write only its own ring. It overwrites the ring with junk after each message.
   'corrupts the ring': ends(
     `
     const { readFileSync, openSync, writeSync } = require('node:fs')
@@ -57,7 +57,7 @@ export const attempts = {
       last = performance.now()
     })
     const flood = channel.call({ code: `for (;;) await channel.send('x'.repeat(1000))`, input }, { timeout: 2000 })
-    // The host reads some and keeps none.
+    // The host reads some messages and keeps none.
     const reading = (async () => {
       for await (const _ of channel);
     })()
@@ -77,7 +77,7 @@ export const attempts = {
   },
 
   'takes all memory': async ({ channel, input, limited }) => {
-    if (!limited) return 'not tried: this user may not make a cgroup'
+    if (!limited) return 'skipped: this user may not create a cgroup'
     const code = `const hoard = []; for (;;) hoard.push(Buffer.alloc(16 << 20, 1))`
     return ends(code, 'lost')({ channel, input })
   },

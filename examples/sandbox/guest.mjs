@@ -1,4 +1,4 @@
-// The runner inside the sandbox: it runs what it is sent. Whatever code gets hold of this process, the host is safe from it.
+// The runner inside the sandbox, which runs the code that it receives. The host is safe even if that code takes over this process.
 
 import { createRequire } from 'node:module'
 

@@ -11,7 +11,7 @@ import { compare, compareWithout } from './speed.mjs'
 const size = Number(process.argv[2] ?? 8) * 2 ** 20
 const folder = mkdtempSync(join(tmpdir(), 'ringfence-sandbox-'))
 const secret = join(folder, 'secret')
-writeFileSync(secret, 'nobody else may read this', { mode: 0o600 })
+writeFileSync(secret, 'no other user may read this', { mode: 0o600 })
 const input = { secret, host: process.pid }
 
 try {
@@ -29,11 +29,11 @@ try {
   rmSync(folder, { recursive: true })
 }
 
-/** A job with its data and a deadline. */
+/** Runs a job with its data and a deadline. */
 async function job() {
   const started = await sandbox()
   const { channel } = started
-  console.log(`The process in the sandbox is ${channel.peer.pid}. What was proven before anything was shared:`)
+  console.log(`The process in the sandbox is ${channel.peer.pid}. The checks before memory was shared:`)
   const checks = new Map(channel.evidence.map(({ check, found }) => [check, found]))
   for (const [check, found] of [...checks].filter(([name]) => name.startsWith('confined.')))
     console.log(`  ${check.padEnd(28)}${found}`)
@@ -48,7 +48,7 @@ async function job() {
   await started[Symbol.asyncDispose]()
 }
 
-/** Starts a daemon in the sandbox, ends the sandbox, and looks for the daemon. */
+/** Starts a daemon in the sandbox, ends the sandbox, and checks that the daemon was killed. */
 async function outlive() {
   const mark = `ringfence-daemon-${process.pid}`
   const started = await sandbox()
@@ -66,7 +66,7 @@ function isRunning(mark) {
     try {
       return /^\d+$/.test(pid) && readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes(mark)
     } catch {
-      return false // it has exited meanwhile
+      return false // it has exited
     }
   })
 }

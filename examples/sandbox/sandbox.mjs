@@ -1,4 +1,4 @@
-// Starts a program in a sandbox, with a channel to it: bubblewrap's namespaces, a seccomp filter, and a cgroup where this user may make one.
+// Starts a program in a sandbox with a channel: bubblewrap's namespaces, a seccomp filter, and a cgroup if this user may create one.
 
 import {
   closeSync,
@@ -27,7 +27,7 @@ const guest = fileURLToPath(new URL('guest.mjs', import.meta.url))
 const MEMORY = 512 << 20
 const PROCESSES = 64
 
-/** The words of bwrap. The program sees the system's programs and this project, can write nothing, and has no network. */
+/** The arguments of bwrap. The program can read the system's programs and this project, can write nothing, and has no network. */
 export const view = [
   ...['--unshare-all', '--unshare-user', '--die-with-parent', '--new-session', '--cap-drop', 'ALL'],
   ...['--proc', '/proc', '--dev', '/dev', '--tmpfs', '/tmp'],
@@ -39,10 +39,10 @@ export const view = [
   ...['--clearenv', '--setenv', 'PATH', '/usr/bin:/bin', '--setenv', 'RINGFENCE_LINE', '4'],
 ]
 
-/** Joins the cgroup before anything else starts, and becomes bwrap. */
+/** Joins the cgroup first, and then executes bwrap. */
 const enter = 'for group in $GROUPS_TO_JOIN; do echo $$ >"$group/cgroup.procs"; done; exec bwrap "$@"'
 
-/** The process that answers must be confined. Otherwise there is no channel. */
+/** The policy: a process that is not confined gets no channel. */
 const policy = {
   confined: {
     noNewPrivs: true,
@@ -53,7 +53,7 @@ const policy = {
   },
 }
 
-/** Runs `[guest.mjs]`, or another program of Node with its arguments. */
+/** Runs `[guest.mjs]`, or another Node program with its arguments. */
 export async function sandbox(program = [guest], { codec = structured() } = {}) {
   const folder = mkdtempSync(join(tmpdir(), 'ringfence-sandbox-'))
   writeFileSync(join(folder, 'filter'), filter())
@@ -88,7 +88,7 @@ export async function sandbox(program = [guest], { codec = structured() } = {}) 
 
 let made = 0
 
-/** Makes a cgroup of version 2, or of version 1 for memory and one for processes, below this process's own. None if it may not. */
+/** Creates a cgroup below this process's own: one of version 2, or two of version 1, for memory and processes. Returns none without permission. */
 function makeGroups() {
   const own = readFileSync('/proc/self/cgroup', 'utf8')
     .trim()
@@ -115,7 +115,7 @@ function makeGroups() {
   return groups
 }
 
-/** A cgroup can be removed once its last process is gone. */
+/** Removes a cgroup once its last process has exited. */
 async function removeGroups(groups) {
   for (const group of groups) {
     while (readFileSync(join(group, 'cgroup.procs'), 'utf8') !== '') await sleep(5)

@@ -1,4 +1,4 @@
-// Orders as JSON from a sandboxed child to its parent: through a channel, through a pipe, and through a WebSocket.
+// Measures orders as JSON from a sandboxed child to its parent: over a channel, a pipe and a WebSocket.
 
 import { spawn as start } from 'node:child_process'
 import { once } from 'node:events'
@@ -18,7 +18,7 @@ const ORDERS = 300_000
 const RUNS = 3
 const orders = fileURLToPath(new URL('orders.mjs', import.meta.url))
 
-/** Each counts what arrives, and resolves once all has arrived. */
+/** Each counts the arrived orders, and resolves once all have arrived. */
 const ways = {
   'a channel': async (count) => {
     const started = await sandbox([orders, 'channel', ORDERS], { codec: json() })
@@ -31,7 +31,7 @@ const ways = {
     })
     for await (const line of createInterface({ input: child.stdout })) count(JSON.parse(line))
   },
-  // It needs a hole in the sandbox: the folder of a Unix socket, and a filter that allows socket(2) and connect(2).
+  // Needs a weaker sandbox: access to the folder of a Unix socket, and a filter that allows socket(2) and connect(2).
   'a WebSocket': async (count) => {
     const folder = mkdtempSync(join(tmpdir(), 'ringfence-sandbox-'))
     const path = join(folder, 'orders.sock')
@@ -72,15 +72,15 @@ export async function compare() {
 
 const ROUND_TRIPS = 20_000
 
-/** The same program in a sandbox and without one. */
+/** Starts the program in a sandbox, and without one. */
 const places = {
   'in the sandbox': (words) => sandbox([orders, ...words], { codec: json() }),
-  // With a session of its own, as the sandbox has: the scheduler shares the processors among sessions (sched_autogroup).
+  // In its own session, like the sandbox: the scheduler divides processor time among sessions (sched_autogroup).
   'without a sandbox': (words) =>
     spawn(process.execPath, [orders, ...words], { codec: json(), spawn: { detached: true } }),
 }
 
-/** Whether the sandbox costs the channel anything. */
+/** Compares the channel with and without a sandbox. */
 export async function compareWithout() {
   console.log(`\nThe channel in a sandbox and without one, median of ${RUNS}:`)
   const found = Object.fromEntries(Object.keys(places).map((name) => [name, { times: [], trips: [] }]))
@@ -101,7 +101,7 @@ export async function compareWithout() {
   }
 }
 
-/** Microseconds until one order has come back, on average. */
+/** Average microseconds of a round trip of one order. */
 async function roundTrip(place) {
   const started = await place(['echo'])
   const { channel } = started

@@ -1,4 +1,4 @@
-// The example runs, and each attack fails as README.md says.
+// Checks that the example runs, and that each attack fails as README.md describes.
 
 import { spawn } from 'node:child_process'
 import { match, equal } from 'node:assert/strict'

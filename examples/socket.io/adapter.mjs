@@ -1,9 +1,9 @@
-// A cluster adapter for socket.io: the workers of one host tell each other by publish and subscribe what each tells its clients.
+// A cluster adapter for socket.io: the workers of one host exchange their broadcasts by publish and subscribe.
 //
 //     const mesh = await joinMesh({ directory: '/run/chat' })
 //     io.adapter(createAdapter(mesh))
 //
-// Each worker publishes into one ring, which all others read. There is no primary and no server in between.
+// Each worker publishes to one ring, which all others read. There is no primary and no server in between.
 
 import { EventEmitter, once, setMaxListeners } from 'node:events'
 import { mkdir } from 'node:fs/promises'
@@ -12,9 +12,9 @@ import { join } from 'node:path'
 import { publish, structured, subscribe } from 'ringfence'
 import { ClusterAdapterWithHeartbeat, MessageType } from 'socket.io-adapter'
 
-/** Milliseconds for which a new worker waits until those that it reads also read it. */
+/** Milliseconds for which a new worker waits until the workers that it reads have subscribed to it. */
 const MUTUAL = 5000
-/** Milliseconds before a place that has failed is looked at again. */
+/** Milliseconds before the next attempt to read a place that has failed. */
 const AGAIN = 1000
 
 /**
@@ -43,7 +43,7 @@ export function createAdapter(mesh, options = {}) {
   }
 }
 
-/** The first place that is not taken; two that ask at once get two. */
+/** Claims the first free place. Two concurrent workers get different ones. */
 async function firstFree(addresses, options) {
   let occupied
   for (const address of addresses) {
@@ -91,7 +91,7 @@ class Mesh extends EventEmitter {
     return this.#sending.send(message)
   }
 
-  /** Lets the others go on without this worker. */
+  /** Disconnects this worker from the others. */
   async close() {
     this.#closing.abort()
     await this.#publisher.close()
@@ -103,7 +103,7 @@ class Mesh extends EventEmitter {
     await this.#beHeard(there.filter((subscription) => subscription !== null))
   }
 
-  /** Reads from the worker at a place, if there is one, and from each that comes later. */
+  /** Reads from the current worker at a place, if there is one, and from later ones. */
   async #hearNow(address) {
     const subscription = await this.#subscribe(address, false)
     void this.#follow(address, subscription)
@@ -123,7 +123,7 @@ class Mesh extends EventEmitter {
     try {
       return await subscribe(address, { wait, signal, policy: this.#policy })
     } catch (error) {
-      // Without `wait`: there is none. Else it is a refusal, or trouble of this process's own, and may be mended.
+      // Without `wait`, there is no worker. Otherwise it is a refusal or a local error, which may be temporary.
       if (wait && !signal.aborted) {
         this.emit('refused', error)
         await new Promise((resolve) => setTimeout(resolve, AGAIN).unref())
@@ -132,7 +132,7 @@ class Mesh extends EventEmitter {
     }
   }
 
-  /** Hands on what one worker says, until it has ended. */
+  /** Dispatches the messages of a worker until it has ended. */
   async #read(subscription) {
     const { signal } = this.#closing
     const close = () => void subscription.close()
@@ -144,16 +144,16 @@ class Mesh extends EventEmitter {
         this.#adapters.get(message.nsp)?.onMessage(message)
       }
     } catch (error) {
-      // It was too slow, and has missed something: it begins anew.
+      // This worker was too slow and missed messages. It subscribes again.
       this.emit('lost', error)
     }
     signal.removeEventListener('abort', close)
     await subscription.close()
-    // The kernel has said that it is gone: nothing waits for a heartbeat that does not come.
+    // The kernel reports the exit of a worker, so nothing waits for a missing heartbeat.
     for (const [uid, nsp] of speakers) this.#adapters.get(nsp)?.onMessage({ type: MessageType.ADAPTER_CLOSE, uid, nsp })
   }
 
-  /** Those that are heard must hear what this worker says first: each subscribes to it as soon as it is there. */
+  /** Waits until the other workers have subscribed to this one, so that they get its first message. */
   async #beHeard(subscriptions) {
     const deadline = AbortSignal.timeout(MUTUAL)
     const gone = new Set()
@@ -164,7 +164,7 @@ class Mesh extends EventEmitter {
       try {
         await once(this.#publisher, 'connection', { signal: deadline })
       } catch {
-        // One that does not listen holds up no other.
+        // A worker that does not respond must not delay the others.
         return
       }
     }
@@ -184,13 +184,13 @@ class RingAdapter extends ClusterAdapterWithHeartbeat {
     this.publish({ type: MessageType.HEARTBEAT })
   }
 
-  /** No offset: a client that comes back to another worker gets what comes from then on. */
+  /** Returns no offset: a client that reconnects to another worker gets only later messages. */
   async doPublish(message) {
     await this.#mesh.send(message)
     return ''
   }
 
-  /** All hear it, and the one that has asked knows its request. */
+  /** All workers get the response, and the requester recognizes its request. */
   doPublishResponse(_, response) {
     return this.#mesh.send(response)
   }

@@ -1,4 +1,4 @@
-// The cost of a broadcast among workers, beside the adapters that people use: README.md, beside this file, tells how.
+// Measures a broadcast among workers, and the same with common adapters: see README.md.
 //
 //     node main.mjs [--runs 5] [--broadcasts 10000]
 
@@ -19,7 +19,7 @@ const { values } = parseArgs({
 const runs = Number(values.runs)
 const broadcasts = Number(values.broadcasts)
 const COUNTS = [1, 2, 4]
-/** Microseconds of a tick in /proc/PID/stat. */
+/** Microseconds of a clock tick in /proc/PID/stat. */
 const TICK = 10_000
 
 const folder = mkdtempSync(join(tmpdir(), 'ringfence-socket.io-'))
@@ -29,13 +29,13 @@ process.on('exit', () => {
   rmSync(folder, { recursive: true })
 })
 
-// The primary's part in the adapter over the cluster's own IPC; the others leave it idle.
+// The primary's part of the cluster adapter. Other adapters do not use the primary.
 setupPrimary()
 const redis = await startRedis()
 const ways = { ring: () => join(folder, `${Math.random()}`), 'cluster IPC': () => '', Redis: () => String(redis?.port) }
 if (redis === null) {
   delete ways.Redis
-  console.log('Redis is left out: there is no redis-server on the PATH.\n')
+  console.log('Redis is skipped: there is no redis-server on the PATH.\n')
 }
 
 const found = new Map()
@@ -52,7 +52,7 @@ for (let run = 0; run < runs; run += 1) {
 print()
 
 async function startRedis() {
-  // A port that is free now.
+  // A free port.
   const probe = createServer().listen(0, '127.0.0.1')
   await once(probe, 'listening')
   const { port } = probe.address()
@@ -86,7 +86,7 @@ async function end(workers) {
   await Promise.all(workers.map(({ exited }) => exited))
 }
 
-/** Of the processes between the workers: the primary, and the server. */
+/** Processor time of the processes between the workers: the primary and the server. */
 function cpuBetween() {
   const { user, system } = process.cpuUsage()
   if (redis === null) return user + system
@@ -94,7 +94,7 @@ function cpuBetween() {
   return user + system + (Number(fields[11]) + Number(fields[12])) * TICK
 }
 
-/** Each worker broadcasts its part at the same time, and has handed on the parts of all. */
+/** Lets all workers broadcast their parts concurrently, until each has delivered all parts to its clients. */
 async function all(way, count) {
   const { workers } = await start(way, count)
   const part = Math.round(broadcasts / count)
@@ -110,13 +110,13 @@ async function all(way, count) {
   return { rate: (part * count) / seconds, cpu: cpu / (part * count) }
 }
 
-/** One of four is killed in the middle: what the others miss of each other, and when they know. */
+/** Kills one of four workers: counts the messages that the others lose, and measures when they notice. */
 async function killed(way) {
   const { workers } = await start(way, 4)
   const part = Math.round(broadcasts / 4)
   const victim = workers[3]
   const others = workers.slice(0, 3)
-  // Of the victim's broadcasts some may be missing, and of the others' none.
+  // Only broadcasts of the killed worker may be missing.
   const ticking = others.map((worker) => worker.call('tick', part))
   victim.call('tick', part).catch(() => {})
   while ((await others[0].call('saw')) < part) continue

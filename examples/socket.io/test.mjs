@@ -1,4 +1,4 @@
-// The requirements of the suites of socket.io's own adapters, with three workers in processes of their own, and a client at each.
+// The requirements of the test suites of socket.io's adapters, with three worker processes and a client at each.
 
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
@@ -38,7 +38,7 @@ after(async () => {
   rmSync(join(directory, '..'), { recursive: true })
 })
 
-/** The news of each client, until all expected ones have arrived. A later event shows that no other follows. */
+/** Collects the events of each client until all expected ones have arrived. A later event shows that no other follows. */
 async function news(expected, act) {
   const got = clients.map(() => [])
   clients.forEach((client, index) => client.on('news', (...words) => got[index].push(words)))
@@ -56,7 +56,7 @@ async function news(expected, act) {
 
 const rooms = () => Promise.all(workers.map(async (worker) => (await worker.call('rooms')).sort()))
 
-/** Joining and leaving are announced, and not answered: later announcements come after them. */
+/** Joins and leaves are announced without a reply, in order with later announcements. */
 async function settled() {
   await workers[0].call('consult')
 }

@@ -1,4 +1,4 @@
-// A worker of a chat, with the adapter that is named, for main.mjs and test.mjs: carries out orders, and reports the results.
+// A chat worker with the named adapter, for main.mjs and test.mjs: carries out commands, and reports the results.
 //
 //     node worker.mjs ADAPTER WHERE        WHERE: a directory, or the port of a Redis server
 
@@ -9,7 +9,7 @@ import { Server } from 'socket.io'
 
 const [way, where] = process.argv.slice(2)
 
-/** The set-up of each adapter. */
+/** Creates each adapter. */
 const ways = {
   async ring() {
     const { createAdapter, joinMesh } = await import('./adapter.mjs')
@@ -32,7 +32,7 @@ const ways = {
   },
 }
 
-// Each broadcast of another worker ends in this method of the adapter that all of them extend.
+// All adapters extend this one, and call this method for each broadcast of another worker.
 const { Adapter } = createRequire(import.meta.resolve('socket.io'))('socket.io-adapter')
 const { broadcast } = Adapter.prototype
 let seen = 0
@@ -61,7 +61,7 @@ io.on('told', (...words) => {
 })
 
 const commands = {
-  // The number of workers that this one knows, itself included.
+  // The number of connected workers, including this one.
   count: () => io.of('/').adapter.serverCount(),
   emit: ({ room, except, namespace = '/', words, local }) => {
     let to = io.of(namespace)
@@ -91,7 +91,7 @@ const commands = {
       if (number % 20 === 19) await new Promise((resolve) => setImmediate(resolve))
     }
   },
-  // Resolves once that many have been handed to the clients of this worker, its own among them.
+  // Resolves once this number of broadcasts, including its own, was delivered to this worker's clients.
   seen: (count) =>
     new Promise((resolve) => {
       counting = () => {
@@ -117,5 +117,5 @@ process.on('message', async (message) => {
     process.send({ id, failure: error.message })
   }
 })
-// Each worker a port of its own, which the primary would else share among them.
+// Each worker gets its own port. Otherwise the primary would share one among them.
 http.listen({ port: 0, host: '127.0.0.1', exclusive: true }, () => process.send({ port: http.address().port }))

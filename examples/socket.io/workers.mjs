@@ -1,4 +1,4 @@
-// Starts workers and talks with them. Each command is answered once it was done, so that nothing hangs on which worker is faster.
+// Starts workers and sends them commands. Each command is answered once it was carried out, so the result does not depend on timing.
 
 import cluster from 'node:cluster'
 import { once } from 'node:events'
@@ -41,7 +41,7 @@ export async function startWorker(way, where) {
   }
 }
 
-/** Waits until each worker knows this number of workers, by asking each repeatedly. */
+/** Polls the workers until each is connected to this number of workers. */
 export async function untilAllKnow(workers, count = workers.length) {
   for (const worker of workers) {
     while ((await worker.call('count')) !== count) await new Promise((resolve) => setTimeout(resolve, 2))

@@ -1,4 +1,4 @@
-// A ticker: a Rust process publishes, eight Node processes subscribe. README.md, beside this file, tells how.
+// A ticker: a Rust process publishes, and eight Node processes subscribe. See README.md.
 
 import { fork, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
@@ -26,7 +26,7 @@ const address = `@ringfence-ticker-${randomBytes(8).toString('hex')}`
 const ticker = spawn(publisher, [address, process.execPath, String(KINDS.length)], {
   stdio: ['pipe', 'pipe', 'inherit'],
 })
-// Each line of the publisher's, as an event; what came before it was waited for is in `said`.
+// Emits each line of the publisher as an event. Earlier lines are in `said`.
 const said = new Set()
 const lines = new EventEmitter()
 const gone = new Map()
@@ -52,11 +52,11 @@ killed.signal('SIGKILL', 'killed')
 stopped.signal('SIGSTOP', 'stopped, went on')
 await setTimeout(time / 2)
 await hear('gone', killed.child.pid)
-// A ring and more is overwritten while it is stopped. It has not held the publisher up, and will know how much it has lost.
+// More than a ring is overwritten while the subscriber is stopped. It does not delay the publisher, and will count its lost messages.
 await hear('behind', stopped.child.pid)
 stopped.child.kill('SIGCONT')
 await setTimeout(time / 4)
-// The end of its input is the publisher's end.
+// The end of its input ends the publisher.
 ticker.stdin.end()
 const ends = await Promise.all(subscribers.map(({ end }) => end))
 const [end] = await exited
@@ -64,12 +64,12 @@ if (end !== 0) throw new Error(`the publisher ended with ${end}`)
 print()
 check()
 
-/** Waits until the publisher has said this of a process. */
+/** Waits until the publisher has reported this event of a process. */
 async function hear(word, pid) {
   while (!said.has(`${word} ${pid}`)) await once(lines, word, { signal: over.signal })
 }
 
-/** A subscriber in a process of its own. */
+/** A subscriber process. */
 function Process(delivery) {
   this.delivery = delivery
   this.meanwhile = ''
@@ -85,7 +85,7 @@ function Process(delivery) {
       else reject(new Error(`a ${delivery} subscriber ended with ${code}`))
     })
   })
-  // Nothing is waited for any longer.
+  // All results have arrived.
   this.end.catch((error) => over.abort(error))
   this.signal = (signal, meanwhile) => {
     this.meanwhile = meanwhile
@@ -102,7 +102,7 @@ function print() {
     const perSecond = seconds > 0 ? String(Math.round(read / seconds)) : '-'
     return [String(child.pid), delivery, String(read), perSecond, String(most), String(lost), reason, meanwhile]
   })
-  const all = [['process', 'delivery', 'read', 'a second', 'most behind, B', 'lost', 'ended', ''], ...rows]
+  const all = [['process', 'delivery', 'read', 'a second', 'largest lag, B', 'lost', 'ended', ''], ...rows]
   const widths = all[0].map((_, column) => Math.max(...all.map((row) => row[column].length)))
   for (const row of all)
     console.log(
@@ -113,7 +113,7 @@ function print() {
     )
 }
 
-/** The guarantees of each delivery. All subscribers started before the first tick. */
+/** Checks the guarantees of each delivery. All subscribers started before the first tick. */
 function check() {
   for (const [index, { delivery, child }] of subscribers.entries()) {
     const { read, lost, sequence } = ends[index]
@@ -131,7 +131,7 @@ function check() {
   }
 }
 
-/** The publisher's executable. */
+/** Builds the publisher, and returns its path. */
 function build() {
   const root = fileURLToPath(new URL('../..', import.meta.url))
   const cargo = ['build', '--quiet', '--release', '-p', 'ringfence-ticker']

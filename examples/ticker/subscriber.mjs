@@ -1,4 +1,4 @@
-// A subscriber of the ticker: `node subscriber.mjs ADDRESS PUBLISHER DELIVERY`. Checks each tick, and tells its parent.
+// A subscriber of the ticker: `node subscriber.mjs ADDRESS PUBLISHER DELIVERY`. Checks each tick, and reports to its parent.
 
 import { subscribe } from 'ringfence'
 

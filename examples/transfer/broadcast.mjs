@@ -1,4 +1,4 @@
-// One process publishes for two seconds, three read. At the same time one of the three is killed, and one is stopped.
+// One process publishes for two seconds, and three subscribe. One of the three is killed, and one is stopped.
 
 import { fork } from 'node:child_process'
 import { once } from 'node:events'
@@ -12,14 +12,14 @@ import { formatBytes, table } from '../../dist/esm/cli/text.js'
 const SIZE = 1024
 /** Milliseconds of publishing. It takes longer only if the machine is too slow for the events in between. */
 const TIME = 2000
-/** Milliseconds for which one subscriber may hold the publisher up. */
+/** Milliseconds for which one subscriber may delay the publisher. */
 const STALL = 500
-/** Messages in each millisecond: what a subscriber reads with ease, so that only the stopped one is ever a ring behind. */
+/** Messages per millisecond, few enough that only the stopped subscriber can fall a ring behind. */
 const PACE = 100
-/** What happens to the subscribers, and after how many milliseconds. */
+/** The signals to the subscribers, with their times in milliseconds. */
 const SIGNALS = { killed: ['SIGKILL', 500], stopped: ['SIGSTOP', 1000] }
 
-/** Publishes at an address, prints a table, and throws where a promise is not kept. */
+/** Publishes at an address, prints a table, and throws if a guarantee is violated. */
 export async function broadcast(address) {
   const publisher = await publish(address, { stall: STALL })
   const failure = new AbortController()
@@ -35,7 +35,7 @@ export async function broadcast(address) {
 }
 
 async function run(publisher, readers, signal) {
-  // A message that is sent after a subscriber has come reaches it.
+  // A subscriber gets all messages after its connection.
   while (publisher.subscribers.length < readers.length) await once(publisher, 'connection', { signal })
   for (const reader of readers) {
     const seen = publisher.subscribers.find(({ peer }) => peer.pid === reader.child.pid)
@@ -50,12 +50,12 @@ async function run(publisher, readers, signal) {
   print(publisher, readers, ends, { seconds, held })
   const [reading, stopped, killed] = ends
   if (BigInt(reading.read) !== publisher.sequence || reading.lost !== 0n || reading.reason !== 'closed')
-    throw new Error('the subscriber that only reads has not got everything')
+    throw new Error('the subscriber without a signal has not received everything')
   if (stopped.reason !== 'evicted' || killed.reason !== 'lost')
     throw new Error(`the one that was stopped was ${stopped.reason}, and the one that was killed ${killed.reason}`)
 }
 
-/** Sends for as long as it should. Returns for how many milliseconds at a stretch one message has waited for room. */
+/** Sends for two seconds. Returns the longest time in milliseconds for which a message has waited for room. */
 async function publishTo(publisher, readers, { started, signal }) {
   const message = Buffer.alloc(SIZE)
   const waiting = readers.filter(({ part }) => part in SIGNALS)
@@ -66,7 +66,7 @@ async function publishTo(publisher, readers, { started, signal }) {
   for (let now = started; now - started < TIME || waiting.some(({ reason }) => reason === null);) {
     signal.throwIfAborted()
     for (const reader of waiting) reader.meanwhile(now - started)
-    // It does not make up for the time in which it was held up.
+    // Does not catch up after a delay.
     for (due += Math.min(now - last, 10) * PACE; due >= 1; due -= 1) {
       message.writeBigUInt64LE((number += 1n))
       if (publisher.trySend(message)) continue
@@ -81,9 +81,9 @@ async function publishTo(publisher, readers, { started, signal }) {
   return held
 }
 
-/** A process that subscribes, and what this one knows of it. */
+/** A subscriber process and its state. */
 class Reader {
-  /** Why it has gone. */
+  /** The reason of its disconnection. */
   reason = null
   /** Milliseconds from the signal to the moment at which it was released. */
   after = null
@@ -104,7 +104,7 @@ class Reader {
     })
   }
 
-  /** To be asked for once the publisher is closed. One that was killed cannot say how it ended; its publisher does. */
+  /** Its last report, once the publisher is closed. A killed subscriber reports no end, but the publisher does. */
   async outcome() {
     const told = await this.end
     return { reason: this.reason, ...told }
@@ -121,7 +121,7 @@ class Reader {
     this.reason = reason
     if (this.#signalled === null) return
     this.after = performance.now() - this.#signalled
-    // It finds out that it was released once it runs again.
+    // It notices its eviction once it continues.
     this.child.kill('SIGCONT')
   }
 }
@@ -132,12 +132,12 @@ function print(publisher, readers, ends, { seconds, held }) {
   console.log(
     `\nProcess ${process.pid} published ${all.toLocaleString('en')} messages of ${formatBytes(SIZE)}, each once: ${rate}.`,
   )
-  console.log(`The stopped subscriber held it up for ${held.toFixed(0)} ms; it may for ${STALL} ms (\`stall\`).\n`)
+  console.log(`The stopped subscriber delayed it for ${held.toFixed(0)} ms, of at most ${STALL} ms (\`stall\`).\n`)
   const rows = readers.map(({ part, child, after }, index) => {
     const { read, lost, reason, seconds: busy } = ends[index]
     return [
       `process ${child.pid}, ${part}`,
-      // A killed one has not told of the last few.
+      // A killed subscriber has not reported its last messages.
       `${part === 'killed' ? '≥ ' : ''}${read.toLocaleString('en')}`,
       busy > 0 ? Math.round(read / busy).toLocaleString('en') : '-',
       String(lost),

@@ -1,5 +1,5 @@
-// A parent calls its child: one call is answered, and one is given up at its deadline, of which the child is notified.
-// The child is this file as well.
+// A parent calls its child: one call is answered, and one times out, of which the child is notified.
+// This file is also the child.
 
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
@@ -23,9 +23,9 @@ export async function call() {
     () => undefined,
     (error) => error,
   )
-  if (late?.code !== 'ERR_RINGFENCE_TIMEOUT') throw new Error(`the call was not given up: ${late}`)
+  if (late?.code !== 'ERR_RINGFENCE_TIMEOUT') throw new Error(`the call has not timed out: ${late}`)
   const { reason } = await channel.call({ reason: true }, { timeout: 10_000 })
-  console.log(`The next call was given up after 200 ms; its handler was notified: ${reason}.`)
+  console.log(`The next call timed out after 200 ms, and its handler was notified: ${reason}.`)
   await channel.close()
   const [code] = await exited
   if (code !== 0) throw new Error(`the child ended with code ${code}`)

@@ -1,4 +1,4 @@
-// Two processes check each other's identity, and move a file from the one to the other, in both backings. Then a parent calls its child, and
+// Two processes check each other's identity, and transfer a file with both backings. Then a parent calls its child, and
 // one process publishes to three.
 // `npm start [-- FILE]`; without a file, the node binary itself.
 
@@ -15,7 +15,7 @@ import { call } from './call.mjs'
 import { Progress } from '../../dist/esm/cli/progress.js'
 import { evidenceTable, formatBytes } from '../../dist/esm/cli/text.js'
 
-/** What is moved where no file is named is at least this long. */
+/** The minimum number of bytes if no file is named. */
 const ENOUGH = 100_000_000
 
 const folder = await mkdtemp(joinPath(tmpdir(), 'ringfence-transfer-'))
@@ -32,7 +32,7 @@ try {
   }
   console.log('\n━━ calls: a parent calls its child, with a deadline ━━')
   await call()
-  console.log('\n━━ broadcast: one publishes, three subscribe; one is killed meanwhile, one stopped ━━')
+  console.log('\n━━ broadcast: one publishes, three subscribe; one is killed and one stopped ━━')
   await broadcast(joinPath(folder, 'broadcast.sock'))
 } catch (error) {
   console.error(`\nFailed: ${error.message}`)
@@ -41,7 +41,7 @@ try {
   await rm(folder, { recursive: true, force: true })
 }
 
-/** The node binary, as many times over as it takes. */
+/** A file of repeated copies of the node binary. */
 async function enough() {
   const name = joinPath(folder, 'node')
   for (let length = 0; length < ENOUGH; { size: length } = await stat(name)) {
@@ -58,7 +58,7 @@ async function run(backing, address) {
   progress.done()
   for (const [name, { introduction }] of Object.entries({ sender, receiver })) {
     const { role, pid, peer, evidence } = introduction
-    console.log(`\nThe ${name}, process ${pid}, was the ${role}. Its peer is process ${peer.pid}. What it checked:`)
+    console.log(`\nThe ${name}, process ${pid}, was the ${role}. Its peer is process ${peer.pid}. Its checks:`)
     console.log(evidenceTable(evidence, process.stdout.columns ?? 160))
   }
   const written = await sha256(copy)
@@ -70,12 +70,12 @@ async function run(backing, address) {
   console.log(`SHA-256 at the receiver  ${receiver.sha256}`)
   console.log(`SHA-256 of the copy      ${written}`)
   if (sender.bytes !== size || new Set([sender.sha256, receiver.sha256, written]).size !== 1) {
-    throw new Error('what arrived is not what was sent')
+    throw new Error('the received file differs from the sent one')
   }
   if (sender.reason !== 'closed' || receiver.reason !== 'closed') throw new Error('the channel did not end as agreed')
   console.log('They agree.')
 
-  /** Starts one process, and resolves with what it says of itself and of its work once it has ended well. */
+  /** Starts a process, and resolves with its report once it has exited successfully. */
   function side(task, path, onBytes = () => {}) {
     const child = fork(new URL('side.mjs', import.meta.url), [task, address, backing, path])
     let introduction

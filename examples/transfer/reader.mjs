@@ -1,4 +1,4 @@
-// A subscriber of broadcast.mjs: `node reader.mjs ADDRESS`. Reads, checks that no message is missing, and tells its parent.
+// A subscriber of broadcast.mjs: `node reader.mjs ADDRESS`. Reads, checks that no message is missing, and reports to its parent.
 
 import { subscribe } from 'ringfence'
 
@@ -18,7 +18,7 @@ try {
     if (number !== BigInt(read)) throw new Error(`message ${read} is number ${number}`)
   }
 } catch (error) {
-  // Told as the reason below.
+  // Reported as the reason below.
   if (error.code !== 'ERR_RINGFENCE_EVICTED') throw error
 }
 clearInterval(telling)

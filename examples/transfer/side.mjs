@@ -8,7 +8,7 @@ import { finished } from 'node:stream/promises'
 import { join } from 'ringfence'
 
 const [, , task, address, backing, file] = process.argv
-// Half open: the receiver's own end says that everything is written, and comes after the sender's.
+// Half-open: the receiver's end confirms that everything is written, and follows the sender's end.
 const channel = await join(address, { backing, handshakeTimeout: 10_000, allowHalfOpen: true })
 const { role, peer, evidence } = channel
 process.send({ role, pid: process.pid, peer, evidence })
@@ -25,7 +25,7 @@ if (task === 'send') {
     bytes += chunk.length
   }
   await channel.end()
-  // The receiver ends its side when it has written everything; until then, nothing is done.
+  // The receiver ends its side once it has written everything.
   if ((await channel.receive()) !== undefined) throw new Error('the receiver answered')
 } else {
   const sink = createWriteStream(file)

@@ -1,4 +1,4 @@
-// The ways to publish to many in Node: ringfence, a channel to each, and what else a program would use.
+// Ways to publish to many subscribers in Node: ringfence, a channel to each, and alternatives.
 
 import { once } from 'node:events'
 import net from 'node:net'
@@ -9,11 +9,11 @@ import { endpoint, reading, zmq } from '../contenders/zeromq.mjs'
 import { absence, publication, server, socketOf, subscription } from '../redis.mjs'
 import { Maker, Reader, add, fill, message } from '../work.mjs'
 
-/** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
+/** Bytes that a sender stages before it awaits, as a program would do to limit its memory. */
 const AWAIT_EVERY = 256 * 1024
 const address = (job) => `@${job.tag}`
 
-/** Reads `source` by `receiveEach`, as a channel and a subscription are both read. */
+/** Reads a channel or a subscription by `receiveEach`. */
 function drained(source) {
   const reader = new Reader()
   return {
@@ -32,7 +32,7 @@ function drained(source) {
   }
 }
 
-/** Fills each message once, and gives it to all of `senders`. */
+/** Fills each message once, and sends it with all `senders`. */
 function sending(senders, job) {
   const { words, bytes } = message(job.size)
   const every = Math.max(1, Math.floor(AWAIT_EVERY / job.size))
@@ -109,7 +109,7 @@ const unix = {
   },
 }
 
-/** False where a subscriber's queue is full: told not to drop, it throws, and does not tell when there is room. */
+/** Returns false if a subscriber's queue is full. With no-drop, the socket throws then, and does not report when there is room. */
 async function taken(socket, bytes) {
   try {
     await socket.send(bytes)
@@ -130,7 +130,7 @@ const zeromq = {
     const slots = Math.max(16, Math.floor(job.capacity / job.size))
     const socket = new zmq.XPublisher({ noDrop: true, sendHighWaterMark: slots, verbosity: 'allSubs' })
     await socket.bind(endpoint(job))
-    // It keeps a reference to what it sends and does not tell when it is done: fresh memory each time.
+    // Allocates memory for each message: the socket keeps a reference to it, and does not report when it is sent.
     const maker = new Maker(job.size)
     return {
       async admit() {
@@ -169,7 +169,7 @@ const redis = {
   },
 }
 
-/** Subscribers come when the publisher is there. */
+/** Subscribers connect once the publisher is listening. */
 const opening = ({ publisher, subscriber, ...rival }) => ({
   ...rival,
   async open({ side, job, line, lines }) {

@@ -1,4 +1,4 @@
-// Calls without a library of objects: a number of eight bytes there, and the next one back.
+// Calls without an RPC library: the request is a number of eight bytes, and the reply the next number.
 
 import os from 'node:os'
 import path from 'node:path'
@@ -10,7 +10,7 @@ import { open } from './rpc.mjs'
 
 const grpc = await optional('../deps/grpc.mjs')
 
-/** Microseconds of spinning, if both sides poll: longer than any round trip between two awake cores. */
+/** Microseconds of spinning if both sides poll, longer than any round trip between two awake cores. */
 const BUSY_POLL = 200
 
 const read = (bytes) => bytes.readDoubleLE()
@@ -27,7 +27,7 @@ export async function called(channel, { side }, counter) {
   return { bump: async (n) => read(await channel.call(number(n))) }
 }
 
-/** A message each way, without what tells which answer is whose. */
+/** A message each way, without call ids. */
 async function sent(channel, { side }, counter) {
   async function answer() {
     for await (const message of channel) void channel.send(number(counter.bump(read(message))))
@@ -44,7 +44,7 @@ async function sent(channel, { side }, counter) {
 const over = (ends, busyPollMicros) => async (setup, counter) =>
   ends(await ringfence.join(`@${setup.job.tag}`, { busyPollMicros }), setup, counter)
 
-/** The channel of `fork()`, with what a program adds to it: a number for each call. */
+/** The channel of `fork()`, with a number for each call, as a program would add it. */
 async function forked({ side, child }, counter) {
   const end = side === 'a' ? child : process
   const pending = new Map()
@@ -97,7 +97,7 @@ async function remote({ side, job, line }, counter) {
   }
 }
 
-const inTurn = (_, size) => (size === 1 ? null : 'one at a time only: nothing tells which answer is whose')
+const inTurn = (_, size) => (size === 1 ? null : 'one at a time only: messages have no call id')
 const timed = { times: true }
 const inOrder = { ...timed, takes: inTurn }
 const by = (connect) => (setup) => open(setup, (counter) => connect(setup, counter))

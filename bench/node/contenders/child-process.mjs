@@ -1,4 +1,4 @@
-// child_process: the channel that fork() gives, with serialization 'advanced' (structured clone).
+// child_process: the channel of fork(), with serialization 'advanced' (structured clone).
 
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
@@ -6,10 +6,10 @@ import { fileURLToPath } from 'node:url'
 import { Sink } from '../frames.mjs'
 import { Reader, fill, message, neverPolls } from '../work.mjs'
 
-/** Messages between two waits for the channel to have taken them; it queues without limit otherwise. */
+/** Messages between two waits until the channel has sent them. Otherwise it queues without limit. */
 const WINDOW = 256
 
-/** Both ends of the channel of fork(). The result of `make` is serialized before `send` returns, so its memory may be filled anew. */
+/** Both ends of the channel of fork(). The result of `make` is serialized before `send` returns, so its memory may be reused. */
 export function forkedPair({ side, child }, { make, read, window }) {
   const port = side === 'a' ? child : process
   const sink = new Sink()

@@ -1,4 +1,4 @@
-// The same child twice: started plainly, and started in bubblewrap behind a seccomp filter. Each inherits its line.
+// The same child without a sandbox, and in bubblewrap with a seccomp filter. Each inherits its line.
 
 import { spawnSync } from 'node:child_process'
 import fs from 'node:fs'
@@ -17,7 +17,7 @@ const SANDBOX = [
   ...['--unshare-all', '--unshare-user', '--die-with-parent', '--cap-drop', 'ALL', '--seccomp', '3'],
   ...['--ro-bind', '/', '/', '--proc', '/proc', '--dev', '/dev'],
 ]
-/** A child that is not confined is refused, so its figures cannot be shown as those of a sandbox. */
+/** Refuses a child that is not confined, so that its figures cannot be mistaken for those of a sandbox. */
 const confined = {
   noNewPrivs: true,
   seccomp: true,
@@ -70,7 +70,7 @@ const pair = (kind, opening, times = false) =>
     own(`${kind}/${place}`, note, opening, {
       start: starting(place === 'sandboxed'),
       unavailable: why ?? (place === 'sandboxed' ? noBwrap : undefined),
-      // The `sandbox` command compares them with each other, and with nothing else.
+      // The `sandbox` command compares only these two.
       alone: true,
       times,
     }),

@@ -4,7 +4,7 @@ import { optional } from '../optional.mjs'
 
 export const ringfence = await optional('ringfence')
 
-/** A contender that knows all sizes of its measures, unless `more.takes` says otherwise. */
+/** A contender that supports all sizes of its measures, unless `more.takes` returns a reason. */
 export const contender = (id, version, note, open, more = {}) => ({
   id,
   version,

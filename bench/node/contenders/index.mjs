@@ -32,7 +32,7 @@ const peers = [
 
 const of = (list, measures) => list.map((contender) => Object.assign(contender, { measures }))
 
-/** Each knows which measures it takes part in; `takes` says what it cannot do of those, and why. */
+/** Each lists its measures; `takes` returns why it cannot run a size of one of them. */
 export const contenders = [
   ...of(peers, PEERS),
   ...of(children, ['one', 'rtt-polled', 'rtt-parked']),

@@ -1,4 +1,4 @@
-// Two threads of one process and a MessagePort: cloned when small, transferred and handed back when large.
+// A MessagePort between two threads of one process: small messages are cloned, large ones transferred and returned.
 
 import { Credit, Sink } from '../frames.mjs'
 import { Reader, fill, neverPolls } from '../work.mjs'
@@ -6,8 +6,8 @@ import { Reader, fill, neverPolls } from '../work.mjs'
 const TRANSFER = 65_536
 
 /**
- * Both ends of a port, to which at most `window` messages are under way. `make(n, memory)` returns a message, in `memory` if some was
- * handed back. `transfers`: a message is memory, which goes to the reader and is handed back.
+ * Both ends of a port with at most `window` messages in flight. `make(n, memory)` returns a message, in `memory` if some was
+ * returned. `transfers`: the message's memory is transferred to the reader and returned.
  */
 export function portedPair({ port }, { make, read, window, transfers = false }) {
   const sink = new Sink()

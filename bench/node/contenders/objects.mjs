@@ -1,4 +1,4 @@
-// Values instead of bytes: typed channels beside what sends values in Node by itself.
+// Values instead of bytes: channels with codecs, and Node's own ways to send values.
 
 import { once } from 'node:events'
 
@@ -10,11 +10,11 @@ import { contender, own, ringfence } from './contender.mjs'
 import { portedPair } from './message-port.mjs'
 import { socketPair } from './unix.mjs'
 
-/** Bytes under way before the sender waits: each queues without limit otherwise. */
+/** Bytes in flight before the sender waits. Otherwise each way queues without limit. */
 const WINDOW = 256 * 1024
 const everyOf = (size) => Math.max(1, Math.floor(WINDOW / size))
 
-/** About as many messages as half a ring holds would warm JSON up for seconds. */
+/** Fewer warm-up messages than half a ring holds, which would take JSON seconds. */
 const first = 500
 
 async function typed({ job }, codec) {

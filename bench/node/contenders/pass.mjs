@@ -1,4 +1,4 @@
-// Large buffers, one at a time: made anew and filled by one side, and read by the other, or by each of several.
+// Large buffers, one at a time: allocated and filled by one side, and read by the other side, or by each of several readers.
 
 import fs from 'node:fs'
 import process from 'node:process'
@@ -77,7 +77,7 @@ const posted =
     }
   }
 
-/** Its writer trusts its reader not to change it, and its reader the writer. */
+/** The writer and the reader trust each other not to change it. */
 async function filed({ side, job, children }) {
   const inbox = new Inbox()
   if (side === 'b') process.on('message', inbox.put)
@@ -89,7 +89,7 @@ async function filed({ side, job, children }) {
       const where = `/dev/shm/${job.tag}.${n}`
       fs.writeFileSync(where, bytes)
       for (const [at, child] of children.entries()) {
-        // Each reader removes its own name.
+        // Each reader removes its own file name.
         fs.linkSync(where, `${where}.${at}`)
         child.send(`${where}.${at}`)
       }

@@ -1,4 +1,4 @@
-// Redis publish/subscribe, each way one topic.
+// Redis publish/subscribe, with one topic for each direction.
 
 import { neverPolls } from '../work.mjs'
 import { absence, publication, server, subscription } from '../redis.mjs'
@@ -21,7 +21,7 @@ export const redis = {
     const [mine, theirs] = side === 'a' ? ['a', 'b'] : ['b', 'a']
     const incoming = await subscription(where, mine)
     const outgoing = await publication(where, theirs, job.size)
-    // What is published before both have subscribed goes to neither.
+    // A message published before the other side has subscribed would be lost.
     line.send('subscribed')
     await line.receive()
     return {

@@ -1,19 +1,19 @@
-// ringfence through its public face.
+// ringfence through its public API.
 
 import { Frames, PREFIX } from '../frames.mjs'
 import { Reader, add, fill, message } from '../work.mjs'
-import { own, ringfence as face } from './contender.mjs'
+import { own, ringfence as library } from './contender.mjs'
 
-/** Bytes that a sender stages before it awaits: what a program that cares for its memory does once in a while. */
+/** Bytes that a sender stages before it awaits, as a program would do to limit its memory. */
 const AWAIT_EVERY = 256 * 1024
-/** Messages of a small group that is awaited. */
+/** Messages of a small group with one await. */
 const GROUP = 256
-/** Bytes that are gathered by hand before they are sent: as many as with a Unix socket. */
+/** Bytes that the program gathers before it sends them, as many as with a Unix socket. */
 const GATHERED = 65_536
-/** Microseconds of spinning in the polled round trip: longer than any round trip between two awake cores. */
+/** Microseconds of spinning in the polled round trip, longer than any round trip between two awake cores. */
 const BUSY_POLL = 200
 
-/** Doubles over the memory that bytes are a view of; what was made last is kept. */
+/** Returns a Float64Array over the memory of these bytes. The last one is cached. */
 let viewed = null
 function viewOf({ buffer }) {
   if (viewed?.buffer !== buffer) viewed = new Float64Array(buffer, 0, buffer.byteLength >>> 3)
@@ -25,7 +25,7 @@ export function optionsOf({ capacity, size, measure }) {
   return { capacity, busyPollMicros: measure === 'rtt-polled' ? BUSY_POLL : 0 }
 }
 
-export async function open({ job }, mode, connect = (options) => face.join(`@${job.tag}`, options)) {
+export async function open({ job }, mode, connect = (options) => library.join(`@${job.tag}`, options)) {
   const channel = await connect(optionsOf(job))
   const reader = new Reader()
   const { size } = job
@@ -186,7 +186,7 @@ export const ringfenceReserve = contender(
   oneWay,
 )
 
-/** Calls by themselves, for 64 B: what each costs that is not gathered. */
+/** The cost of single calls, for 64 B. */
 export const singles = [
   contender('send-await', 'await each send, drained', 'single'),
   contender('send-for-await', 'send each, read by for await: a Buffer each', 'await'),

@@ -1,4 +1,4 @@
-// Calls: three libraries, each over three transports. `size` is how many calls are under way at a time.
+// Calls by three libraries, each over three transports. `size` is the number of concurrent calls.
 
 import { createBirpc } from 'birpc'
 import { RpcSession, RpcTarget, newMessagePortRpcSession } from 'capnweb'
@@ -9,15 +9,15 @@ import { pause } from '../usage.mjs'
 import { expectedSum, messageSum } from '../work.mjs'
 import { contender, ringfence } from './contender.mjs'
 
-/** Milliseconds for which a side stands still, and bytes of each call that it gets during that time. */
+/** Milliseconds for which a side blocks, and bytes of each call that it gets in that time. */
 const STALL = 1500
 export const STALLED_SIZE = 16_384
 
-/** The service of the other side: takes a number, returns the next one, and adds up what it was given. */
+/** The service of the other side: takes a number, returns the next one, and sums up its arguments. */
 class Counter extends RpcTarget {
   #sink = new Sink()
 
-  /** Stands still, with its thread and its event loop. */
+  /** Blocks the thread and its event loop. */
   hold(milliseconds) {
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, milliseconds)
     return milliseconds
@@ -37,7 +37,7 @@ class Counter extends RpcTarget {
   }
 }
 
-/** A line as birpc and comlink want it: messages out, messages in. */
+/** A transport as birpc and comlink expect it: messages out, messages in. */
 async function lineOver(transport, { side, job, child, port }) {
   if (transport === 'message-port') {
     return { post: (message) => port.postMessage(message), on: (hear) => port.on('message', hear), port }
@@ -92,7 +92,7 @@ class TextTransport {
   }
 }
 
-/** As examples/rpc has it: no port between. */
+/** As in examples/rpc, without a port. */
 class ChannelTransport {
   #channel
 
@@ -146,7 +146,7 @@ export async function open(setup, connect) {
       }
       await Promise.all(Array.from({ length: setup.job.size }, caller))
     },
-    /** Makes `count` calls to a side that stands still: returns what this process holds of them. Afterwards each is answered. */
+    /** Makes `count` calls to a blocked side. Returns the memory that they take in this process. Each is answered afterwards. */
     async stalled(count) {
       const text = 'x'.repeat(STALLED_SIZE)
       const held = remote.hold(STALL)

@@ -1,17 +1,17 @@
-// Two threads of one process and a ring in a SharedArrayBuffer: what JavaScript can do without a native addon, where trust and address
+// A ring in a SharedArrayBuffer between two threads of one process: what JavaScript can do without a native addon if trust and address
 // space are shared.
 
 import { LONG, add, fill, sum } from '../work.mjs'
 
-// Indices of the control words; positions and flags lie on cache lines of their own.
+// Indices of the control words. Positions and flags are on separate cache lines.
 const TAIL = 0
 const READER_ASLEEP = 32
 const HEAD = 64
 const WRITER_ASLEEP = 96
 const CONTROL = 128
-/** A record that fills the end of the ring, if the next one would not fit. */
+/** The mark of a record that pads the end of the ring if the next one would not fit. */
 const SKIP = -1
-/** Empty looks before a thread sleeps. */
+/** Empty polls before a thread sleeps. */
 const PATIENCE = 200
 
 function copy(target, to, source, from, count) {
@@ -126,7 +126,7 @@ const threads = (id, note, isCopied, takes) => ({
         for (let n = 0; n < count; n++) total = add(total, back.pull())
         return total
       },
-      // Synchronous: an await between two looks would be most of the time that is measured.
+      // Synchronous: an await between two polls would dominate the measured time.
       roundTrips(count, sent, received) {
         for (let n = 0; n < count; n++) {
           sent()
@@ -154,7 +154,7 @@ export const sharedArrayBuffer = threads(
   () => null,
 )
 
-/** The limit of sides that share no memory but the ring, and that keep what the other side can change out of their programs. */
+/** The upper bound for sides that share only the ring and copy messages out of it, so that the other side cannot change them. */
 export const copied = threads(
   'copied',
   'limit: two threads; a message is filled, copied into the same ring, copied out of it and read',

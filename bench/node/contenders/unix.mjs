@@ -31,7 +31,7 @@ async function open(setup, corked) {
   const words = size / 8
   const maker = new Maker(size, PREFIX)
   const per = corked ? Math.max(1, Math.floor(65_536 / (size + PREFIX))) : 1
-  // The socket keeps what it could not write at once; it says when it is done.
+  // The socket buffers the remainder, and emits 'drain' once it is written.
   function write(n) {
     const bytes = maker.make(n)
     return maker.recycles ? socket.write(bytes, () => maker.recycle(bytes)) : socket.write(bytes)

@@ -40,7 +40,7 @@ export const zeromq = {
       await line.receive()
       socket.connect(where)
     }
-    // It keeps a reference to what it sends and does not tell when it is done: fresh memory each time.
+    // Allocates memory for each message: the socket keeps a reference to it, and does not report when it is sent.
     const maker = new Maker(job.size)
     return {
       ...reading(socket),

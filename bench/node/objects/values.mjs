@@ -1,5 +1,5 @@
-// The values of the measure `objects`: an order, as programs send them, whose JSON has about that many bytes. Each is made anew and
-// read whole: what is read of it must add up.
+// The values of the measure `objects`: an order, as programs send them, whose JSON has about that many bytes. Each is created
+// for its message and read completely: its parts must add up.
 
 import { messageSum } from '../work.mjs'
 
@@ -7,7 +7,7 @@ import { messageSum } from '../work.mjs'
 const HEAD = 62
 const LINE = 42
 
-/** An order whose lines add up to its total; its number tells its place in the stretch. */
+/** An order whose lines add up to its total. Its number is its index in the stretch. */
 export function maker(size) {
   const count = Math.max(1, Math.round((size - HEAD) / LINE))
   return (n) => {
@@ -23,7 +23,7 @@ export function maker(size) {
   }
 }
 
-/** Returns what the receiver adds up of a value: as much as of a message of that size. */
+/** Returns the receiver's sum of a value, the same as of a message of that size. */
 export function reader(size) {
   return ({ id, total, lines }) => {
     let left = total
