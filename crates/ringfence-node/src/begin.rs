@@ -159,7 +159,7 @@ pub fn begin(
                 None => None,
             };
             let join = move |address: &ringfence::Address, options: &ringfence::Options| {
-                ringfence::binding::join_noticing(address, options, &|refused| {
+                ringfence::binding::join_reporting(address, options, &|refused| {
                     // Beyond that the event loop does not turn, and what is kept for it must not grow.
                     if let Some(refusals) = refusals
                         .as_ref()

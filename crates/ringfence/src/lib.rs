@@ -62,7 +62,7 @@ compile_error!("ringfence is for 64-bit little-endian Linux");
 #[doc(hidden)]
 pub mod binding {
     pub use crate::api::member::destroy_on_drop;
-    pub use crate::api::pair::join_noticing;
+    pub use crate::api::pair::join_reporting;
     pub use crate::channel::inbound::AnyInlet;
     pub use crate::channel::merge::source::{announce, check_parked, line, spin, was_closed_by_peer};
     pub use crate::channel::outbound::AnyOutlet;

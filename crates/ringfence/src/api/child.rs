@@ -89,16 +89,16 @@ pub enum LinePlace {
 /// # Errors
 /// As [`spawn`].
 pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, ParentLine)> {
-    let (line, childs) = private_line()?;
+    let (line, child_end) = private_line()?;
     let number = match place {
         LinePlace::Stdin => STANDARD_INPUT,
-        LinePlace::Descriptor => free_number()?,
+        LinePlace::Descriptor => free_descriptor_number()?,
     };
     // Keeps the number from the pipe by which the standard library reports a failed start.
     let _reserved = match place {
         LinePlace::Stdin => None,
         LinePlace::Descriptor => Some(
-            sys::uninterrupted(|| fcntl(&childs, FcntlArg::F_DUPFD_CLOEXEC(number)))
+            sys::uninterrupted(|| fcntl(&child_end, FcntlArg::F_DUPFD_CLOEXEC(number)))
                 // SAFETY: the call has just made this descriptor.
                 .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
                 .or_system("a private line")?,
@@ -106,12 +106,12 @@ pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, Pare
     };
     command.env(LINE_VARIABLE, number.to_string());
     let inherit = move || {
-        if childs.as_fd().as_raw_fd() == number {
-            fcntl(&childs, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        if child_end.as_fd().as_raw_fd() == number {
+            fcntl(&child_end, FcntlArg::F_SETFD(FdFlag::empty()))?;
         } else {
             // SAFETY: whatever this process had at the number is close-on-exec or its standard input, and this copy of the process
             // executes the program next.
-            let _ = unsafe { dup2_raw(&childs, number) }?.into_raw_fd();
+            let _ = unsafe { dup2_raw(&child_end, number) }?.into_raw_fd();
         }
         Ok(())
     };
@@ -139,7 +139,7 @@ pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, Pare
 }
 
 /// Returns the first number above the standard descriptors that no descriptor has, except one that is closed on exec.
-fn free_number() -> Result<RawFd> {
+fn free_descriptor_number() -> Result<RawFd> {
     for number in STANDARD_INPUT + 3.. {
         // SAFETY: used for this call only, which answers EBADF if nothing is open there.
         let there = unsafe { BorrowedFd::borrow_raw(number) };
@@ -160,17 +160,17 @@ fn free_number() -> Result<RawFd> {
 /// [`Error::NoSpace`] if descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     let birth = Birth::now()?;
-    let (line, childs) = socketpair(
+    let (line, child_end) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
         None,
         SockFlag::SOCK_CLOEXEC,
     )
     .or_system("a private line")?;
-    let number = sys::uninterrupted(|| fstat(&childs))
+    let number = sys::uninterrupted(|| fstat(&child_end))
         .or_system("a private line")?
         .st_ino;
-    line::prepare(&line, &childs)?;
+    line::prepare(&line, &child_end)?;
     Ok((
         ParentLine {
             line,
@@ -178,7 +178,7 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
             admit: Admit::Child,
             birth,
         },
-        ChildLine { line: childs },
+        ChildLine { line: child_end },
     ))
 }
 
@@ -305,7 +305,7 @@ impl ParentLine {
                 }
                 Ok(Channel::assemble(parts, None, options))
             }
-            Err(error) => Err(failed(
+            Err(error) => Err(handshake_error(
                 error,
                 self.admit,
                 self.processes.started(),
@@ -323,8 +323,8 @@ impl ParentLine {
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         deadline.wait_at(SILENT_CHILD, &awaited)?;
         // The child may have sent the reason before it exited.
-        let at_once = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
-        if at_once.wait(&awaited[..1])? == Woken::Late {
+        let now = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
+        if now.wait(&awaited[..1])? == Woken::Late {
             return Err(Error::PeerLost(
                 "the child has exited and left its end of the line to another process; admit a descendant to let that one answer".into(),
             ));
@@ -352,7 +352,7 @@ impl ParentLine {
 
 /// The error for a handshake that failed once the process `answered` was known. Kills that process if it is not the child: the caller
 /// could not identify it.
-fn failed(
+fn handshake_error(
     error: Error,
     admit: Admit,
     child: Option<&Started>,
@@ -415,7 +415,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
     let mut options = options.clone().checked()?;
     options.policy = options.policy.for_parent();
     let options = &options;
-    let line = take()?;
+    let line = claim_line()?;
     let mut record = EvidenceLog::default();
     record.met(WAS_LEFT_LINE, format!("descriptor {}", line.as_raw_fd()));
     let deadline = deadline(options);
@@ -426,9 +426,9 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
 }
 
 /// The child's end, once.
-fn take() -> Result<OwnedFd> {
+fn claim_line() -> Result<OwnedFd> {
     /// Whether the line was taken. In a fork too: there it is its parent's, at the same number.
-    static TAKEN: Mutex<bool> = Mutex::for_try_lock(false);
+    static CLAIMED: Mutex<bool> = Mutex::for_try_lock(false);
     let invalid = |reason: String| Error::AddressInvalid {
         address: LINE_VARIABLE.into(),
         reason,
@@ -446,22 +446,22 @@ fn take() -> Result<OwnedFd> {
         .ok_or_else(|| invalid(format!("it is {value:?}, and not the number of a descriptor")))?;
     // A held lock means that another thread is taking the line, or that this process was forked at such a moment: then the line is its
     // parent's.
-    let taken = TAKEN.try_lock().filter(|taken| !**taken);
-    let mut taken = taken.ok_or_else(|| invalid("this process has taken its line already".into()))?;
+    let claimed = CLAIMED.try_lock().filter(|claimed| !**claimed);
+    let mut claimed = claimed.ok_or_else(|| invalid("this process has taken its line already".into()))?;
     let other = |found: &str| {
         invalid(format!(
             "descriptor {number} is not the line that was left: {found}"
         ))
     };
-    let unseen = |errno: Errno| {
+    let lookup_failed = |errno: Errno| {
         Error::unless_short("the line that the parent has left", errno, |errno| {
             other(errno.desc())
         })
     };
     let line = inherited(number)
-        .map_err(unseen)?
+        .map_err(lookup_failed)?
         .ok_or_else(|| other("it is something else"))?;
-    *taken = true;
+    *claimed = true;
     Ok(line)
 }
 
@@ -471,23 +471,23 @@ const STANDARD_INPUT: RawFd = 0;
 /// taken later.
 fn inherited(number: RawFd) -> Result<Option<OwnedFd>, Errno> {
     // SAFETY: used in this function alone, and not once it is owned. If nothing is open there, the first call answers EBADF.
-    let left = unsafe { BorrowedFd::borrow_raw(number) };
-    let found = sys::uninterrupted(|| fstat(left))?;
+    let fd = unsafe { BorrowedFd::borrow_raw(number) };
+    let found = sys::uninterrupted(|| fstat(fd))?;
     let socket = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFSOCK;
     // A socket that this process has connected, accepted or made has another part of it as its owner, whatever the variable says.
-    if !socket || !line::is_prepared_by_another(left)? {
+    if !socket || !line::is_prepared_by_another(fd)? {
         return Ok(None);
     }
     if number == STANDARD_INPUT {
         // Standard input stays open, so that no other descriptor gets its number. It reads as empty from now on.
-        let line = left
+        let line = fd
             .try_clone_to_owned()
             .map_err(|error| error.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw))?;
         let (empty, _) = pipe2(OFlag::O_CLOEXEC)?;
         sys::uninterrupted(|| dup2_stdin(&empty))?;
         return Ok(Some(line));
     }
-    sys::uninterrupted(|| fcntl(left, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))?;
+    sys::uninterrupted(|| fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)))?;
     // SAFETY: no part of this program has made it, as was just checked, so it was inherited; it is the very line that the
     // parent has left for this call, and the call takes it once.
     Ok(Some(unsafe { OwnedFd::from_raw_fd(number) }))

@@ -55,7 +55,7 @@ use crate::{
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
-    let parts = call(
+    let parts = connect_with(
         address,
         &options,
         ("listens", "service"),
@@ -79,7 +79,7 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     let options = options.clone().checked_to_subscribe()?;
     let address = &address.absolute();
-    let mut parts = call(
+    let mut parts = connect_with(
         address,
         &options,
         ("publishes", "publisher"),
@@ -104,17 +104,17 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
 /// returns `None` if the host hung up without an answer.
 ///
 /// With [`Options::wait`], waits for a host that is missing, full or about to close.
-fn call(
+fn connect_with(
     address: &Address,
     options: &Options,
-    deed: (&str, &str),
+    verb: (&str, &str),
     run_handshake: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::begin();
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
-        match call_once(address, options, &deadline, &run_handshake) {
+        match try_connect(address, options, &deadline, &run_handshake) {
             Ok(ConnectAttempt::Ready(parts)) => return Ok(*parts),
             // The host is closing, and the next attempt finds no host.
             Ok(ConnectAttempt::HungUp) => backoff.hung_up(None)?,
@@ -123,7 +123,7 @@ fn call(
             Ok(ConnectAttempt::NoHost) | Err(Error::AddressOccupied { .. }) if options.wait => {
                 backoff.pause()?;
             }
-            Ok(ConnectAttempt::NoHost) => return Err(no_host(address, deed)),
+            Ok(ConnectAttempt::NoHost) => return Err(no_host(address, verb)),
             Err(error) => return Err(error),
         }
     }
@@ -137,7 +137,7 @@ enum ConnectAttempt {
     HungUp,
 }
 
-fn call_once(
+fn try_connect(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
@@ -167,19 +167,19 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     }
     // Removes the permits that no call uses.
     all.retain(|_, permits| permits.strong_count() > 0);
-    let made = Arc::new(Permits::new(FairShare::OF_ONE_PROCESS)?);
-    all.insert(address.clone(), Arc::downgrade(&made));
-    Ok(made)
+    let permits = Arc::new(Permits::new(FairShare::OF_ONE_PROCESS)?);
+    all.insert(address.clone(), Arc::downgrade(&permits));
+    Ok(permits)
 }
 
-fn no_host(address: &Address, deed: (&str, &str)) -> Error {
+fn no_host(address: &Address, verb: (&str, &str)) -> Error {
     let directory = address.place().and_then(|path| path.parent());
     if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
         return address.invalid("its directory does not exist", Some(Errno::ENOENT));
     }
-    let (deed, host) = deed;
+    let (verb, host) = verb;
     Error::PeerLost(format!(
-        "no process {deed} at {:?}; the `wait` option waits for the {host}",
+        "no process {verb} at {:?}; the `wait` option waits for the {host}",
         address.to_string()
     ))
 }

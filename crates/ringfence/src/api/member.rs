@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The time that leaving may take beyond [`Options::handshake_timeout`], which limits the wait for the partner's answer.
-const ENOUGH: Duration = Duration::from_secs(30);
+const LEAVE_MARGIN: Duration = Duration::from_secs(30);
 
 /// Takes a place at an address, and keeps it while partners are replaced.
 ///
@@ -61,13 +61,13 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     };
     let run = |(worker, position): (MemberWorker, Position)| worker.run(position);
     let thread = IdleThread::spawn("ringfence-member", "a thread for the membership", run)?;
-    let arrived = member_worker.join(&deadline);
+    let position = member_worker.join(&deadline);
     let membership = Membership {
         handle: Handle::new(address, &endpoint),
         worker,
-        late: timeout.saturating_add(ENOUGH),
+        leave_timeout: timeout.saturating_add(LEAVE_MARGIN),
     };
-    match arrived {
+    match position {
         Ok(position) => thread.start((member_worker, position)),
         Err(error) => {
             drop(member_worker);
@@ -108,7 +108,7 @@ pub struct Membership {
     handle: Handle<Member>,
     worker: Worker,
     /// The time limit for the worker's end, after which its accept is taken to hang.
-    late: Duration,
+    leave_timeout: Duration,
 }
 
 impl Membership {
@@ -219,7 +219,7 @@ impl Drop for Membership {
             endpoint.destroyed.store(true, Ordering::Release);
         }
         worker.stop().cancel();
-        if !worker.wait_at_most(self.late) {
+        if !worker.wait_at_most(self.leave_timeout) {
             // The partner can make the listening socket blocking, and so make this side's accept hang.
             endpoint.shut_listener();
             worker.wait();

@@ -51,14 +51,14 @@ use crate::{
 /// has refused), [`Error::HandshakeTimeout`], [`Error::Protocol`], [`Error::PeerLost`] and [`Error::ObjectUnsound`]. Local errors:
 /// [`Error::NoSpace`], [`Error::Unsupported`], [`Error::ObjectExposed`]; [`Error::Aborted`] when cancelled.
 pub fn join(address: &Address, options: &Options) -> Result<Channel> {
-    join_noticing(address, options, &|_| {})
+    join_reporting(address, options, &|_| {})
 }
 
 /// As [`join`]. Calls `notice` for each guest that this process refuses as the host, on a thread that must not be blocked.
 ///
 /// # Errors
 /// As [`join`].
-pub fn join_noticing(
+pub fn join_reporting(
     address: &Address,
     options: &Options,
     on_refused: &(dyn Fn(&Refused) + Sync),
@@ -118,11 +118,11 @@ fn host(
     };
     let pair = Pair {
         address,
-        taken: &AtomicBool::new(false),
+        is_taken: &AtomicBool::new(false),
         on_refused,
     };
     // The slot is kept until all other clients are refused.
-    let (parts, _seat, place) = acceptor.run(&pair, place, deadline, |place, result| {
+    let (parts, _slot, place) = acceptor.run(&pair, place, deadline, |place, result| {
         let (parts, slot) = result??;
         place.close(|stream| {
             let error = address.occupied("two processes share it already");
@@ -136,7 +136,7 @@ fn host(
 /// The host of a pair, which has one slot.
 struct Pair<'a> {
     address: &'a Address,
-    taken: &'a AtomicBool,
+    is_taken: &'a AtomicBool,
     on_refused: &'a (dyn Fn(&Refused) + Sync),
 }
 
@@ -149,7 +149,7 @@ impl Drop for OnlySlot<'_> {
 }
 
 impl Pair<'_> {
-    fn another_was_first(&self) -> Error {
+    fn occupied_error(&self) -> Error {
         self.address.occupied("another was ready first")
     }
 }
@@ -158,22 +158,22 @@ impl<'a> Slots for Pair<'a> {
     type Slot = OnlySlot<'a>;
 
     fn check_free(&self, _who: Credentials) -> Result<()> {
-        if self.taken.load(Ordering::Acquire) {
-            return Err(self.another_was_first());
+        if self.is_taken.load(Ordering::Acquire) {
+            return Err(self.occupied_error());
         }
         Ok(())
     }
 
     fn claim(&self, _who: Credentials) -> Result<OnlySlot<'a>> {
-        if self.taken.swap(true, Ordering::AcqRel) {
-            return Err(self.another_was_first());
+        if self.is_taken.swap(true, Ordering::AcqRel) {
+            return Err(self.occupied_error());
         }
-        Ok(OnlySlot(self.taken))
+        Ok(OnlySlot(self.is_taken))
     }
 
     fn closed(&self) -> Error {
-        if self.taken.load(Ordering::Acquire) {
-            self.another_was_first()
+        if self.is_taken.load(Ordering::Acquire) {
+            self.occupied_error()
         } else {
             Error::Aborted
         }

@@ -47,7 +47,7 @@ use crate::{
 /// A publisher has two threads: one keeps the address, the other watches subscribers. Each subscriber takes two descriptors.
 pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let options = options.clone().checked_to_publish()?;
-    let (given, address) = (address, address.absolute());
+    let (stated, address) = (address, address.absolute());
     let (mut bound, worker) = BoundAlone::new(&address, options)?;
     let broadcast = broadcast(&address, worker, &mut bound)?;
     let endpoint = Endpoint::new(address, &bound.options, broadcast)?;
@@ -66,7 +66,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let publisher = Publisher {
         sender: Broadcaster::publishing(&endpoint, bound.options.longest(), bound.options.busy_poll),
         audience: Audience {
-            handle: Handle::new(given, &endpoint),
+            handle: Handle::new(stated, &endpoint),
             watcher: Some(watcher),
         },
     };
@@ -92,7 +92,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     };
     let object = SharedObject::create(&wanted, &bound.deadline.within(options.handshake_timeout), record)?;
     object.close_to_openers(record)?;
-    let kept = InFlightDescriptor::keep(&object)?;
+    let fd = InFlightDescriptor::keep(&object)?;
     record.met(IN_FLIGHT, "a socket of the publisher's own");
     // From here on it is in no table of descriptors.
     let region = object.into_region();
@@ -101,7 +101,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     let watches = Arc::new(Watches::new()?);
     let sender = Arc::clone(&watches);
     Ok(Broadcast {
-        ring: Arc::new(PublishedRing::new(readers, kept, move || sender.wake_sender())?),
+        ring: Arc::new(PublishedRing::new(readers, fd, move || sender.wake_sender())?),
         region,
         capacity: options.capacity,
         barriers: if supports_barriers {

@@ -41,12 +41,12 @@ const MAX_PENDING: usize = FairShare::ALL;
 /// [`Error::InvalidArgument`] for options that contradict each other; [`Error::NoSpace`]; [`Error::Aborted`] when cancelled.
 pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let options = options.clone().checked()?;
-    let (given, address) = (address, address.absolute());
+    let (stated, address) = (address, address.absolute());
     let (bound, worker) = BoundAlone::new(&address, options)?;
     let endpoint = Endpoint::new(address, &bound.options, Service)?;
     let thread = IdleThread::spawn("ringfence-accept", "a thread for the listener", accept)?;
     let listener = Listener {
-        handle: Handle::new(given, &endpoint),
+        handle: Handle::new(stated, &endpoint),
         worker,
     };
     thread.start((endpoint, bound));

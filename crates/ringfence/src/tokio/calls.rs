@@ -20,7 +20,7 @@ use crate::{
     channel::calls::driver::{Core, Inner},
     channel::calls::envelope::{CallError, RemoteError},
     channel::calls::state::{Place, Request, State, Ticket, WaitKey},
-    channel::calls::{self, CallContext, CallsHandle, panicked, too_late},
+    channel::calls::{self, CallContext, CallsHandle, panic_error, timeout_error},
     channel::receiver::Receiver,
     error::{Error, Result},
     tokio::channel::Channel,
@@ -229,7 +229,7 @@ impl Drop for PendingCall {
         if let Ok(ticket) = self.ticket
             && let Ok(mut inner) = self.handle.core.lock()
         {
-            inner.state.forget(self.last_read);
+            inner.state.remove_wait(self.last_read);
             inner.cancel(ticket);
         }
     }
@@ -300,13 +300,13 @@ impl Calls {
                 id,
             };
             if due.is_some_and(|due| due <= Instant::now()) {
-                unanswered.answer(Err(too_late()));
+                unanswered.answer(Err(timeout_error()));
                 continue;
             }
             let context = CallContext::new(Arc::clone(core), id, due);
             match catch_unwind(AssertUnwindSafe(|| handler(body, context))) {
                 Ok(future) => drop(running.spawn(answer(unanswered, due, future))),
-                Err(_) => unanswered.answer(Err(panicked())),
+                Err(_) => unanswered.answer(Err(panic_error())),
             }
             while running.try_join_next().is_some() {}
             while running.len() >= concurrency.max(1) {
@@ -397,7 +397,7 @@ impl Drop for RegisteredWait<'_> {
         if self.1.is_some()
             && let Ok(mut inner) = self.0.lock()
         {
-            inner.state.forget(self.1);
+            inner.state.remove_wait(self.1);
         }
     }
 }
@@ -435,7 +435,7 @@ impl Unanswered {
         let _ = inner.flush();
         drop(inner);
         if let Some(error) = failed {
-            self.core.tell_failed(&error);
+            self.core.trace_failure(&error);
         }
         Some(place)
     }
@@ -449,7 +449,7 @@ impl Drop for Unanswered {
     /// Does nothing if the request was answered.
     fn drop(&mut self) {
         let error = if thread::panicking() {
-            panicked()
+            panic_error()
         } else {
             RemoteError::new("the server has stopped before it answered")
         };
@@ -475,7 +475,7 @@ async fn answer<B: AsRef<[u8]>, E: Into<RemoteError>>(
                 return Poll::Ready(None);
             }
             if is_over(late.as_mut(), cx) {
-                return Poll::Ready(Some(Err(too_late())));
+                return Poll::Ready(Some(Err(timeout_error())));
             }
             handler
                 .as_mut()

@@ -17,7 +17,7 @@ use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
     channel::calls::envelope::RemoteError,
-    channel::calls::state::{MOST, State, Ticket},
+    channel::calls::state::{MAX_REQUESTS, State, Ticket},
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -102,7 +102,7 @@ impl Core {
     }
 
     /// Reports the error of a handler. The caller reports its own deadline.
-    pub(crate) fn tell_failed(&self, error: &RemoteError) {
+    pub(crate) fn trace_failure(&self, error: &RemoteError) {
         if !error.is_late() {
             self.shared
                 .tie
@@ -211,9 +211,9 @@ impl Inner {
     /// Reads frames and messages that are there. Returns whether anything has changed. Fails only for local reasons.
     pub(crate) fn read(&mut self, receiver: &mut Receiver) -> Result<bool> {
         // All answers may be there, and the one that has to be read now may be the last.
-        let most = if self.state.awaits_read() { MOST } else { BATCH };
-        let read = self.try_read(receiver, most);
-        self.state.was_read();
+        let max = [BATCH, MAX_REQUESTS][usize::from(self.state.awaits_read())];
+        let read = self.try_read(receiver, max);
+        self.state.on_read();
         match read {
             Err(error) if !error.is_local() => {
                 match self.sender.close_reason() {
@@ -226,18 +226,18 @@ impl Inner {
         }
     }
 
-    fn try_read(&mut self, receiver: &mut Receiver, most: usize) -> Result<bool> {
+    fn try_read(&mut self, receiver: &mut Receiver, max: usize) -> Result<bool> {
         let mut count = 0;
-        while count < most && self.must_read(receiver) {
+        while count < max && self.must_read(receiver) {
             let Some(tag) = receiver.next_tag()? else { break };
             let Some(bytes) = receiver.try_receive_vec()? else {
                 break;
             };
             if tag.is_call() {
-                let taken = self.state.take(bytes);
-                receiver.judge(taken)?;
+                let result = self.state.on_frame(bytes);
+                receiver.judge(result)?;
             } else {
-                self.state.keep(bytes);
+                self.state.push_message(bytes);
             }
             count += 1;
         }

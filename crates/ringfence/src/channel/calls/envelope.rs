@@ -9,13 +9,13 @@ use crate::error::{Error, ErrorKind, Result, cut};
 /// Bytes of a frame's head.
 pub(super) const HEAD: usize = 16;
 /// Bytes of the longest frame without a request or a reply: an error with three empty texts.
-pub(super) const LEAST: usize = HEAD + 12;
+pub(super) const MIN_MESSAGE: usize = HEAD + 12;
 /// The largest number of a call: the largest integer that JavaScript represents exactly.
-const LARGEST_ID: u64 = (1 << 53) - 1;
+const MAX_ID: u64 = (1 << 53) - 1;
 /// Bytes of the longest name and of the longest code of an error.
-const LONGEST_NAME: usize = 128;
+const MAX_NAME: usize = 128;
 /// Bytes of the longest message of an error.
-const LONGEST_TEXT: usize = 8 * 1024;
+const MAX_TEXT: usize = 8 * 1024;
 
 /// The meaning of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Head {
             _ => None,
         };
         match kind {
-            Some(kind) if id <= LARGEST_ID => Ok(Self { kind, remaining, id }),
+            Some(kind) if id <= MAX_ID => Ok(Self { kind, remaining, id }),
             _ => Err(corrupt(&format!(
                 "a call frame of {} bytes for call {id}, which starts with {words:?}",
                 frame.len()
@@ -90,21 +90,21 @@ impl Head {
     }
 }
 
-/// Makes the frame of a handler's error, of at most `limit` bytes, which is at least [`LEAST`]. Texts that are too long are cut.
+/// Makes the frame of a handler's error, of at most `limit` bytes, which is at least [`MIN_MESSAGE`]. Texts that are too long are cut.
 pub(super) fn error_frame(id: u64, error: &RemoteError, limit: usize) -> Vec<u8> {
-    let mut left = limit - LEAST;
-    let mut fit = |text: &str, most: usize| {
-        let text = cut(text, most.min(left)).to_owned();
+    let mut left = limit - MIN_MESSAGE;
+    let mut fit = |text: &str, max: usize| {
+        let text = cut(text, max.min(left)).to_owned();
         left -= text.len();
         text
     };
     // The message is cut first, because programs compare the other two.
-    let name = fit(error.name(), LONGEST_NAME);
-    let code = fit(error.code().unwrap_or_default(), LONGEST_NAME);
-    let message = fit(error.message(), LONGEST_TEXT);
+    let name = fit(error.name(), MAX_NAME);
+    let code = fit(error.code().unwrap_or_default(), MAX_NAME);
+    let message = fit(error.message(), MAX_TEXT);
     let mut frame = Head::new(FrameKind::Error, id).frame(&[]);
     for text in [name, message, code] {
-        let length = u32::try_from(text.len()).expect("at most LONGEST_TEXT");
+        let length = u32::try_from(text.len()).expect("at most MAX_TEXT");
         frame.extend_from_slice(&length.to_le_bytes());
         frame.extend_from_slice(text.as_bytes());
     }

@@ -185,7 +185,7 @@ impl Wake for ThreadWaker {
     }
 }
 
-fn waker_of_this_thread() -> Waker {
+fn current_thread_waker() -> Waker {
     thread_local! {
         static WAKER: OnceCell<Waker> = const { OnceCell::new() };
     }
@@ -321,18 +321,18 @@ impl Calls {
             let context = CallContext::new(Arc::clone(&self.0.core), id, due);
             let is_late = || due.is_some_and(|due| due <= Instant::now());
             if is_late() {
-                self.answer(id, Err(too_late()))?;
+                self.answer(id, Err(timeout_error()))?;
                 continue;
             }
             // The conversions and the destructors of the outcome may panic as well.
             let answered = catch_unwind(AssertUnwindSafe(|| {
                 let outcome = handler(body, &context).map_err(E::into);
                 let answer = outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone);
-                // The caller takes a reply that it finds at its deadline, and this one may be there before it looks.
-                self.answer(id, if is_late() { Err(too_late()) } else { answer })
+                // The caller accepts a reply that is in the ring at its deadline, and this one may arrive before the caller checks.
+                self.answer(id, if is_late() { Err(timeout_error()) } else { answer })
             }));
             // Does nothing if the panic followed the answer.
-            answered.unwrap_or_else(|_| self.answer(id, Err(panicked())))?;
+            answered.unwrap_or_else(|_| self.answer(id, Err(panic_error())))?;
         }
         Ok(())
     }
@@ -343,9 +343,9 @@ impl Calls {
         let place = self.0.core.lock()?.state.answer(id, outcome);
         let Some(place) = place else { return Ok(()) };
         if let Some(error) = failed {
-            self.0.core.tell_failed(&error);
+            self.0.core.trace_failure(&error);
         }
-        match self.flushed(place)? {
+        match self.wait_flushed(place)? {
             Err(error) if error.is_local() => Err(error),
             // The next request reports the end of the channel.
             _ => Ok(()),
@@ -353,7 +353,7 @@ impl Calls {
     }
 
     /// Waits until everything up to this place is in the ring. The inner error is that of the sending.
-    fn flushed(&self, place: Place) -> Result<Result<()>> {
+    fn wait_flushed(&self, place: Place) -> Result<Result<()>> {
         self.0
             .block(None, |state, wait, waker| state.poll_flushed(place, wait, waker))
     }
@@ -364,7 +364,7 @@ impl Calls {
     /// As [`Sender::send`](crate::Sender::send).
     pub fn send(&self, message: &[u8]) -> Result<()> {
         let place = self.0.core.lock()?.state.send(message)?;
-        self.flushed(place)?
+        self.wait_flushed(place)?
     }
 
     /// Waits for the next message beside the calls. `None`: the peer has ended its sending.
@@ -391,7 +391,7 @@ impl Calls {
     pub fn end(&self) -> Result<()> {
         let last = self.0.core.lock()?.state.last_place();
         if let Some(place) = last {
-            self.flushed(place)??;
+            self.wait_flushed(place)??;
         }
         self.0.core.lock()?.end();
         Ok(())
@@ -465,7 +465,7 @@ impl CallsHandle<Threads> {
         deadline: Option<Instant>,
         mut poll: impl FnMut(&mut State, &mut Option<WaitKey>, &Waker) -> Poll<T>,
     ) -> Result<T> {
-        let waker = waker_of_this_thread();
+        let waker = current_thread_waker();
         let mut wait = None;
         let mut last_read = None;
         let mut inner = self.core.lock()?;
@@ -504,14 +504,14 @@ impl CallsHandle<Threads> {
                 // The driver soon wakes a thread that is late.
                 park(deadline.filter(|_| !is_late));
                 inner = self.core.lock()?;
-                inner.state.forget(turn);
+                inner.state.remove_wait(turn);
             }
         };
-        inner.state.forget(wait);
-        inner.state.forget(last_read);
+        inner.state.remove_wait(wait);
+        inner.state.remove_wait(last_read);
         // This thread stops waiting: another one drives from now on.
         if inner.receiver.is_some() {
-            inner.state.pass_on();
+            inner.state.wake_next_driver();
         }
         outcome
     }
@@ -621,11 +621,11 @@ fn park(deadline: Option<Instant>) {
     }
 }
 
-pub(crate) fn too_late() -> RemoteError {
+pub(crate) fn timeout_error() -> RemoteError {
     RemoteError::from(Error::TimedOut)
 }
 
-pub(crate) fn panicked() -> RemoteError {
+pub(crate) fn panic_error() -> RemoteError {
     RemoteError::new("the handler has panicked")
 }
 

@@ -19,19 +19,19 @@ use std::{
 
 use crate::{
     channel::calls::envelope::{CallError, RemoteError},
-    channel::calls::envelope::{FrameKind, HEAD, Head, LEAST, corrupt, error_frame, read_error},
+    channel::calls::envelope::{FrameKind, HEAD, Head, MIN_MESSAGE, corrupt, error_frame, read_error},
     error::{Error, Result},
     ring::record::Tag,
 };
 
 /// Requests that a caller may have unanswered, and their bytes unless it is a single one. Further calls wait in the caller.
-pub(super) const MOST: usize = 16 * 1024;
-const MOST_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const MAX_REQUESTS: usize = 16 * 1024;
+const MAX_REQUEST_BYTES: usize = 16 * 1024 * 1024;
 /// The server may learn late that answers are in the ring, so it tolerates this many times the caller's limits.
 const SLACK: usize = 2;
 /// Messages that are kept for the program while calls are read, and their bytes. Beyond, reading pauses.
-const MOST_MESSAGES: usize = 4096;
-const MOST_MESSAGE_BYTES: usize = 1 << 20;
+const MAX_MESSAGES: usize = 4096;
+const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
 /// The number of a call in this process, in the order of the calls.
 pub(crate) type Ticket = u64;
@@ -96,7 +96,7 @@ pub(crate) struct Request {
 
 /// The meaning of a queued frame or message to this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum What {
+enum SendKind {
     Request(u64),
     Answer(u64),
     Cancel,
@@ -108,7 +108,7 @@ enum What {
 struct QueuedSend {
     place: Place,
     bytes: Vec<u8>,
-    what: What,
+    kind: SendKind,
     /// Of a request: its deadline.
     due: Option<Instant>,
 }
@@ -131,7 +131,7 @@ pub(crate) struct State {
     /// Answers that have arrived after the caller had stopped waiting.
     pub(super) late_replies: u64,
     /// Why no more answers will arrive.
-    no_answers: Option<Error>,
+    answers_error: Option<Error>,
 
     open: HashMap<u64, OpenRequest>,
     open_bytes: usize,
@@ -147,7 +147,7 @@ pub(crate) struct State {
     /// Everything before this place is in the ring, or never will be.
     flushed: Place,
     /// Why nothing more can be sent.
-    no_sending: Option<Error>,
+    send_error: Option<Error>,
 
     /// Nothing more will be read: the peer has ended its sending, or the channel has ended.
     end: Option<Result<()>>,
@@ -168,9 +168,9 @@ impl State {
     /// Fails with [`Error::InvalidArgument`] if the longest message is too short for calls.
     pub(crate) fn new(longest: u64) -> Result<Self> {
         let longest = usize::try_from(longest).unwrap_or(usize::MAX);
-        if longest < LEAST {
+        if longest < MIN_MESSAGE {
             return Err(Error::invalid(format!(
-                "calls need a peer that accepts messages of at least {LEAST} bytes, not {longest}"
+                "calls need a peer that accepts messages of at least {MIN_MESSAGE} bytes, not {longest}"
             )));
         }
         Ok(Self {
@@ -195,13 +195,13 @@ impl State {
     }
 
     /// Replaces the waker of a single wait.
-    fn replace(discarded: &mut Vec<Waker>, known: &mut Option<Waker>, new: &Waker) {
+    fn replace_waker(discarded: &mut Vec<Waker>, known: &mut Option<Waker>, new: &Waker) {
         if known.as_ref().is_none_or(|known| !known.will_wake(new)) {
             discarded.extend(known.replace(new.clone()));
         }
     }
 
-    /// Wakes the waiter on its next event. The same `wait` must be passed until [`State::forget`].
+    /// Wakes the waiter on its next event. The same `wait` must be passed until [`State::remove_wait`].
     pub(super) fn register(&mut self, event: CallEvent, wait: &mut Option<WaitKey>, waker: &Waker) {
         let next = &mut self.next_wait;
         let key = *wait.get_or_insert_with(|| {
@@ -218,7 +218,7 @@ impl State {
     }
 
     /// The wait is over or was dropped.
-    pub(crate) fn forget(&mut self, wait: Option<WaitKey>) {
+    pub(crate) fn remove_wait(&mut self, wait: Option<WaitKey>) {
         self.discarded
             .extend(wait.and_then(|key| self.waits.remove(&key)));
     }
@@ -234,7 +234,7 @@ impl State {
     }
 
     /// Wakes the thread that has waited longest to drive.
-    pub(super) fn pass_on(&mut self) {
+    pub(super) fn wake_next_driver(&mut self) {
         let keys = (CallEvent::Drive, 0)..(CallEvent::Request, 0);
         let first = self.waits.range(keys).next().map(|(key, _)| *key);
         if let Some(waker) = first.and_then(|key| self.waits.remove(&key)) {
@@ -252,23 +252,28 @@ impl State {
 
     // Sending.
 
-    fn push(&mut self, bytes: Vec<u8>, what: What, due: Option<Instant>) -> Place {
+    fn push(&mut self, bytes: Vec<u8>, kind: SendKind, due: Option<Instant>) -> Place {
         let place = self.next_place;
         self.next_place += 1;
         self.queue.push_back(QueuedSend {
             place,
             bytes,
-            what,
+            kind,
             due,
         });
         place
+    }
+
+    /// Queues a frame without a body.
+    fn push_head(&mut self, frame: FrameKind, id: u64, kind: SendKind) {
+        self.push(Head::new(frame, id).frame(&[]), kind, None);
     }
 
     /// Queues a message.
     pub(crate) fn send(&mut self, message: &[u8]) -> Result<Place> {
         self.check_size(message.len())?;
         self.check_sending()?;
-        Ok(self.push(message.to_vec(), What::Message, None))
+        Ok(self.push(message.to_vec(), SendKind::Message, None))
     }
 
     fn check_size(&self, size: usize) -> Result<()> {
@@ -279,7 +284,7 @@ impl State {
     }
 
     pub(crate) fn check_sending(&self) -> Result<()> {
-        self.no_sending.as_ref().map_or(Ok(()), |error| Err(again(error)))
+        self.send_error.as_ref().map_or(Ok(()), |error| Err(copy(error)))
     }
 
     /// Whether everything up to this place is in the ring, or was retracted. Fails if it never will be.
@@ -306,9 +311,9 @@ impl State {
 
     /// Removes a message whose sender has stopped waiting, unless it is the front and has started to enter the ring.
     #[cfg(feature = "tokio")]
-    pub(crate) fn retract(&mut self, place: Place, has_begun: bool) {
+    pub(crate) fn retract(&mut self, place: Place, has_started: bool) {
         if let Ok(at) = self.queue.binary_search_by_key(&place, |queued| queued.place)
-            && (at > 0 || !has_begun)
+            && (at > 0 || !has_started)
         {
             self.queue.remove(at);
             self.advance_flushed();
@@ -325,7 +330,7 @@ impl State {
     /// The next frame or message to put into the ring. `begins`: nothing of it is there yet.
     pub(crate) fn front(&mut self, begins: bool) -> Option<(&[u8], Tag)> {
         let queued = self.queue.front_mut()?;
-        if begins && let (What::Request(id), Some(due)) = (queued.what, queued.due) {
+        if begins && let (SendKind::Request(id), Some(due)) = (queued.kind, queued.due) {
             let left = due.saturating_duration_since(Instant::now());
             let remaining = u32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(u32::MAX);
             let head = Head {
@@ -334,7 +339,7 @@ impl State {
             };
             queued.bytes[..HEAD].copy_from_slice(&head.encode());
         }
-        let tag = if queued.what == What::Message {
+        let tag = if queued.kind == SendKind::Message {
             Tag::NONE
         } else {
             Tag::CALL
@@ -348,7 +353,7 @@ impl State {
             return;
         };
         self.advance_flushed();
-        if let What::Answer(id) = queued.what {
+        if let SendKind::Answer(id) = queued.kind {
             self.close_request(id);
         }
     }
@@ -363,32 +368,32 @@ impl State {
 
     /// Whether something is queued whose loss the peer would not notice.
     pub(crate) fn has_unsent(&self) -> bool {
-        self.queue.iter().any(|queued| queued.what != What::Cancel)
+        self.queue.iter().any(|queued| queued.kind != SendKind::Cancel)
     }
 
     /// Nothing more can be sent.
     pub(crate) fn stop_sending(&mut self, error: Error) {
         for queued in std::mem::take(&mut self.queue) {
-            match queued.what {
-                What::Request(id) => self.never_sent(id, &error),
-                What::Answer(id) => self.close_request(id),
-                What::Cancel | What::Message => {}
+            match queued.kind {
+                SendKind::Request(id) => self.fail_unsent(id, &error),
+                SendKind::Answer(id) => self.close_request(id),
+                SendKind::Cancel | SendKind::Message => {}
             }
         }
         for ticket in std::mem::take(&mut self.waiting) {
-            self.settle(ticket, Err(again(&error).into()));
+            self.complete(ticket, Err(copy(&error).into()));
         }
-        self.no_sending.get_or_insert(error);
+        self.send_error.get_or_insert(error);
         self.wake_waits(CallEvent::Flushed(0)..CallEvent::Read);
         self.nudged = true;
     }
 
     /// The request will never be in the ring.
-    fn never_sent(&mut self, id: u64, error: &Error) {
+    fn fail_unsent(&mut self, id: u64, error: &Error) {
         let Some(sent) = self.sent.remove(&id) else { return };
         self.sent_bytes -= sent.size;
         if let Some(ticket) = sent.ticket {
-            self.settle(ticket, Err(again(error).into()));
+            self.complete(ticket, Err(copy(error).into()));
         }
     }
 
@@ -396,8 +401,8 @@ impl State {
 
     /// Fails once no further call can be started.
     pub(crate) fn check_calling(&self) -> Result<()> {
-        match self.no_answers.as_ref().or(self.no_sending.as_ref()) {
-            Some(error) => Err(again(error)),
+        match self.answers_error.as_ref().or(self.send_error.as_ref()) {
+            Some(error) => Err(copy(error)),
             None => Ok(()),
         }
     }
@@ -430,7 +435,7 @@ impl State {
                 continue;
             };
             let size = call.frame.len();
-            if !is_within(self.sent.len(), self.sent_bytes, size, 1) {
+            if !fits_limits(self.sent.len(), self.sent_bytes, size, 1) {
                 break;
             }
             self.waiting.pop_first();
@@ -442,7 +447,7 @@ impl State {
             self.sent_bytes += size;
             let ticket = Some(ticket);
             self.sent.insert(id, Sent { size, ticket });
-            self.push(frame, What::Request(id), due);
+            self.push(frame, SendKind::Request(id), due);
         }
     }
 
@@ -454,7 +459,7 @@ impl State {
             ));
         };
         if call.outcome.is_none() {
-            Self::replace(&mut self.discarded, &mut call.waker, waker);
+            Self::replace_waker(&mut self.discarded, &mut call.waker, waker);
             return Poll::Pending;
         }
         let outcome = self.calls.remove(&ticket).and_then(|call| call.outcome);
@@ -476,11 +481,11 @@ impl State {
             && let Some(sent) = self.sent.get_mut(&id)
         {
             sent.ticket = None;
-            self.push(Head::new(FrameKind::Cancel, id).frame(&[]), What::Cancel, None);
+            self.push_head(FrameKind::Cancel, id, SendKind::Cancel);
         }
     }
 
-    fn settle(&mut self, ticket: Ticket, outcome: Result<Vec<u8>, CallError>) {
+    fn complete(&mut self, ticket: Ticket, outcome: Result<Vec<u8>, CallError>) {
         let Some(call) = self.calls.get_mut(&ticket) else {
             return;
         };
@@ -502,17 +507,17 @@ impl State {
         }
     }
 
-    fn settle_all(&mut self, error: &Error) {
+    fn complete_all(&mut self, error: &Error) {
         self.sent.clear();
         self.sent_bytes = 0;
         self.waiting.clear();
         let tickets: Vec<Ticket> = self.calls.keys().copied().collect();
         for ticket in tickets {
-            self.settle(ticket, Err(again(error).into()));
+            self.complete(ticket, Err(copy(error).into()));
         }
     }
 
-    fn answered(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
+    fn on_answer(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
         let Head { kind, id, .. } = head;
         let sent = self.sent.get(&id).map(|sent| (sent.size, sent.ticket));
         let (size, ticket) = match sent {
@@ -533,7 +538,7 @@ impl State {
         self.sent.remove(&id);
         self.sent_bytes -= size;
         match ticket {
-            Some(ticket) => self.settle(ticket, outcome),
+            Some(ticket) => self.complete(ticket, outcome),
             None if kind != FrameKind::Cancelled => self.late_replies += 1,
             None => {}
         }
@@ -543,7 +548,7 @@ impl State {
 
     // This side serves.
 
-    fn requested(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
+    fn on_request(&mut self, head: Head, mut frame: Vec<u8>) -> Result<()> {
         let Head { id, remaining, .. } = head;
         if id != self.next_request {
             return Err(corrupt(&format!(
@@ -552,7 +557,7 @@ impl State {
             )));
         }
         let size = frame.len();
-        if !is_within(self.open.len(), self.open_bytes, size, SLACK) {
+        if !fits_limits(self.open.len(), self.open_bytes, size, SLACK) {
             let (count, bytes) = (self.open.len(), self.open_bytes);
             return Err(corrupt(&format!(
                 "{count} requests of {bytes} bytes are unanswered"
@@ -578,7 +583,7 @@ impl State {
         Ok(())
     }
 
-    fn cancelled(&mut self, id: u64) -> Result<()> {
+    fn on_cancel(&mut self, id: u64) -> Result<()> {
         if id >= self.next_request {
             return Err(corrupt(&format!("request {id} was cancelled before it was sent")));
         }
@@ -590,11 +595,7 @@ impl State {
         let waker = open.waker.take();
         self.wake_all(waker);
         self.requests.remove(&id);
-        self.push(
-            Head::new(FrameKind::Cancelled, id).frame(&[]),
-            What::Answer(id),
-            None,
-        );
+        self.push_head(FrameKind::Cancelled, id, SendKind::Answer(id));
         Ok(())
     }
 
@@ -609,7 +610,7 @@ impl State {
         }
         match &self.end {
             Some(_) if self.is_closed => return Poll::Ready(Ok(None)),
-            Some(Err(error)) => return Poll::Ready(Err(again(error))),
+            Some(Err(error)) => return Poll::Ready(Err(copy(error))),
             Some(Ok(())) if self.open.is_empty() => return Poll::Ready(Ok(None)),
             _ => {}
         }
@@ -627,11 +628,11 @@ impl State {
             Ok(Head::new(FrameKind::Reply, id).frame(reply))
         });
         let frame = sound.unwrap_or_else(|error| error_frame(id, &error, self.longest));
-        if self.no_sending.is_some() {
+        if self.send_error.is_some() {
             self.close_request(id);
             return None;
         }
-        Some(self.push(frame, What::Answer(id), None))
+        Some(self.push(frame, SendKind::Answer(id), None))
     }
 
     /// Whether a request no longer needs an answer.
@@ -645,14 +646,14 @@ impl State {
         let Some(open) = self.open.get_mut(&id).filter(|open| !open.is_answered) else {
             return Poll::Ready(());
         };
-        Self::replace(&mut self.discarded, &mut open.waker, waker);
+        Self::replace_waker(&mut self.discarded, &mut open.waker, waker);
         Poll::Pending
     }
 
     // Messages beside the calls.
 
     /// Keeps a message for the program.
-    pub(crate) fn keep(&mut self, message: Vec<u8>) {
+    pub(crate) fn push_message(&mut self, message: Vec<u8>) {
         self.message_bytes += message.len();
         self.messages.push_back(message);
         self.wake_readers();
@@ -660,7 +661,7 @@ impl State {
 
     /// Whether the program must receive messages before more is read.
     pub(crate) fn is_full(&self) -> bool {
-        self.messages.len() >= MOST_MESSAGES || self.message_bytes >= MOST_MESSAGE_BYTES
+        self.messages.len() >= MAX_MESSAGES || self.message_bytes >= MAX_MESSAGE_BYTES
     }
 
     /// Returns the next message of the peer. `None`: no more will arrive.
@@ -677,7 +678,7 @@ impl State {
         }
         match &self.end {
             Some(Ok(())) => Poll::Ready(Ok(None)),
-            Some(Err(error)) => Poll::Ready(Err(again(error))),
+            Some(Err(error)) => Poll::Ready(Err(copy(error))),
             None => {
                 self.register(CallEvent::Message, wait, waker);
                 Poll::Pending
@@ -688,12 +689,12 @@ impl State {
     // Both.
 
     /// Handles a frame of the peer. Fails with [`Error::RingCorrupt`] if the peer has violated the protocol.
-    pub(crate) fn take(&mut self, frame: Vec<u8>) -> Result<()> {
+    pub(crate) fn on_frame(&mut self, frame: Vec<u8>) -> Result<()> {
         let head = Head::decode(&frame)?;
         match head.kind {
-            FrameKind::Request => self.requested(head, frame),
-            FrameKind::Cancel => self.cancelled(head.id),
-            FrameKind::Reply | FrameKind::Error | FrameKind::Cancelled => self.answered(head, frame),
+            FrameKind::Request => self.on_request(head, frame),
+            FrameKind::Cancel => self.on_cancel(head.id),
+            FrameKind::Reply | FrameKind::Error | FrameKind::Cancelled => self.on_answer(head, frame),
         }
     }
 
@@ -718,7 +719,7 @@ impl State {
     }
 
     /// The driver has read what was in the ring.
-    pub(crate) fn was_read(&mut self) {
+    pub(crate) fn on_read(&mut self) {
         while self.awaits_read()
             && let Some((_, waker)) = self.waits.pop_last()
         {
@@ -744,8 +745,8 @@ impl State {
     /// The peer has ended its sending in an orderly way: no more answers and requests will arrive.
     pub(crate) fn peer_ended(&mut self) {
         let error = Error::PeerLost("it has ended its sending, and has not answered".into());
-        self.settle_all(&error);
-        self.no_answers.get_or_insert(error);
+        self.complete_all(&error);
+        self.answers_error.get_or_insert(error);
         self.end.get_or_insert(Ok(()));
         self.wake_servers();
         self.wake_readers();
@@ -772,9 +773,9 @@ impl State {
 
     /// The channel has ended.
     pub(crate) fn finish(&mut self, error: Error) {
-        self.settle_all(&error);
-        self.stop_sending(again(&error));
-        self.no_answers.get_or_insert(again(&error));
+        self.complete_all(&error);
+        self.stop_sending(copy(&error));
+        self.answers_error.get_or_insert(copy(&error));
         self.end.get_or_insert(Err(error));
         self.drop_requests();
         self.wake_readers();
@@ -782,18 +783,18 @@ impl State {
 
     /// The channel has ended with an error after the peer's sending.
     pub(crate) fn finish_after_end(&mut self, error: Error) {
-        self.end = Some(Err(again(&error)));
+        self.end = Some(Err(copy(&error)));
         self.finish(error);
     }
 }
 
 /// Whether one more request may be unanswered.
-fn is_within(count: usize, bytes: usize, size: usize, slack: usize) -> bool {
-    count == 0 || (count < slack * MOST && bytes + size <= slack * MOST_BYTES)
+fn fits_limits(count: usize, bytes: usize, size: usize, slack: usize) -> bool {
+    count == 0 || (count < slack * MAX_REQUESTS && bytes + size <= slack * MAX_REQUEST_BYTES)
 }
 
 /// The same error for one more caller.
-fn again(error: &Error) -> Error {
+fn copy(error: &Error) -> Error {
     match error {
         Error::PeerLost(what) => Error::PeerLost(what.clone()),
         Error::RingCorrupt(what) => Error::RingCorrupt(what.clone()),

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use proptest::{prelude::*, test_runner::Config};
 
 use super::{
-    envelope::{FrameKind, HEAD, Head, LEAST, error_frame, read_error},
+    envelope::{FrameKind, HEAD, Head, MIN_MESSAGE, error_frame, read_error},
     *,
 };
 use crate::{
@@ -130,7 +130,7 @@ fn cancelled_call_is_confirmed_and_its_reply_dropped() {
                     }
                     // The caller may still read an outcome that arrives just after the deadline.
                     if request == b"late" {
-                        Err(too_late())
+                        Err(timeout_error())
                     } else {
                         Ok(request)
                     }
@@ -743,7 +743,7 @@ proptest! {
     #[test]
     fn error_frames_round_trip_and_truncations_fail(
         (name, message, code) in ("\\PC{0,80}", "\\PC{0,200}", "\\PC{0,80}"),
-        limit in LEAST..400,
+        limit in MIN_MESSAGE..400,
     ) {
         let error = RemoteError::from_parts(&name, &message, &code);
         let frame = error_frame(7, &error, limit);

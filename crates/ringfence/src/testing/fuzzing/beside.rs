@@ -30,7 +30,7 @@ const ROLE: &str = "RINGFENCE_FUZZED_PEER";
 const FOLDER: &str = "RINGFENCE_FUZZED_FOLDER";
 
 /// The handle of the other process.
-pub(super) struct Beside {
+pub(super) struct PeerProcess {
     control: OwnedFd,
     pub(super) folder: PathBuf,
     /// The process exits and removes its folder once `control` is closed, which happens when this process
@@ -42,14 +42,14 @@ pub(super) struct Beside {
 pub(super) struct Begun {
     pub(super) stream: OwnedFd,
     /// The index of the purpose for which it connects.
-    pub(super) comes: usize,
+    pub(super) purpose: usize,
     pub(super) backing: Backing,
     pub(super) wrong: Option<String>,
 }
 
 /// The actions of the other process.
 pub(super) struct Play {
-    pub(super) comes: usize,
+    pub(super) purpose: usize,
     pub(super) backing: Backing,
     pub(super) wrong: Option<&'static str>,
     /// The side under test has accepted its end from a listener, so the kernel reports the sender's
@@ -58,7 +58,7 @@ pub(super) struct Play {
     pub(super) talk: Box<dyn FnOnce(OwnedFd)>,
 }
 
-impl Beside {
+impl PeerProcess {
     /// Starts the process as the host or as the guest.
     pub(super) fn start(role: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("ringfence-fuzzed-{role}-{}", std::process::id()));
@@ -93,21 +93,21 @@ impl Beside {
         }
         // A line that the other process holds, and that this one has made.
         let (one, other) = pair_of(SockType::Stream);
-        tell(&self.control, bytes, &[one, other]);
-        let (said, passed) = hear(&self.control).unwrap_or_default();
-        let (comes, backing, wrong) = match said[..] {
+        send(&self.control, bytes, &[one, other]);
+        let (sent, passed) = receive(&self.control).unwrap_or_default();
+        let (purpose, backing, wrong) = match sent[..] {
             [] => panic!(
                 "the {} has gone: {:?}",
                 self.folder.display(),
                 self.process.wait()
             ),
-            [comes, backing, ref wrong @ ..] => (comes, backing, wrong),
+            [purpose, backing, ref wrong @ ..] => (purpose, backing, wrong),
             [_] => return None,
         };
         let wrong = String::from_utf8(wrong.to_vec()).expect("text");
         Some(Begun {
             stream: passed.into_iter().next().expect("one end of the line"),
-            comes: comes.into(),
+            purpose: purpose.into(),
             backing: Backing::from_number(backing.into()).expect("a backing"),
             wrong: (!wrong.is_empty()).then_some(wrong),
         })
@@ -119,28 +119,28 @@ pub(super) fn pair_of(kind: SockType) -> (OwnedFd, OwnedFd) {
 }
 
 /// Ignores a side that has exited.
-fn tell(control: &OwnedFd, said: &[u8], passed: &[OwnedFd]) {
+fn send(control: &OwnedFd, sent: &[u8], passed: &[OwnedFd]) {
     let passed: Vec<_> = passed.iter().map(AsRawFd::as_raw_fd).collect();
     let passed = [ControlMessage::ScmRights(&passed)];
-    let slices = [IoSlice::new(said)];
+    let slices = [IoSlice::new(sent)];
     let (number, flags) = (control.as_raw_fd(), MsgFlags::MSG_NOSIGNAL);
     let _ = sys::uninterrupted(|| sendmsg::<()>(number, &slices, &passed, flags, None));
 }
 
 /// Receives one message and its descriptors. `None`: the other side has exited.
-fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
+fn receive(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     let mut into = vec![0; 1 << 17];
     let mut space = cmsg_space!([RawFd; 2]);
     let mut slices = [IoSliceMut::new(&mut into)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     // The fuzzer's timer sends signals, so the call may be interrupted.
-    let heard = loop {
+    let received = loop {
         match recvmsg::<()>(control.as_raw_fd(), &mut slices, Some(&mut space), flags) {
             Err(Errno::EINTR) => {}
             other => break other.ok()?,
         }
     };
-    let passed = heard.cmsgs().ok()?.find_map(|message| match message {
+    let passed = received.cmsgs().ok()?.find_map(|message| match message {
         ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
@@ -150,7 +150,7 @@ fn hear(control: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
         // SAFETY: the kernel has just created this descriptor for this process, and no other code knows it.
         .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
         .collect();
-    let length = heard.bytes;
+    let length = received.bytes;
     into.truncate(length);
     Some((into, passed))
 }
@@ -179,9 +179,9 @@ fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play
         .as_fd()
         .try_clone_to_owned()
         .expect("a descriptor");
-    while let Some((bytes, passed)) = hear(&control).filter(|(bytes, _)| !bytes.is_empty()) {
+    while let Some((bytes, passed)) = receive(&control).filter(|(bytes, _)| !bytes.is_empty()) {
         let Ok(Some(play)) = draw(&mut Unstructured::new(&bytes), passed) else {
-            tell(&control, &[0], &[]);
+            send(&control, &[0], &[]);
             continue;
         };
         let (agreed, theirs) = pair_of(SockType::Stream);
@@ -189,23 +189,23 @@ fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play
         if play.accepted {
             enable_new_credentials(&theirs).expect("SO_PASSCRED");
         }
-        let mut said = [play.comes, play.backing.number() as usize]
+        let mut sent = [play.purpose, play.backing.number() as usize]
             .map(|number| u8::try_from(number).expect("a small number"))
             .to_vec();
-        said.extend(play.wrong.unwrap_or_default().as_bytes());
-        tell(&control, &said, &[theirs]);
+        sent.extend(play.wrong.unwrap_or_default().as_bytes());
+        send(&control, &sent, &[theirs]);
         (play.talk)(agreed);
     }
 }
 
 /// Fails if a handshake should have ended differently, or if an error could inject terminal control
 /// sequences.
-pub(super) fn judge<T>(made: &crate::Result<Option<T>>, wrong: Option<&str>, comes: impl std::fmt::Debug) {
+pub(super) fn judge<T>(made: &crate::Result<Option<T>>, wrong: Option<&str>, purpose: impl std::fmt::Debug) {
     match (made, wrong) {
         (Ok(Some(_)), None) | (Ok(None), Some(_)) => {}
-        (Ok(Some(_)), Some(wrong)) => panic!("a channel, though {wrong} was wrong: {comes:?}"),
-        (Ok(None), None) => panic!("it has gone, though nothing was wrong: {comes:?}"),
-        (Err(error), None) => panic!("{error}, though nothing was wrong: {comes:?}"),
+        (Ok(Some(_)), Some(wrong)) => panic!("a channel, though {wrong} was wrong: {purpose:?}"),
+        (Ok(None), None) => panic!("it has gone, though nothing was wrong: {purpose:?}"),
+        (Err(error), None) => panic!("{error}, though nothing was wrong: {purpose:?}"),
         (Err(error), Some(_)) => {
             let shown = error.to_string();
             assert!(

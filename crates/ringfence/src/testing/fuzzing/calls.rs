@@ -140,10 +140,10 @@ impl Side {
 
     fn take(&mut self, (bytes, tag): (Vec<u8>, Tag)) {
         if tag.is_call() {
-            self.state.take(bytes).expect("the peer is honest");
+            self.state.on_frame(bytes).expect("the peer is honest");
             return;
         }
-        self.state.keep(bytes);
+        self.state.push_message(bytes);
         if let Poll::Ready(Ok(Some(message))) = self.state.poll_message(&mut None, Waker::noop()) {
             assert_eq!(message, self.messages.1.to_le_bytes(), "in order");
             self.messages.1 += 1;
@@ -225,7 +225,7 @@ fn among_violations(script: &mut Unstructured<'_>) -> Result<()> {
         if script.ratio(1, 16)? {
             frame.truncate(script.int_in_range(0..=16)?);
         }
-        if let Err(error) = side.state.take(frame) {
+        if let Err(error) = side.state.on_frame(frame) {
             assert_eq!(error.kind(), ErrorKind::RingCorrupt);
             side.state.finish(error);
             break;

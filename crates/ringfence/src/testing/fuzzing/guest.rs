@@ -20,7 +20,7 @@ use nix::{
 };
 
 use super::{
-    beside::{Beside, Play, judge, pair_of},
+    beside::{PeerProcess, Play, judge, pair_of},
     handshake::{OWN, Said, frame_on, hello, offer, other, say},
     object::{Drawn, odd},
 };
@@ -40,7 +40,7 @@ use crate::{
 
 /// The purpose for which a guest connects, and the kind of address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Comes {
+enum Purpose {
     /// As one of a pair, as a client, or as a child.
     For(Meeting),
     /// As a member, at a path or at an abstract name.
@@ -49,7 +49,7 @@ enum Comes {
     Subscribing,
 }
 
-impl Comes {
+impl Purpose {
     const ALL: [Self; 6] = [
         Self::For(Meeting::Pair),
         Self::For(Meeting::Service),
@@ -71,27 +71,27 @@ impl Comes {
 /// Runs a handshake with a fuzzed host. If everything that the host sends and passes is sound there is a
 /// channel, and otherwise none, whatever else is wrong.
 pub fn guest(bytes: &[u8]) {
-    static HOST: Mutex<Option<Beside>> = Mutex::new(None);
+    static HOST: Mutex<Option<PeerProcess>> = Mutex::new(None);
     let mut host = HOST.lock().expect("no panic before");
-    let host = host.get_or_insert_with(|| Beside::start("host"));
+    let host = host.get_or_insert_with(|| PeerProcess::start("host"));
     let Some(begun) = host.begin(bytes) else { return };
-    let comes = Comes::ALL[begun.comes];
+    let purpose = Purpose::ALL[begun.purpose];
     let options = Options::new().capacity(CAPACITY_MIN).backing(begun.backing);
     let options = options.checked().expect("options");
-    let address = match comes {
-        Comes::AsMember { at_path: true } => at_path(&host.folder),
+    let address = match purpose {
+        Purpose::AsMember { at_path: true } => at_path(&host.folder),
         _ => by_name(&host.folder),
     };
     // The deadline never expires: the host closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
-    let side = Side::new(&address, &options, &deadline, comes.meeting());
-    let side = match comes {
-        Comes::For(_) => side,
-        Comes::AsMember { .. } => side.inheriting(&address),
-        Comes::Subscribing => side.subscribing(),
+    let side = Side::new(&address, &options, &deadline, purpose.meeting());
+    let side = match purpose {
+        Purpose::For(_) => side,
+        Purpose::AsMember { .. } => side.inheriting(&address),
+        Purpose::Subscribing => side.subscribing(),
     };
     let made = side.guest(begun.stream, EvidenceLog::default());
-    judge(&made, begun.wrong.as_deref(), comes);
+    judge(&made, begun.wrong.as_deref(), purpose);
 }
 
 fn at_path(folder: &Path) -> Address {
@@ -107,9 +107,9 @@ fn by_name(folder: &Path) -> Address {
 pub(super) fn play(script: &mut Unstructured<'_>, places: &Places) -> Result<Option<Play>> {
     let script = Script::take(script, places)?;
     Ok(script.map(|script| Play {
-        comes: Comes::ALL
+        purpose: Purpose::ALL
             .iter()
-            .position(|comes| *comes == script.comes)
+            .position(|purpose| *purpose == script.purpose)
             .expect("one of them"),
         backing: script.backing,
         wrong: script.wrong,
@@ -169,11 +169,11 @@ impl Places {
     }
 
     /// The descriptors sent with READY, and whether they are the right ones.
-    fn shares(&self, comes: Comes, script: &mut Unstructured<'_>) -> Result<(Vec<OwnedFd>, bool)> {
-        let own: Vec<&OwnedFd> = match comes {
-            Comes::AsMember { at_path: true } => self.at_path.iter().collect(),
-            Comes::AsMember { at_path: false } => vec![&self.by_name],
-            Comes::For(_) | Comes::Subscribing => Vec::new(),
+    fn shares(&self, purpose: Purpose, script: &mut Unstructured<'_>) -> Result<(Vec<OwnedFd>, bool)> {
+        let own: Vec<&OwnedFd> = match purpose {
+            Purpose::AsMember { at_path: true } => self.at_path.iter().collect(),
+            Purpose::AsMember { at_path: false } => vec![&self.by_name],
+            Purpose::For(_) | Purpose::Subscribing => Vec::new(),
         };
         let copy = |which: &[&OwnedFd]| {
             which
@@ -216,7 +216,7 @@ impl Places {
 
 /// Everything that the host will send, except for the nonce that it must echo.
 struct Script {
-    comes: Comes,
+    purpose: Purpose,
     backing: Backing,
     frames: [Said; 3],
     /// Whether HELLO, OFFER and READY echo the guest's nonce.
@@ -236,8 +236,8 @@ struct Script {
 impl Script {
     /// `None`: this kernel supports no such object.
     fn take(script: &mut Unstructured<'_>, places: &Places) -> Result<Option<Self>> {
-        let comes = *script.choose(&Comes::ALL)?;
-        let subscribes = comes == Comes::Subscribing;
+        let purpose = *script.choose(&Purpose::ALL)?;
+        let subscribes = purpose == Purpose::Subscribing;
         let backing = if subscribes {
             Backing::Memfd
         } else {
@@ -250,7 +250,7 @@ impl Script {
             }
         };
         // The objects are drawn last. They use the most bytes, and have their own target.
-        let (shares, sound) = places.shares(comes, script)?;
+        let (shares, sound) = places.shares(purpose, script)?;
         judge(sound, "what comes with READY");
         let leaves = if odd(script)? {
             script.int_in_range(0..=2)?
@@ -269,7 +269,7 @@ impl Script {
             answers[script.int_in_range(0..=2_usize)?] = false;
             judge(false, "an echo");
         }
-        let hello = hello(script, CAPACITY_MIN, backing, comes.meeting())?;
+        let hello = hello(script, CAPACITY_MIN, backing, purpose.meeting())?;
         // HELLO echoes the guest's nonce.
         answers[0] &= hello.echo == Nonce::default();
         judge(answers[0], "HELLO's echo");
@@ -277,8 +277,8 @@ impl Script {
         let most = if subscribes { 64 << 20 } else { MAX_MESSAGE_SIZE };
         judge((1..=most).contains(&hello.longest), "its longest message");
         judge(hello.backing == backing.number(), "its backing");
-        judge(hello.meeting == comes.meeting().number(), "its meeting");
-        let asks = comes.meeting() == Meeting::Family && hello.features & LACKS_MEMORY != 0;
+        judge(hello.meeting == purpose.meeting().number(), "its meeting");
+        let asks = purpose.meeting() == Meeting::Family && hello.features & LACKS_MEMORY != 0;
         judge(!asks, "the memory that it asks for");
         let mut offer = offer(script, CAPACITY_MIN, 0)?;
         judge(offer.capacity == CAPACITY_MIN, "OFFER's capacity");
@@ -326,7 +326,7 @@ impl Script {
             frames[at] = said;
         }
         Ok(Some(Self {
-            comes,
+            purpose,
             backing,
             frames,
             answers,

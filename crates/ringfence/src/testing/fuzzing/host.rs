@@ -12,7 +12,7 @@ use arbitrary::{Result, Unstructured};
 use nix::unistd::getppid;
 
 use super::{
-    beside::{Begun, Beside, Play, judge},
+    beside::{Begun, PeerProcess, Play, judge},
     handshake::{Guest, what_a_host_has},
     object::odd,
 };
@@ -38,19 +38,19 @@ const NO_SLOT: [&str; 2] = ["that it comes", "that it would stay"];
 /// Runs a handshake with a fuzzed guest. If everything that the guest sends and passes is sound, there is a
 /// channel and a slot is taken. Otherwise there is neither, whatever else is wrong.
 pub fn host(bytes: &[u8]) {
-    static GUEST: Mutex<Option<Beside>> = Mutex::new(None);
+    static GUEST: Mutex<Option<PeerProcess>> = Mutex::new(None);
     let mut guest = GUEST.lock().expect("no panic before");
-    let guest = guest.get_or_insert_with(|| Beside::start("guest"));
+    let guest = guest.get_or_insert_with(|| PeerProcess::start("guest"));
     let Some(Begun {
         stream,
-        comes,
+        purpose,
         backing,
         wrong,
     }) = guest.begin(bytes)
     else {
         return;
     };
-    let meeting = MEETINGS[comes];
+    let meeting = MEETINGS[purpose];
     let (options, ring) = what_a_host_has(meeting == Meeting::Broadcast, backing);
     let shares: Vec<_> = (meeting == Meeting::Membership)
         .then(|| Arc::new(stream.try_clone().expect("a descriptor")))
@@ -107,8 +107,8 @@ fn answer(refuses: bool) -> crate::Result<()> {
 /// Draws the actions of the guest's process. The drawing bytes arrive together with a line that the host has
 /// made.
 pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Result<Option<Play>> {
-    let comes = script.int_in_range(0..=MEETINGS.len() - 1)?;
-    let meeting = MEETINGS[comes];
+    let purpose = script.int_in_range(0..=MEETINGS.len() - 1)?;
+    let meeting = MEETINGS[purpose];
     let slot = if odd(script)? {
         Some(*script.choose(&NO_SLOT)?)
     } else {
@@ -122,7 +122,7 @@ pub(super) fn play(script: &mut Unstructured<'_>, passed: Vec<OwnedFd>) -> Resul
         guest.speaks_on(passed);
     }
     Ok(Some(Play {
-        comes,
+        purpose,
         backing: guest.backing,
         // The slot's refusal takes precedence: the slots are claimed first.
         wrong: slot
