@@ -13,7 +13,7 @@ const subscriptions = new WeakMap<AbortSignal, Subscription>()
  * one signal to thousands of calls.
  */
 export function onAbort(signal: AbortSignal, callback: () => void): () => void {
-  const subscription = subscriptions.get(signal) ?? subscribe(signal)
+  const subscription = subscriptions.get(signal) ?? register(signal)
   subscription.callbacks.add(callback)
   return () => {
     if (!subscription.callbacks.delete(callback) || subscription.callbacks.size > 0) return
@@ -22,7 +22,7 @@ export function onAbort(signal: AbortSignal, callback: () => void): () => void {
   }
 }
 
-function subscribe(signal: AbortSignal): Subscription {
+function register(signal: AbortSignal): Subscription {
   const callbacks = new Set<() => void>()
   const listener = () => {
     subscriptions.delete(signal)
