@@ -49,18 +49,18 @@ macro_rules! requirements {
 
 requirements! {
     FIRST_TO_BIND: "rendezvous" "role" "the first to bind the address is the host";
-    FINDS_IT_BOUND: "rendezvous" "role" "a process that finds the address bound is the guest";
+    FOUND_BOUND: "rendezvous" "role" "a process that finds the address bound is the guest";
     SERVICE_BINDS: "rendezvous" "role" "the service binds the address";
-    SUCCEEDS: "rendezvous" "role" "the guest of a host that has gone is the host";
-    LEAVES_LINE: "rendezvous" "line" "no address: a line that the child inherits";
-    WAS_LEFT_LINE: "rendezvous" "line" "no address: a line that the parent has left";
+    SUCCESSION: "rendezvous" "role" "the guest of a host that has gone is the host";
+    LINE_TO_CHILD: "rendezvous" "line" "no address: a line that the child inherits";
+    LINE_FROM_PARENT: "rendezvous" "line" "no address: a line that the parent has left";
     VISIBLE: "credentials" "pid" "visible in this pid namespace";
-    HELD: "credentials" "process" "alive, and held by a pidfd";
+    ALIVE: "credentials" "process" "alive, and held by a pidfd";
     PRIVATE_LINE: "hello" "line" "a private line; every message with the peer's credentials";
     HARDENED: "hello" "hardened" "this process, after its inspection and before it makes its object";
     ANONYMOUS: "object" "created" "a memfd: exclusive, without a name";
     UNLINKED: "object" "created" "O_CREAT|O_EXCL with mode 0, unlinked, 0 names";
-    GIVEN: "object" "given" "memory for a child that may not create any";
+    CHILD_MEMORY: "object" "given" "memory for a child that may not create any";
     SEALED: "object" "sealed" "no further writer, no shrinking, no growing";
     LEASED: "object" "lease" "F_WRLCK granted: no other process has it open";
     TRIPWIRE: "object" "tripwire" "any later open is detected";

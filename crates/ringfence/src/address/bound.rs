@@ -169,7 +169,7 @@ impl SocketFile {
             let reason = "its socket was removed, or its directory replaced";
             address.invalid(reason, Some(Errno::ENOENT))
         };
-        let found = match self.files.look_at(&self.files.socket) {
+        let found = match self.files.stat(&self.files.socket) {
             Ok(found) if is_kind(&found, SFlag::S_IFSOCK) && before != Some(inode(&found)) => inode(&found),
             Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
             Err(errno) => return Err(unseen(address)(errno)),
@@ -443,13 +443,13 @@ impl Files {
         uninterrupted(|| openat(&self.directory, &*self.lock, flags, mode))
     }
 
-    pub(super) fn look_at(&self, name: &OsStr) -> Result<FileStat, Errno> {
+    pub(super) fn stat(&self, name: &OsStr) -> Result<FileStat, Errno> {
         uninterrupted(|| fstatat(&self.directory, name, AtFlags::AT_SYMLINK_NOFOLLOW))
     }
 
     /// Returns the identity of the file with this name, or `None` if there is none. Fails if that is unknown.
     pub(super) fn which(&self, name: &OsStr) -> Result<Option<Inode>, Errno> {
-        if_there(self.look_at(name))
+        if_there(self.stat(name))
     }
 
     /// Removes the file if its name still leads to `which`.

@@ -19,7 +19,7 @@ use crate::{
     address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, BoundAddress, SocketFile, mode_bits},
     address::bound::{Files, Lock, inode, is_kind},
     error::{Error, OrSystem, Result, is_shortage},
-    evidence::{EvidenceLog, FINDS_IT_BOUND, FIRST_TO_BIND, SERVICE_BINDS},
+    evidence::{EvidenceLog, FIRST_TO_BIND, FOUND_BOUND, SERVICE_BINDS},
     sys::uninterrupted,
     wait::deadline::Deadline,
 };
@@ -195,7 +195,7 @@ fn crowded(deadline: &Deadline) -> Error {
 }
 
 fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {
-    record.met(FINDS_IT_BOUND, "guest: connected");
+    record.met(FOUND_BOUND, "guest: connected");
     stream
 }
 
@@ -268,7 +268,7 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
 /// Removes the socket of a host that has ended. The caller holds the lock. A program that ignores the lock
 /// may still listen there; then its connection is returned.
 fn clear_the_way(address: &Address, files: &Files) -> Result<Option<BindOutcome>> {
-    let found = files.look_at(&files.socket);
+    let found = files.stat(&files.socket);
     if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
         return Err(no_socket(address));
     }

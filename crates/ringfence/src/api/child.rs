@@ -31,11 +31,11 @@ use nix::{
 use crate::{
     channel::Channel,
     error::{Error, OrSystem, Result, SILENT_CHILD},
-    evidence::{EvidenceLog, LEAVES_LINE, WAS_LEFT_LINE},
+    evidence::{EvidenceLog, LINE_FROM_PARENT, LINE_TO_CHILD},
     fork::Birth,
     handshake::frame::Meeting,
     handshake::line,
-    handshake::parts::{Answerer, Side},
+    handshake::parts::{ExpectedChild, Side},
     options::Options,
     peer::family::{ChildProcesses, Started, is_alive, is_exiting},
     signal::barriers,
@@ -284,16 +284,18 @@ impl ParentLine {
         }
         let options = &options;
         let mut record = EvidenceLog::default();
-        record.met(LEAVES_LINE, "made by this process");
+        record.met(LINE_TO_CHILD, "made by this process");
         let child = self.processes.started();
         let pidfd = child.map(Started::pidfd).transpose()?.flatten();
         barriers::begin();
         self.wait(pidfd.as_deref(), &deadline(options))?;
         let deadline = deadline(options);
         let expected = match (self.admit, child) {
-            (Admit::Descendant, _) => Answerer::Descendant,
-            (Admit::Child, Some(child)) => Answerer::Process(child.pid, pidfd.as_deref().map(AsFd::as_fd)),
-            (Admit::Child, None) => Answerer::Unknown,
+            (Admit::Descendant, _) => ExpectedChild::Descendant,
+            (Admit::Child, Some(child)) => {
+                ExpectedChild::Process(child.pid, pidfd.as_deref().map(AsFd::as_fd))
+            }
+            (Admit::Child, None) => ExpectedChild::Unknown,
         };
         let side = Side::new(&"the child's line", options, &deadline, Meeting::Family);
         let mut answered = None;
@@ -417,7 +419,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
     let options = &options;
     let line = claim_line()?;
     let mut record = EvidenceLog::default();
-    record.met(WAS_LEFT_LINE, format!("descriptor {}", line.as_raw_fd()));
+    record.met(LINE_FROM_PARENT, format!("descriptor {}", line.as_raw_fd()));
     let deadline = deadline(options);
     let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family).of_child();
     let parts = side.guest(line, record)?;

@@ -89,12 +89,12 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
                 .guest(stream, record)
         },
     )?;
-    match mem::replace(&mut parts.ring, RingPart::Equal) {
+    match mem::replace(&mut parts.ring, RingPart::PerSide) {
         RingPart::Subscriber(ring, beginning) => {
             let opened = open(parts, None, &options);
             Subscription::begin(opened, ring, beginning, &options)
         }
-        RingPart::Equal | RingPart::Publisher(_) => {
+        RingPart::PerSide | RingPart::Publisher(_) => {
             Err(Error::Protocol("a handshake without a publisher's ring".into()))
         }
     }

@@ -158,7 +158,7 @@ impl Drop for ReservedStart {
 #[derive(Debug)]
 pub(crate) enum RingPart {
     /// No broadcast: each side has its own ring.
-    Equal,
+    PerSide,
     /// The starting position of the new subscriber.
     Publisher(ReservedStart),
     /// The publisher's ring, and the starting position of this side.
@@ -203,12 +203,12 @@ pub(super) fn names(offered: &[Delivery]) -> String {
 
 /// Checks the message limits of both sides. The subscriber could not receive a longer message than it has
 /// announced.
-pub(super) fn check_longest(sent: u64, taken: u64) -> Result<()> {
-    if sent <= taken {
+pub(super) fn check_limits(sent: u64, accepted: u64) -> Result<()> {
+    if sent <= accepted {
         return Ok(());
     }
     Err(Error::Protocol(format!(
-        "the publisher sends messages of up to {sent} bytes, but the subscriber accepts {taken} (max_message_size)"
+        "the publisher sends messages of up to {sent} bytes, but the subscriber accepts {accepted} (max_message_size)"
     )))
 }
 
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_publisher_sends_no_longer_messages_than_its_subscriber_accepts() {
-        assert!(check_longest(9, 10).is_ok() && check_longest(10, 10).is_ok());
-        assert_eq!(check_longest(11, 10).unwrap_err().code(), "PROTOCOL");
+        assert!(check_limits(9, 10).is_ok() && check_limits(10, 10).is_ok());
+        assert_eq!(check_limits(11, 10).unwrap_err().code(), "PROTOCOL");
     }
 }

@@ -71,9 +71,9 @@ unsafe impl Pod for FrameHead {}
 /// The version of this protocol and of the memory layout. Both sides must have the same version.
 pub(crate) const VERSION: u16 = 3;
 pub(super) const HEAD: usize = size_of::<FrameHead>();
-const LONGEST_BODY: usize = 4096;
+const MAX_BODY: usize = 4096;
 /// Bytes of a text of a refusal. It is for people, and a thousand are enough.
-const LONGEST_TEXT: usize = 1000;
+const MAX_TEXT: usize = 1000;
 
 pub(crate) type Nonce = [u8; 32];
 
@@ -117,21 +117,21 @@ impl Hello {
     /// Returns the attachments that the sender of this HELLO accepts.
     pub(crate) fn attachments(&self) -> Attachments {
         Attachments::none()
-            .sealed(self.features & TAKES_SEALED != 0)
-            .descriptors(self.features & TAKES_DESCRIPTORS != 0)
+            .sealed(self.features & ACCEPTS_SEALED != 0)
+            .descriptors(self.features & ACCEPTS_DESCRIPTORS != 0)
             .max_count(self.max_attachments.min(MAX_UNREAD))
             .max_bytes(self.max_attached_bytes)
     }
 }
 
 /// Bit 0 of a HELLO's features.
-pub(crate) const TAKES_BARRIERS: u32 = 1;
+pub(crate) const BARRIERS: u32 = 1;
 /// Bit 1: the sender is hardened against other processes of its user before it sends its OFFER.
 pub(crate) const HARDENS: u32 = 2;
 /// Bit 2: the sender accepts sealed buffers.
-pub(crate) const TAKES_SEALED: u32 = 4;
+pub(crate) const ACCEPTS_SEALED: u32 = 4;
 /// Bit 3: the sender accepts descriptors.
-pub(crate) const TAKES_DESCRIPTORS: u32 = 8;
+pub(crate) const ACCEPTS_DESCRIPTORS: u32 = 8;
 /// Bit 4: the sender is a child that may not create memory, and asks its parent for that of its object.
 pub(crate) const LACKS_MEMORY: u32 = 16;
 
@@ -237,7 +237,7 @@ impl Frame {
             Self::Refuse(refuse) => {
                 body.extend_from_slice(&refuse.code.number().to_le_bytes());
                 for text in [&refuse.check, &refuse.wanted, &refuse.found] {
-                    let text = cut(text, LONGEST_TEXT);
+                    let text = cut(text, MAX_TEXT);
                     body.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
                     body.extend_from_slice(text.as_bytes());
                 }
@@ -272,7 +272,7 @@ impl Frame {
             1 => size_of::<Hello>()..=size_of::<Hello>(),
             2 => size_of::<Offer>()..=size_of::<Offer>(),
             3 => size_of::<Nonce>()..=size_of::<Nonce>(),
-            4 => 8..=LONGEST_BODY,
+            4 => 8..=MAX_BODY,
             _ => return Err(Error::Protocol(format!("a frame of the unknown kind {kind}"))),
         };
         if !wanted.contains(&length) {
@@ -360,47 +360,35 @@ impl Fields<'_> {
 /// Converts a local error into the refusal that the peer receives.
 impl From<&Error> for Refuse {
     fn from(error: &Error) -> Self {
-        let text = error.to_string();
-        let plain = |code, wanted: &str| Self {
-            code,
-            check: error.code().into(),
-            wanted: wanted.into(),
-            found: text.clone(),
-        };
-        match error {
+        let (code, check, wanted, found) = match error {
             Error::PeerRefused(refusal) => {
                 // Another user learns which check failed, but neither the required nor the found value.
-                let own = refusal
+                let is_same_user = refusal
                     .identity
                     .as_ref()
                     .is_some_and(|peer| peer.uid == nix::unistd::geteuid().as_raw());
-                let reported = |text: &String| if own { text.clone() } else { String::new() };
-                Self {
-                    code: Code::Peer,
-                    check: refusal.check.as_str().to_owned(),
-                    wanted: reported(&refusal.wanted),
-                    found: reported(&refusal.found),
-                }
+                let visible = |text: &String| if is_same_user { text.clone() } else { String::new() };
+                let (wanted, found) = (visible(&refusal.wanted), visible(&refusal.found));
+                (Code::Peer, refusal.check.as_str(), wanted, found)
             }
-            Error::AddressOccupied { by, .. } => Self {
-                code: Code::Occupied,
-                check: "address".into(),
-                wanted: String::new(),
-                found: by.clone(),
-            },
-            Error::Protocol(what) => Self {
-                code: Code::Protocol,
-                check: "protocol".into(),
-                wanted: String::new(),
-                found: what.clone(),
-            },
-            Error::ObjectUnsound { check, wanted, found } => Self {
-                code: Code::Object,
-                check: (*check).into(),
-                wanted: wanted.clone(),
-                found: found.clone(),
-            },
-            _ => plain(Code::Unable, "to continue"),
+            Error::AddressOccupied { by, .. } => (Code::Occupied, "address", String::new(), by.clone()),
+            Error::Protocol(what) => (Code::Protocol, "protocol", String::new(), what.clone()),
+            Error::ObjectUnsound { check, wanted, found } => {
+                (Code::Object, *check, wanted.clone(), found.clone())
+            }
+            _ => (
+                Code::Unable,
+                error.code(),
+                "to continue".into(),
+                error.to_string(),
+            ),
+        };
+        let check = check.into();
+        Self {
+            code,
+            check,
+            wanted,
+            found,
         }
     }
 }
@@ -408,7 +396,7 @@ impl From<&Error> for Refuse {
 impl Refuse {
     /// Whether the next attempt may succeed: the sender is about to end, or its handshake timed out. The
     /// caller gets all other errors.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         self.code == Code::Unable && ["CLOSED", "HANDSHAKE_TIMEOUT"].contains(&&*self.check)
     }
 
@@ -562,7 +550,7 @@ mod tests {
         assert_eq!(Meeting::from_number(5), None);
         assert_eq!(Code::ALL.map(Code::number), [1, 2, 3, 4, 5]);
         assert_eq!(
-            [TAKES_BARRIERS, HARDENS, TAKES_SEALED, TAKES_DESCRIPTORS],
+            [BARRIERS, HARDENS, ACCEPTS_SEALED, ACCEPTS_DESCRIPTORS],
             [1, 2, 4, 8]
         );
     }
@@ -677,7 +665,7 @@ mod tests {
             (none, Code::Unable, false, "PEER_LOST"),
         ] {
             let refuse = Refuse::from(&error);
-            assert_eq!((refuse.code, refuse.is_passing()), (code, passing), "{error}");
+            assert_eq!((refuse.code, refuse.is_transient()), (code, passing), "{error}");
             let Ok(Frame::Refuse(back)) = decode(&Frame::Refuse(refuse.clone()).encode()) else {
                 panic!("a refusal")
             };
@@ -690,6 +678,6 @@ mod tests {
             wanted: String::new(),
             found: String::new(),
         };
-        assert!(!passing.is_passing());
+        assert!(!passing.is_transient());
     }
 }

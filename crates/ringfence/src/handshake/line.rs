@@ -91,9 +91,9 @@ pub(crate) fn enable_new_credentials(socket: &OwnedFd) -> Result<()> {
 /// Prepares a line that a child is to inherit. A sandbox may deny the child every system call that sets or
 /// reads an option of a socket, so this process sets the options of both ends, and leaves a frame on the child's
 /// end, by which the child recognizes the line.
-pub(crate) fn prepare(own: &OwnedFd, childs: &OwnedFd) -> Result<()> {
+pub(crate) fn prepare(own: &OwnedFd, child_end: &OwnedFd) -> Result<()> {
     // From the first byte on, the kernel adds the sender's credentials.
-    for end in [own, childs] {
+    for end in [own, child_end] {
         enable_new_credentials(end)?;
     }
     send(own.as_fd(), &MARK, &[]).or_system("writing to a private line (sendmsg)")
@@ -158,16 +158,16 @@ impl FrameLine<'_> {
         self.next_frame_with(step, 1)
     }
 
-    /// Does the same with at most `most` descriptors.
-    pub(crate) fn next_frame_with(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
-        match self.receive(step, most)? {
+    /// Does the same with at most `max` descriptors.
+    pub(crate) fn next_frame_with(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+        match self.receive(step, max)? {
             (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
             other => Ok(other),
         }
     }
 
-    /// Receives the next frame, which may be a refusal, with at most `most` descriptors.
-    pub(crate) fn receive(&self, step: &'static str, most: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    /// Receives the next frame, which may be a refusal, with at most `max` descriptors.
+    pub(crate) fn receive(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         let mut reader = FrameReader {
             socket: self.socket,
             sender: Some(self.sender),
@@ -175,7 +175,7 @@ impl FrameLine<'_> {
             step,
             descriptors: Vec::new(),
         };
-        let frame = reader.frame(most)?;
+        let frame = reader.frame(max)?;
         Ok((frame, reader.descriptors))
     }
 }
@@ -215,20 +215,20 @@ struct FrameReader<'a> {
 }
 
 impl FrameReader<'_> {
-    /// Reads the frame, with at most `most` descriptors.
-    fn frame(&mut self, most: usize) -> Result<Frame> {
+    /// Reads the frame, with at most `max` descriptors.
+    fn frame(&mut self, max: usize) -> Result<Frame> {
         let mut head = [0_u8; HEAD];
-        self.read_part(&mut head, most)?;
+        self.read_part(&mut head, max)?;
         let (kind, length) = Frame::head(&head)?;
         let mut body = vec![0_u8; length];
-        self.read_part(&mut body, most)?;
+        self.read_part(&mut body, max)?;
         Frame::body(kind, &body)
     }
 
-    fn read_part(&mut self, buffer: &mut [u8], most: usize) -> Result<()> {
+    fn read_part(&mut self, buffer: &mut [u8], max: usize) -> Result<()> {
         self.fill(buffer)?;
-        if self.descriptors.len() > most {
-            return Err(surplus(most));
+        if self.descriptors.len() > max {
+            return Err(surplus(max));
         }
         Ok(())
     }
@@ -302,20 +302,21 @@ impl FrameReader<'_> {
                 Ok(())
             }
             (found, wanted) => {
-                let who = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
+                let describe = |c: Credentials| format!("pid {}, uid {}, gid {}", c.pid, c.uid, c.gid);
                 let wanted = wanted.map_or_else(
                     || "every message to carry its sender's credentials".into(),
-                    |wanted| format!("every message from {}, the sender of the first", who(wanted)),
+                    |wanted| format!("every message from {}, the sender of the first", describe(wanted)),
                 );
-                let refusal = Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), who));
+                let refusal =
+                    Refusal::new(Check::Line, wanted, found.map_or_else(|| "none".into(), describe));
                 Err(found.into_iter().fold(refusal, Refusal::about).into())
             }
         }
     }
 }
 
-fn surplus(most: usize) -> Error {
-    Error::unsound("descriptors", format!("at most {most}"), "more")
+fn surplus(max: usize) -> Error {
+    Error::unsound("descriptors", format!("at most {max}"), "more")
 }
 
 #[cfg(test)]
@@ -373,16 +374,16 @@ mod tests {
         here.send(&FRAME, &[]).unwrap();
         let (frame, descriptors) = there.next_frame("a frame").unwrap();
         assert_eq!((frame, descriptors.len()), (FRAME, 0));
-        for most in 1..=3 {
-            let passed = vec![own.as_fd(); most];
+        for max in 1..=3 {
+            let passed = vec![own.as_fd(); max];
             here.send(&FRAME, &passed).unwrap();
-            let (frame, descriptors) = there.next_frame_with("a frame", most).unwrap();
-            assert_eq!((frame, descriptors.len()), (FRAME, most));
+            let (frame, descriptors) = there.next_frame_with("a frame", max).unwrap();
+            assert_eq!((frame, descriptors.len()), (FRAME, max));
         }
-        for (passed, most) in [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)] {
+        for (passed, max) in [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)] {
             let (own, peer) = ends();
             send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
-            let refused = line(&peer, this_process(), &deadline).next_frame_with("a frame", most);
+            let refused = line(&peer, this_process(), &deadline).next_frame_with("a frame", max);
             let is_right = matches!(
                 refused,
                 Err(Error::ObjectUnsound {
@@ -390,7 +391,7 @@ mod tests {
                     ..
                 })
             );
-            assert!(is_right, "{passed} of {most}: {refused:?}");
+            assert!(is_right, "{passed} of {max}: {refused:?}");
         }
     }
 
@@ -440,10 +441,10 @@ mod tests {
                 assert_eq!(there.next_frame("a frame").unwrap().0, FRAME);
             }
             drop(here);
-            let left = there.next_frame("the next one").unwrap_err();
+            let disconnected = there.next_frame("the next one").unwrap_err();
             assert!(
-                matches!(&left, Error::PeerLost(how) if how.contains("the next one")),
-                "{left}"
+                matches!(&disconnected, Error::PeerLost(how) if how.contains("the next one")),
+                "{disconnected}"
             );
         }
         for part in [0, 1, HEAD, bytes.len() - 1] {
@@ -456,10 +457,10 @@ mod tests {
             assert_eq!(late.code(), "HANDSHAKE_TIMEOUT", "{part}");
             drop(here);
             let deadline = within(FAR);
-            let left = line(&there, this_process(), &deadline)
+            let disconnected = line(&there, this_process(), &deadline)
                 .next_frame("a frame")
                 .unwrap_err();
-            assert_eq!(left.code(), "PEER_LOST", "{part}");
+            assert_eq!(disconnected.code(), "PEER_LOST", "{part}");
         }
     }
 

@@ -20,9 +20,9 @@ use crate::{
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{enable_credentials, refuse},
-    handshake::parts::{Answerer, Caller, PeerSession, Side},
+    handshake::parts::{Connection, ExpectedChild, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{NEW_LINE, check_child, check_line, has_exited, lines, second_answer},
+    handshake::steps::{NEW_LINE, check_child, check_line, exactly, has_exited, second_child},
     identity::Credentials,
     peer::process::{Peer, creator_pidfd},
     sys, trace,
@@ -46,7 +46,7 @@ pub(crate) trait Slots {
 impl Side<'_> {
     /// Runs steps 2 and 3: asks the kernel for the process at the other end, and checks it against the
     /// policy. Waits for no peer.
-    pub(crate) fn inspect(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Caller> {
+    pub(crate) fn inspect(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Connection> {
         let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
@@ -57,7 +57,7 @@ impl Side<'_> {
             Ok((peer, identity))
         })();
         let (peer, identity) = inspected.map_err(|error| refuse(&stream, error))?;
-        Ok(Caller {
+        Ok(Connection {
             stream,
             peer,
             identity,
@@ -66,32 +66,34 @@ impl Side<'_> {
     }
 
     /// Runs steps 4 to 8 as the host.
-    pub(crate) fn host<S: Slots>(&self, caller: Caller, slots: &S) -> Result<(Parts, S::Slot)> {
+    pub(crate) fn host<S: Slots>(&self, connection: Connection, slots: &S) -> Result<(Parts, S::Slot)> {
         let map_abort = |error| match error {
             Error::Aborted => slots.closed(),
             error => error,
         };
-        let peer = caller.peer.credentials;
-        slots.check_free(peer).map_err(|error| refuse(&caller, error))?;
-        let session = self.hello_of_guest(caller, map_abort)?;
+        let peer = connection.peer.credentials;
+        slots
+            .check_free(peer)
+            .map_err(|error| refuse(&connection, error))?;
+        let session = self.hello_of_guest(connection, map_abort)?;
         self.agree_as_host(session, || slots.claim(peer), map_abort)
     }
 
-    /// Runs steps 2 to 8 as the parent. Sets `answered` once the kernel has named the process that answers, and
+    /// Runs steps 2 to 8 as the parent. Sets `identified` once the kernel has named the process that answers, and
     /// not by that process's claim alone.
     pub(crate) fn parent(
         &self,
         stream: OwnedFd,
-        expected: Answerer<'_>,
-        answered: &mut Option<(i32, Option<OwnedFd>)>,
+        expected: ExpectedChild<'_>,
+        identified: &mut Option<(i32, Option<OwnedFd>)>,
         record: EvidenceLog,
     ) -> Result<Parts> {
-        self.reported("host", || self.parent_of(stream, expected, answered, record))
+        self.reported("host", || self.parent_steps(stream, expected, identified, record))
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
     pub(crate) fn guest(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
-        self.reported("guest", || self.guest_at(stream, record))
+        self.reported("guest", || self.guest_steps(stream, record))
     }
 
     /// Traces a handshake and its refusal. The acceptor traces the handshakes of a host with its guests.
@@ -111,11 +113,11 @@ impl Side<'_> {
     /// creator of the line cannot.
     ///
     /// A child that may not make a line gets one from this side.
-    fn parent_of(
+    fn parent_steps(
         &self,
         stream: OwnedFd,
-        expected: Answerer<'_>,
-        answered: &mut Option<(i32, Option<OwnedFd>)>,
+        expected: ExpectedChild<'_>,
+        identified: &mut Option<(i32, Option<OwnedFd>)>,
         mut record: EvidenceLog,
     ) -> Result<Parts> {
         let result = (|| {
@@ -125,29 +127,29 @@ impl Side<'_> {
             check_child(sender, expected, &mut record)?;
             let policy = &self.options.policy;
             let is_made_by_child = !descriptors.is_empty();
-            let (line, childs, peer);
+            let (line, child_end, peer);
             if is_made_by_child {
-                [line, childs] = lines(descriptors)?;
-                for end in [&line, &childs] {
+                [line, child_end] = exactly(descriptors)?;
+                for end in [&line, &child_end] {
                     check_line(end, sender)?;
                 }
-                *answered = Some((sender.pid, creator_pidfd(&line)));
+                *identified = Some((sender.pid, creator_pidfd(&line)));
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {
                 // The child may not make a line. A claim does not suffice to kill a descendant.
-                (line, childs) = sys::socket::new_line().or_system(NEW_LINE)?;
+                (line, child_end) = sys::socket::new_line().or_system(NEW_LINE)?;
                 let started = match expected {
-                    Answerer::Process(_, pidfd) => pidfd,
-                    Answerer::Descendant | Answerer::Unknown => None,
+                    ExpectedChild::Process(_, pidfd) => pidfd,
+                    ExpectedChild::Descendant | ExpectedChild::Unknown => None,
                 };
                 peer = Peer::named_by_message(sender, started, policy.may_hide(), &mut record)?;
             }
             // The child may not be allowed to set options.
-            for end in [&line, &childs] {
+            for end in [&line, &child_end] {
                 enable_credentials(end)?;
             }
             // Once the child was waited for, another process can have its number.
-            if let Answerer::Process(_, Some(pidfd)) = expected
+            if let ExpectedChild::Process(_, Some(pidfd)) = expected
                 && has_exited(pidfd)?
             {
                 return Err(Error::PeerLost("the child has exited".into()));
@@ -156,7 +158,7 @@ impl Side<'_> {
             let (socket, passed) = if is_made_by_child {
                 (&line, None)
             } else {
-                (&stream, Some(childs.as_fd()))
+                (&stream, Some(child_end.as_fd()))
             };
             let socket = self.line(socket, sender);
             let (own, hello) = self.answer(&socket, passed.as_slice(), &frame, &mut record)?;
@@ -172,7 +174,7 @@ impl Side<'_> {
         })();
         let session = result.map_err(|error| refuse(&stream, error))?;
         // A further process that answers reads the refusal after it has found its own line closed.
-        refuse(&stream, second_answer(session.peer.credentials));
+        refuse(&stream, second_child(session.peer.credentials));
         drop(stream);
         let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
         Ok(parts)
@@ -204,14 +206,14 @@ impl Side<'_> {
         Ok((self.finish(Role::Host, session, objects, identity, None), slot))
     }
 
-    fn guest_at(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
-        let caller = match self.inspect(stream, record) {
-            Ok(caller) => caller,
+    fn guest_steps(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
+        let connection = match self.inspect(stream, record) {
+            Ok(connection) => connection,
             // The socket of the previous host, which has ended.
             Err(Error::PeerLost(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let Some(mut session) = self.hello_of_host(caller)? else {
+        let Some(mut session) = self.hello_of_host(connection)? else {
             return Ok(None);
         };
         let result = (|| {

@@ -153,7 +153,7 @@ pub(crate) struct Side<'a> {
 
 /// The process that may answer on the line that a child has inherited.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Answerer<'a> {
+pub(crate) enum ExpectedChild<'a> {
     /// The process that was started. Its number is its own until this process has waited for it, which its pidfd shows.
     /// No pidfd before Linux 5.3.
     Process(i32, Option<BorrowedFd<'a>>),
@@ -167,7 +167,7 @@ pub(crate) enum Answerer<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum RingRole<'a> {
     /// Each side has one, in its object.
-    Equal,
+    PerSide,
     /// This side has one, which all its subscribers read.
     Publisher(&'a Arc<PublishedRing>),
     /// The other side has one.
@@ -175,7 +175,7 @@ pub(super) enum RingRole<'a> {
 }
 
 /// The process at the other end of a connection, which has passed the policy's first check.
-pub(crate) struct Caller {
+pub(crate) struct Connection {
     pub(super) stream: OwnedFd,
     pub(super) peer: Peer,
     pub(crate) identity: Identity,
@@ -218,7 +218,7 @@ impl<'a> Side<'a> {
             address: address.to_string(),
             shares: &[],
             inherits: None,
-            role: RingRole::Equal,
+            role: RingRole::PerSide,
             supports_barriers: barriers::are_offered(),
             lacks_memory: false,
         }
@@ -259,7 +259,7 @@ impl<'a> Side<'a> {
     /// Returns the capacity of the ring that this side writes, or 0 if it writes none.
     pub(super) fn own_ring(&self) -> u64 {
         match self.role {
-            RingRole::Equal | RingRole::Publisher(_) => self.options.capacity,
+            RingRole::PerSide | RingRole::Publisher(_) => self.options.capacity,
             RingRole::Subscriber => 0,
         }
     }
@@ -281,7 +281,7 @@ impl<'a> Side<'a> {
     }
 }
 
-impl AsFd for Caller {
+impl AsFd for Connection {
     /// The agreed socket. It is readable once the guest has sent something or has disconnected.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()

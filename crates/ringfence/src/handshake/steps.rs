@@ -17,17 +17,19 @@ use nix::{
 use crate::{
     address::bound::Inheritance,
     error::{Check, Error, OrSystem, Refusal, Result, is_denied},
-    evidence::{CLOSED, EvidenceLog, GIVEN, HARDENED, PASSED_ON, PRIVATE_LINE, RECEIVED_LAST, SENT_LAST},
+    evidence::{
+        CHILD_MEMORY, CLOSED, EvidenceLog, HARDENED, PASSED_ON, PRIVATE_LINE, RECEIVED_LAST, SENT_LAST,
+    },
     fork::{ForkMark, Withheld},
     handshake::{
         broadcast::{self, ReportedStart, ReservedStart, RingPart},
         frame::{
-            self, Frame, HARDENS, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, TAKES_BARRIERS,
-            TAKES_DESCRIPTORS, TAKES_SEALED, check_echo,
+            self, ACCEPTS_DESCRIPTORS, ACCEPTS_SEALED, BARRIERS, Frame, HARDENS, Hello, LACKS_MEMORY,
+            Meeting, Nonce, Offer, check_echo,
         },
         line::{self, FrameLine, enable_credentials, enable_new_credentials, refuse},
-        parts::{Answerer, Caller, OwnObject, PeerSession, RingRole, Side},
         parts::{ChannelTerms, Parts, Role, Unopened},
+        parts::{Connection, ExpectedChild, OwnObject, PeerSession, RingRole, Side},
     },
     harden,
     identity::{Credentials, Identity},
@@ -52,34 +54,34 @@ impl Side<'_> {
     /// that knows the address can have it.
     pub(super) fn hello_of_guest(
         &self,
-        mut caller: Caller,
+        mut connection: Connection,
         map_abort: impl Fn(Error) -> Error,
     ) -> Result<PeerSession> {
-        let agreed = self.line(&caller.stream, caller.peer.credentials);
+        let agreed = self.line(&connection.stream, connection.peer.credentials);
         let result = (|| {
             let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
-            let [line] = lines(descriptors)?;
-            check_line(&line, caller.peer.credentials)?;
+            let [line] = exactly(descriptors)?;
+            check_line(&line, connection.peer.credentials)?;
             enable_credentials(&line)?;
-            let socket = self.line(&line, caller.peer.credentials);
-            let (own, hello) = self.answer(&socket, &[], &frame, &mut caller.record)?;
+            let socket = self.line(&line, connection.peer.credentials);
+            let (own, hello) = self.answer(&socket, &[], &frame, &mut connection.record)?;
             Ok((line, own, hello))
         })();
-        let (line, own, hello) = result.map_err(|error| refuse(&caller.stream, map_abort(error)))?;
+        let (line, own, hello) = result.map_err(|error| refuse(&connection.stream, map_abort(error)))?;
         Ok(PeerSession {
             line,
-            peer: caller.peer,
-            identity: caller.identity,
+            peer: connection.peer,
+            identity: connection.identity,
             own,
             hello,
             prepared: None,
-            record: caller.record,
+            record: connection.record,
         })
     }
 
     /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
     /// arrives on the pair, from the process that the kernel named.
-    pub(super) fn hello_of_host(&self, mut caller: Caller) -> Result<Option<PeerSession>> {
+    pub(super) fn hello_of_host(&self, mut connection: Connection) -> Result<Option<PeerSession>> {
         let is_child = self.meeting == Meeting::Family;
         let sent = (|| {
             let line = match sys::socket::new_line() {
@@ -95,12 +97,12 @@ impl Side<'_> {
                     passed.push(line.as_fd());
                 } else {
                     enable_new_credentials(line)?;
-                    enable_new_credentials(&caller.stream)?;
+                    enable_new_credentials(&connection.stream)?;
                 }
             }
             let own = nonce()?;
             let hello = Frame::Hello(self.hello(own, Nonce::default()));
-            let sent = match line::send(caller.stream.as_fd(), &hello, &passed) {
+            let sent = match line::send(connection.stream.as_fd(), &hello, &passed) {
                 Ok(()) => true,
                 Err(Errno::EPIPE | Errno::ECONNRESET) => false,
                 Err(errno) => return Err(Error::system("sending on the agreed socket", errno)),
@@ -108,20 +110,20 @@ impl Side<'_> {
             Ok((line.map(|(line, _theirs)| line), own, sent))
         })();
         // Otherwise the host would see only that this side has disconnected.
-        let (line, own, sent) = sent.map_err(|error| refuse(&caller.stream, error))?;
-        let agreed = self.line(&caller.stream, caller.peer.credentials);
+        let (line, own, sent) = sent.map_err(|error| refuse(&connection.stream, error))?;
+        let agreed = self.line(&connection.stream, connection.peer.credentials);
         if !sent {
             return read_rejection(&agreed);
         }
-        let prepared = self.may_prepare().then(|| self.prepare(&caller.peer));
+        let prepared = self.may_prepare().then(|| self.prepare(&connection.peer));
         let (frame, line) = match line {
             Some(line) => {
                 match self
-                    .line(&line, caller.peer.credentials)
+                    .line(&line, connection.peer.credentials)
                     .next_frame("the host's HELLO")
                 {
                     Ok((frame, descriptors)) => {
-                        let [] = lines(descriptors)?;
+                        let [] = exactly(descriptors)?;
                         (frame, line)
                     }
                     // The host has closed its end of the line, or never received it. If it gave a reason, the reason
@@ -130,28 +132,28 @@ impl Side<'_> {
                     Err(error) => return Err(error),
                 }
             }
-            None => match answer_on(&agreed) {
+            None => match receive_answer(&agreed) {
                 Ok((Frame::Refuse(refuse), _)) => return Err(refuse.into_error(agreed.address)),
                 Ok((frame, descriptors)) => {
-                    let [line] = lines(descriptors)?;
+                    let [line] = exactly(descriptors)?;
                     (frame, line)
                 }
                 Err(Error::PeerLost(_)) => return Ok(None),
                 Err(error) => return Err(error),
             },
         };
-        let hello = self.agree(Role::Guest, &frame, own, &mut caller.record)?;
+        let hello = self.agree(Role::Guest, &frame, own, &mut connection.record)?;
         if is_child && hello.features & LACKS_MEMORY != 0 {
             return Err(Error::Protocol("a parent that asks for memory".into()));
         }
         Ok(Some(PeerSession {
             line,
-            peer: caller.peer,
-            identity: caller.identity,
+            peer: connection.peer,
+            identity: connection.identity,
             own,
             hello,
             prepared,
-            record: caller.record,
+            record: connection.record,
         }))
     }
 
@@ -183,14 +185,14 @@ impl Side<'_> {
         let options = self.options;
         let (delivery, from) = match self.role {
             RingRole::Subscriber => (options.delivery.number(), options.from.number()),
-            RingRole::Equal | RingRole::Publisher(_) => (0, 0),
+            RingRole::PerSide | RingRole::Publisher(_) => (0, 0),
         };
         let accepted = self.accepted();
         let features = [
-            (self.supports_barriers, TAKES_BARRIERS),
+            (self.supports_barriers, BARRIERS),
             (options.harden || harden::is_hardened(), HARDENS),
-            (accepted.sealed, TAKES_SEALED),
-            (accepted.descriptors, TAKES_DESCRIPTORS),
+            (accepted.sealed, ACCEPTS_SEALED),
+            (accepted.descriptors, ACCEPTS_DESCRIPTORS),
             (self.lacks_memory, LACKS_MEMORY),
         ];
         Hello {
@@ -212,7 +214,7 @@ impl Side<'_> {
     /// The attachments that this side accepts. A publisher receives none.
     fn accepted(&self) -> Attachments {
         match self.role {
-            RingRole::Equal | RingRole::Subscriber => self.options.attachments,
+            RingRole::PerSide | RingRole::Subscriber => self.options.attachments,
             RingRole::Publisher(_) => Attachments::none(),
         }
     }
@@ -253,10 +255,10 @@ impl Side<'_> {
         }
         let own_longest = self.options.longest();
         match self.role {
-            RingRole::Equal => {}
-            RingRole::Subscriber => broadcast::check_longest(longest, own_longest)?,
+            RingRole::PerSide => {}
+            RingRole::Subscriber => broadcast::check_limits(longest, own_longest)?,
             RingRole::Publisher(_) => {
-                broadcast::check_longest(own_longest, longest)?;
+                broadcast::check_limits(own_longest, longest)?;
                 if capacity != 0 {
                     return Err(Error::Protocol(format!(
                         "a subscriber with a ring of {capacity} bytes"
@@ -280,13 +282,13 @@ impl Side<'_> {
     /// Ends the first inspection with the policy's callback. The peer has passed all other checks, and its
     /// HELLO has proved that it holds the line. Nothing has been shared with it yet.
     pub(super) fn authorize(&self, session: &mut PeerSession) -> Result<()> {
-        let asked = self.options.policy.run_callback(
+        let authorized = self.options.policy.run_callback(
             &session.identity,
             session.line.as_fd(),
             self.deadline,
             &mut session.record,
         );
-        self.or_refusal(session, asked)
+        self.or_refusal(session, authorized)
     }
 
     /// Returns the reason that a peer has sent before it disconnected, if it is lost.
@@ -354,7 +356,7 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
 }
 
 /// Receives the host's first frame on the agreed socket.
-fn answer_on(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
+fn receive_answer(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
     const ANSWER: &str = "the host's answer";
     match agreed.receive(ANSWER, 1) {
         // On the line of a child, the mark precedes it.
@@ -369,8 +371,8 @@ pub(super) const NEW_LINE: &str = "a private line (socketpair)";
 /// Reads the reason why the host closed the connection without taking the line. Returns `None` if the host
 /// has ended, is about to end, or has waited too long for this side. Then the caller retries the address.
 fn read_rejection(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
-    match answer_on(agreed) {
-        Ok((Frame::Refuse(refuse), _)) if refuse.is_passing() => Ok(None),
+    match receive_answer(agreed) {
+        Ok((Frame::Refuse(refuse), _)) if refuse.is_transient() => Ok(None),
         Ok((Frame::Refuse(refuse), _)) => Err(refuse.into_error(agreed.address)),
         Ok(_) => Err(Error::Protocol("an unexpected frame on the agreed socket".into())),
         Err(Error::PeerLost(_)) => Ok(None),
@@ -379,7 +381,7 @@ fn read_rejection(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
 }
 
 /// Returns the line that came with a HELLO. A child passes its own end as well.
-pub(super) fn lines<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N]> {
+pub(super) fn exactly<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N]> {
     descriptors.try_into().map_err(|found: Vec<_>| {
         Error::Protocol(format!("a HELLO with {} descriptors instead of {N}", found.len()))
     })
@@ -389,21 +391,21 @@ pub(super) fn lines<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedF
 /// process that was started inherit the socket too, until it has taken the socket.)
 pub(super) fn check_child(
     sender: Credentials,
-    expected: Answerer<'_>,
+    expected: ExpectedChild<'_>,
     record: &mut EvidenceLog,
 ) -> Result<()> {
     let found = format!("pid {}", sender.pid);
     let (passed, wanted) = match expected {
-        Answerer::Unknown => {
+        ExpectedChild::Unknown => {
             record.not_asked("credentials", "child", found);
             return Ok(());
         }
-        Answerer::Process(pid, _) => (
+        ExpectedChild::Process(pid, _) => (
             sender.pid == pid,
             format!("pid {pid}, the process that was started"),
         ),
         // This process has made sockets for its children's output, too, and a child could pass one of those.
-        Answerer::Descendant => (
+        ExpectedChild::Descendant => (
             sender.pid != getpid().as_raw(),
             "the first process that answers, other than this one".to_owned(),
         ),
@@ -413,10 +415,10 @@ pub(super) fn check_child(
         return Ok(());
     }
     let found = match expected {
-        Answerer::Process(..) => {
+        ExpectedChild::Process(..) => {
             format!("{found}; `admit` can be 'descendant' if the command is a launcher that forks")
         }
-        Answerer::Descendant | Answerer::Unknown => found,
+        ExpectedChild::Descendant | ExpectedChild::Unknown => found,
     };
     Err(Refusal::new(Check::Child, wanted, found).about(sender).into())
 }
@@ -428,7 +430,7 @@ pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> Result<bool> {
 }
 
 /// The refusal for a further process that answers on a line.
-pub(super) fn second_answer(first: Credentials) -> Error {
+pub(super) fn second_child(first: Credentials) -> Error {
     Refusal::new(
         Check::Child,
         format!("pid {}, which has answered on this line already", first.pid),
@@ -445,15 +447,15 @@ pub(super) fn check_line(line: &OwnedFd, sender: Credentials) -> Result<()> {
     let stream = kind == Ok(SockType::Stream);
     let number = line.as_raw_fd();
     let unix = unless_short(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
-    let maker = unless_short(LINE, sys::socket::peer_credentials(line))?;
+    let creator = unless_short(LINE, sys::socket::peer_credentials(line))?;
     let connected = unless_short(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
-    if stream && unix && connected && maker == Ok(sender) {
+    if stream && unix && connected && creator == Ok(sender) {
         return Ok(());
     }
     Err(Refusal::new(
         Check::Line,
         "a Unix stream socket pair made by the process that connected",
-        format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {maker:?}"),
+        format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {creator:?}"),
     )
     .into())
 }
@@ -510,7 +512,7 @@ impl Side<'_> {
         let mut record = EvidenceLog::default();
         // A control object is as large as the smallest ring: its name tells them apart.
         let (name, capacity): (&[u8], _) = match self.role {
-            RingRole::Equal => (b"ringfence", self.options.capacity),
+            RingRole::PerSide => (b"ringfence", self.options.capacity),
             RingRole::Publisher(_) | RingRole::Subscriber => (b"ringfence-control", 0),
         };
         let wanted = ObjectSpec {
@@ -543,14 +545,14 @@ impl Side<'_> {
         let line = self.line(line, peer.credentials);
         peer.hardens = hello.features & HARDENS != 0;
         self.harden(record)?;
-        let peers_memory = self.memory_for(peer, hello, record)?;
+        let peers_memory = self.child_memory(peer, hello, record)?;
         let mut received = None;
         let mut object = match prepared.take() {
             Some(prepared) => prepared?,
             None if self.lacks_memory => self.own_object(peer, |wanted, record| {
                 let (offer, mut descriptors) = self.receive_offer(&line, own, hello, record)?;
-                let [raw, mapped] =
-                    [descriptors.pop(), descriptors.pop()].map(|given| given.ok_or_else(no_object));
+                let [raw, mapped] = [descriptors.pop(), descriptors.pop()]
+                    .map(|descriptor| descriptor.ok_or_else(missing_object));
                 received = Some((offer, descriptors));
                 let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
                 SharedObject::over(blank, wanted, record)
@@ -629,9 +631,9 @@ impl Side<'_> {
     }
 
     /// Creates the memory of the peer's object, if the peer is a child that asks for it.
-    fn memory_for(&self, peer: &Peer, hello: &Hello, record: &mut EvidenceLog) -> Result<Option<Blank>> {
-        let is_asked = self.meeting == Meeting::Family && hello.features & LACKS_MEMORY != 0;
-        if !is_asked {
+    fn child_memory(&self, peer: &Peer, hello: &Hello, record: &mut EvidenceLog) -> Result<Option<Blank>> {
+        let is_requested = self.meeting == Meeting::Family && hello.features & LACKS_MEMORY != 0;
+        if !is_requested {
             return Ok(None);
         }
         if self.options.backing != Backing::Memfd {
@@ -640,7 +642,7 @@ impl Side<'_> {
             ));
         }
         let blank = Blank::for_child(hello.capacity, peer.credentials.uid, self.deadline)?;
-        record.met(GIVEN, format!("{} bytes", region_size(hello.capacity)));
+        record.met(CHILD_MEMORY, format!("{} bytes", region_size(hello.capacity)));
         Ok(Some(blank))
     }
 
@@ -676,12 +678,7 @@ impl Side<'_> {
             line.send(&offer, &passed)?;
             1
         };
-        record.passed(
-            "offer",
-            "sent",
-            descriptors_wanted(count),
-            format!("{size} bytes"),
-        );
+        record.passed("offer", "sent", descriptors_text(count), format!("{size} bytes"));
         Ok(())
     }
 
@@ -697,8 +694,8 @@ impl Side<'_> {
         let wanted = match self.role {
             RingRole::Subscriber => 2,
             // The peer's object, and both descriptors of this side's.
-            RingRole::Equal if self.lacks_memory => 3,
-            RingRole::Equal | RingRole::Publisher(_) => 1,
+            RingRole::PerSide if self.lacks_memory => 3,
+            RingRole::PerSide | RingRole::Publisher(_) => 1,
         };
         let (frame, descriptors) = line.next_frame_with("the peer's OFFER", wanted)?;
         let Frame::Offer(offer) = frame else {
@@ -721,7 +718,7 @@ impl Side<'_> {
         record.passed(
             "offer",
             "received",
-            descriptors_wanted(wanted),
+            descriptors_text(wanted),
             format!("{} bytes", offer.size),
         );
         Ok((offer, descriptors?))
@@ -735,11 +732,11 @@ impl Side<'_> {
         offer: &Offer,
         record: &mut EvidenceLog,
     ) -> Result<(PeerRegion, RingPart)> {
-        let first = descriptors.first().ok_or_else(no_object)?;
+        let first = descriptors.first().ok_or_else(missing_object)?;
         let RingRole::Subscriber = self.role else {
-            return Ok((accept(first, &agreed, record)?, RingPart::Equal));
+            return Ok((accept(first, &agreed, record)?, RingPart::PerSide));
         };
-        let second = descriptors.get(1).ok_or_else(no_object)?;
+        let second = descriptors.get(1).ok_or_else(missing_object)?;
         let control = Agreed {
             capacity: 0,
             stated: region_size(0),
@@ -747,15 +744,15 @@ impl Side<'_> {
         };
         let region = accept(first, &control, record)?;
         let ring = accept(second, &agreed, record)?;
-        let beginning = ReportedStart {
+        let reported = ReportedStart {
             start: offer.start,
             tail: ring.load(TAIL, Ordering::Acquire),
         };
-        Ok((region, RingPart::Subscriber(ring, beginning)))
+        Ok((region, RingPart::Subscriber(ring, reported)))
     }
 }
 
-fn no_object() -> Error {
+fn missing_object() -> Error {
     Error::Protocol("an OFFER without an object".into())
 }
 
@@ -769,7 +766,7 @@ fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
     })
 }
 
-fn descriptors_wanted(count: usize) -> &'static str {
+fn descriptors_text(count: usize) -> &'static str {
     if count == 1 {
         "one descriptor, its size in a struct"
     } else {
@@ -872,7 +869,7 @@ impl Side<'_> {
                 longest_out: hello.longest,
                 longest_in: self.options.longest(),
             },
-            barriers: self.supports_barriers && hello.features & TAKES_BARRIERS != 0,
+            barriers: self.supports_barriers && hello.features & BARRIERS != 0,
             inbox,
             token_sender: objects.token_sender,
             inheritance,
@@ -935,9 +932,9 @@ mod tests {
     #[test]
     fn a_hello_comes_with_one_descriptor() {
         let descriptors = |count| (0..count).map(|_| made(SockType::Stream)).collect();
-        assert!(lines::<1>(descriptors(1)).is_ok());
+        assert!(exactly::<1>(descriptors(1)).is_ok());
         for count in [0, 2, 3] {
-            assert_eq!(lines::<1>(descriptors(count)).unwrap_err().code(), "PROTOCOL");
+            assert_eq!(exactly::<1>(descriptors(count)).unwrap_err().code(), "PROTOCOL");
         }
     }
 
@@ -971,7 +968,7 @@ mod tests {
             }
             agreed.is_ok()
         };
-        let equal = RingRole::Equal;
+        let equal = RingRole::PerSide;
         for (most, capacity, is_right) in [
             (8192, 4096, true),
             (8192, 8192, true),

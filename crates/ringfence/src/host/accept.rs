@@ -28,7 +28,7 @@ use crate::{
     handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
     handshake::line::refuse,
-    handshake::parts::{Caller, Parts, Side},
+    handshake::parts::{Connection, Parts, Side},
     identity::{Credentials, Identity},
     options::Options,
     sys::socket::peer_credentials,
@@ -240,21 +240,23 @@ impl Acceptor<'_> {
             .sharing(self.shares)
             .publishing(self.ring);
         let handshake = &client.handshake;
-        let caller = match client.stage {
-            ClientStage::Silent(caller) => caller,
+        let connection = match client.stage {
+            ClientStage::Silent(connection) => connection,
             ClientStage::Fresh(stream) => {
                 match handshake.within(|| side.inspect(stream, self.record.clone())) {
                     Err(error) => return Attempt::refused(error, Identity::of(client.who)),
-                    Ok(caller) if client.deadline.becomes_readable(caller.as_fd(), GRACE) => Box::new(caller),
-                    Ok(caller) => {
-                        let stage = ClientStage::Silent(Box::new(caller));
+                    Ok(connection) if client.deadline.becomes_readable(connection.as_fd(), GRACE) => {
+                        Box::new(connection)
+                    }
+                    Ok(connection) => {
+                        let stage = ClientStage::Silent(Box::new(connection));
                         return Attempt::Silent(Client { stage, ..client });
                     }
                 }
             }
         };
-        let identity = caller.identity.clone();
-        match handshake.within(|| side.host(*caller, host)) {
+        let identity = connection.identity.clone();
+        match handshake.within(|| side.host(*connection, host)) {
             Ok(passed) => Attempt::Ready(Box::new(passed)),
             Err(error) => Attempt::refused(error, identity),
         }
@@ -466,14 +468,14 @@ enum ClientStage {
     /// Its process was not checked yet.
     Fresh(OwnedFd),
     /// Its process has passed, and its HELLO has not arrived.
-    Silent(Box<Caller>),
+    Silent(Box<Connection>),
 }
 
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.stage {
             ClientStage::Fresh(stream) => stream.as_fd(),
-            ClientStage::Silent(caller) => caller.as_fd(),
+            ClientStage::Silent(connection) => connection.as_fd(),
         }
     }
 }
@@ -498,7 +500,7 @@ impl Client {
     fn refuse(self, error: Error) -> Refused {
         let identity = match &self.stage {
             ClientStage::Fresh(_) => Identity::of(self.who),
-            ClientStage::Silent(caller) => caller.identity.clone(),
+            ClientStage::Silent(connection) => connection.identity.clone(),
         };
         Refused {
             error: refuse(self.as_fd(), error),

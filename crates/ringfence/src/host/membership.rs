@@ -26,7 +26,7 @@ use crate::{
     channel::Channel,
     channel::end::{ChannelState, Handover, OnEnd, Partner, Shared},
     error::{Check, Error, Result},
-    evidence::{EvidenceLog, SUCCEEDS},
+    evidence::{EvidenceLog, SUCCESSION},
     handshake::frame::Meeting,
     handshake::parts::{Parts, Role, Side},
     host::accept::Refused,
@@ -388,7 +388,7 @@ impl MemberWorker {
                     endpoint.set_listener(place.share().first());
                     place.send_away();
                     let mut record = EvidenceLog::default();
-                    record.met(SUCCEEDS, "host: taken over");
+                    record.met(SUCCESSION, "host: taken over");
                     return Ok(Some(Position::Host(place, record)));
                 }
                 Some(GuestOutcome::Lost) => return self.rejoin(),

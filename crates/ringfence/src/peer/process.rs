@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     error::{Check, Error, OrSystem, Refusal, Result, is_denied},
-    evidence::{EvidenceLog, HELD, VISIBLE},
+    evidence::{ALIVE, EvidenceLog, VISIBLE},
     fork::PerProcess,
     identity::{Credentials, Executable, Identity},
     peer::executable::{self, Content},
@@ -314,7 +314,7 @@ impl Peer {
         // it.
         self.check_alive()?;
         let Credentials { pid, gid, .. } = self.credentials;
-        record.met(HELD, format!("pid {pid}, gid {gid}, by {source}"));
+        record.met(ALIVE, format!("pid {pid}, gid {gid}, by {source}"));
         Ok(self)
     }
 

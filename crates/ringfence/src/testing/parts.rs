@@ -51,7 +51,7 @@ pub(crate) fn without_a_peer(
         inbox: OpenInbox::unreachable(),
         token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
         inheritance: None,
-        ring: RingPart::Equal,
+        ring: RingPart::PerSide,
         tie: Tie::with("none", &Identity::of(no_process)),
     }
 }

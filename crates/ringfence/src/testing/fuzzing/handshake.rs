@@ -24,7 +24,7 @@ use crate::{
     handshake::broadcast::PublishedRing,
     handshake::frame::{Code, Frame, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, Refuse, Start},
     handshake::line::{self, FrameLine, enable_new_credentials},
-    handshake::parts::{Answerer, Side},
+    handshake::parts::{ExpectedChild, Side},
     identity::Credentials,
     options::{MAX_MESSAGE_SIZE, Options},
     region::create::{Backing, InFlightDescriptor},
@@ -60,7 +60,7 @@ pub fn handshake(bytes: &[u8]) {
         let wrong = child.wrong;
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
         let made = side
-            .parent(ours, Answerer::Unknown, &mut None, EvidenceLog::default())
+            .parent(ours, ExpectedChild::Unknown, &mut None, EvidenceLog::default())
             .map(drop);
         // The scope waits only for the closure's end, not until the thread has released its memory.
         talk.join().expect("the child");

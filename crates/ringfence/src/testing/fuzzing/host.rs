@@ -67,7 +67,7 @@ pub fn host(bytes: &[u8]) {
     };
     let made = side
         .inspect(stream, EvidenceLog::default())
-        .and_then(|caller| side.host(caller, &slots))
+        .and_then(|connection| side.host(connection, &slots))
         .map(Some);
     judge(&made, wrong.as_deref(), meeting);
     assert_eq!(slots.taken.get(), u32::from(made.is_ok()), "a slot: {meeting:?}");
