@@ -17,21 +17,21 @@ fn play(scenario: &str, call: &str, number: &str, error: &str) {
 
 /// The thread that removes ended subscribers stopped at the first failed wait, and the publisher waited forever.
 #[test]
-fn a_publisher_detects_ends_after_a_failed_wait() {
+fn publisher_detects_ends_after_a_failed_wait() {
     play("publisher", "epoll_wait", "1", "EMFILE");
 }
 
 /// The thread that accepts at the address stopped for lack of a descriptor after the publisher was created: no subscriber could
 /// connect.
 #[test]
-fn a_thread_that_cannot_start_fails_the_call() {
+fn failed_thread_start_fails_the_call() {
     play("publisher", "eventfd2", "6", "EMFILE");
     play("service", "eventfd2", "all", "EMFILE");
 }
 
 /// A check of a passed descriptor that failed for lack of memory was blamed on the peer.
 #[test]
-fn a_local_shortage_is_not_blamed_on_the_peer() {
+fn local_shortage_is_not_attributed_to_the_peer() {
     play("parent", "getpeername", "1", "ENOMEM");
     play("pair, the host", "getsockname", "1", "EMFILE");
     play("member, second", "getsockopt(SO_TYPE)", "all", "ENOMEM");
@@ -39,7 +39,7 @@ fn a_local_shortage_is_not_blamed_on_the_peer() {
 
 /// An interrupted check of the seals was blamed on the peer.
 #[test]
-fn an_interrupted_check_of_seals_is_retried() {
+fn interrupted_seal_check_is_retried() {
     play("agent", "fcntl(F_GET_SEALS)", "1", "EINTR");
 }
 
@@ -52,44 +52,44 @@ fn every_interrupted_check_is_retried() {
 
 /// A name that could not be removed for lack of memory was reported as one that others had opened.
 #[test]
-fn a_name_that_cannot_be_removed_is_a_local_error() {
+fn failed_unlink_is_a_local_error() {
     play("pair over shm, the guest", "unlink", "1+", "ENOMEM");
 }
 
 /// The child lost its line, and the parent its child.
 #[test]
-fn a_child_can_retry_to_take_its_line() {
+fn child_can_retry_to_claim_its_line() {
     play("child", "fcntl(F_SETFD)", "1", "EACCES");
 }
 
 /// A subscriber that could not be watched was admitted, and its subscription ended at once as closed.
 #[test]
-fn a_subscriber_that_cannot_be_watched_at_first_is_kept() {
+fn subscriber_is_kept_if_its_watch_fails_at_first() {
     play("publisher", "epoll_ctl", "3", "ENOMEM");
 }
 
 /// A wakeup was retried only for lack of memory. If a security module refused it, the peer slept on.
 #[test]
-fn a_refused_wakeup_is_sent_again() {
+fn refused_wakeup_is_sent_again() {
     play("member, first", "sendmsg(wakeup)", "7", "EACCES");
     play("pair, the guest", "sendmsg(wakeup)", "1+", "EIO");
 }
 
 /// A failed read of the line counted as the peer's death, and a guest replaced its host, which was still alive.
 #[test]
-fn a_failed_read_of_the_line_does_not_end_the_peer() {
+fn failed_line_read_does_not_end_the_peer() {
     play("member, second", "recvmsg(wakeup)", "all", "EACCES");
 }
 
 /// A parcel of attachments that could not be removed from the line was read twice, and the second one counted as a violation.
 #[test]
-fn a_parcel_that_stays_on_the_line_is_read_once() {
+fn parcel_left_on_the_line_is_read_once() {
     play("attachments", "recvmsg(wakeup)", "all", "ENOMEM");
 }
 
 /// If the wakeups before a publisher's parcel could not be read, the message was handed out without its attachments.
 #[test]
-fn a_wakeup_that_stays_before_a_parcel_loses_no_attachments() {
+fn wakeup_before_a_parcel_loses_no_attachments() {
     for scenario in ["subscriber", "subscriber beside another"] {
         play(scenario, "recvmsg(wakeup)", "1+", "EAGAIN");
     }
@@ -97,7 +97,7 @@ fn a_wakeup_that_stays_before_a_parcel_loses_no_attachments() {
 
 /// A wakeup between two threads of the process was lost if the write failed.
 #[test]
-fn a_wakeup_within_the_process_survives_a_failed_write() {
+fn local_wakeup_survives_a_failed_write() {
     play("member, second", "write", "2", "EMFILE");
     play("host refuses an executable", "write", "4", "EACCES");
 }

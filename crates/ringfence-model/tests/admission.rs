@@ -33,21 +33,21 @@ fn holds(model: Admission) {
 }
 
 #[test]
-fn the_first_message_of_a_new_reader_is_kept() {
+fn first_message_of_a_new_reader_is_kept() {
     for from in [From::Now, From::Oldest, From::Latest] {
         holds(one(from, 4));
     }
 }
 
 #[test]
-fn a_sleeping_new_reader_is_woken() {
+fn sleeping_new_reader_is_woken() {
     for bells in [Bells::Fences, Bells::Membarrier, Bells::FencesFromNowOn] {
         holds(sleeps(bells, 2));
     }
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     for (fault, broken, model) in [
         (Fault::EntersWithoutFence, KEPT, one(From::Oldest, 4)),
         (Fault::LooksFirst, KEPT, one(From::Oldest, 4)),

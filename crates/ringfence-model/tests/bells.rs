@@ -39,7 +39,7 @@ fn each_half_is_woken_for_its_messages() {
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     for fault in [
         Fault::LoopTakesTheBell,
         Fault::ThreadTakesTheBell,

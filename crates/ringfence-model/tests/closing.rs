@@ -24,7 +24,7 @@ fn holds(model: Closing) {
 }
 
 #[test]
-fn every_sent_message_is_read_before_the_end_is_reported() {
+fn messages_are_read_before_the_end_is_reported() {
     let asleep = Closing {
         sleeps: true,
         ..model([0, 0])
@@ -34,7 +34,7 @@ fn every_sent_message_is_read_before_the_end_is_reported() {
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     let kills = Closing {
         kills: true,
         ..model([1, 0])
@@ -61,7 +61,7 @@ fn the_checker_finds_each_fault() {
 }
 
 #[test]
-fn every_sent_message_is_read_if_a_side_closes_or_is_killed() {
+fn messages_are_read_if_a_side_closes_or_is_killed() {
     holds(Closing {
         closes: true,
         ..model([1, 0])

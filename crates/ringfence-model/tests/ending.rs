@@ -11,7 +11,7 @@ fn every_end_is_reported_correctly() {
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     for (fault, broken) in [
         (
             Fault::EndsWithoutLock,

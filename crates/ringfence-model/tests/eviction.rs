@@ -20,14 +20,14 @@ fn holds(model: Eviction) {
 }
 
 #[test]
-fn a_reader_is_evicted_and_another_gets_its_slot() {
+fn evicted_readers_slot_goes_to_another() {
     for about in [About::Places, About::Bells, About::Room, About::Looks] {
         holds(model(about, 3));
     }
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     let both_read = Eviction {
         old_reads: 2,
         ..model(About::Places, 4)

@@ -20,13 +20,13 @@ fn holds(sizes: &'static [u8]) {
 }
 
 #[test]
-fn an_overtaken_reader_returns_whole_messages_and_counts_the_others() {
+fn overtaken_reader_returns_whole_messages_and_counts() {
     holds(&[1, 2, 1, 2, 1, 1]);
     holds(&[2, 1, 1, 2, 1, 2, 1]);
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     let short: &[u8] = &[1, 2, 1, 2, 1];
     let long: &[u8] = &[1, 2, 1, 2, 1, 1, 1, 1];
     for (fault, broken, delivery, sizes) in [

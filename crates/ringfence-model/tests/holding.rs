@@ -16,12 +16,12 @@ fn holds(members: usize, deaths: u8) {
 }
 
 #[test]
-fn the_address_always_belongs_to_one_of_its_members() {
+fn address_always_belongs_to_one_member() {
     holds(3, 1);
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     for (fault, broken) in [
         (Fault::LocksWithoutALook, NEVER_FREE),
         (Fault::UnlocksFirst, NEVER_FREE),

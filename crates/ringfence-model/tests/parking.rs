@@ -62,7 +62,7 @@ fn sleeping_readers_are_woken_for_each_message() {
 }
 
 #[test]
-fn a_sleeping_publisher_is_woken_once_all_readers_have_freed_space() {
+fn sleeping_publisher_is_woken_once_all_readers_made_room() {
     holds(publisher(2, 2));
     holds(Parking {
         barriers: Barriers::Both,
@@ -72,7 +72,7 @@ fn a_sleeping_publisher_is_woken_once_all_readers_have_freed_space() {
 }
 
 #[test]
-fn both_sides_of_a_pair_may_sleep() {
+fn both_sides_of_a_pair_can_sleep() {
     holds(Parking {
         sleepers: Sleepers::All,
         ..publisher(1, 2)
@@ -86,7 +86,7 @@ fn both_sides_of_a_pair_may_sleep() {
 }
 
 #[test]
-fn the_checker_finds_each_fault_of_the_readers_sleep() {
+fn checker_finds_each_fault_of_the_readers_sleep() {
     let fenced = Parking {
         barriers: Barriers::Both,
         fences: 0,
@@ -118,7 +118,7 @@ fn the_checker_finds_each_fault_of_the_readers_sleep() {
 }
 
 #[test]
-fn the_checker_finds_each_fault_of_the_publishers_sleep() {
+fn checker_finds_each_fault_of_the_publishers_sleep() {
     let promised = Parking {
         promised: 2,
         fences: 2,

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use ringfence_model::{admission, bells, closing, eviction, floor, holding, parking, wiping};
 
 #[test]
-fn each_property_is_a_sentence_of_the_page_about_promises() {
+fn each_property_is_a_sentence_of_promises_md() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/promises.md");
     let page = fs::read_to_string(page).unwrap();
     let (_, modelled) = page

@@ -19,7 +19,7 @@ fn holds(model: Wiping) {
 }
 
 #[test]
-fn slices_that_are_handed_out_are_skipped_and_wiped_later() {
+fn borrowed_slices_are_skipped_and_wiped_later() {
     for barriers in [Barriers::Both, Barriers::Alarm] {
         for slices in [2, 3] {
             holds(Wiping {
@@ -31,7 +31,7 @@ fn slices_that_are_handed_out_are_skipped_and_wiped_later() {
 }
 
 #[test]
-fn the_checker_finds_each_fault() {
+fn checker_finds_each_fault() {
     use Barriers::{Alarm, Both};
     for (fault, barriers, broken) in [
         (Fault::LooksFirst, Both, NOT_TOUCHED),

@@ -657,7 +657,7 @@ mod tests {
 
     /// Only the sentence is escaped. Programs get the found value unchanged.
     #[test]
-    fn an_error_sentence_contains_no_control_characters() {
+    fn error_text_contains_no_control_characters() {
         let found = "/tmp/\u{1b}[2J\nall is well\u{202e}";
         for refusal in [
             Refusal::new(Check::Executable, "/usr/bin/orders", found),

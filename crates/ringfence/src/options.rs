@@ -369,7 +369,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_small_service_offers_all_slots_to_any_agent_and_a_large_one_reserves_some() {
+    fn large_service_reserves_slots_and_small_one_does_not() {
         let own = nix::unistd::geteuid().as_raw();
         let of = |options: Options| {
             let slots = options.slots();

@@ -70,7 +70,7 @@ fn allows(programs: [&[Op]; 2], loaded: [&[u8]; 2]) -> bool {
 }
 
 #[test]
-fn two_threads_that_store_and_load_can_miss_each_other_without_fences_on_both_sides() {
+fn store_buffering_needs_fences_on_both_sides() {
     let looks = |word| Load(word, Synchronises);
     let tells = |word| Store(word, Synchronises);
     let both_miss = [[0].as_slice(), [0].as_slice()];
@@ -90,7 +90,7 @@ fn two_threads_that_store_and_load_can_miss_each_other_without_fences_on_both_si
 }
 
 #[test]
-fn data_stored_before_a_flag_is_visible_with_release_and_acquire() {
+fn release_and_acquire_publish_earlier_stores() {
     for (release, acquire) in [
         (Relaxed, Relaxed),
         (Synchronises, Relaxed),

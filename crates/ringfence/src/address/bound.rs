@@ -618,7 +618,7 @@ mod tests {
 
     /// The path leads to another directory, and looking it up again fails.
     #[test]
-    fn a_file_that_existed_before_bind_is_not_our_socket() {
+    fn file_that_existed_before_bind_is_not_our_socket() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().join("socket");
         let lock = tempfile::tempfile().unwrap().into();
@@ -636,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_s_socket_that_cannot_be_inspected_is_refused() {
+    fn uninspectable_host_socket_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let lock = || tempfile::tempfile().unwrap().into();
         let files = |name: &str| Files::of(&folder.path().join(name)).unwrap();
@@ -647,7 +647,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_inspected_does_not_count_as_missing() {
+    fn uninspectable_file_does_not_count_as_missing() {
         let folder = tempfile::tempdir().unwrap();
         let files = Files::of(&folder.path().join("socket")).unwrap();
         std::fs::write(folder.path().join("socket"), "").unwrap();

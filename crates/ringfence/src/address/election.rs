@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_of_the_listening_socket_accepts_no_connections_once_the_host_has_closed_it() {
+    fn closed_listener_accepts_nothing_despite_a_copy() {
         let (address, deadline) = (address("copy"), deadline());
         let record = &mut EvidenceLog::default();
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_free_once_the_last_copy_of_its_socket_is_gone() {
+    fn name_is_free_once_the_last_socket_copy_is_gone() {
         let (address, deadline) = (address("last"), deadline());
         let record = &mut EvidenceLog::default();
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_invalid_address_is_refused_with_a_reason() {
+    fn invalid_address_is_refused_with_a_reason() {
         for (text, reason) in [
             ("", "empty"),
             ("@", "empty"),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_addresses_are_valid_and_reach_the_kernel_unpadded() {
+    fn longest_addresses_are_valid_and_unpadded() {
         let name = "x".repeat(107);
         assert!(name.parse::<Address>().unwrap().to_socket().is_ok());
         let socket = format!("@{name}")

@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_shortage_of_descriptors_is_retried_until_the_deadline() {
+    fn descriptor_shortage_is_retried_until_the_deadline() {
         let ring = ring();
         let tries = Cell::new(0);
         let passed = ring.pass(&deadline(Duration::from_secs(60)), |_| {
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subscriber_gets_the_delivery_it_requests_if_it_is_offered() {
+    fn subscriber_gets_the_requested_delivery_if_offered() {
         let sender = Credentials {
             pid: 1,
             uid: 2,
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_publisher_sends_no_longer_messages_than_its_subscriber_accepts() {
+    fn publisher_respects_its_subscribers_message_limit() {
         assert!(check_limits(9, 10).is_ok() && check_limits(10, 10).is_ok());
         assert_eq!(check_limits(11, 10).unwrap_err().code(), "PROTOCOL");
     }

@@ -477,14 +477,14 @@ mod tests {
     }
 
     #[test]
-    fn every_frame_survives_encoding_and_decoding() {
+    fn frame_encoding_round_trips() {
         for frame in frames() {
             assert_eq!(decode(&frame.encode()).unwrap(), frame);
         }
     }
 
     #[test]
-    fn a_wrong_magic_version_kind_or_length_is_named() {
+    fn wrong_magic_version_kind_or_length_is_named() {
         for (at, what) in [
             (0, "begins with"),
             (8, "version"),
@@ -518,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_refusal_is_shortened_between_characters() {
+    fn long_refusal_is_truncated_between_characters() {
         let frame = Frame::Refuse(Refuse {
             code: Code::Unable,
             check: "x".into(),
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn the_numbers_are_those_of_the_protocol_and_others_are_unknown() {
+    fn numbers_match_the_protocol_and_others_are_unknown() {
         let meetings = [
             Meeting::Pair,
             Meeting::Service,
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_protocol() {
+    fn encoded_bytes_match_the_protocol() {
         let ready = [&b"ringfnce\x03\0\x03\0\x20\0\0\0"[..], &[4; 32]].concat();
         assert_eq!(Frame::Ready([4; 32]).encode(), ready);
         let refuse = b"ringfnce\x03\0\x04\0\x0d\0\0\0\x02\0\x03\0uid\x01\x001\x01\x002";
@@ -566,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_has_the_length_of_its_kind_and_no_trailing_bytes() {
+    fn body_length_must_match_its_kind() {
         for (kind, length, sound) in [
             (1, 112, true),
             (1, 111, false),
@@ -604,13 +604,13 @@ mod tests {
     }
 
     #[test]
-    fn an_echo_must_equal_our_nonce() {
+    fn echo_must_equal_our_nonce() {
         check_echo(&[7; 32], &[7; 32]).unwrap();
         assert_eq!(check_echo(&[7; 32], &[8; 32]).unwrap_err().code(), "PROTOCOL");
     }
 
     #[test]
-    fn control_characters_in_a_peer_s_text_are_replaced() {
+    fn control_characters_in_peer_text_are_replaced() {
         let Frame::Refuse(mut refuse) = frames().remove(3) else {
             panic!("a refusal")
         };
@@ -623,7 +623,7 @@ mod tests {
 
     /// A peer of another user learns less than one of our own user.
     #[test]
-    fn a_refused_peer_learns_the_check_and_if_it_has_our_uid_the_finding() {
+    fn refused_peer_learns_details_only_with_our_uid() {
         let refusal = |uid| {
             let who = crate::identity::Credentials { pid: 1, uid, gid: 0 };
             Error::from(Refusal::new(Check::Cgroup, "a", "b").about(who))
@@ -639,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_becomes_its_own_error_on_the_other_side() {
+    fn each_refusal_maps_to_its_own_error() {
         let unsound = Error::unsound("size", "1", "2");
         let occupied = Error::AddressOccupied {
             address: "@here".into(),

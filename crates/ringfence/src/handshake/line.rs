@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no socket that passes descriptors")]
-    fn a_frame_arrives_with_its_descriptors_up_to_the_limit() {
+    fn frame_arrives_with_descriptors_up_to_the_limit() {
         let (own, peer) = ends();
         let deadline = within(FAR);
         let [here, there] = [&own, &peer].map(|end| line(end, this_process(), &deadline));
@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn each_part_of_a_frame_must_come_from_the_first_sender() {
+    fn frame_parts_must_have_the_same_sender() {
         let deadline = within(FAR);
         let own = this_process();
         for other in [
@@ -427,7 +427,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_frame_may_arrive_in_pieces_and_an_unfinished_one_is_an_error() {
+    fn split_frame_is_accepted_and_unfinished_one_is_an_error() {
         let bytes = FRAME.encode();
         for pieces in [1, 7, bytes.len()] {
             let (here, there) = ends();
@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_refusal_is_sent_unless_the_peer_has_refused_or_disconnected() {
+    fn refusal_is_sent_unless_the_peer_has_ended() {
         let deadline = within(FAR);
         let (here, there) = ends();
         assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
@@ -484,7 +484,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn writing_to_a_disconnected_peer_returns_its_reason() {
+    fn write_to_a_disconnected_peer_returns_its_reason() {
         let deadline = within(FAR);
         let (here, there) = ends();
         refuse(&there, refusal());

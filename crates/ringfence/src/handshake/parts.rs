@@ -294,7 +294,7 @@ mod tests {
     use crate::region::copy::Readable;
 
     #[test]
-    fn a_region_without_a_channel_is_marked_as_closed() {
+    fn region_without_a_channel_is_marked_closed() {
         for (opened, phase) in [(true, Phase::OPEN.word()), (false, 2)] {
             let region = OwnRegion::private(4096);
             let seen = region.seen_by_peer();

@@ -897,7 +897,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
-    fn a_line_is_a_connected_unix_stream_pair_made_by_the_sender() {
+    fn line_must_be_a_unix_stream_pair_made_by_the_sender() {
         let (line, _other) = sys::socket::new_line().unwrap();
         let own = sys::socket::peer_credentials(&line).unwrap();
         check_line(&line, own).unwrap();
@@ -930,7 +930,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hello_comes_with_one_descriptor() {
+    fn hello_must_have_one_descriptor() {
         let descriptors = |count| (0..count).map(|_| made(SockType::Stream)).collect();
         assert!(exactly::<1>(descriptors(1)).is_ok());
         for count in [0, 2, 3] {
@@ -939,7 +939,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_s_sizes_must_be_valid_and_within_this_side_s_limits() {
+    fn peer_sizes_must_be_valid_and_within_limits() {
         const FAR: u64 = 1 << 62;
         let said = |capacity, longest| Hello {
             nonce: [1; 32],

@@ -182,7 +182,7 @@ mod tests {
     use crate::error::{Check, Error, Refusal};
 
     #[test]
-    fn names_that_a_peer_invents_are_counted_as_other() {
+    fn names_invented_by_a_peer_count_as_other() {
         let mut ledger = Ledger::default();
         for number in 0..1000 {
             let said = Refusal::by_peer(format!("made up {number}"), String::new(), String::new());

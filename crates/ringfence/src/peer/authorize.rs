@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn every_outcome_other_than_allow_is_a_refusal_with_its_reason() {
+    fn every_outcome_except_allow_refuses_with_a_reason() {
         deferred(|_, decision| decision.allow()).unwrap();
         let expected = |found: &str, cause: Option<&str>| (found.to_owned(), cause.map(str::to_owned));
         assert_eq!(
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_callback_answers_by_its_return_value() {
+    fn callback_decides_by_its_return_value() {
         let direct = |answer: fn(&Identity) -> Result<bool, String>| {
             call(&Authorize::direct(answer), &peer(11, 12), &time())
         };
@@ -422,7 +422,7 @@ mod tests {
     }
 
     #[test]
-    fn the_wait_for_an_answer_ends_at_the_deadline_or_when_the_peer_leaves() {
+    fn decision_wait_ends_at_deadline_or_peer_exit() {
         let (authorize, decisions) = with_queued_decisions();
         let (near, far) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_beyond_the_limit_waits_until_a_call_returns() {
+    fn call_beyond_the_limit_waits_for_a_thread() {
         let (started, calls) = mpsc::channel();
         let (ends, ended) = mpsc::channel::<()>();
         let ended = Mutex::new(ended);

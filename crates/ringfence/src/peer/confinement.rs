@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confinement_parses_from_its_name() {
+    fn confinement_parses_from_its_name() {
         for confinement in Confinement::ALL {
             assert_eq!(
                 confinement.to_string().parse::<Confinement>().unwrap(),
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_lives_in_its_own_namespaces() {
+    fn own_process_is_in_its_own_namespaces() {
         let wanted = [Confinement::UserNamespace, Confinement::NetworkNamespace];
         for finding in inspect(&wanted, Some(&own()), &time()).unwrap() {
             assert!(!finding.passed);
@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_cannot_be_seen_passes_no_check() {
+    fn invisible_process_passes_no_check() {
         let elsewhere = tempfile::tempdir().unwrap();
         let elsewhere = fs::File::open(elsewhere.path()).unwrap().into();
         for directory in [None, Some(&elsewhere)] {
@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_takes_the_number_of_another_is_read() {
+    fn thread_that_reuses_a_number_is_read() {
         let place = tempfile::tempdir().unwrap();
         let path = |name: &str| place.path().join(name);
         fs::create_dir_all(path("task/1")).unwrap();
@@ -370,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_pass_that_saw_each_thread_counts() {
+    fn only_a_pass_over_every_thread_counts() {
         let place = tempfile::tempdir().unwrap();
         let directory = fs::File::open(place.path()).unwrap().into();
         let inspect = |deadline| inspect(&[Confinement::NoNewPrivs], Some(&directory), &deadline);
@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn the_status_of_a_thread_is_compared() {
+    fn thread_status_is_compared() {
         let thread = |status: &str, user_namespace| Thread {
             number: 7,
             status: Ok(status.to_owned()),

@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_digest_is_written_and_read_as_64_digits() {
+    fn digest_round_trips_as_64_digits() {
         let digest: Digest = ABC.parse().unwrap();
         assert_eq!(digest.to_string(), ABC);
         assert_eq!(ABC.to_uppercase().parse::<Digest>().unwrap(), digest);
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_content_is_never_served_from_the_cache() {
+    fn changed_content_is_never_served_from_the_cache() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("file");
         let time = Duration::from_secs(60);
@@ -224,7 +224,7 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(50));
     }
     #[test]
-    fn a_file_has_a_version_only_once_it_has_settled() {
+    fn file_has_a_version_only_once_settled() {
         let mut stat = fstat(File::open("/proc/self/exe").unwrap()).unwrap();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)

@@ -539,7 +539,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_read_whatever_its_name_is() {
+    fn process_is_parsed_despite_its_name() {
         let stat = "7 (a) R 1) S 3 4 5 0 -1 4194308 0 0 0 0 0 0 0 0 20 0 1 0 1234 0";
         let process = Process {
             pid: 7,
@@ -560,7 +560,7 @@ mod tests {
     }
 
     #[test]
-    fn within_a_tick_the_numbers_tell_which_process_is_younger() {
+    fn pid_order_decides_within_one_tick() {
         let is_younger = |pid, start_time| {
             let process = Process {
                 pid,
@@ -587,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_is_seen_and_holds_its_sockets() {
+    fn own_process_is_found_with_its_sockets() {
         let own = Process::read(getpid().as_raw()).unwrap();
         assert!(!own.is_exiting);
         assert!(Process::all().any(|(pid, _)| pid == own.pid));

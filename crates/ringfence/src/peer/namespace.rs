@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn nspid_is_parsed_by_its_name() {
+    fn nspid_is_parsed_by_name() {
         assert_eq!(numbers("Pid:\t7\nNSpid:\t7\t1\n"), Some(vec![7, 1]));
         assert_eq!(numbers("Pid:\t-1\nNSpid:\t-1\n"), Some(vec![-1]));
         for none in ["Pid:\t7\n", "NSpid:\t\n", "NSpid:\t7\tx\n"] {
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_and_its_parent_share_a_namespace() {
+    fn own_process_and_parent_share_a_namespace() {
         for pid in [getpid(), getppid()] {
             let pidfd = sys::process::pidfd_open(pid).unwrap();
             let fixed = FixedNamespaces::default();
@@ -484,7 +484,7 @@ mod tests {
 
     /// A lookup that failed does not count as a match.
     #[test]
-    fn an_unknown_namespace_is_not_the_same() {
+    fn unknown_namespace_is_not_the_same() {
         assert!(!compare(getpid().as_raw(), None, None, &fresh()).unwrap().same);
         let pidfd = sys::process::pidfd_open(Pid::this()).unwrap();
         assert!(!compare(0, Some(&pidfd), None, &fresh()).unwrap().same);
@@ -496,7 +496,7 @@ mod tests {
         );
     }
     #[test]
-    fn a_namespace_parses_from_its_display() {
+    fn namespace_parses_from_its_display() {
         for namespace in [Namespace::Same, Namespace::Any] {
             assert_eq!(namespace.to_string().parse::<Namespace>().unwrap(), namespace);
         }
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_pidfd_a_number_counts_only_in_a_single_namespace() {
+    fn pid_counts_without_pidfd_only_in_a_single_namespace() {
         let fixed = |pid, own| number_from_own(pid, Ok(own));
         assert!(matches!(fixed(7, vec![5]), InProc::Number(7)));
         assert!(matches!(fixed(7, vec![5, 1]), InProc::Unknown(_)));
@@ -530,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn a_different_or_unreadable_namespace_is_not_the_same() {
+    fn different_or_unreadable_namespace_is_not_the_same() {
         let open = |path: &std::path::Path| OwnedFd::from(std::fs::File::open(path).unwrap());
         let own = open(std::path::Path::new("/proc/self"));
         let place = tempfile::tempdir().unwrap();
@@ -573,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn a_local_shortage_is_an_error_and_not_an_answer() {
+    fn local_shortage_is_an_error_and_not_a_result() {
         assert_eq!(unless_short("a lookup", Ok(7)).unwrap(), Ok(7));
         assert_eq!(
             unless_short::<()>("a lookup", Err(Errno::EACCES)).unwrap(),
@@ -588,7 +588,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_filesystem_is_found_wherever_it_is_mounted() {
+    fn cgroup_filesystem_is_found_at_any_mount_point() {
         let text =
             "28 23 0:25 / /mnt rw - cgroup cgroup rw,memory\n29 23 0:26 /a /mnt/c rw - cgroup2 cgroup2 rw\n";
         assert!(hierarchies_in(text).eq([("/a".to_owned(), "/mnt/c".to_owned())]));
@@ -601,7 +601,7 @@ mod tests {
         assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
     }
     #[test]
-    fn a_cgroup_is_a_directory_and_not_a_file_or_a_symlink() {
+    fn cgroup_must_be_a_directory() {
         let mounts = sys::file::read_whole_text("/proc/self/mountinfo").unwrap();
         let Some((_, point)) =
             hierarchies_in(&mounts).find(|(_, point)| Path::new(point).join("cgroup.procs").exists())

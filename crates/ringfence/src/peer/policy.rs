@@ -704,7 +704,7 @@ mod tests {
     }
 
     #[test]
-    fn required_properties_are_checked_and_others_are_recorded() {
+    fn required_properties_are_checked_and_others_recorded() {
         let Identity { uid, gid, .. } = inspection().identity;
         let own = std::env::current_exe().unwrap();
         let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&own).unwrap())));
@@ -751,7 +751,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_check_is_a_refusal_that_names_it() {
+    fn failed_check_is_a_refusal_that_names_it() {
         let Identity { uid, gid, groups, .. } = inspection().identity;
         let zeros = Digest::from(ZEROS);
         let other = (gid + 1..=gid + 1_000).find(|group| !groups.iter().flatten().any(|had| had == group));
@@ -783,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_content_of_a_matching_file_is_read() {
+    fn only_a_matching_files_content_is_read() {
         let compared =
             |policy: Policy| outcome(policy.compare_executable(&mut inspection(), &time()).unwrap());
         let (passed, wanted, _) = compared(Policy::new());
@@ -806,7 +806,7 @@ mod tests {
 
     /// A local shortage is an error, and a file that is not visible is not a match.
     #[test]
-    fn an_unreadable_own_executable_accepts_no_peer() {
+    fn unreadable_own_executable_accepts_no_peer() {
         let found = inspection().identity.executable.unwrap();
         let same = |errno| Program::same().compare_file(&found, &Err(errno), &time());
         assert!(matches!(same(Errno::EACCES), Ok(Err(_))));
@@ -828,7 +828,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_user_has_our_real_and_effective_uid() {
+    fn same_user_requires_our_real_and_effective_uid() {
         let same = |uid, real, effective| outcome(Users::Same.compare(uid, real, effective));
         let own = "7, this process's own".to_owned();
         assert_eq!(same(7, 7, 7), (Some(true), own.clone(), "7".into()));
@@ -844,7 +844,7 @@ mod tests {
     }
 
     #[test]
-    fn a_supplementary_group_counts_if_it_is_known() {
+    fn supplementary_group_counts_if_known() {
         let mut found = inspection();
         found.identity.gid = 7;
         let policy = Policy::new().gids([8, 9]);
@@ -861,7 +861,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_is_compared_by_number_or_else_by_name() {
+    fn cgroup_is_compared_by_number_or_name() {
         let mut found = inspection();
         found.identity.cgroup = Some("/there/is no/such/cgroup".into());
         let policy = Policy::new().cgroup("/there/is no/such/cgroup");
@@ -877,7 +877,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_and_a_namespace_are_compared() {
+    fn label_and_namespace_are_compared() {
         let mut found = inspection();
         found.identity.label = Some("one".into());
         assert_eq!(
@@ -908,7 +908,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_refuses_a_parent_that_it_cannot_see_only_if_its_policy_names_the_check() {
+    fn child_refuses_an_invisible_parent_only_if_required() {
         let check = |policy: Policy| {
             let mut found = inspection();
             found.namespaces.same = false;
@@ -948,7 +948,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_knows_whether_it_is_for_one_user_and_whether_its_paths_are_absolute() {
+    fn policy_detects_single_user_and_absolute_paths() {
         for (policy, one) in [
             (Policy::new(), true),
             (Policy::new().uids([1]), true),
@@ -971,7 +971,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callback_is_called_unless_it_was_removed() {
+    fn callback_runs_unless_it_was_removed() {
         let two = Policy::new().uids([1, 2]).authorize(|_| Ok::<_, Error>(true));
         assert!(!two.without_callback().is_for_one_user(), "the rest stays");
         let no = Policy::new().authorize(|_| Ok::<_, Error>(false));

@@ -931,7 +931,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_is_read_again_if_its_number_has_changed() {
+    fn cgroup_is_reread_if_its_number_has_changed() {
         let me = myself();
         let first = me.inspect(&time()).unwrap();
         let fixed = me.fixed.as_ref().unwrap();
@@ -957,7 +957,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_keeps_its_proc_directory_close_on_exec() {
+    fn proc_directory_descriptor_is_close_on_exec() {
         let me = myself();
         assert!(me.is_self());
         let parent = Credentials {
@@ -982,7 +982,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_process_is_reported_however_it_is_referenced() {
+    fn exited_process_is_reported_for_every_reference() {
         let mut cat = child();
         let whole = peer_of(&cat);
         let mut by_directory = peer_of(&cat);
@@ -1032,7 +1032,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unreadable_state_is_a_refusal_and_not_an_end() {
+    fn unreadable_state_is_a_refusal_and_not_an_exit() {
         let mut me = myself();
         let strange = tempfile::tempdir().unwrap();
         me.directory = Some(Arc::new(std::fs::File::open(strange.path()).unwrap().into()));
@@ -1048,7 +1048,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_peer_can_change_is_read_once() {
+    fn only_immutable_properties_are_read_once() {
         let mut me = myself();
         let first = me.inspect(&time()).unwrap();
         // What is known is used, so a wrong value is found again. The handshake's end forgets it.
@@ -1069,7 +1069,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_or_unknown_ids_are_a_refusal() {
+    fn changed_or_unknown_ids_are_refused() {
         let credentials = |pid| Credentials { pid, uid: 2, gid: 3 };
         let peer = Peer::unknown(credentials(1));
         let checked = |peer: &Peer, now| {
@@ -1092,7 +1092,7 @@ mod tests {
     }
 
     #[test]
-    fn only_groups_attested_and_still_held_count() {
+    fn only_attested_and_current_groups_count() {
         let mut peer = myself();
         let status: KernelResult<String> = Ok("Groups:\t9 10 \n".into());
         peer.groups = None;
@@ -1110,7 +1110,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_label_is_none() {
+    fn empty_label_is_none() {
         let mut peer = myself();
         for (label, known) in [
             (Ok("a".to_owned()), Some("a")),
@@ -1136,7 +1136,7 @@ mod tests {
     }
 
     #[test]
-    fn findings_say_why_a_value_is_unknown() {
+    fn findings_explain_unknown_values() {
         let mut found = myself().inspect(&time()).unwrap();
         let own = found.identity.uid;
         found.identity.cgroup = Some("/a".into());
@@ -1169,7 +1169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sandbox_of_this_process_can_hide_a_peer() {
+    fn own_sandbox_can_hide_a_peer() {
         let mut found = myself().inspect(&time()).unwrap();
         for (executable, is_behind) in [
             (Ok(()), false),
@@ -1186,7 +1186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seen_executable_stays_and_its_content_comes_from_the_same_file() {
+    fn seen_executable_is_retained_with_its_file() {
         let me = myself();
         let mut found = me.inspect(&time()).unwrap();
         me.set_accepted(&found.identity);
@@ -1210,7 +1210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_seen_executable_counts_only_for_a_peer_that_announces_and_shows_hardening() {
+    fn seen_executable_counts_only_for_a_hardened_peer() {
         let mut me = myself();
         let own = me.credentials.uid;
         let seen = own_executable().unwrap();
@@ -1240,7 +1240,7 @@ mod tests {
     }
 
     #[test]
-    fn hardening_shows_in_the_owner_of_the_proc_files() {
+    fn hardening_is_visible_in_proc_ownership() {
         let mut me = myself();
         let Credentials { uid, .. } = me.credentials;
         let directory = me.directory.clone().unwrap();
@@ -1301,13 +1301,13 @@ mod tests {
     }
 
     #[test]
-    fn the_overflow_uid_is_the_one_of_this_kernel() {
+    fn overflow_uid_is_read_from_the_kernel() {
         let text = std::fs::read_to_string("/proc/sys/kernel/overflowuid").unwrap();
         assert_eq!(overflow_uid().unwrap().to_string(), text.trim());
     }
 
     #[test]
-    fn ids_in_proc_status_are_parsed_by_name() {
+    fn proc_status_ids_are_parsed_by_name() {
         let status: KernelResult<String> =
             Ok("Name:\tUid: 7\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t9 10 \nShdPnd:\t0\n".into());
         assert_eq!(

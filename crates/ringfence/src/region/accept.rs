@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_object_passes_every_check_and_its_content_is_checked_last() {
+    fn valid_object_passes_and_content_is_checked_last() {
         let of_each = ["kind", "filesystem", "size", "memory", "owner", "names"];
         let sealed = memfd(SIZE, true, wanted_seals());
         let passed = [&of_each[..], &["seals"]].concat();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_failed_check_of_an_object_is_named() {
+    fn failed_object_check_is_named() {
         let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         sized(named.as_file(), SIZE, true);
         let (sound, other) = (agreed(Backing::Memfd), agreed(Backing::Shm));

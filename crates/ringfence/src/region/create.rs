@@ -430,7 +430,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_object_is_sealed_or_unlinked_and_close_on_exec() {
+    fn object_is_sealed_or_unlinked_and_close_on_exec() {
         let own = geteuid().as_raw();
         for (backing, capacity, peer, checks, name) in [
             (
@@ -486,7 +486,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_object_that_another_process_opens_is_exposed() {
+    fn object_opened_by_another_process_is_exposed() {
         let (object, _) = created(Backing::Memfd, 4096, geteuid().as_raw());
         let path = format!("/proc/self/fd/{}", object.as_fd().as_raw_fd());
         // A blocking open would wait for the lease.
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_is_remade_only_if_exposed_and_only_a_few_times() {
+    fn exposed_object_is_recreated_a_few_times() {
         let tried = |answer: fn(u32) -> Result<u32>| {
             let mut tries = 0;
             let made = until_unexposed(|| {
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn the_names_of_an_object_are_counted() {
+    fn names_of_an_object_are_counted() {
         let named = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
         let descriptor = OwnedFd::from(named.reopen().unwrap());
         assert_eq!(count_links(&descriptor).unwrap(), 1);
@@ -536,7 +536,7 @@ mod tests {
 
     /// The deadline and the cancel token of the handshake apply here too.
     #[test]
-    fn a_deadline_and_a_cancel_token_end_the_reservation_of_memory() {
+    fn deadline_and_cancel_token_end_the_reservation() {
         let cancel_token = crate::wait::deadline::CancelToken::new().unwrap();
         let deadline = Deadline::endless(vec![cancel_token.clone()], std::time::Duration::from_secs(60));
         deadline.check_at(RESERVING).unwrap();
@@ -547,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn each_backing_has_its_own_number_and_name() {
+    fn each_backing_has_a_number_and_a_name() {
         let known = [(1, "memfd", Backing::Memfd), (2, "shm", Backing::Shm)];
         for (number, name, backing) in known {
             assert_eq!(backing.number(), number);
@@ -561,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn each_seal_is_named_and_the_wanted_ones_do_not_restrict_the_owner() {
+    fn required_seals_do_not_restrict_the_owner() {
         assert_eq!(seal_names(SealFlag::empty()), "none");
         assert_eq!(seal_names(SealFlag::from_bits_retain(0x20)), "EXEC");
         assert_eq!(
@@ -585,7 +585,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_kept_descriptor_is_in_no_table_and_can_be_copied_repeatedly() {
+    fn parked_descriptor_is_in_no_table_and_can_be_copied() {
         let object = object();
         let inode = fstat(&object).unwrap().st_ino;
         let kept = InFlightDescriptor::keep(&object).unwrap();
@@ -606,7 +606,7 @@ mod tests {
     /// In a separate process, because the limit applies to the whole process, including other tests.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no fork")]
-    fn a_kept_descriptor_survives_a_shortage_of_descriptors() {
+    fn parked_descriptor_survives_a_descriptor_shortage() {
         use nix::{
             sys::wait::WaitStatus,
             sys::wait::waitpid,

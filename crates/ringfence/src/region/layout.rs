@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn the_words_of_an_object_do_not_overlap() {
+    fn object_words_do_not_overlap() {
         let mut words = vec![MAGIC_AT, CAPACITY, TAIL, HEAD, READER_PARKED, WRITER_PARKED];
         words.extend([PHASE, TOKENS, TAIL_FENCED, HEAD_FENCED, FLOOR]);
         words.extend((0..MARKS).flat_map(|mark| [mark_of(mark), mark_of(mark) + 8]));
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn every_offset_is_that_of_the_protocol() {
+    fn offsets_match_the_protocol() {
         assert_eq!(MAGIC.to_le_bytes(), *b"ringfnc2");
         let marks = [0, 1, 15, 16, 33].map(mark_of);
         assert_eq!(marks, [2048, 2064, 2288, 2048, 2064]);
@@ -243,7 +243,7 @@ mod tests {
         #![proptest_config(Config::with_cases(if cfg!(miri) { 4 } else { 256 }))]
 
         #[test]
-        fn a_value_is_found_by_its_slot_until_it_is_removed(
+        fn value_is_found_by_its_slot_until_removed(
             steps in prop::collection::vec((0_u8..4, 0_usize..8), 0..60)
         ) {
             let (mut found, mut wanted) = (BySlot::default(), BTreeMap::new());

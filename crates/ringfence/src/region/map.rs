@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_mapping_is_excluded_from_core_dumps_and_forks_and_ends_when_dropped() {
+    fn mapping_is_excluded_from_dumps_and_forks_until_drop() {
         let object = memfd_create("ringfence-mapping-test", MFdFlags::MFD_CLOEXEC).unwrap();
         ftruncate(&object, 8192).unwrap();
         let found = || {
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_object_that_both_sides_have_mapped_costs_no_page_faults() {
+    fn mapped_object_causes_no_page_faults() {
         const PAGES: usize = 256;
         let size = i64::try_from(PAGES * 4096).unwrap();
         let object = memfd_create("ringfence-faults-test", MFdFlags::MFD_CLOEXEC).unwrap();

@@ -250,7 +250,7 @@ mod tests {
     use crate::region::copy::Writable;
 
     #[test]
-    fn copies_of_every_length_and_offset_are_exact() {
+    fn copies_are_exact_for_every_length_and_offset() {
         let own = OwnRegion::private(4096);
         let bytes: Vec<u8> = (0..4096_u32).map(|n| (n * 7 % 251) as u8).collect();
         own.copy_in(layout::DATA, &bytes);
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_reads_the_words_of_the_owner_and_nowhere_is_no_ring() {
+    fn peer_reads_the_owners_words_and_nowhere_is_empty() {
         let own = OwnRegion::private(4096);
         let peer = own.seen_by_peer();
         for value in [2, u64::MAX] {

@@ -99,7 +99,7 @@ mod tests {
     };
 
     #[test]
-    fn each_phase_has_a_word_and_other_words_are_invalid() {
+    fn phase_words_round_trip_and_others_are_invalid() {
         let words = [
             (0, Phase::OPEN),
             (1, Phase::ENDED),
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_sending_is_permanent_and_so_is_each_step_except_leaving() {
+    fn end_of_sending_and_final_steps_are_permanent() {
         let steps = [Open, Closed, Exposed, Left, Succeeds, Evicted];
         for (from, ended) in steps.into_iter().flat_map(|step| [(step, false), (step, true)]) {
             let phase = Phase::new(from, ended);

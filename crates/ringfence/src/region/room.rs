@@ -321,7 +321,7 @@ mod tests {
 
     /// A deadline that passes in the middle ends it there, and not after all of it.
     #[test]
-    fn memory_is_reserved_part_by_part_and_no_further_than_there_is_time() {
+    fn reservation_stops_at_the_deadline() {
         let object = object();
         let size = 40 << 20;
         let mut before = 0;
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_part_is_reserved_as_well() {
+    fn remainder_of_a_part_is_reserved() {
         let object = object();
         reserve(&object, (4 << 20) + 8192, || Ok(())).unwrap();
         assert_eq!(fstat(&object).unwrap().st_size, (4 << 20) + 8192);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_is_some_of_the_machines_memory_and_more_is_refused_with_both_figures() {
+    fn excess_reservation_error_states_both_sizes() {
         let left = available_memory().unwrap().expect("a machine that tells");
         assert!(left.is_multiple_of(4) && left > 1 << 20, "{left} bytes");
         check_room(4096).unwrap();
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_another_thread_reserves_is_not_available() {
+    fn memory_reserved_by_another_thread_is_unavailable() {
         let all: &'static Mutex<Claims> = Box::leak(Box::default());
         let mut claim = Pending::claim(all, 8192).unwrap();
         claim.reserved(4096);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reading_serves_small_claims_for_a_moment() {
+    fn cached_reading_serves_small_claims() {
         let at = Instant::now();
         let mut claims = Claims {
             pending: 0,
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_finds_room_up_to_the_limit_of_files_and_the_memory_that_is_left() {
+    fn object_size_is_limited_by_file_size_and_memory() {
         for (size, limit, available, found) in [
             (10, 10, Some(10), true),
             (11, 10, Some(20), false),
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_or_the_cgroup_counts_whichever_has_less_left() {
+    fn lower_of_machine_and_cgroup_memory_counts() {
         let machine = "MemTotal: 9 kB\nMemAvailable:   5 kB\n";
         let files = |machine: Result<&'static str, Errno>, most: &'static str| {
             move |path: &str| {
@@ -509,7 +509,7 @@ mod tests {
     const MEMORY: &str = "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n";
 
     #[test]
-    fn the_level_that_has_least_left_counts_wherever_it_is() {
+    fn lowest_remaining_level_counts() {
         let slice = "/sys/fs/cgroup/a.slice";
         let service = "/sys/fs/cgroup/a.slice/b.service";
         for (of_slice, of_service, wanted) in [
@@ -533,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_has_a_hierarchy_of_its_own_with_the_memory_controller() {
+    fn cgroup_v1_uses_the_memory_hierarchy() {
         let group = "9:name=systemd:/s\n4:cpu,memory:/pod/one\n1:cpuset:/x\n0::/u\n";
         let mounts = format!(
             "34 31 0:31 / /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n{MEMORY}{}",
@@ -554,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn in_a_container_the_root_that_it_sees_is_a_level_as_well() {
+    fn visible_root_of_a_container_counts_as_a_level() {
         // With a cgroup namespace, and a mount that was made in it.
         let files = Files::new("0::/\n", UNIFIED).v2("/sys/fs/cgroup", "5000", 3000);
         assert_eq!(files.left(), Ok(Some(3000)));
@@ -578,7 +578,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_outside_of_a_mount_is_not_looked_for_in_it() {
+    fn ignores_paths_outside_the_mount() {
         for (group, root) in [
             // Beside the mount's root, or beside that of the cgroup namespace.
             ("0::/docker/1f2\n", "/docker/1f"),
@@ -599,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_no_limit_unless_this_process_lacks_the_means() {
+    fn unreadable_file_is_no_limit_except_on_local_shortage() {
         let directory = "/sys/fs/cgroup/a";
         let files = Files::new("0::/a\n", UNIFIED).v2(directory, "5000", 3000);
         let paths = ["/proc/self/cgroup", MOUNTS]

@@ -327,7 +327,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn a_buffer_has_the_bytes_that_were_written_and_a_peer_can_accept_it() {
+    fn buffer_has_the_written_bytes_and_is_acceptable() {
         for size in [0, 1, 4096, 100_000_u32] {
             let bytes: Vec<u8> = (0..size).map(|n| (n % 251) as u8).collect();
             let buffer = SealedBuffer::from_bytes(&bytes).unwrap();
@@ -341,7 +341,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn each_way_to_change_a_buffer_fails() {
+    fn sealed_buffer_cannot_be_changed() {
         let buffer = SealedBuffer::create(8192, |bytes| bytes.fill(7)).unwrap();
         let dup = File::from(buffer.as_fd().try_clone_to_owned().unwrap());
         let path = format!("/proc/self/fd/{}", buffer.as_fd().as_raw_fd());
@@ -371,7 +371,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn a_buffer_that_something_can_still_write_is_not_sealed() {
+    fn writable_buffer_cannot_be_sealed() {
         let mut draft = Draft::new(4096).unwrap();
         draft.bytes()[0] = 1;
         // SAFETY: the mapping is not used.
@@ -384,7 +384,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn memory_that_outlives_its_draft_is_private() {
+    fn memory_outliving_its_draft_is_private() {
         let mut draft = Draft::new(8192).unwrap();
         draft.bytes().fill(3);
         let memory = draft.memory().unwrap();
@@ -407,7 +407,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn huge_pages_are_not_mapped_to_be_copied() {
+    fn huge_pages_are_not_mapped_for_copying() {
         let size = 2 << 20;
         let flags = MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB | MFdFlags::MFD_ALLOW_SEALING;
         // A system without huge pages has none to pass.
@@ -423,7 +423,7 @@ mod tests {
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     #[test]
-    fn an_object_that_could_change_or_lacks_memory_is_unsound() {
+    fn changeable_or_sparse_object_is_unsound() {
         for (name, missing) in [
             ("seal", SealFlag::F_SEAL_SEAL),
             ("shrink", SealFlag::F_SEAL_SHRINK),

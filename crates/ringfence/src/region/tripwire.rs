@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_locks_shows_which_leases_are_held() {
+    fn lock_table_shows_held_leases() {
         for (place, seen) in [
             // A process that has a descriptor may lock the same file in other ways.
             ("00:01:587017", LeaseState::Held),
@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_line_is_searched_for_repeatedly() {
+    fn missing_lock_line_is_searched_repeatedly() {
         let wire = wire("");
         let start = Instant::now();
         let later = start + PAUSE * LOOKS;
@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_whole_only_if_the_first_piece_contains_its_end() {
+    fn table_is_whole_only_if_read_in_one_piece() {
         use std::io::Write;
         for (bytes, whole) in [
             (0, true),
@@ -454,7 +454,7 @@ mod tests {
         }
     }
     #[test]
-    fn a_table_read_in_pieces_is_complete_but_not_whole() {
+    fn table_read_in_pieces_is_complete_but_not_whole() {
         let read = |answers: Vec<io::Result<usize>>| {
             let mut answers = answers.into_iter();
             let mut read_up_to = 0;
@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn armed_wires_whose_lease_is_no_longer_held_are_tripped() {
+    fn armed_wires_without_a_lease_are_tripped() {
         let places = ["587017", "587018", "587018", "587018", "1"];
         let wires: Vec<_> = places
             .iter()
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_is_open_while_wires_exist() {
+    fn lock_table_is_open_while_wires_exist() {
         let (one, two) = (wire("1"), wire("2"));
         let open = || Ok(LockTable(tempfile::tempfile().unwrap()));
         let failed = |kind: Errno| move || Err(io::Error::from(kind));
@@ -535,7 +535,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn an_alarm_is_raised_by_an_open_or_immediately_if_one_happened() {
+    fn open_raises_an_alarm_even_before_arming() {
         use std::os::{fd::AsRawFd, unix::fs::OpenOptionsExt};
         use std::sync::mpsc;
 

@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn only_data_that_was_read_is_wiped() {
+    fn only_read_data_is_wiped() {
         let data = layout::DATA;
         let end = 4096 + layout::OVERHANG;
         for (head, tail, wiped) in [
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_wipe_skips_the_range_that_the_producer_has_handed_out() {
+    fn wipe_skips_the_borrowed_range() {
         const AT: usize = layout::DATA + 80;
         let mut own = OwnRegion::map(object(), 4096).unwrap();
         own.in_use(false);
@@ -435,7 +435,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_range_replaces_the_previous_one() {
+    fn new_range_replaces_the_previous_one() {
         let (own, found) = full(4096);
         assert!(own.hold(layout::DATA + 8, 100));
         assert!(own.hold(layout::DATA + 120, 16));
@@ -453,7 +453,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_long_range_is_skipped_like_a_short_one() {
+    fn long_range_is_skipped() {
         const MIB: usize = 1 << 20;
         for (at, length) in [
             (8, MIB - 2),
@@ -485,7 +485,7 @@ mod tests {
     /// With shm, the peer holds a descriptor that can write to this side's region.
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn data_that_was_read_is_wiped_whatever_the_peer_writes_into_the_header() {
+    fn peers_header_does_not_prevent_wiping() {
         for capacity in [0, 1, 8, 8192, 1 << 62, u64::MAX] {
             for tail in [0, 64, 4200, u64::MAX] {
                 let object = object();
@@ -512,7 +512,7 @@ mod tests {
     }
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn a_region_in_use_is_wiped_before_release_and_no_other() {
+    fn only_regions_in_use_are_wiped_before_release() {
         const FROM: usize = layout::DATA;
         let found = |object: &OwnedFd| {
             let mut bytes = [0; 64];
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_survives_encoding_and_decoding() {
+    fn range_encoding_round_trips() {
         let hold = HeldRange::default();
         assert_eq!(hold.range(), None);
         for at in [8, layout::DATA + 8, (1 << 46) + layout::DATA + 56] {

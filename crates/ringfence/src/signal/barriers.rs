@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_with_several_threads_is_registered_when_it_is_waited_for() {
+    fn multithreaded_process_is_registered_after_the_wait() {
         let known = process::knows_barriers().unwrap();
         // The test runs beside the thread that has started it.
         assert!(!process::has_one_thread());

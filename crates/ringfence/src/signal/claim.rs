@@ -566,7 +566,7 @@ mod tests {
     const CLAIMED: [c_int; 2] = [62, 63];
 
     #[test]
-    fn catching_up_works_even_if_part_of_a_signal_is_lost() {
+    fn catch_up_tolerates_a_truncated_signal() {
         let open = OpenInbox::open(Some(CLAIMED[0])).unwrap();
         let held = open.claim().unwrap();
         drop(open);

@@ -396,7 +396,7 @@ mod tests {
 
     /// A signal is a token only if it carries the secret of its channel.
     #[test]
-    fn a_signal_is_matched_by_inbox_and_secret() {
+    fn signals_are_matched_by_inbox_and_secret() {
         let (one, other) = (
             OpenInbox::open(Some(NUMBER)).unwrap(),
             OpenInbox::open(Some(NUMBER)).unwrap(),
@@ -435,7 +435,7 @@ mod tests {
     /// Channels open and close on other threads, and their use of a number must not count as the program's
     /// own use.
     #[test]
-    fn a_number_that_other_channels_claim_and_release_counts_as_free() {
+    fn number_used_only_by_channels_counts_as_free() {
         const OTHER: i32 = 61;
         let over = AtomicBool::new(false);
         let look = || {
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_inbox_drops_tokens_and_counts_them() {
+    fn full_inbox_drops_and_counts_tokens() {
         let open = OpenInbox::unreachable();
         let inbox = open.inbox();
         for token in 0..MOST as u64 + 3 {
@@ -477,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn the_descriptor_is_readable_while_a_token_waits_and_at_the_end() {
+    fn descriptor_is_readable_with_a_token_and_at_the_end() {
         use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
         let open = OpenInbox::unreachable();
         let inbox = Arc::clone(open.inbox());
@@ -501,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invalid_token_address_is_a_protocol_violation() {
+    fn invalid_token_address_is_a_protocol_violation() {
         let good = TokenAddress {
             number: 34,
             thread: 1,

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_a_short_read_nor_a_full_buffer_is_the_end() {
+    fn short_reads_and_full_buffers_are_not_the_end() {
         // The second piece ends at the initial buffer size, the third at the next one.
         let pieces = [
             vec![b'a'; 1000],
@@ -201,13 +201,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_not_utf8_is_an_error() {
+    fn non_utf8_file_is_an_error() {
         assert_eq!(read_in_pieces(&[b"NSpid:", b"\xff"]), Err(Errno::EINVAL));
         assert_eq!(read_whole_text("/proc/self/no such file"), Err(Errno::ENOENT));
     }
 
     #[test]
-    fn a_line_has_the_root_the_point_the_type_and_the_options() {
+    fn mountinfo_line_is_parsed_by_position() {
         let text = "29 23 0:26 /a\\040b /mnt/c\\134d rw,nosuid shared:4 - cgroup2 cgroup2 rw\n\
                 30 23 0:27 / /mnt rw - cgroup cgroup rw,cpu,memory\n\
                 32 23 0:28 / /tmp rw - tmpfs tmpfs rw\n\

@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_that_panics_leaves_the_lock_to_the_next() {
+    fn panicking_thread_releases_the_lock() {
         let guarded = Mutex::new(1);
         let panicked = std::thread::scope(|scope| {
             scope
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaked_guard_is_noticed() {
+    fn leaked_guard_is_detected() {
         let mut guarded = Mutex::new(1);
         assert!(!guarded.is_held());
         std::mem::forget(guarded.lock());

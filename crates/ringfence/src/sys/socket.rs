@@ -444,7 +444,7 @@ mod tests {
     /// The assumption of [`enable_new_credentials`]. On a kernel where this fails, each socket needs
     /// [`enable_credentials`].
     #[test]
-    fn a_new_socket_has_the_options_of_a_settled_one_except_credentials() {
+    fn new_socket_has_reset_options_except_credentials() {
         let new = || {
             socket(
                 AddressFamily::Unix,
@@ -469,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn settling_a_line_resets_its_options() {
+    fn settle_resets_socket_options() {
         let (line, _other) = new_line().unwrap();
         let known: Vec<_> = AT_BIRTH
             .into_iter()

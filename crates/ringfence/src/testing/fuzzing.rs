@@ -179,50 +179,50 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_said_on_the_line_is_a_frame_or_an_error() {
+    fn any_bytes_are_a_frame_or_an_error() {
         each(wire, &[]);
         each(line, &[]);
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri passes no descriptors")]
-    fn whatever_a_peer_attaches_is_accepted_or_a_violation() {
+    fn any_attachments_are_accepted_or_a_violation() {
         each(parcels, &[]);
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn whatever_a_peer_passes_is_as_agreed_or_refused() {
+    fn any_passed_object_is_valid_or_refused() {
         each(object, &[]);
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
-    fn whatever_a_child_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
+    fn any_child_gets_a_channel_only_if_valid() {
         each(handshake, &[]);
     }
 
     /// The other process of the following tests.
     #[test]
-    fn a_peer_of_its_own() {
+    fn peer_process() {
         peer_if_asked();
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri starts no process")]
-    fn whatever_a_host_says_there_is_a_channel_where_nothing_was_wrong_and_else_none() {
+    fn any_host_gets_a_channel_only_if_valid() {
         // One sound input of each kind: exhausted bytes draw sound values.
         each(guest, &[&[0], &[1], &[2], &[3], &[4], &[5]]);
     }
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri starts no process")]
-    fn whatever_a_guest_says_it_has_a_seat_and_a_channel_where_nothing_was_wrong_and_else_neither() {
+    fn any_guest_gets_a_slot_only_if_valid() {
         each(host, &[&[0], &[1], &[2], &[3]]);
     }
 
     #[test]
-    fn whatever_is_in_a_ring_is_a_message_or_a_lie() {
+    fn any_ring_content_is_a_message_or_a_violation() {
         each(ring, &[]);
         each(
             fan_out,
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_a_peer_does_meanwhile_a_call_answers() {
+    fn every_call_returns_whatever_the_peer_does() {
         each(
             channel,
             &[b"\x0a\x33\x14\x14\xda\xda\xd7\xd7\xd7\x0a\x0a\x3f\xd7"],

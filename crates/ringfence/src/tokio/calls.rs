@@ -539,7 +539,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn thousands_of_calls_are_in_flight_in_both_directions_beside_messages() {
+    fn thousands_of_calls_in_flight_alongside_messages() {
         run(|one, other| async move {
             let serving = [&one, &other].map(|calls| {
                 let calls = calls.clone();
@@ -579,7 +579,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_call_that_is_dropped_or_late_drops_the_future_of_its_handler() {
+    fn dropped_or_late_call_drops_its_handlers_future() {
         struct Dropped(mpsc::UnboundedSender<bool>, bool);
         impl Drop for Dropped {
             fn drop(&mut self) {
@@ -617,7 +617,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_reply_that_is_in_the_ring_at_the_deadline_is_returned() {
+    fn available_reply_is_returned_at_the_deadline() {
         run_without_a_reader(|one, other| async move {
             let deadline = Instant::now() + Duration::from_millis(50);
             let mut call = pin!(one.start(b"a", Some(deadline)));
@@ -638,7 +638,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn it_is_a_service_of_tower() {
+    fn calls_implement_tower_service() {
         run(|one, other| async move {
             tokio::spawn(async move { other.serve(1, double).await });
             let mut service = one.clone();
@@ -667,7 +667,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn calls_fail_if_the_other_end_or_its_server_goes() {
+    fn calls_fail_if_the_peer_or_its_server_is_gone() {
         run(|one, other| async move {
             let (started, mut was_started) = mpsc::unbounded_channel();
             let server = other.clone();
@@ -699,7 +699,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_peer_that_is_lost_is_noticed_though_its_messages_fill_the_memory() {
+    fn lost_peer_is_detected_despite_a_full_message_queue() {
         run(|one, other| async move {
             let sending = tokio::spawn(async move {
                 for number in 0..6000_u32 {
@@ -724,7 +724,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_message_whose_future_is_dropped_before_it_has_begun_is_not_sent() {
+    fn send_dropped_before_its_start_sends_nothing() {
         run(|one, other| async move {
             for _ in 0..4 {
                 one.send(&[0; 1000]).await.ok();
@@ -757,7 +757,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_handler_is_dropped_and_serve_ends_if_the_caller_closes_the_channel() {
+    fn callers_close_drops_handlers_and_ends_serve() {
         for ends_first in [false, true] {
             run(|one, other| async move {
                 let (started, mut was_started) = mpsc::unbounded_channel();
@@ -814,7 +814,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn end_returns_although_the_last_message_was_retracted() {
+    fn end_returns_after_the_last_message_was_retracted() {
         run_without_a_reader(|one, mut other| async move {
             fill(&one).await;
             let last = one.clone();
@@ -836,7 +836,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn tasks_that_wait_for_the_same_message_are_polled_only_once_it_is_sent() {
+    fn waiting_tasks_are_polled_once_when_it_is_sent() {
         run_without_a_reader(|one, mut other| async move {
             fill(&one).await;
             let polls = Arc::new(AtomicUsize::new(0));
@@ -860,7 +860,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_wait_that_is_dropped_leaves_no_waker() {
+    fn dropped_wait_leaves_no_waker() {
         run(|one, other| async move {
             let waits = |calls: &Calls| calls.0.core.lock().unwrap().state.count_waits();
             for _ in 0..10 {
@@ -882,7 +882,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_task_that_always_finds_a_message_lets_others_run() {
+    fn busy_receiver_yields_to_other_tasks() {
         run(|one, other| async move {
             for number in 0..1000_u32 {
                 other.send(&number.to_le_bytes()).await.unwrap();
@@ -901,7 +901,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn calls_fail_if_the_runtime_that_reads_has_ended() {
+    fn calls_fail_if_the_reading_runtime_has_ended() {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let (one, _other) = parts::pair(4096, 20_000, &Options::new());
         let calls = runtime.block_on(async { Channel::new(one).unwrap().into_calls().unwrap() });

@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn a_stream_goes_on_after_a_local_error_though_the_peer_has_gone() {
+    fn stream_continues_after_a_local_error() {
         let runtime = Builder::new_current_thread().enable_io().build().unwrap();
         let _inside = runtime.enter();
         let (own, peer) = parts::pair(4096, 20_000, &Options::new());

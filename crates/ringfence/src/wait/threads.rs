@@ -190,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn threads_are_limited_per_process_per_user_and_in_total() {
+    fn threads_are_limited_per_process_user_and_in_total() {
         let mut calls = FairShare::default();
         let who = |pid, uid| Credentials { pid, uid, gid: 0 };
         for pid in 0..16 {

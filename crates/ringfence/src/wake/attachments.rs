@@ -640,7 +640,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_thread_that_closes_descriptors_of_another_line_counts_for_that_line() {
+    fn closing_thread_counts_for_the_line_of_its_descriptors() {
         let (stuck, unread) = stuck_socket();
         let orphan = Unclosed {
             descriptors: vec![stuck.into()],

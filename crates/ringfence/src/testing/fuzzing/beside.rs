@@ -65,11 +65,7 @@ impl PeerProcess {
         let (control, theirs) = pair_of(SockType::SeqPacket);
         let mut command = Command::new(std::env::current_exe().expect("this executable"));
         #[cfg(test)]
-        command.args([
-            "--exact",
-            "testing::fuzzing::tests::a_peer_of_its_own",
-            "--nocapture",
-        ]);
+        command.args(["--exact", "testing::fuzzing::tests::peer_process", "--nocapture"]);
         let process = command
             .env(ROLE, role)
             .env(FOLDER, &folder)

@@ -253,7 +253,7 @@ mod tests {
         #![proptest_config(Config { cases: if cfg!(miri) { 8 } else { 1000 }, failure_persistence: None, ..Config::default() })]
 
         #[test]
-        fn calls_keep_their_promises(script in prop::collection::vec(any::<u8>(), 0..3000)) {
+        fn calls_keep_their_guarantees(script in prop::collection::vec(any::<u8>(), 0..3000)) {
             super::calls(&script);
         }
     }

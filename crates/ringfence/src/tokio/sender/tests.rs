@@ -175,7 +175,7 @@ impl Bench {
     }
 
     /// Checks the result of a call that begins a message of this size. `None`: it was rightly refused.
-    fn judge<T: std::fmt::Debug>(&self, size: usize, result: Result<T>) -> Option<T> {
+    fn check<T: std::fmt::Debug>(&self, size: usize, result: Result<T>) -> Option<T> {
         match result {
             Err(Error::MessageTooLarge { .. }) if size as u64 > LONGEST => None,
             Err(Error::InvalidArgument(_)) if self.abandoned.is_some() && !self.closed => None,
@@ -191,7 +191,7 @@ impl Bench {
     /// Notes the result of `send` or `send_rest`.
     fn sent(&mut self, message: Vec<u8>, result: Option<Result<()>>) {
         if let Some(result) = result {
-            if self.judge(message.len(), result).is_some() {
+            if self.check(message.len(), result).is_some() {
                 self.accepted.push(message);
             }
         } else if self.abandoned.is_none() && !self.closed && self.sender.under_way().is_some() {
@@ -233,7 +233,7 @@ impl Bench {
                 if waits && matches!(sent, Ok(false)) {
                     return;
                 }
-                if self.judge(size, sent) == Some(true) {
+                if self.check(size, sent) == Some(true) {
                     self.accepted.push(message);
                 }
             }
@@ -241,7 +241,7 @@ impl Bench {
                 let message = self.message(size);
                 let fed = self.poll(polls, async |sender| sender.feed(&message).await);
                 if let Some(fed) = fed
-                    && self.judge(size, fed).is_some()
+                    && self.check(size, fed).is_some()
                 {
                     self.accepted.push(message);
                 }
@@ -255,7 +255,7 @@ impl Bench {
                     .message
                     .as_ref()
                     .is_some_and(|(taken, _)| *taken == message);
-                if sent.map_or(is_taken, |sent| self.judge(size, sent).is_some()) {
+                if sent.map_or(is_taken, |sent| self.check(size, sent).is_some()) {
                     self.accepted.push(message);
                 }
             }
@@ -339,7 +339,7 @@ fn run(full: bool, calls: &[(Call, usize)]) {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-fn each_call_works_after_each_other_one_wherever_that_was_cancelled() {
+fn each_call_works_after_any_cancelled_call() {
     for full in [false, true] {
         for first in CALLS {
             for polls in POLLS {
@@ -357,7 +357,7 @@ proptest! {
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-    fn any_calls_in_any_order_leave_a_sender_that_works(
+    fn any_call_sequence_leaves_a_working_sender(
         full: bool,
         calls in prop::collection::vec((prop::sample::select(&CALLS[..]), 0..4_usize), 1..16),
     ) {
@@ -367,7 +367,7 @@ proptest! {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-fn an_open_reservation_delays_the_message_of_the_sink() {
+fn open_reservation_delays_the_sink() {
     let mut bench = Bench::new(true);
     let message = bench.message(SHORT);
     let fed = bench.poll(1, async |sender| sender.feed(&message).await);
@@ -391,7 +391,7 @@ fn an_open_reservation_delays_the_message_of_the_sink() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-fn a_message_that_is_dropped_with_its_sink_does_not_look_like_an_end() {
+fn message_dropped_with_its_sink_is_no_clean_end() {
     for (flushes, ends) in [(false, false), (true, false), (false, true)] {
         let mut bench = Bench::new(true);
         let message = bench.message(LONG);
@@ -468,7 +468,7 @@ fn attachments_wait_until_the_peer_accepts_more() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
-fn a_call_that_is_dropped_while_it_waits_for_room_asks_for_no_wakeup() {
+fn dropped_room_wait_requests_no_wakeup() {
     for call in [Call::Room(SHORT), Call::Send(SHORT), Call::Send(LONG)] {
         let mut bench = Bench::new(true);
         bench.call(call, 1);

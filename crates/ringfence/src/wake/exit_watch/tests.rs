@@ -42,9 +42,9 @@ impl Watched {
     }
 
     /// Its parent has not asked for its end yet, as a program may never do.
-    fn dies(mut self) {
+    fn expect_exit_detected(mut self) {
         self.child.kill().unwrap();
-        assert_eq!(self.read.read(&mut [0]).unwrap(), 0, "its end ends the line");
+        assert_eq!(self.read.read(&mut [0]).unwrap(), 0, "the exit ends the line");
         self.child.wait().unwrap();
     }
 }
@@ -58,31 +58,31 @@ impl Drop for Watched {
 }
 
 #[test]
-fn a_death_is_heard_of_before_the_parent_has_asked_for_it() {
-    Watched::new().dies();
+fn exit_is_detected_before_the_parent_waits() {
+    Watched::new().expect_exit_detected();
 }
 
 #[test]
-fn a_line_that_is_let_go_of_leaves_the_others_watched() {
+fn dropped_watch_leaves_the_others_watched() {
     let (mut one, other) = (Watched::new(), Watched::new());
     one.watch = None;
-    other.dies();
+    other.expect_exit_detected();
 }
 
 #[test]
-fn a_wait_that_fails_is_tried_again_and_not_for_ever() {
+fn failing_wait_is_retried_a_limited_number_of_times() {
     // Every wait on this fails at once.
     let epoll = Epoll(File::open("/dev/null").unwrap().into());
     let begin = Instant::now();
     let thread = thread::spawn(move || watch(&epoll));
     while !thread.is_finished() {
-        assert!(begin.elapsed() < FAR, "it goes on for ever");
+        assert!(begin.elapsed() < FAR, "the thread never gives up");
         thread::yield_now();
     }
     thread.join().unwrap();
     // No pause is shorter than it was asked to be.
     assert!(
         begin.elapsed() >= RETRY_PAUSE * MAX_FAILURES,
-        "it was given up before"
+        "it gave up too early"
     );
 }

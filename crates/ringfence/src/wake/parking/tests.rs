@@ -30,17 +30,17 @@ impl Line {
         Self(Arc::new((Mutex::new(0), Condvar::new())))
     }
 
-    pub(super) fn ring(&self) {
+    pub(super) fn send_wakeup(&self) {
         *self.0.0.lock().unwrap() += 1;
         self.0.1.notify_one();
     }
 
     pub(super) fn wait(&self) {
-        let mut bells = self.0.0.lock().unwrap();
-        while *bells == 0 {
-            bells = self.0.1.wait(bells).unwrap();
+        let mut wakeups = self.0.0.lock().unwrap();
+        while *wakeups == 0 {
+            wakeups = self.0.1.wait(wakeups).unwrap();
         }
-        *bells = 0;
+        *wakeups = 0;
     }
 }
 
@@ -48,11 +48,11 @@ impl Line {
 pub(super) fn sleep_until(
     sleeper: &mut Sleeper<Region, Region>,
     line: &Line,
-    mut look: impl FnMut() -> bool,
+    mut check: impl FnMut() -> bool,
 ) {
-    while !look() {
+    while !check() {
         sleeper.park().unwrap();
-        if look() {
+        if check() {
             sleeper.unpark();
             return;
         }
@@ -61,7 +61,7 @@ pub(super) fn sleep_until(
     }
 }
 
-/// All orders in which a thread is interrupted three times, where all orders whatever take long.
+/// All orders with at most three preemptions. Exploring all orders takes long.
 pub(super) fn bounded() -> loom::model::Builder {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(3);
@@ -70,7 +70,7 @@ pub(super) fn bounded() -> loom::model::Builder {
 
 const CAPACITY: u64 = 64;
 
-/// A reader that sleeps whenever it finds nothing, and a writer that rings whenever it must. Both directions' words
+/// A reader that sleeps whenever it finds nothing, and a writer that sends a wakeup whenever it must. Both directions' words
 /// have places of their own, so one region serves both; each thread sees it through fences of its own.
 fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barriers: Barriers, fences: u32) {
     let line = Line::new();
@@ -87,7 +87,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
             assert!(pushed, "there is room for all");
             producer.publish();
             if waker.must_wake() {
-                bell.ring();
+                bell.send_wakeup();
             }
         }
         over.is_over();
@@ -96,7 +96,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
     let mut sleeper = Sleeper::new(reader.clone(), reader.clone(), ParkingSpot::READER, barriers);
     for word in 0..messages {
         sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
-        let record = consumer.next_record().unwrap().expect("what was looked at");
+        let record = consumer.next_record().unwrap().expect("an available message");
         let mut bytes = [0; 8];
         consumer.peer().copy_out(record.at, &mut bytes);
         assert_eq!(u64::from_le_bytes(bytes), word);
@@ -107,7 +107,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_that_sleeps_is_woken_for_each_message() {
+fn sleeping_reader_is_woken_for_each_message() {
     bounded().check(|| {
         let region = Region::new(CAPACITY);
         stream(&region, &region, &region, 2, Barriers::Both, 0);
@@ -117,7 +117,7 @@ fn a_reader_that_sleeps_is_woken_for_each_message() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn without_the_sleepers_fence_a_reader_would_sleep_for_ever() {
+fn missing_sleeper_fence_loses_a_wakeup() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
         stream(&region, &region.without_fences(), &region, 1, Barriers::Both, 0);
@@ -127,7 +127,7 @@ fn without_the_sleepers_fence_a_reader_would_sleep_for_ever() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn without_the_ringers_fence_a_reader_would_sleep_for_ever() {
+fn missing_waker_fence_loses_a_wakeup() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
         stream(&region, &region, &region.without_fences(), 1, Barriers::Both, 0);
@@ -137,7 +137,7 @@ fn without_the_ringers_fence_a_reader_would_sleep_for_ever() {
 /// A writer that stops making its own fences meets a reader that relies on them.
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {
+fn reader_relying_on_writer_fences_is_woken() {
     for fences in [1, 2] {
         bounded().check(move || {
             let region = Region::new(CAPACITY);
@@ -149,7 +149,7 @@ fn a_reader_that_trusts_the_writers_fences_is_woken_for_each_message() {
 /// The same from no fences to fences: what was published without is seen by a writer that sees the promise.
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
+fn publications_before_the_first_fence_are_seen() {
     bounded().check(|| {
         let region = Region::new(CAPACITY);
         let line = Line::new();
@@ -166,10 +166,10 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
                 assert!(producer.push(&[0; 8], Tag::NONE).unwrap());
                 producer.publish();
                 if waker.must_wake() {
-                    bell.ring();
+                    bell.send_wakeup();
                 }
                 if turn == 0 {
-                    // As after a bell, which the model has no way to tell from this.
+                    // As after a wakeup, which the model cannot distinguish from this.
                     waker.fence_for(2);
                 }
             }
@@ -179,7 +179,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
         let mut sleeper = Sleeper::new(region.clone(), region, ParkingSpot::READER, Barriers::Sleeper);
         for _ in 0..2 {
             sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
-            let record = consumer.next_record().unwrap().expect("what was looked at");
+            let record = consumer.next_record().unwrap().expect("an available message");
             consumer.consume(record);
         }
         writer.join().unwrap();
@@ -189,7 +189,7 @@ fn a_reader_sees_what_was_published_before_the_writer_began_to_make_fences() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn a_reader_that_trusted_fences_that_no_process_makes_would_sleep_for_ever() {
+fn relying_on_absent_fences_loses_a_wakeup() {
     loom::model(|| {
         let region = Region::new(CAPACITY);
         stream(
@@ -205,7 +205,7 @@ fn a_reader_that_trusted_fences_that_no_process_makes_would_sleep_for_ever() {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_writer_that_sleeps_is_woken_once_there_is_room() {
+fn sleeping_writer_is_woken_once_there_is_room() {
     bounded().check(|| {
         // Two records fill it.
         let region = Region::new(32);
@@ -227,7 +227,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
                 consumer.consume(record);
                 consumer.publish();
                 if waker.must_wake() {
-                    bell.ring();
+                    bell.send_wakeup();
                 }
             }
         });
@@ -243,7 +243,7 @@ fn a_writer_that_sleeps_is_woken_once_there_is_room() {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn an_end_wakes_a_reader_as_a_message_does() {
+fn end_wakes_a_sleeping_reader() {
     loom::model(|| {
         let region = Region::new(32);
         let line = Line::new();
@@ -257,7 +257,7 @@ fn an_end_wakes_a_reader_as_a_message_does() {
         let writer = thread::spawn(move || {
             own.store(layout::PHASE, Phase::ENDED.word(), Ordering::Release);
             if waker.must_wake() {
-                bell.ring();
+                bell.send_wakeup();
             }
         });
         let mut sleeper = Sleeper::new(

@@ -102,12 +102,12 @@ struct Sleeper<'scope> {
 impl<'scope> Sleeper<'scope> {
     fn new(scope: &'scope thread::Scope<'scope, '_>, doorbell: &'scope Doorbell) -> (Self, Pid) {
         let generation = doorbell.generation();
-        let (tell, told) = mpsc::channel();
+        let (tx, rx) = mpsc::channel();
         let thread = scope.spawn(move || {
-            tell.send(gettid()).unwrap();
+            tx.send(gettid()).unwrap();
             assert!(doorbell.wait(generation, None).unwrap());
         });
-        (Self { doorbell, thread }, told.recv().unwrap())
+        (Self { doorbell, thread }, rx.recv().unwrap())
     }
 
     /// Asleep in this system call when it returns.
@@ -136,10 +136,10 @@ impl<'scope> Sleeper<'scope> {
         sleeper
     }
 
-    fn must_wake(&self) {
+    fn expect_woken(&self) {
         let end = Instant::now() + FAR;
         while !self.thread.is_finished() {
-            assert!(Instant::now() < end, "it is not woken");
+            assert!(Instant::now() < end, "the thread is not woken");
             thread::yield_now();
         }
     }
@@ -181,26 +181,26 @@ fn far() -> Option<Instant> {
     Instant::now().checked_add(FAR)
 }
 
-fn ring(peer: &OwnedFd) {
+fn send_wakeup(peer: &OwnedFd) {
     assert_eq!(send(peer.as_raw_fd(), &[1], MsgFlags::MSG_DONTWAIT), Ok(1));
 }
 
 #[test]
-fn a_bell_rung_before_the_wait_is_not_slept_through() {
+fn wakeup_before_the_wait_is_not_lost() {
     let (doorbell, peer) = line();
     let generation = doorbell.generation();
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(doorbell.wait(generation, far()).unwrap());
     // Nor is a wakeup lost that another thread has read in the meantime.
     let generation = doorbell.generation();
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(doorbell.read_wakeups());
     assert!(doorbell.wait(generation, far()).unwrap());
     assert!(!doorbell.is_gone());
 }
 
 #[test]
-fn a_deadline_that_passes_is_no_bell() {
+fn passed_deadline_is_not_a_wakeup() {
     let (doorbell, _peer) = line();
     let before = Instant::now();
     let deadline = before.checked_add(Duration::from_millis(20));
@@ -213,10 +213,10 @@ fn a_deadline_that_passes_is_no_bell() {
 }
 
 #[test]
-fn an_end_of_the_line_wakes_and_stays() {
+fn line_end_wakes_and_is_permanent() {
     let (doorbell, peer) = line();
     // The wakeup before the end is read, and then the end is noticed.
-    ring(&peer);
+    send_wakeup(&peer);
     drop(peer);
     while !doorbell.is_gone() {
         assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
@@ -228,30 +228,30 @@ fn an_end_of_the_line_wakes_and_stays() {
 
 /// The line has failed then (ECONNRESET), which libuv tells once.
 #[test]
-fn an_end_behind_a_bell_is_found_at_once_though_the_peer_has_left_bells_unread() {
+fn end_behind_a_wakeup_is_found_on_a_reset_line() {
     let (doorbell, peer) = line();
     doorbell.wake_peer();
-    ring(&peer);
+    send_wakeup(&peer);
     close(peer, &doorbell);
     assert!(!doorbell.read_wakeups());
 }
 
 #[test]
-fn a_wait_beside_the_line_tells_of_an_end_that_another_thread_has_seen() {
+fn token_wait_reports_an_end_seen_by_another_thread() {
     let (doorbell, peer) = line();
-    let (silent, _kept) = nix::unistd::pipe().unwrap();
+    let (silent, _writer) = nix::unistd::pipe().unwrap();
     close(peer, &doorbell);
     // As a sending thread does, which may not have notified the waiters yet.
     doorbell.check_peer();
     assert!(doorbell.is_gone());
     assert!(
         doorbell.wait_for_token(silent.as_fd(), far()).unwrap(),
-        "it waited to the deadline"
+        "the wait lasted to the deadline"
     );
 }
 
 #[test]
-fn hanging_up_wakes_the_waiters_of_both_sides() {
+fn shutdown_wakes_waiters_on_both_sides() {
     let (doorbell, peer) = line();
     thread::scope(|scope| {
         let waiting: Vec<_> = (0..4)
@@ -267,7 +267,7 @@ fn hanging_up_wakes_the_waiters_of_both_sides() {
 }
 
 #[test]
-fn one_bell_wakes_every_thread_that_waits() {
+fn one_wakeup_wakes_every_waiting_thread() {
     let (doorbell, peer) = line();
     let generation = doorbell.generation();
     let (woken, count) = mpsc::channel();
@@ -277,7 +277,7 @@ fn one_bell_wakes_every_thread_that_waits() {
             let doorbell = &doorbell;
             scope.spawn(move || woken.send(doorbell.wait(generation, far()).unwrap()).unwrap());
         }
-        ring(&peer);
+        send_wakeup(&peer);
         for _ in 0..4 {
             assert!(count.recv().unwrap(), "not the deadline");
         }
@@ -291,25 +291,28 @@ fn unread(peer_of: &Doorbell) -> bool {
 }
 
 #[test]
-fn a_bell_is_left_on_the_line_until_a_half_parks_again() {
+fn wakeup_stays_on_the_line_until_a_half_parks() {
     let (doorbell, peer) = line();
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     assert!(unread(&doorbell));
     assert!(doorbell.catch_up());
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up(), "nothing is left");
     // The same for an event loop, which comes again where no half parks.
-    ring(&peer);
+    send_wakeup(&peer);
     let generation = doorbell.generation();
     doorbell.defer_wakeups();
     assert!(unread(&doorbell));
-    assert!(doorbell.wait(generation, None).unwrap(), "it was heard");
+    assert!(
+        doorbell.wait(generation, None).unwrap(),
+        "the wakeup was reported"
+    );
     doorbell.defer_wakeups();
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up());
-    // What is left there does not hide the end.
-    ring(&peer);
+    // An unread wakeup does not hide the end.
+    send_wakeup(&peer);
     doorbell.defer_wakeups();
     drop(peer);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
@@ -317,35 +320,35 @@ fn a_bell_is_left_on_the_line_until_a_half_parks_again() {
 }
 
 #[test]
-fn two_that_wait_take_no_bell_from_each_other() {
+fn waiters_do_not_steal_wakeups() {
     let (doorbell, end) = line();
-    two_wait(&doorbell, &end, [far(), far()]);
+    exchange_between_two_waiters(&doorbell, &end, [far(), far()]);
     let peer = Peer::new();
     for deadlines in [[None, None], [None, far()]] {
         let (doorbell, end) = peer.line_to_read();
-        two_wait(&doorbell, &end, deadlines);
+        exchange_between_two_waiters(&doorbell, &end, deadlines);
     }
 }
 
-/// Two halves of a channel wait on two threads, each for its own; a bell that one of them reads may be the other's.
-fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]) {
+/// Two halves of a channel wait on two threads, each for its own; a wakeup that one of them reads may be for the other.
+fn exchange_between_two_waiters(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]) {
     const TURNS: u64 = 20_000;
     let halves = [const { (AtomicU64::new(0), AtomicU64::new(0)) }; 2];
     thread::scope(|scope| {
         let (done, both) = mpsc::channel();
-        for ((said, parked), deadline) in halves.iter().zip(deadlines) {
+        for ((sent_turn, parked), deadline) in halves.iter().zip(deadlines) {
             let done = done.clone();
             scope.spawn(move || {
                 let mut sleeps = 1;
                 for turn in 1..=TURNS {
-                    while said.load(Ordering::SeqCst) < turn {
+                    while sent_turn.load(Ordering::SeqCst) < turn {
                         doorbell.catch_up();
                         let generation = doorbell.generation();
                         sleeps += 2;
                         parked.store(sleeps, Ordering::SeqCst);
-                        if said.load(Ordering::SeqCst) < turn {
+                        if sent_turn.load(Ordering::SeqCst) < turn {
                             let woken = doorbell.wait(generation, deadline).unwrap();
-                            assert!(woken && !doorbell.is_gone(), "a bell was lost");
+                            assert!(woken && !doorbell.is_gone(), "a wakeup was lost");
                         }
                         parked.store(0, Ordering::SeqCst);
                     }
@@ -353,14 +356,14 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
                 done.send(()).unwrap();
             });
         }
-        let mut rung = [0; 2];
+        let mut last_sleep = [0; 2];
         for turn in 1..=TURNS {
-            for ((said, parked), rung) in halves.iter().zip(&mut rung) {
-                said.store(turn, Ordering::SeqCst);
+            for ((sent_turn, parked), last_sleep) in halves.iter().zip(&mut last_sleep) {
+                sent_turn.store(turn, Ordering::SeqCst);
                 let sleeps = parked.load(Ordering::SeqCst);
-                if sleeps != 0 && sleeps != *rung {
-                    *rung = sleeps;
-                    ring(peer);
+                if sleeps != 0 && sleeps != *last_sleep {
+                    *last_sleep = sleeps;
+                    send_wakeup(peer);
                 }
                 if turn % 7 == 0 {
                     thread::yield_now();
@@ -377,21 +380,21 @@ fn two_wait(doorbell: &Doorbell, peer: &OwnedFd, deadlines: [Option<Instant>; 2]
 }
 
 #[test]
-fn a_peer_that_never_reads_blocks_no_call() {
+fn peer_that_never_reads_blocks_no_call() {
     let (doorbell, peer) = line();
     // The peer made the pair, and can change the mode of what both share.
     set_mode(&*doorbell.line, true);
     for _ in 0..1_000_000 / 64 {
         doorbell.wake_peer();
     }
-    let mut bells = vec![0; 1 << 20];
-    assert!(recv(peer.as_raw_fd(), &mut bells, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
+    let mut wakeups = vec![0; 1 << 20];
+    assert!(recv(peer.as_raw_fd(), &mut wakeups, MsgFlags::MSG_DONTWAIT).unwrap() > 0);
     // An empty line in that mode blocks no call either.
     assert!(doorbell.read_wakeups());
 }
 
 #[test]
-fn a_peer_whose_bells_have_no_end_keeps_no_call() {
+fn endless_wakeups_do_not_hang_a_call() {
     let (doorbell, peer) = line();
     while send(peer.as_raw_fd(), &[7; 4096], MsgFlags::MSG_DONTWAIT).is_ok() {}
     let generation = doorbell.generation();
@@ -407,25 +410,25 @@ fn a_peer_whose_bells_have_no_end_keeps_no_call() {
 }
 
 #[test]
-fn a_thread_that_waits_often_reads_the_bell_at_once() {
+fn frequent_waits_read_the_line_directly() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line();
     for _ in 0..POLLS_BEFORE_A_READ {
         assert!(!matches!(doorbell.state.lock().unwrap().sleep, Sleep::Reading));
-        ring(&end);
+        send_wakeup(&end);
         assert!(doorbell.wait(doorbell.generation(), None).unwrap());
         assert!(doorbell.catch_up());
     }
     thread::scope(|scope| {
         let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
-        ring(&end);
-        waiting.must_wake();
+        send_wakeup(&end);
+        waiting.expect_woken();
     });
     assert!(!unread(&doorbell));
     assert!(!doorbell.catch_up());
     assert!(!doorbell.is_gone());
     // With a deadline it is as before.
-    ring(&end);
+    send_wakeup(&end);
     assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
     assert!(unread(&doorbell));
     // The leftover wakeup is reported once more, and then consumed.
@@ -434,7 +437,7 @@ fn a_thread_that_waits_often_reads_the_bell_at_once() {
 }
 
 #[test]
-fn a_death_ends_a_read_though_another_process_holds_the_end_of_the_line() {
+fn peer_exit_ends_a_read_despite_a_copy_of_the_line() {
     let mut peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     let (unwatched, _end) = peer.line_to_read();
@@ -444,10 +447,10 @@ fn a_death_ends_a_read_though_another_process_holds_the_end_of_the_line() {
         let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
         let others = Sleeper::asleep(scope, &unharmed, libc::SYS_recvmsg);
         peer.kill();
-        waiting.must_wake();
+        waiting.expect_woken();
         assert!(doorbell.is_gone());
-        ring(&others_end);
-        others.must_wake();
+        send_wakeup(&others_end);
+        others.expect_woken();
         assert!(!unharmed.is_gone());
     });
     assert_eq!(
@@ -460,96 +463,99 @@ fn a_death_ends_a_read_though_another_process_holds_the_end_of_the_line() {
         "the process that holds the end wakes no thread with it"
     );
     // It was dead before any thread watched.
-    thread::scope(|scope| Sleeper::new(scope, &unwatched).0.must_wake());
+    thread::scope(|scope| Sleeper::new(scope, &unwatched).0.expect_woken());
     assert!(unwatched.is_gone());
 }
 
 #[test]
-fn an_end_of_the_line_and_hanging_up_end_a_read() {
+fn line_end_and_shutdown_end_a_read() {
     let peer = Peer::new();
-    for hangs_up in [true, false] {
+    for shuts_down in [true, false] {
         let (doorbell, end) = peer.line_to_read();
         thread::scope(|scope| {
             let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
             let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
-            if hangs_up {
+            if shuts_down {
                 doorbell.shut_both();
             } else {
-                // What this side has rung was not read: then it ends with an error.
+                // The peer left a wakeup unread: then the line ends with an error.
                 doorbell.wake_peer();
                 drop(end);
             }
-            reads.must_wake();
-            waits.must_wake();
+            reads.expect_woken();
+            waits.expect_woken();
         });
         assert!(doorbell.is_gone());
     }
 }
 
 #[test]
-fn one_that_reads_wakes_those_that_wait_for_it() {
+fn reading_thread_wakes_the_other_waiters() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     thread::scope(|scope| {
         let reads = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
         let waits = Sleeper::asleep(scope, &doorbell, libc::SYS_futex);
-        ring(&end);
-        reads.must_wake();
-        waits.must_wake();
+        send_wakeup(&end);
+        reads.expect_woken();
+        waits.expect_woken();
     });
     assert!(!doorbell.is_gone());
 }
 
 /// The guest, which made the line, may have kept a descriptor of what it passed on.
 #[test]
-fn a_peer_that_changes_the_mode_of_the_line_is_polled_for() {
+fn changed_socket_mode_falls_back_to_polling() {
     let peer = Peer::new();
-    let harms: [fn(&OwnedFd); 2] = [
+    let changes: [fn(&OwnedFd); 2] = [
         |line| set_mode(line, false),
         |line| setsockopt(line, sockopt::ReceiveTimeout, &TimeVal::new(0, 1000)).unwrap(),
     ];
-    for harm in harms {
+    for change in changes {
         // While no thread waits.
         let (doorbell, end) = peer.line_to_read();
-        ring(&end);
+        send_wakeup(&end);
         assert!(doorbell.wait(doorbell.generation(), None).unwrap());
-        harm(&doorbell.line);
+        change(&doorbell.line);
         thread::scope(|scope| {
             let waiting = Sleeper::asleep(scope, &doorbell, POLL);
-            ring(&end);
-            waiting.must_wake();
+            send_wakeup(&end);
+            waiting.expect_woken();
         });
-        assert!(doorbell.catch_up(), "the bell is on the line, as after any poll");
+        assert!(
+            doorbell.catch_up(),
+            "the wakeup is on the line, as after any poll"
+        );
         // While one does, which is not disturbed.
         let (doorbell, end) = peer.line_to_read();
         thread::scope(|scope| {
             let waiting = Sleeper::asleep(scope, &doorbell, libc::SYS_recvmsg);
-            harm(&doorbell.line);
-            ring(&end);
-            waiting.must_wake();
+            change(&doorbell.line);
+            send_wakeup(&end);
+            waiting.expect_woken();
             let waiting = Sleeper::asleep(scope, &doorbell, POLL);
-            ring(&end);
-            waiting.must_wake();
+            send_wakeup(&end);
+            waiting.expect_woken();
         });
         assert!(!doorbell.is_gone());
     }
 }
 
 #[test]
-fn an_event_loop_finds_the_bell_on_the_line() {
+fn event_loop_finds_the_wakeup_on_the_line() {
     let peer = Peer::new();
     let (doorbell, end) = peer.line_to_read();
     let _ = doorbell.line();
-    ring(&end);
+    send_wakeup(&end);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
 }
 
 #[test]
-fn without_a_pidfd_no_wait_reads() {
+fn waits_without_a_pidfd_only_poll() {
     let (doorbell, end) = line();
     doorbell.state.lock().unwrap().sleep = Sleep::NotYet(0);
-    ring(&end);
+    send_wakeup(&end);
     assert!(doorbell.wait(doorbell.generation(), None).unwrap());
     assert!(unread(&doorbell));
     assert!(matches!(doorbell.state.lock().unwrap().sleep, Sleep::Polling));
@@ -562,7 +568,7 @@ fn readable(descriptor: BorrowedFd<'_>) -> bool {
 }
 
 #[test]
-fn a_loop_finds_the_peers_death_though_this_process_may_not_shut_the_line() {
+fn loop_detects_peer_exit_without_shutdown_rights() {
     let mut peer = Peer::new();
     let (doorbell, _end) = peer.line();
     let doorbell = Doorbell {
@@ -577,45 +583,45 @@ fn a_loop_finds_the_peers_death_though_this_process_may_not_shut_the_line() {
 }
 
 #[test]
-fn a_bell_that_a_loop_takes_wakes_the_thread_beside_it() {
+fn wakeup_consumed_by_a_loop_wakes_the_thread() {
     let (doorbell, peer) = line();
     assert!(!doorbell.arm().unwrap());
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         // Sent and consumed in one moment from the thread's view: it does not run in between, or finds the line empty.
         let state = doorbell.state.lock().unwrap();
-        ring(&peer);
+        send_wakeup(&peer);
         drop(state);
         assert!(doorbell.read_wakeups());
-        sleeper.must_wake();
+        sleeper.expect_woken();
     });
     // If the loop was faster, the thread assumes that it has left a wakeup there.
     assert!(doorbell.read_wakeups());
-    // Nothing but the loop's word.
+    // Only the loop's notification.
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         doorbell.defer_wakeups();
-        sleeper.must_wake();
+        sleeper.expect_woken();
     });
     assert!(doorbell.arm().unwrap());
-    // The loop takes it, and the thread has not slept yet.
+    // The loop consumes it before the thread has slept.
     let generation = doorbell.generation();
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(doorbell.read_wakeups());
     assert!(doorbell.wait(generation, None).unwrap());
 }
 
 #[test]
-fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
+fn thread_leaves_the_loop_exactly_one_wakeup() {
     let (doorbell, peer) = line();
     let polled = doorbell.line();
     for _ in 0..3 {
-        ring(&peer);
+        send_wakeup(&peer);
         assert!(doorbell.wait(doorbell.generation(), far()).unwrap());
         assert!(doorbell.catch_up());
         assert!(readable(polled));
         assert_eq!(sys::socket::unread(polled), Ok(1), "the line does not fill");
-        // It is not woken again by what stays there.
+        // The leftover wakeup does not wake it again.
         assert!(!doorbell.catch_up());
         let soon = Instant::now().checked_add(Duration::from_millis(1));
         assert!(!doorbell.wait(doorbell.generation(), soon).unwrap());
@@ -626,13 +632,13 @@ fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
     assert_eq!(doorbell.generation(), generation);
     assert!(!readable(polled));
     // A half that is armed finds the line empty as well.
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(doorbell.wait(generation, far()).unwrap());
     assert!(doorbell.catch_up());
     assert!(doorbell.arm().unwrap());
     assert!(!readable(polled));
-    // The end is not hidden by what stays.
-    ring(&peer);
+    // An unread wakeup does not hide the end.
+    send_wakeup(&peer);
     drop(peer);
     while !doorbell.is_gone() {
         doorbell.catch_up();
@@ -641,55 +647,55 @@ fn a_thread_leaves_a_loop_one_bell_and_hears_each_that_follows() {
     assert!(readable(polled));
 }
 
-/// The thread went to sleep when there was no loop, and nothing but a bell wakes it.
+/// The thread went to sleep when there was no loop, and only a wakeup ends its sleep.
 #[test]
-fn a_loop_that_begins_beside_a_thread_that_sleeps_gets_its_bell_and_leaves_the_thread_one() {
+fn loop_started_beside_a_sleeper_shares_wakeups() {
     let peer = Peer::new();
-    for (begins_with_arm, reads) in [(true, true), (false, true), (true, false), (false, false)] {
+    for (starts_with_arm, reads) in [(true, true), (false, true), (true, false), (false, false)] {
         let (doorbell, end) = if reads { peer.line_to_read() } else { peer.line() };
         let call = if reads { libc::SYS_recvmsg } else { POLL };
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep(scope, &doorbell, call);
-            if begins_with_arm {
+            if starts_with_arm {
                 assert!(!doorbell.arm().unwrap());
             }
             let polled = doorbell.line();
             assert_eq!(polled.as_raw_fd() != doorbell.line.as_raw_fd(), reads);
             assert!(!readable(polled));
-            if !begins_with_arm {
+            if !starts_with_arm {
                 assert!(!doorbell.arm().unwrap());
             }
             // It may be for either. The loop is notified although the thread consumes it.
-            ring(&end);
-            sleeper.must_wake();
+            send_wakeup(&end);
+            sleeper.expect_woken();
             assert!(readable(polled));
             assert!(doorbell.read_wakeups());
             assert!(!readable(polled));
         });
-        // The same where the loop is first.
+        // The same if the loop polls first.
         let (doorbell, end) = if reads { peer.line_to_read() } else { peer.line() };
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep(scope, &doorbell, call);
             assert!(!doorbell.arm().unwrap());
             let state = doorbell.state.lock().unwrap();
-            ring(&end);
+            send_wakeup(&end);
             drop(state);
             assert!(doorbell.read_wakeups());
-            sleeper.must_wake();
+            sleeper.expect_woken();
         });
         // If the thread was first, it has left the wakeup there.
         assert!(doorbell.read_wakeups());
-        // From now on no thread sleeps so.
+        // From now on threads sleep in epoll.
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
-            ring(&end);
-            sleeper.must_wake();
+            send_wakeup(&end);
+            sleeper.expect_woken();
         });
     }
 }
 
 #[test]
-fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
+fn peer_exit_and_shutdown_wake_a_thread_beside_a_loop() {
     let mut peer = Peer::new();
     // The end of the line is held by another process than the peer.
     let (doorbell, _end) = peer.line();
@@ -697,33 +703,33 @@ fn a_death_and_hanging_up_wake_a_thread_beside_a_loop() {
     thread::scope(|scope| {
         let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
         peer.kill();
-        sleeper.must_wake();
+        sleeper.expect_woken();
     });
     assert!(doorbell.is_gone());
-    for silently in [false, true] {
+    for write_only in [false, true] {
         let (doorbell, _peer) = line();
         let _ = doorbell.line();
         thread::scope(|scope| {
             let sleeper = Sleeper::asleep_in_one_of(scope, &doorbell, EPOLL);
-            if silently {
+            if write_only {
                 doorbell.shut_write();
             } else {
                 doorbell.shut_both();
             }
-            sleeper.must_wake();
+            sleeper.expect_woken();
         });
     }
 }
 
 #[test]
-fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
+fn single_way_of_waiting_needs_no_extra_descriptors() {
     let (threads, peer) = line();
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(threads.wait(threads.generation(), far()).unwrap());
     assert!(threads.catch_up());
     let (looped, peer) = line();
     assert!(!looped.arm().unwrap());
-    ring(&peer);
+    send_wakeup(&peer);
     assert!(readable(looped.line()));
     assert!(looped.read_wakeups());
     for doorbell in [threads, looped] {
@@ -733,7 +739,7 @@ fn a_line_that_is_waited_for_in_one_way_has_no_descriptors_of_its_own() {
 }
 
 #[test]
-fn a_bell_is_rung_once_and_counted() {
+fn wakeups_are_sent_once_and_counted() {
     let (doorbell, end) = line();
     for count in 1..=3 {
         doorbell.wake_peer();
@@ -745,7 +751,7 @@ fn a_bell_is_rung_once_and_counted() {
 /// An event loop reports a reset line only once. A line is reset if the peer left a wakeup unread. Before the end lies more
 /// than an honest peer ever sends.
 #[test]
-fn the_end_behind_much_that_is_no_bell_is_found_by_one_look() {
+fn end_behind_garbage_is_found_by_one_poll() {
     for (pieces, reset) in [(1, false), (1, true), (40, false), (40, true)] {
         let (doorbell, peer) = line();
         if reset {

@@ -34,11 +34,11 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
         waker.watch(slot, Some(reader));
     }
     if fenced {
-        // As after a bell, which the model has no way to tell from this.
+        // As after a wakeup, which the model cannot distinguish from this.
         let FanWaker { own, fences, .. } = &mut waker;
         fence_for(own, fences, 2);
     }
-    let sleeps = |slot: usize| {
+    let reader_thread = |slot: usize| {
         let spot = ParkingSpot::reader_in(slot);
         let mut sleeper = Sleeper::new(reader(&controls[slot]), ring.clone(), spot, barriers);
         let (ring, line) = (ring.clone(), lines[slot].clone());
@@ -48,14 +48,16 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
             });
         }
     };
-    let mut others: Vec<_> = (1..READERS).map(|slot| thread::spawn(sleeps(slot))).collect();
+    let mut others: Vec<_> = (1..READERS)
+        .map(|slot| thread::spawn(reader_thread(slot)))
+        .collect();
     let own = ring.clone();
     others.push(thread::spawn(move || {
         own.store(layout::TAIL, 8, Ordering::Release);
-        waker.wake(|_| (), Line::ring);
+        waker.wake(|_| (), Line::send_wakeup);
         own.is_over();
     }));
-    sleeps(0)();
+    reader_thread(0)();
     for other in others {
         other.join().unwrap();
     }
@@ -63,7 +65,7 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn each_reader_that_sleeps_is_woken() {
+fn every_sleeping_reader_is_woken() {
     for fenced in [false, true] {
         bounded().check(move || {
             let ring = Region::of_publisher(64, false);
@@ -75,7 +77,7 @@ fn each_reader_that_sleeps_is_woken() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn without_the_publishers_fence_a_reader_would_sleep_for_ever() {
+fn missing_publisher_fence_loses_a_wakeup() {
     bounded().check(|| {
         let ring = Region::of_publisher(64, false);
         publication(&ring, &ring.without_fences(), Region::clone, false);
@@ -85,7 +87,7 @@ fn without_the_publishers_fence_a_reader_would_sleep_for_ever() {
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn without_a_readers_fence_it_would_sleep_for_ever() {
+fn missing_reader_fence_loses_a_wakeup() {
     bounded().check(|| {
         let ring = Region::of_publisher(64, false);
         publication(&ring, &ring, Region::without_fences, false);
@@ -109,16 +111,16 @@ fn room(publisher: &Region, reader: impl Fn(&Region) -> Region) {
             thread::spawn(move || {
                 own.store(head_of(slot), 8, Ordering::Release);
                 if waker.must_wake() {
-                    bell.ring();
+                    bell.send_wakeup();
                 }
             })
         })
         .collect();
     let mut sleeper = RoomSleeper::new(publisher.clone(), (), ParkingSpot::WRITER, Barriers::Both);
-    let there = || (0..READERS).all(|slot| controls[slot].load(head_of(slot), Ordering::Acquire) == 8);
-    while !there() {
+    let has_room = || (0..READERS).all(|slot| controls[slot].load(head_of(slot), Ordering::Acquire) == 8);
+    while !has_room() {
         sleeper.park_for_room(&controls).unwrap();
-        if there() {
+        if has_room() {
             sleeper.unpark();
             break;
         }
@@ -132,14 +134,14 @@ fn room(publisher: &Region, reader: impl Fn(&Region) -> Region) {
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
-fn a_publisher_that_sleeps_is_woken_once_all_of_its_readers_have_made_room() {
+fn sleeping_publisher_is_woken_once_all_readers_made_room() {
     bounded().check(|| room(&Region::of_publisher(64, false), Region::clone));
 }
 
 #[test]
 #[cfg_attr(miri, ignore = "loom has stacks of its own")]
 #[should_panic(expected = "deadlock")]
-fn without_the_fences_of_its_readers_a_publisher_would_sleep_for_ever() {
+fn missing_reader_fences_lose_the_publishers_wakeup() {
     bounded().check(|| room(&Region::of_publisher(64, false), Region::without_fences));
 }
 
@@ -156,7 +158,7 @@ fn watch(waker: &mut FanWaker<Words, Words, usize>, controls: &[Words], barriers
 }
 
 #[test]
-fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
+fn each_sleep_of_a_reader_gets_one_wakeup() {
     for barriers in [Barriers::Both, Barriers::Sleeper] {
         let ring = Words::default();
         let controls = [Words::default(), Words::default()];
@@ -189,7 +191,7 @@ fn each_reader_is_rung_for_once_for_each_time_that_it_sleeps() {
 }
 
 #[test]
-fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier() {
+fn reader_without_barriers_keeps_the_publisher_fencing() {
     let ring = Words::default();
     let controls = [Words::default(), Words::default()];
     let fences = |waker: &mut FanWaker<Words, Words, usize>| {
@@ -197,7 +199,7 @@ fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier(
         ring.fences()
     };
     let mut both = FanWaker::new(ring.clone(), Barriers::Both);
-    assert_eq!(fences(&mut both), 1, "this process makes none");
+    assert_eq!(fences(&mut both), 1, "this process issues no barriers");
     watch(&mut both, &controls, Barriers::Sleeper);
     ring.fences();
     assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut both) == 1));
@@ -215,7 +217,7 @@ fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier(
     ring.fences();
     for _ in 0..FENCES_AFTER_WAKEUP {
         assert_eq!(ring.get(layout::TAIL_FENCED), 1);
-        assert_eq!(fences(&mut waker), 1, "as was said");
+        assert_eq!(fences(&mut waker), 1, "still fencing as announced");
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
     watch(&mut waker, &controls[..1], Barriers::Both);
@@ -229,7 +231,7 @@ fn a_publisher_makes_fences_always_where_one_of_its_readers_can_make_no_barrier(
 }
 
 #[test]
-fn a_reader_is_let_in_behind_a_barrier_where_it_can_make_none() {
+fn reader_without_barriers_is_admitted_behind_one() {
     use Barriers::{Both, Sleeper};
     for (ours, readers, made) in [
         (Both, Both, 0),
@@ -244,7 +246,7 @@ fn a_reader_is_let_in_behind_a_barrier_where_it_can_make_none() {
 }
 
 #[test]
-fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fences() {
+fn parking_publisher_announces_it_and_issues_barriers() {
     for (barriers, fenced, made) in [
         (Barriers::Both, [0, 0], 0),
         (Barriers::Sleeper, [1, 1], 0),
@@ -269,15 +271,19 @@ fn a_publisher_that_sleeps_says_so_and_makes_the_barrier_for_a_reader_without_fe
                 "{barriers:?}, {fenced:?}"
             );
             assert!(waker.must_wake());
-            assert!(!waker.must_wake(), "it was rung for");
+            assert!(!waker.must_wake(), "already woken");
             sleeper.park_for_room(&controls).unwrap();
-            assert!(waker.must_wake(), "it sleeps anew");
+            assert!(waker.must_wake(), "it parked again");
             sleeper.unpark();
             assert!(!waker.must_wake(), "it is awake");
             let awake = own.get(layout::WRITER_PARKED);
             assert_eq!(awake % 2, 0);
             sleeper.unpark();
-            assert_eq!(own.get(layout::WRITER_PARKED), awake, "nothing is said twice");
+            assert_eq!(
+                own.get(layout::WRITER_PARKED),
+                awake,
+                "a second unpark stores nothing"
+            );
             own.barriers();
         }
     }

@@ -36,7 +36,7 @@ impl Words {
         self.store(at, value, Ordering::Relaxed);
     }
 
-    /// Since this was asked last.
+    /// Returns the number since the last call.
     pub(in crate::wake::parking) fn fences(&self) -> u32 {
         self.0.fences.take()
     }
@@ -94,7 +94,7 @@ fn reader(barriers: Barriers) -> (Words, Words, Sleeper<Words, Words>, Waker<Wor
 }
 
 #[test]
-fn a_bell_is_rung_once_for_each_time_that_the_other_side_sleeps() {
+fn each_sleep_gets_one_wakeup() {
     for barriers in [Barriers::Both, Barriers::Sleeper] {
         let (own, _, mut sleeper, mut waker) = reader(barriers);
         for _ in 0..3 {
@@ -102,21 +102,25 @@ fn a_bell_is_rung_once_for_each_time_that_the_other_side_sleeps() {
             sleeper.park().unwrap();
             assert_eq!(own.get(layout::READER_PARKED) % 2, 1);
             assert!(waker.must_wake());
-            assert!(!waker.must_wake(), "it was rung for");
-            // As one that was woken for nothing.
+            assert!(!waker.must_wake(), "already woken");
+            // As after a spurious wakeup.
             sleeper.park().unwrap();
-            assert!(waker.must_wake(), "it sleeps anew");
+            assert!(waker.must_wake(), "it parked again");
             sleeper.unpark();
             assert_eq!(own.get(layout::READER_PARKED) % 2, 0);
             let awake = own.get(layout::READER_PARKED);
             sleeper.unpark();
-            assert_eq!(own.get(layout::READER_PARKED), awake, "nothing is said twice");
+            assert_eq!(
+                own.get(layout::READER_PARKED),
+                awake,
+                "a second unpark stores nothing"
+            );
         }
     }
 }
 
 #[test]
-fn a_publisher_makes_fences_for_some_time_after_a_bell_and_says_so() {
+fn publisher_announces_fences_for_a_while_after_a_wakeup() {
     let (words, own, mut sleeper, mut waker) = reader(Barriers::Sleeper);
     for _ in 0..3 {
         assert!(!waker.must_wake());
@@ -139,7 +143,7 @@ thread_local! {
 }
 
 #[test]
-fn a_publisher_makes_fences_until_its_process_receives_barriers() {
+fn publisher_fences_until_its_process_receives_barriers() {
     for (spot, word) in [
         (ParkingSpot::READER, layout::TAIL_FENCED),
         (ParkingSpot::WRITER, layout::HEAD_FENCED),
@@ -174,19 +178,19 @@ fn a_publisher_makes_fences_until_its_process_receives_barriers() {
 }
 
 #[test]
-fn a_sleeper_makes_the_barrier_where_the_publisher_makes_no_fence() {
+fn sleeper_issues_the_barrier_if_the_publisher_does_not_fence() {
     for (barriers, fenced, made) in [
         (Barriers::Both, 0, 0),
         (Barriers::Both, 1, 0),
         (Barriers::Sleeper, 0, 1),
         (Barriers::Sleeper, 1, 0),
-        // Of a peer that lies.
+        // A hostile peer's value.
         (Barriers::Sleeper, 2, 1),
     ] {
         let (own, peer, mut sleeper, mut waker) = reader(barriers);
         peer.set(layout::TAIL_FENCED, fenced);
         sleeper.park().unwrap();
-        assert_eq!(own.fences(), 1, "between its word and the look that follows");
+        assert_eq!(own.fences(), 1, "between its store and the re-check");
         assert_eq!(own.barriers(), made, "{barriers:?}, {fenced}");
         assert!(waker.must_wake());
         assert_eq!(own.fences(), u32::from(barriers == Barriers::Both));
