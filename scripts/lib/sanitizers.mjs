@@ -28,7 +28,7 @@ const SANITIZERS = {
     // It does not support fences: `ringfence_tsan` replaces them by orderings of the accesses.
     flags: ['-Zsanitizer=thread', '--cfg', 'ringfence_tsan'],
     // These tests race on purpose: a reader discards a copy that was overwritten during the read, and a hostile peer may write at any time.
-    skipped: [...LOOM, 'readers_that_are_overtaken', 'fuzzing::', 'liars::'],
+    skipped: [...LOOM, 'overtaken_readers', 'fuzzing::', 'liars::'],
     // Node is not built with it.
     languages: 'rust',
     without: ['as', 'cgroup', 'idle'],
@@ -71,7 +71,7 @@ export function testSanitizers(words) {
 function testUnits(name, { flags, skipped }) {
   // This test leaks reservations on purpose.
   const leaks = join(home, 'leaks')
-  writeFileSync(leaks, 'leak:no_order_of_calls\n')
+  writeFileSync(leaks, 'leak:no_call_sequence\n')
   const env = {
     RUSTFLAGS: flags.join(' '),
     CARGO_TARGET_DIR: join(home, name),
