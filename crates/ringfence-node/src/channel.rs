@@ -7,7 +7,7 @@ use napi::{bindgen_prelude::*, sys};
 use napi_derive::napi;
 use ringfence::{
     ChannelStats, Packed, Progress, Receiver, Sender, Spsc, Tokens, Verifier,
-    binding::{self, Keep, PairInlet},
+    binding::{self, PairInlet, Retain},
 };
 
 use crate::{
@@ -174,9 +174,9 @@ fn pull_retained(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     let from = call.size(1).min(block.len());
     let lengths = call.size(2)..=call.size(3);
     let keep = if call.size(4) == 0 {
-        Keep::Several
+        Retain::Several
     } else {
-        Keep::Each
+        Retain::Each
     };
     let pulled = endpoint
         .reader()

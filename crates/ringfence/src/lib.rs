@@ -67,7 +67,7 @@ pub mod binding {
     pub use crate::channel::merge::source::{announce, check_parked, line, spin, was_closed_by_peer};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
-    pub use crate::channel::receiver::{Keep, pull_again, pull_calls, pull_retained, release};
+    pub use crate::channel::receiver::{Retain, pull_again, pull_calls, pull_retained, release};
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
     pub use crate::harden::ignore_sigusr1;

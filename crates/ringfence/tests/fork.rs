@@ -37,7 +37,7 @@ use ringfence::{
     Address, AnySource, Arrival, Audience, Broadcaster, CancelToken, Change, Channel, Channels, ChildLine,
     CloseReason, Error, Key, Listener, Membership, Merge, ParentLine, Publisher, PublisherEvent, Receiver,
     Result, Role, Sender, Subscriber, Subscription, Tokens, Verifier,
-    binding::{self, Keep, Tag},
+    binding::{self, Retain, Tag},
     connect, join, listen, member, private_line, publish, subscribe,
 };
 use support::{Actor, TIME_LIMIT, accepted, fresh_address, report, small, wait_for_host, wait_for_test};
@@ -278,7 +278,7 @@ fn use_receiver(receiver: &mut Receiver) {
     let _ = receiver.tag();
     assert_inert(receiver.try_receive_packed(&mut room));
     assert_inert(receiver.try_receive_more_packed(&mut room));
-    assert_inert(binding::pull_retained(receiver, &mut room, 0..=8, Keep::Each));
+    assert_inert(binding::pull_retained(receiver, &mut room, 0..=8, Retain::Each));
     assert_inert(binding::pull_again(receiver, &mut room, 0));
     binding::release(receiver);
     assert_inert(binding::announce(receiver));

@@ -227,7 +227,7 @@ impl EndpointKind for Service {
             // Agents may have left while no call on their channel noticed.
             for channel in endpoint.channels() {
                 channel.doorbell.check_peer();
-                channel.notice();
+                channel.end_if_gone();
             }
             endpoint.check_slots(peer)
         })

@@ -39,7 +39,7 @@ impl Sender {
             return Ok(Progress::Part(0));
         }
         if let Err(error) = self.shared.doorbell.post(attachments) {
-            self.shared.notice();
+            self.shared.end_if_gone();
             return Err(if self.is_open() { error } else { self.refusal() });
         }
         let sent = self.send_part_tagged(message, Tag::with_attachments(count), 0)?;
@@ -112,7 +112,7 @@ impl<R: Inlet> Inbound<R> {
             return Ok(());
         }
         let collected = self.shared.doorbell.collect(count, number);
-        self.shared.notice();
+        self.shared.end_if_gone();
         if let Err(Error::ObjectUnsound { .. } | Error::RingCorrupt(_)) = collected {
             self.shared.finish(ChannelState::Corrupt);
             // A program may keep this half for long without calling it again.

@@ -415,14 +415,14 @@ impl Shared {
     /// Called before a thread parks: see [`Doorbell::catch_up`].
     pub(crate) fn catch_up(&self) {
         if self.doorbell.catch_up() {
-            self.notice();
+            self.end_if_gone();
         }
     }
 
     /// Called before an event loop waits: see [`Doorbell::arm`].
     pub(crate) fn arm(&self) -> Result<()> {
         if self.doorbell.arm()? {
-            self.notice();
+            self.end_if_gone();
         }
         Ok(())
     }
@@ -540,7 +540,7 @@ impl Shared {
     }
 
     /// Ends the channel if the line shows that the peer is gone.
-    pub(crate) fn notice(&self) {
+    pub(crate) fn end_if_gone(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
             return;
         }
@@ -659,7 +659,7 @@ impl Partner {
     pub(crate) fn open(&self) -> Option<Arc<Shared>> {
         let shared = self.shared.upgrade()?;
         shared.doorbell.check_peer();
-        shared.notice();
+        shared.end_if_gone();
         shared.close_reason().is_none().then_some(shared)
     }
 }

@@ -247,7 +247,7 @@ impl<R: Inlet> Inbound<R> {
         if self.empty_polls >= POLLS_PER_LINE_CHECK {
             self.empty_polls = 0;
             self.shared.doorbell.check_peer();
-            self.shared.notice();
+            self.shared.end_if_gone();
             self.check()?;
         }
         Ok(())

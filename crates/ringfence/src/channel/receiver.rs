@@ -476,7 +476,7 @@ fn gathering_error() -> Error {
 
 /// The messages that [`pull_again`] can return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Keep {
+pub enum Retain {
     /// Each of them.
     Each,
     /// All unless it is a single one, which the caller hands out before any program runs.
@@ -490,12 +490,12 @@ pub fn pull_retained(
     receiver: &mut Receiver,
     into: &mut [u8],
     lengths: RangeInclusive<usize>,
-    keep: Keep,
+    retain: Retain,
 ) -> Result<Packed> {
     release(receiver);
     let wanted = WantedLengths::fresh(&lengths, false);
     let packed = receiver.receive_records(|consumer| consumer.pull_retained(into, &wanted))?;
-    if keep == Keep::Several && packed == Packed::Bytes(first_record_size(into)) {
+    if retain == Retain::Several && packed == Packed::Bytes(first_record_size(into)) {
         release(receiver);
     }
     Ok(packed)

@@ -74,7 +74,7 @@ impl Outlet for Spsc {
     fn on_full(writing: &mut Writing<Self>, _size: usize) {
         if writing.link.must_check_line() {
             writing.shared.doorbell.check_peer();
-            writing.shared.notice();
+            writing.shared.end_if_gone();
         }
     }
 
@@ -201,7 +201,7 @@ impl Sender {
     /// Reads the wakeups on the line, and notices a peer that is gone: see [`Sender::close_reason`].
     pub fn poll_line(&mut self) {
         self.shared.doorbell.read_wakeups();
-        self.shared.notice();
+        self.shared.end_if_gone();
         self.refresh();
     }
 

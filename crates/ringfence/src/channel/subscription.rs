@@ -118,7 +118,7 @@ impl Subscription {
         let (shared, own, longest) = (opened.shared, opened.own, opened.terms.longest_out);
         // It never sends.
         shared.sending_ended.store(true, Ordering::Release);
-        let held = ReaderSlot {
+        let reader_slot = ReaderSlot {
             number: 0,
             slot: as_offset(start.slot.into()),
             position: start.position,
@@ -128,7 +128,7 @@ impl Subscription {
             capacity: opened.terms.peer_capacity,
             longest,
             delivery: options.delivery,
-            held,
+            slot: reader_slot,
         };
         let controls = Controls {
             shared: Arc::clone(&shared),
@@ -396,11 +396,11 @@ impl Inlet for BroadcastInlet {
         bytes: u64,
     ) -> Result<bool> {
         let (before, bytes_before) = half.ring.reader.counted();
-        let most = if bytes == ALL_AVAILABLE { max } else { VISITS };
+        let batch = if bytes == ALL_AVAILABLE { max } else { VISITS };
         let mut stops = 0;
         loop {
             let attached = half.ring.collects && half.collect_next_tagged()?;
-            let at_once = if attached { 1 } else { most }.min(max - *count);
+            let at_once = if attached { 1 } else { batch }.min(max - *count);
             let visited = half.ring.reader.visit(at_once, |view| {
                 visit(match view {
                     View::Copy(bytes) => Message::gathered(bytes),

@@ -104,7 +104,7 @@ impl Tokens {
             let was_gone = doorbell.is_gone();
             let shared = self.shared.upgrade();
             if was_gone && let Some(shared) = &shared {
-                shared.notice();
+                shared.end_if_gone();
             }
             // The program's callback for the end runs before waiting calls are notified, and may itself wait
             // here.
@@ -169,7 +169,7 @@ impl Shared {
             !doorbell.is_gone()
         };
         if !is_connected() {
-            self.notice();
+            self.end_if_gone();
         }
         self.check()?;
         // The guard keeps this side from ending, so that the word with the token count can be written.
@@ -186,7 +186,7 @@ impl Shared {
             Err(error) => {
                 drop(guard);
                 // The check may have found that the peer is gone.
-                self.notice();
+                self.end_if_gone();
                 Err(error)
             }
         }

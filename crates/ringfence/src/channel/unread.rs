@@ -66,10 +66,10 @@ impl Outgoing {
             load.count += 1;
             load.bytes = load.bytes.saturating_add(attachment.bytes());
         }
-        let most = (MAX_COUNT as u64).min(self.accepts.max_count.into());
-        if load.count > most {
+        let max = (MAX_COUNT as u64).min(self.accepts.max_count.into());
+        if load.count > max {
             let reason = "the number of attachments that the peer takes";
-            return Err(Error::too_large(attachments.len(), most, reason));
+            return Err(Error::too_large(attachments.len(), max, reason));
         }
         if load.bytes > self.accepts.max_bytes {
             let reason = "the bytes of sealed buffers that the peer takes";

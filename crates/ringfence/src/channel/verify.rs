@@ -95,17 +95,17 @@ impl Verifier {
         let Verification { policy, timeout, .. } = &*self.0;
         let mut record = EvidenceLog::default();
         let deadline = Deadline::endless(Vec::new(), *timeout).within(*timeout);
-        let looked = policy.check(&self.0.peer, "verify", &deadline, &mut record);
+        let checked = policy.check(&self.0.peer, "verify", &deadline, &mut record);
         // If the channel has ended in the meantime, that error comes first.
         self.check_open()?;
-        if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&looked, self.0.shared.upgrade()) {
+        if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&checked, self.0.shared.upgrade()) {
             // Cut off the peer before the process's observers are notified: their callbacks may block.
             let unreported = shared.end(ChannelState::Refused);
             shared.tie.refused(error);
             drop(unreported);
         }
         Ok(Verified {
-            identity: looked?,
+            identity: checked?,
             evidence: record.into_list(),
         })
     }
@@ -114,7 +114,7 @@ impl Verifier {
         let shared = self.0.shared.upgrade();
         let shared = shared.ok_or(Error::Closed("the channel is closed"))?;
         shared.doorbell.check_peer();
-        shared.notice();
+        shared.end_if_gone();
         shared.check()
     }
 }

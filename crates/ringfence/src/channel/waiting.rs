@@ -100,7 +100,7 @@ pub trait Waits {
     fn read_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.read_wakeups();
-        shared.notice();
+        shared.end_if_gone();
         self.check()
     }
 
@@ -108,7 +108,7 @@ pub trait Waits {
     fn defer_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.defer_wakeups();
-        shared.notice();
+        shared.end_if_gone();
         self.check()
     }
 }
@@ -165,7 +165,7 @@ pub(crate) trait SpinThenPark {
         }
     }
 
-    /// Waits until `take` finds something. `None`: it never will.
+    /// Waits until `take` returns something. `None`: it never will.
     #[inline]
     fn poll_until<T>(
         &mut self,
@@ -176,8 +176,8 @@ pub(crate) trait SpinThenPark {
         Self: SpinThenPark<For = ()>,
     {
         loop {
-            if let Some(taken) = take(self)? {
-                return Ok(Some(taken));
+            if let Some(found) = take(self)? {
+                return Ok(Some(found));
             }
             if self.is_finished()? {
                 return Ok(None);
@@ -250,7 +250,7 @@ impl<W: Waits> SpinThenPark for W {
     fn check_line(&mut self) -> Result<()> {
         let shared = self.parking().shared;
         shared.doorbell.check_peer();
-        shared.notice();
+        shared.end_if_gone();
         Ok(())
     }
 
@@ -263,7 +263,7 @@ impl<W: Waits> SpinThenPark for W {
         }
         let woken = shared.doorbell.wait(generation, deadline);
         self.unpark();
-        shared.notice();
+        shared.end_if_gone();
         if self.is_ready(what)? {
             return Ok(Slept::Ready);
         }

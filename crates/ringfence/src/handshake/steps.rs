@@ -270,10 +270,10 @@ impl Side<'_> {
         if round_capacity(capacity) != Some(capacity) || capacity > 1 << 46 {
             return Err(Error::Protocol(format!("a ring of {capacity} bytes")));
         }
-        let most = self.options.max_peer_capacity;
-        if capacity > most {
+        let max = self.options.max_peer_capacity;
+        if capacity > max {
             return Err(Error::Protocol(format!(
-                "the peer's ring has {capacity} bytes, and this side takes {most} (max_peer_capacity)"
+                "the peer's ring has {capacity} bytes, and this side takes {max} (max_peer_capacity)"
             )));
         }
         Ok(())
@@ -949,8 +949,8 @@ mod tests {
             ..Hello::default()
         };
         let deadline = Deadline::endless(Vec::new(), Duration::from_secs(60));
-        let agreed = |most, role, capacity, longest| {
-            let options = Options::new().max_peer_capacity(most).max_message_size(100);
+        let agreed = |max, role, capacity, longest| {
+            let options = Options::new().max_peer_capacity(max).max_message_size(100);
             let side = Side {
                 options: &options,
                 deadline: &deadline,
@@ -969,7 +969,7 @@ mod tests {
             agreed.is_ok()
         };
         let equal = RingRole::PerSide;
-        for (most, capacity, is_right) in [
+        for (max, capacity, is_right) in [
             (8192, 4096, true),
             (8192, 8192, true),
             (8192, 16384, false),
@@ -983,8 +983,8 @@ mod tests {
             (FAR, 12288, false),
             (FAR, u64::MAX, false),
         ] {
-            assert_eq!(agreed(most, equal, capacity, 1), is_right, "{capacity} of {most}");
-            assert_eq!(agreed(most, RingRole::Subscriber, capacity, 1), is_right);
+            assert_eq!(agreed(max, equal, capacity, 1), is_right, "{capacity} of {max}");
+            assert_eq!(agreed(max, RingRole::Subscriber, capacity, 1), is_right);
         }
         for (longest, is_right) in [
             (0, false),

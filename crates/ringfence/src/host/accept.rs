@@ -132,8 +132,8 @@ impl HandshakeThread {
 
 /// A handshake that has ended.
 struct Ended<S> {
-    who: Credentials,
-    attempt: Attempt<S>,
+    peer: Credentials,
+    result: Attempt<S>,
     /// `None` for a pair that has its guest, and needs no further thread.
     thread: Option<HandshakeThread>,
 }
@@ -206,7 +206,7 @@ impl Acceptor<'_> {
             // A client that got READY has a channel, although this side accepts no further clients.
             drop((accepting.results, accepting.spare));
             for ended in accepting.outcomes {
-                match ended.attempt {
+                match ended.result {
                     Attempt::Ready(passed) => {
                         let (parts, slot) = *passed;
                         let _ = host.ready(parts, slot);
@@ -244,7 +244,7 @@ impl Acceptor<'_> {
             ClientStage::Silent(connection) => connection,
             ClientStage::Fresh(stream) => {
                 match handshake.within(|| side.inspect(stream, self.record.clone())) {
-                    Err(error) => return Attempt::refused(error, Identity::of(client.who)),
+                    Err(error) => return Attempt::refused(error, Identity::of(client.peer)),
                     Ok(connection) if client.deadline.becomes_readable(connection.as_fd(), GRACE) => {
                         Box::new(connection)
                     }
@@ -304,7 +304,7 @@ impl<H: Host> Accepting<'_, '_, H> {
             let may_send = queue
                 .waiting
                 .iter()
-                .filter(|client| queue.running.may_begin(client.who));
+                .filter(|client| queue.running.may_begin(client.peer));
             watched.extend(may_send.map(|client| (client.as_fd(), PollFlags::POLLIN)));
         }
         deadline.until(until).wait(&watched).map(drop)
@@ -314,9 +314,9 @@ impl<H: Host> Accepting<'_, '_, H> {
     fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.woken();
         while let Ok(ended) = self.outcomes.try_recv() {
-            self.queue.running.end(ended.who);
+            self.queue.running.end(ended.peer);
             self.spare = self.spare.take().or(ended.thread);
-            match ended.attempt {
+            match ended.result {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
                 Attempt::Ready(passed) => {
                     let (parts, slot) = *passed;
@@ -370,7 +370,7 @@ impl<H: Host> Accepting<'_, '_, H> {
         let deadline = self.deadline.within(self.acceptor.options.handshake_timeout);
         let client = Client::new(stream, deadline, self.acceptor.address)
             .map_err(|error| Box::new(Refused::local(error)))?;
-        match self.queue.refusal(client.who) {
+        match self.queue.refusal(client.peer) {
             Some(by) => Err(Box::new(client.refuse(self.acceptor.address.occupied(by)))),
             None => Ok(client),
         }
@@ -382,10 +382,10 @@ impl<H: Host> Accepting<'_, '_, H> {
             && self.host.may_begin(self.queue.running())
             && let Some(client) = self.queue.next()
         {
-            let who = client.who;
+            let peer = client.peer;
             match self.spare.take().map_or_else(|| self.thread(), Ok) {
                 Ok(thread) => {
-                    self.queue.running.begin(who);
+                    self.queue.running.begin(peer);
                     thread.start(client);
                 }
                 Err(error) => {
@@ -406,17 +406,17 @@ impl<H: Host> Accepting<'_, '_, H> {
         let run = move || {
             mark_own_thread();
             while let Ok((client, thread)) = jobs.recv() {
-                let who = client.who;
+                let peer = client.peer;
                 // The names tell an operator how many handshakes run.
                 let _ = prctl::set_name(c"ringfence-host");
                 // A thread that ended without an outcome would count as running for ever.
-                let attempt = catch_unwind(AssertUnwindSafe(|| acceptor.run_handshake(client, host)))
-                    .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(who)));
+                let result = catch_unwind(AssertUnwindSafe(|| acceptor.run_handshake(client, host)))
+                    .unwrap_or_else(|_| Attempt::refused(defect(), Identity::of(peer)));
                 let _ = prctl::set_name(SPARE);
-                let is_last = acceptor.meeting == Meeting::Pair && matches!(attempt, Attempt::Ready(_));
+                let is_last = acceptor.meeting == Meeting::Pair && matches!(result, Attempt::Ready(_));
                 let thread = (!is_last).then_some(thread);
                 // If the accepting is over, nothing receives the outcome, and it is dropped.
-                let _ = results.send(Ended { who, attempt, thread });
+                let _ = results.send(Ended { peer, result, thread });
                 if is_last {
                     break;
                 }
@@ -456,7 +456,7 @@ fn defect() -> Error {
 
 /// A process that has connected, and has no thread.
 struct Client {
-    who: Credentials,
+    peer: Credentials,
     stage: ClientStage,
     /// The deadline of its handshake.
     deadline: Deadline,
@@ -483,12 +483,12 @@ impl AsFd for Client {
 impl Client {
     /// Asks the kernel for the process at the other end: enough to count its connections.
     fn new(stream: OwnedFd, deadline: Deadline, address: &Address) -> Result<Self> {
-        let who = peer_credentials(&stream).or_system("SO_PEERCRED of a client")?;
+        let peer = peer_credentials(&stream).or_system("SO_PEERCRED of a client")?;
         Ok(Self {
-            who,
+            peer,
             stage: ClientStage::Fresh(stream),
             deadline,
-            handshake: Handshake::begin(address, "host", Some(who)),
+            handshake: Handshake::begin(address, "host", Some(peer)),
         })
     }
 
@@ -499,7 +499,7 @@ impl Client {
     /// Sends the client the error, if it still listens.
     fn refuse(self, error: Error) -> Refused {
         let identity = match &self.stage {
-            ClientStage::Fresh(_) => Identity::of(self.who),
+            ClientStage::Fresh(_) => Identity::of(self.peer),
             ClientStage::Silent(connection) => connection.identity.clone(),
         };
         Refused {
@@ -527,14 +527,14 @@ impl Queue {
     }
 
     /// The reason why this process may have no further connection here, if any.
-    fn refusal(&self, who: Credentials) -> Option<String> {
-        let waiting = self.waiting.iter().map(|client| &client.who);
+    fn refusal(&self, peer: Credentials) -> Option<String> {
+        let waiting = self.waiting.iter().map(|client| &client.peer);
         let all = waiting.chain(&self.running.0);
-        let has = all.filter(|other| other.pid == who.pid).count();
+        let has = all.filter(|other| other.pid == peer.pid).count();
         (has >= MAX_PER_PROCESS).then(|| {
             format!(
                 "process {} has {MAX_PER_PROCESS} handshakes under way already",
-                who.pid
+                peer.pid
             )
         })
     }
@@ -548,7 +548,7 @@ impl Queue {
             .zip(&readable)
             .position(|(client, readable)| {
                 (*readable || matches!(client.stage, ClientStage::Fresh(_)))
-                    && self.running.may_begin(client.who)
+                    && self.running.may_begin(client.peer)
             })?;
         Some(self.waiting.remove(index))
     }

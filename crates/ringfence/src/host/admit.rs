@@ -31,7 +31,7 @@ impl TakenSlots {
     /// The reason why a process gets no slot now, if any. `host` names the endpoint: "service".
     pub(crate) fn refusal(&self, limits: &SlotLimits, peer: Credentials, host: &str) -> Option<String> {
         let (all, of_process, of_user) = (limits.all, limits.of_process, limits.of_user(peer.uid));
-        let has = |taken: Option<&usize>| taken.copied().unwrap_or(0);
+        let has = |used: Option<&usize>| used.copied().unwrap_or(0);
         if self.all >= all {
             Some(format!("the {host} is full, with {all} at once"))
         } else if has(self.of_user.get(&peer.uid)) >= of_user {
@@ -66,10 +66,10 @@ impl TakenSlots {
 }
 
 fn decrement<K: Eq + Hash>(slots: &mut HashMap<K, usize>, key: K) {
-    if let Entry::Occupied(mut taken) = slots.entry(key) {
-        *taken.get_mut() -= 1;
-        if *taken.get() == 0 {
-            taken.remove();
+    if let Entry::Occupied(mut used) = slots.entry(key) {
+        *used.get_mut() -= 1;
+        if *used.get() == 0 {
+            used.remove();
         }
     }
 }

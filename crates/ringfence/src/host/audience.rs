@@ -316,12 +316,12 @@ impl Endpoint<Broadcast> {
             state.unreported_ends += 1;
         }
         let ends = link.doorbell.ends();
-        let bell = ReaderLink {
+        let reader = ReaderLink {
             doorbell: Arc::downgrade(&link.doorbell),
             barriers,
             accepts,
         };
-        let active = start.activate(control, bell);
+        let active = start.activate(control, reader);
         // Only now: a message that is published after this has its attachments for the subscriber.
         self.report(PublisherEvent::Subscriber(self.handle(&member)));
         // A subscriber that was evicted before this may have hung up already, so it is not watched.
@@ -417,7 +417,7 @@ impl Endpoint<Broadcast> {
             } else {
                 link.doorbell.check_peer();
             }
-            link.notice();
+            link.end_if_gone();
         }
     }
 

@@ -233,10 +233,10 @@ fn update_waker(
     ring: &mut FanOutWriter<OwnRegion, PeerRegion, ReaderLink>,
 ) {
     for (slot, active) in ring.changes() {
-        let watched = active.map(|(control, bell)| SleepingReader {
+        let watched = active.map(|(control, link)| SleepingReader {
             control,
-            barriers: bell.barriers,
-            bell: bell.doorbell,
+            barriers: link.barriers,
+            waker: link.doorbell,
         });
         waker.watch(slot, watched);
     }

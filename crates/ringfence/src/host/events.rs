@@ -115,7 +115,7 @@ impl<T> Events<T> {
         self.add_at_most(event, usize::MAX, |_| (), |_| true);
     }
 
-    /// As [`Events::add`], for events that a program need not take. If `most` events are pending, `forget` removes some. After that, and
+    /// As [`Events::add`], for events that a program need not take. If `max` events are pending, `forget` removes some. After that, and
     /// under the same lock, an event that is not `wanted` is dropped.
     pub(crate) fn add_at_most<D>(
         &self,
@@ -140,7 +140,7 @@ impl<T> Events<T> {
         drop((forgotten, unwanted));
     }
 
-    /// Whether one more event may be added in addition to those that are `coming`, if at most `most` that
+    /// Whether one more event may be added in addition to those that are `expected`, if at most `max` that
     /// count may be pending. If not, `room` is woken once an event is taken.
     pub(crate) fn has_room(&self, max: usize, expected: usize, counts: impl Fn(&T) -> bool) -> bool {
         let Ok(mut queue) = self.queue.lock() else {

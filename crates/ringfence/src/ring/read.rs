@@ -138,9 +138,9 @@ pub(crate) trait Limit<O, P>: Sized {
 #[derive(Debug)]
 pub(crate) struct WantedLengths {
     /// Bytes of the shortest.
-    pub(crate) least: u64,
+    pub(crate) min: u64,
     /// Bytes of the longest.
-    pub(crate) most: u64,
+    pub(crate) max: u64,
     /// The memory was not used recently, so it is in no cache.
     pub(crate) fresh: bool,
     /// Whether the caller pulls call frames, or messages.
@@ -149,8 +149,8 @@ pub(crate) struct WantedLengths {
 
 impl WantedLengths {
     pub(super) const ALL: Self = Self {
-        least: 0,
-        most: u64::MAX,
+        min: 0,
+        max: u64::MAX,
         fresh: false,
         calls: false,
     };
@@ -158,8 +158,8 @@ impl WantedLengths {
     /// Messages or calls of these lengths, into memory that was not used recently.
     pub(crate) fn fresh(lengths: &RangeInclusive<usize>, calls: bool) -> Self {
         Self {
-            least: *lengths.start() as u64,
-            most: *lengths.end() as u64,
+            min: *lengths.start() as u64,
+            max: *lengths.end() as u64,
             fresh: true,
             calls,
         }
@@ -173,7 +173,7 @@ impl WantedLengths {
 
     #[inline]
     fn is_met_by(&self, length: u64, tag: Tag) -> bool {
-        self.least <= length && length <= self.most && tag == self.tag()
+        self.min <= length && length <= self.max && tag == self.tag()
     }
 }
 
@@ -320,13 +320,13 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             pause(self.capacity);
         }
         self.load_tail()?;
-        let there = self.visible().saturating_sub(self.head);
-        self.is_close = there < distance(self.capacity);
-        if there == 0 {
+        let unread = self.visible().saturating_sub(self.head);
+        self.is_close = unread < distance(self.capacity);
+        if unread == 0 {
             self.stream = self.head - self.streamed().min(STREAM_MAX) / 2;
             self.publish();
         }
-        Ok(there > 0)
+        Ok(unread > 0)
     }
 
     /// Publishes the head to the writer. Returns whether it has changed.
@@ -670,7 +670,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         let at = first.at - as_offset(HEADER);
         let count = into.len().min(first.end - at) & !7;
         let rest = layout::DATA + as_offset(self.capacity) - at;
-        let mut run = Run::new(wanted.least..=self.longest.min(wanted.most), wanted.tag());
+        let mut run = Run::new(wanted.min..=self.longest.min(wanted.max), wanted.tag());
         let mut copied = 0;
         while copied < count {
             let from = copied;
@@ -785,8 +785,8 @@ fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
 /// A walk over whole messages in a copy, which lie there as packed ones do.
 #[derive(Debug)]
 pub(super) struct Run {
-    least: u64,
-    most: u64,
+    min: u64,
+    max: u64,
     flags: u32,
     /// The last header that was found sound, and the size of its record.
     known: u64,
@@ -805,17 +805,17 @@ impl Run {
     /// Walks over messages of these lengths, in bytes, that all have this tag.
     #[inline]
     pub(super) fn new(lengths: RangeInclusive<u64>, tag: Tag) -> Self {
-        let (least, most) = lengths.into_inner();
+        let (min, max) = lengths.into_inner();
         let flags = WHOLE | tag.bits();
-        debug_assert!(least <= most, "the first record has such a length");
+        debug_assert!(min <= max, "the first record has such a length");
         // Starts with the header of a message that can stand here: a size of 0 would be walked over for ever.
         Self {
-            least,
-            most,
+            min,
+            max,
             flags,
-            known: header(least, flags),
-            length: as_offset(least),
-            size: as_offset(packed_size(least)),
+            known: header(min, flags),
+            length: as_offset(min),
+            size: as_offset(packed_size(min)),
             is_over: false,
             bytes: 0,
             messages: 0,
@@ -836,7 +836,7 @@ impl Run {
             // A branch rather than a conditional move: if sizes are alike, the way to the next record waits for none.
             cold_path();
             let (length, flags) = split(word);
-            if flags != self.flags || length > self.most || length < self.least {
+            if flags != self.flags || length > self.max || length < self.min {
                 self.is_over = true;
                 return None;
             }

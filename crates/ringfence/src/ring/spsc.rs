@@ -494,8 +494,8 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
             return Ok(Pulled::Nothing);
         };
         let first = packed_size(first.length as u64);
-        let most = as_offset(first.max(self.capacity / 4)).min(into.len());
-        self.pull(&mut into[..most], wanted)
+        let max = as_offset(first.max(self.capacity / 4)).min(into.len());
+        self.pull(&mut into[..max], wanted)
     }
 
     /// Copies once more what [`SpscReader::pull_retained`] has copied, from `passed` bytes on, as much as fits. Each header is read and
@@ -526,8 +526,8 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     }
 
     /// Accepts messages with up to this number of attachments.
-    pub(crate) fn accept_attachments(&mut self, most: usize) {
-        self.limit.attachments = most;
+    pub(crate) fn accept_attachments(&mut self, max: usize) {
+        self.limit.attachments = max;
     }
 
     /// The tag of the message that [`Reader::next_size`] has found or [`SpscReader::gather`] has begun last.

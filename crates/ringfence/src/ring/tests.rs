@@ -194,8 +194,8 @@ fn retained_messages_stay_before_trailing_padding() {
     assert!(pair.producer.claim(2000).unwrap().is_some());
     assert!(pair.producer.publish());
     let wanted = WantedLengths {
-        least: 0,
-        most: 64,
+        min: 0,
+        max: 64,
         fresh: true,
         calls: false,
     };

@@ -25,7 +25,7 @@ use crate::{
 
 /// The claims of a hostile publisher in OFFER, and then in its ring.
 #[derive(Debug, Clone)]
-pub(crate) struct Told {
+pub(crate) struct Claims {
     pub(crate) position: u64,
     pub(crate) sequence: u64,
     pub(crate) lies: Vec<Lie>,
@@ -45,10 +45,10 @@ pub(crate) enum Call {
 
 /// The loads that one call of a reader may make. It restarts a few times, and each time walks over a ring of
 /// the smallest records.
-const LOOKS: u32 = 40_000;
+const MAX_LOADS: u32 = 40_000;
 
 /// The longest message that the reader accepts: below the ring's own limit, so that both limits are tested.
-const LONGEST: u64 = 510;
+const MAX_LENGTH: u64 = 510;
 
 type Victim = FanOutReader<Liar, OwnRegion>;
 
@@ -61,12 +61,12 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
             let mut into = vec![0; room];
             match victim.receive(&mut into) {
                 Ok(length) => assert!(length.is_none_or(|length| length <= room)),
-                Err(Error::InvalidArgument(_)) => assert!((room as u64) < LONGEST, "the message fits"),
+                Err(Error::InvalidArgument(_)) => assert!((room as u64) < MAX_LENGTH, "the message fits"),
                 Err(error) => return Err(error),
             }
         }
         Call::Visit(max) => {
-            let mut seen = 0;
+            let mut visited = 0;
             let count = victim.visit(max, |view| {
                 let length = match view {
                     View::Copy(bytes) => bytes.len(),
@@ -75,10 +75,10 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
                         record.length
                     }
                 };
-                assert!(length as u64 <= LONGEST);
-                seen += 1;
+                assert!(length as u64 <= MAX_LENGTH);
+                visited += 1;
             })?;
-            assert!(count == seen && count <= max);
+            assert!(count == visited && count <= max);
         }
         Call::Pull(room) => {
             let mut into = vec![0; room];
@@ -89,18 +89,18 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
                     while at < end {
                         let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
                         assert_eq!(word >> 32, u64::from(WHOLE));
-                        assert!(word & 0xffff_ffff <= LONGEST);
+                        assert!(word & 0xffff_ffff <= MAX_LENGTH);
                         at += as_offset(packed_size(word & 0xffff_ffff));
                     }
                     assert!(at == end && end <= room);
                 }
-                Pulled::Large(size) => assert!(size as u64 <= LONGEST),
+                Pulled::Large(size) => assert!(size as u64 <= MAX_LENGTH),
                 Pulled::Nothing => {}
             }
         }
         Call::Size => {
             let size = victim.next_size()?;
-            assert!(size.is_none_or(|size| size as u64 <= LONGEST));
+            assert!(size.is_none_or(|size| size as u64 <= MAX_LENGTH));
         }
         Call::End(position) => victim.end_at(position),
         Call::Settle => victim.freeze_tail(OwnRegion::nowhere()),
@@ -112,7 +112,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
 /// corrupt or itself evicted. Either ends the run and is returned. Anything else panics.
 pub(crate) fn read_lies(
     delivery: Delivery,
-    told: Told,
+    claims: Claims,
     calls: impl IntoIterator<Item = Call>,
 ) -> Option<Error> {
     let region = OwnRegion::private(SMALLEST);
@@ -122,17 +122,17 @@ pub(crate) fn read_lies(
         region.store(at, header(24, WHOLE), Ordering::Relaxed);
         at += 32;
     }
-    let mut liar = Liar::new(region, SMALLEST, told.lies);
-    liar.bear(LOOKS);
+    let mut liar = Liar::new(region, SMALLEST, claims.lies);
+    liar.limit_loads(MAX_LOADS);
     let terms = Terms {
         capacity: SMALLEST,
-        longest: LONGEST,
+        longest: MAX_LENGTH,
         delivery,
-        held: ReaderSlot {
+        slot: ReaderSlot {
             number: 0,
             slot: 3,
-            position: told.position,
-            sequence: told.sequence,
+            position: claims.position,
+            sequence: claims.sequence,
         },
     };
     let mut victim = match FanOutReader::new(liar, OwnRegion::private(0), (), terms) {
@@ -184,7 +184,7 @@ struct Stage {
     /// The publisher's view of the honest subscriber.
     truth: (ReaderSlot, Rc<Liar>),
     sent: u64,
-    told: bool,
+    claims: bool,
 }
 
 impl Stage {
@@ -209,7 +209,7 @@ impl Stage {
             capacity: SMALLEST,
             longest: SMALLEST,
             delivery: Delivery::Reliable,
-            held: truth.0,
+            slot: truth.0,
         };
         let honest =
             FanOutReader::new(ring.clone(), OwnRegion::private(0), (), terms).expect("an honest publisher");
@@ -220,7 +220,7 @@ impl Stage {
             honest,
             truth,
             sent: 0,
-            told: false,
+            claims: false,
         }
     }
 
@@ -253,9 +253,9 @@ impl Stage {
     /// The liar is reported once, and ignored after that.
     fn judge(&mut self) {
         if let Some(lie) = self.publisher.violation() {
-            assert!(!self.told && lie.number == self.liar.0.number, "the liar, once");
+            assert!(!self.claims && lie.number == self.liar.0.number, "the liar, once");
             assert!(matches!(lie.error, Error::RingCorrupt(_)));
-            self.told = true;
+            self.claims = true;
             self.readers.release(lie.number);
         }
         assert!(self.publisher.violation().is_none(), "nothing else is a lie");
@@ -277,8 +277,8 @@ impl Stage {
         });
         count.expect("an honest publisher");
         assert_eq!((self.honest.sequence(), self.honest.lost()), (self.sent, 0));
-        let (held, seen) = &self.truth;
-        seen.tell(layout::head_of(held.slot), self.honest.position());
+        let (held, visited) = &self.truth;
+        visited.set_truth(layout::head_of(held.slot), self.honest.position());
     }
 }
 

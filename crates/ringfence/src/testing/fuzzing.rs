@@ -23,7 +23,7 @@ pub use crate::wake::attachments::parcels::parcels;
 use crate::{
     handshake::frame::Frame,
     region::layout::CAPACITY_MIN,
-    ring::fan_out::lies::{self as fan_out_lies, Call, Told, publish_among_lies},
+    ring::fan_out::lies::{self as fan_out_lies, Call, Claims, publish_among_lies},
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Lie, Read, Write, read_lies, write_among_lies},
     ring::record::ALIGNED,
@@ -38,18 +38,18 @@ pub fn wire(bytes: &[u8]) {
     let (back, rest) = Frame::decode(&sent).expect("what this side sends, it can read");
     assert!(rest.is_empty(), "one frame");
     match (frame, back) {
-        (Frame::Refuse(told), Frame::Refuse(back)) => {
-            assert_eq!(told.code, back.code);
+        (Frame::Refuse(claims), Frame::Refuse(back)) => {
+            assert_eq!(claims.code, back.code);
             // A text is cut at a thousand bytes, and is unchanged after that.
             let again = Frame::Refuse(back.clone()).encode();
             assert_eq!(Frame::decode(&again).expect("as before").0, Frame::Refuse(back));
-            let shown = told.clone().into_error("@address").to_string();
+            let shown = claims.clone().into_error("@address").to_string();
             assert!(
                 !shown.chars().any(char::is_control),
                 "a terminal could be steered by {shown:?}"
             );
         }
-        (told, back) => assert_eq!(told, back),
+        (claims, back) => assert_eq!(claims, back),
     }
 }
 
@@ -97,13 +97,13 @@ fn fan_out_of(script: &mut Unstructured<'_>) -> Result<()> {
         calls > 0 && !script.is_empty()
     };
     if reads {
-        let told = Told {
+        let claims = Claims {
             position,
             sequence: position / 32,
             lies,
         };
         let calls = std::iter::from_fn(|| more(script).then(|| fan_in_call(script)).and_then(Result::ok));
-        let _ = fan_out_lies::read_lies(delivery, told, calls);
+        let _ = fan_out_lies::read_lies(delivery, claims, calls);
     } else {
         let calls = std::iter::from_fn(|| more(script).then(|| write(script)).and_then(Result::ok));
         publish_among_lies(lies, calls);

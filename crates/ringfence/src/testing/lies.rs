@@ -37,7 +37,7 @@ pub(crate) enum Lie {
 }
 
 /// No call loads more often than this, whatever its peer does.
-pub(super) const LOOKS: u32 = 5000;
+pub(super) const MAX_LOADS: u32 = 5000;
 
 /// The region of a peer that answers each load with the next lie. A load outside of the region, or not
 /// aligned to its words, fails the test, and so does an endless series of loads.
@@ -47,8 +47,8 @@ pub(super) struct Liar {
     end: usize,
     lies: RefCell<VecDeque<Lie>>,
     position: Cell<u64>,
-    looks: Cell<u32>,
-    most: u32,
+    loads: Cell<u32>,
+    max: u32,
     /// Words below this offset report positions.
     words: usize,
 }
@@ -60,8 +60,8 @@ impl Liar {
             end: layout::DATA + as_offset(capacity) + layout::OVERHANG,
             lies: RefCell::new(lies.into_iter().collect()),
             position: Cell::new(0),
-            looks: Cell::new(0),
-            most: LOOKS,
+            loads: Cell::new(0),
+            max: MAX_LOADS,
             words: layout::DATA,
         }
     }
@@ -74,23 +74,23 @@ impl Liar {
     }
 
     /// Allows this many loads per call.
-    pub(super) fn bear(&mut self, looks: u32) {
-        self.most = looks;
+    pub(super) fn limit_loads(&mut self, loads: u32) {
+        self.max = loads;
     }
 
     /// Sets the word that is reported when the answer is the truth.
-    pub(super) fn tell(&self, at: usize, word: u64) {
+    pub(super) fn set_truth(&self, at: usize, word: u64) {
         self.region.store(at, word, Ordering::Release);
     }
 
     /// Starts a call.
     pub(super) fn begin(&self) {
-        self.looks.set(0);
+        self.loads.set(0);
     }
 
     fn answer(&self, at: usize, truth: u64) -> u64 {
-        self.looks.set(self.looks.get() + 1);
-        assert!(self.looks.get() < self.most, "it looks again and again");
+        self.loads.set(self.loads.get() + 1);
+        assert!(self.loads.get() < self.max, "it looks again and again");
         let mut lies = self.lies.borrow_mut();
         let Some(lie) = lies.pop_front() else { return truth };
         // Lies repeat, so that a long run does not end in truths.
@@ -129,7 +129,7 @@ impl Readable for Liar {
                 .answer(at, self.region.load(at + index * 8, Ordering::Relaxed))
                 .to_le_bytes();
             word.copy_from_slice(&lied[..word.len()]);
-            self.looks.set(0);
+            self.loads.set(0);
         }
     }
 }
@@ -137,7 +137,7 @@ impl Readable for Liar {
 type Victim = SpscReader<OwnRegion, Liar>;
 
 /// The longest message that the victim accepts.
-pub(super) const LONGEST: u64 = 3 * SMALLEST;
+pub(super) const MAX_LENGTH: u64 = 3 * SMALLEST;
 
 fn victim(lies: impl IntoIterator<Item = Lie>) -> Victim {
     let region = OwnRegion::private(SMALLEST);
@@ -148,7 +148,7 @@ fn victim(lies: impl IntoIterator<Item = Lie>) -> Victim {
         at += 32;
     }
     let liar = Liar::new(region, SMALLEST, lies);
-    SpscReader::new(OwnRegion::private(SMALLEST), liar, SMALLEST, LONGEST)
+    SpscReader::new(OwnRegion::private(SMALLEST), liar, SMALLEST, MAX_LENGTH)
 }
 
 /// One call of a reader.
@@ -181,7 +181,7 @@ fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
             first
         }
         Pulled::Large(size) => {
-            assert!(size as u64 <= LONGEST);
+            assert!(size as u64 <= MAX_LENGTH);
             None
         }
         Pulled::Nothing => None,
@@ -202,7 +202,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 return call(victim, Read::Gather, buffer);
             }
             let copy = |peer: &Liar, record: Record| {
-                assert!(record.length as u64 <= LONGEST.min(SMALLEST / 2));
+                assert!(record.length as u64 <= MAX_LENGTH.min(SMALLEST / 2));
                 peer.copy_out(record.at, &mut vec![0; record.length]);
             };
             if matches!(read, Read::Strides) {
@@ -219,7 +219,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
             let Some(size) = victim.next_size()? else {
                 return Ok(());
             };
-            assert!(size as u64 <= LONGEST);
+            assert!(size as u64 <= MAX_LENGTH);
             if !began {
                 buffer.clear();
                 buffer.resize(size, 0);
@@ -242,8 +242,8 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 return Ok(());
             }
             let wanted = WantedLengths {
-                least: 0,
-                most: LONGEST / 2,
+                min: 0,
+                max: MAX_LENGTH / 2,
                 fresh: true,
                 calls: false,
             };
@@ -256,7 +256,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
         }
         Read::Size => {
             if let Some(size) = victim.next_size()? {
-                assert!(size as u64 <= LONGEST);
+                assert!(size as u64 <= MAX_LENGTH);
             }
         }
         Read::Salvage => {

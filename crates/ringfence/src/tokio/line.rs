@@ -167,7 +167,7 @@ impl Line {
     fn hear<W: Waits>(&self, heard: Heard<'_>, half: Half, waits: &mut W) -> Result<()> {
         let doorbell = &waits.parking().shared.doorbell;
         let Heard::Line { bell, exit } = heard else {
-            waits.parking().shared.notice();
+            waits.parking().shared.end_if_gone();
             return Ok(());
         };
         if let Some(exit) = exit {

@@ -547,7 +547,7 @@ pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
 }
 
 /// Returns how many descriptors of this line wait to be closed. 0 if that is not the peer's fault.
-fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
+fn close_on_threads(line: u64, max: usize, descriptors: impl IntoIterator<Item = OwnedFd>) -> usize {
     let mut descriptors = descriptors.into_iter().peekable();
     if descriptors.peek().is_none() {
         return 0;
@@ -558,7 +558,7 @@ fn close_on_threads(line: u64, most: usize, descriptors: impl IntoIterator<Item 
     let unclosed = locked.entry(line).or_default();
     unclosed.descriptors.extend(descriptors);
     let waiting = unclosed.descriptors.len();
-    if unclosed.closers < most {
+    if unclosed.closers < max {
         unclosed.closers += 1;
         let named = thread::Builder::new().name("ringfence-close".into());
         // The new thread waits for the lock, which this thread holds.

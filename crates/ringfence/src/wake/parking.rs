@@ -19,7 +19,7 @@ use crate::{
 
 /// The number of publications without a sleeper after which the publisher stops making fences. One fence takes some 20 ns, the
 /// sleeper's barrier 9 µs (both measured on two cores of an AMD EPYC under KVM).
-const FENCES_AFTER_WAKEUP: u32 = 64;
+const FENCE_COUNT: u32 = 64;
 
 /// The side that makes the barrier between a publication and the read of the sleeper's word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
     /// Makes this side fence each publication until the process receives the barriers of its peer. It checks that from time to time.
     pub(crate) fn fenced_until(mut self, are_received: fn() -> bool) -> Self {
         if self.barriers == Barriers::Sleeper {
-            self.fence_for(FENCES_AFTER_WAKEUP);
+            fence_for(&self.own, self.spot.fenced, &mut self.fences, FENCE_COUNT);
             self.are_received = Some(are_received);
         }
         self
@@ -167,7 +167,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
             return false;
         }
         self.last_woken = word;
-        self.fence_for(FENCES_AFTER_WAKEUP);
+        fence_for(&self.own, self.spot.fenced, &mut self.fences, FENCE_COUNT);
         true
     }
 
@@ -187,7 +187,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
             return true;
         };
         if !are_received() {
-            self.fences = FENCES_AFTER_WAKEUP;
+            self.fences = FENCE_COUNT;
             return false;
         }
         self.are_received = None;
@@ -197,16 +197,16 @@ impl<O: Writable, P: Readable> Waker<O, P> {
         }
         true
     }
+}
 
-    /// Makes a fence after each of this number of publications, and announces that.
-    #[cold]
-    fn fence_for(&mut self, publications: u32) {
-        if self.fences == 0 {
-            // Release: a process that sees this store also sees the publications that were made without a fence.
-            self.own.store(self.spot.fenced, 1, Ordering::Release);
-        }
-        self.fences = publications;
+/// Makes a fence after each of this number of publications, and announces that in this word.
+#[cold]
+fn fence_for(own: &impl Writable, word: usize, fences: &mut u32, publications: u32) {
+    if *fences == 0 {
+        // Release: a process that sees this store also sees the publications that were made without a fence.
+        own.store(word, 1, Ordering::Release);
     }
+    *fences = publications;
 }
 
 #[cfg(test)]

@@ -96,9 +96,9 @@ impl Core {
     }
 
     /// Notices a peer that is gone, although nothing is read.
-    pub(super) fn notice(&self) {
+    pub(super) fn end_if_gone(&self) {
         self.shared.doorbell.check_peer();
-        self.shared.notice();
+        self.shared.end_if_gone();
     }
 
     /// Reports the error of a handler. The caller reports its own deadline.

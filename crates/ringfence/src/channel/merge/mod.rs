@@ -342,11 +342,11 @@ impl<S: Source> Merge<S> {
     }
 
     #[inline]
-    fn try_with<T>(&mut self, mut take: impl FnMut(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
+    fn try_with<T>(&mut self, mut receive: impl FnMut(&mut Self) -> Result<Option<T>>) -> Result<Option<T>> {
         loop {
-            let taken = take(self)?;
-            if taken.is_some() || !self.check_all()? {
-                return Ok(taken);
+            let received = receive(self)?;
+            if received.is_some() || !self.check_all()? {
+                return Ok(received);
             }
         }
     }
@@ -371,27 +371,27 @@ impl<S: Source> Merge<S> {
     /// As [`Merge::try_receive`], but only from ready sources: the others are parked next, and checked then.
     #[inline]
     fn receive_ready(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
-        let taken = self.receive_from_ready(|source| source.try_receive(into), |length| *length)?;
-        Ok(taken.map(|taken| match taken {
+        let received = self.receive_from_ready(|source| source.try_receive(into), |length| *length)?;
+        Ok(received.map(|received| match received {
             Ok((from, length)) => Merged::Message { from, length },
             Err((from, reason)) => Merged::Ended { from, reason },
         }))
     }
 
     fn receive_ready_vec(&mut self) -> Result<Option<MergedVec>> {
-        let taken = self.receive_from_ready(Reading::try_receive_vec, Vec::len)?;
-        Ok(taken.map(|taken| match taken {
+        let received = self.receive_from_ready(Reading::try_receive_vec, Vec::len)?;
+        Ok(received.map(|received| match received {
             Ok((from, bytes)) => MergedVec::Message { from, bytes },
             Err((from, reason)) => MergedVec::Ended { from, reason },
         }))
     }
 
-    /// Returns what `take` finds at the source whose turn it is, with its key, or an end that was not returned yet.
+    /// Returns what `receive` finds at the source whose turn it is, with its key, or an end that was not returned yet.
     #[inline]
     #[expect(clippy::type_complexity, reason = "for the two functions above alone")]
     fn receive_from_ready<T>(
         &mut self,
-        mut take: impl FnMut(&mut S) -> Result<Option<T>>,
+        mut receive: impl FnMut(&mut S) -> Result<Option<T>>,
         length: impl Fn(&T) -> usize,
     ) -> Result<Option<std::result::Result<(Key, T), (Key, CloseReason)>>> {
         self.birth.check()?;
@@ -402,12 +402,12 @@ impl<S: Source> Merge<S> {
             let Some(place) = self.turns.next() else {
                 return Ok(None);
             };
-            match take(self.source_mut(place)) {
-                Ok(Some(taken)) => {
+            match receive(self.source_mut(place)) {
+                Ok(Some(received)) => {
                     let from = self.key(place);
                     self.last = Some(from);
-                    self.spend(1, packed_size(length(&taken) as u64));
-                    return Ok(Some(Ok((from, taken))));
+                    self.spend(1, packed_size(length(&received) as u64));
+                    return Ok(Some(Ok((from, received))));
                 }
                 Ok(None) => self.found_empty(place)?,
                 Err(error) => self.failed(place, error)?,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     channel::end::Partner,
-    channel::receiver::{Keep, pull_again, pull_retained, release},
+    channel::receiver::{Retain, pull_again, pull_retained, release},
     ring::lies::packed,
 };
 
@@ -60,7 +60,7 @@ fn retained_records_are_reported_on_release() {
     let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
     let set = packed([&[1; 24][..], &[2; 24]]);
     let mut into = [0; 512];
-    for keep in [Keep::Each, Keep::Several] {
+    for keep in [Retain::Each, Retain::Several] {
         assert_eq!(sender.try_send_packed(&set).expect("open"), set.len());
         let pulled = pull_retained(&mut receiver, &mut into, 0..=100, keep).expect("open");
         assert_eq!(pulled, Packed::Bytes(64));
@@ -71,7 +71,7 @@ fn retained_records_are_reported_on_release() {
         release(&mut receiver);
         assert_eq!(sender.stats().ring_used, 0);
     }
-    for (keep, used) in [(Keep::Each, 32), (Keep::Several, 0)] {
+    for (keep, used) in [(Retain::Each, 32), (Retain::Several, 0)] {
         assert!(sender.try_send(&[3; 24]).expect("open"));
         let pulled = pull_retained(&mut receiver, &mut into, 0..=100, keep).expect("open");
         assert_eq!(pulled, Packed::Bytes(32));

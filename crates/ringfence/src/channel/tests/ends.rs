@@ -12,7 +12,7 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, shutdown};
 use super::*;
 use crate::{
     channel::end::{CloseReason, END_ANNOUNCED, Handover, OnEnd, OwnPhase, Shared},
-    channel::receiver::{Keep, pull_retained},
+    channel::receiver::{Retain, pull_retained},
     region::copy::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,
@@ -192,13 +192,13 @@ fn final_phase_of_the_peer_determines_the_state() {
         (99, ChannelState::PeerExited),
     ] {
         let mut side = Side::new(false);
-        side.shared().notice();
+        side.shared().end_if_gone();
         side.shared().doorbell.check_peer();
-        side.shared().notice();
+        side.shared().end_if_gone();
         assert_eq!(side.state(), ChannelState::Open, "the peer has not disconnected");
         side.peer_ends(word);
         side.shared().doorbell.check_peer();
-        side.shared().notice();
+        side.shared().end_if_gone();
         assert_eq!((side.state(), side.ended()), (end, vec![end]), "{word}");
     }
 }
@@ -484,7 +484,7 @@ const READS: [(&str, Read); 7] = [
         receiver.try_receive_more_packed(&mut [0; 4096]).map(drop)
     }),
     ("pull_retained", |receiver| {
-        pull_retained(receiver, &mut [0; 4096], 0..=4096, Keep::Each).map(drop)
+        pull_retained(receiver, &mut [0; 4096], 0..=4096, Retain::Each).map(drop)
     }),
     ("drain", |receiver| receiver.receive_each(|_| (), 10).map(drop)),
 ];

@@ -55,7 +55,7 @@ pub(crate) struct Terms {
     pub(crate) longest: u64,
     pub(crate) delivery: Delivery,
     /// Announced by the publisher, and validated here.
-    pub(crate) held: ReaderSlot,
+    pub(crate) slot: ReaderSlot,
 }
 
 /// The result of a walk over the records, validated.
@@ -175,7 +175,7 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
 impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     /// Fails with [`Error::RingCorrupt`] if the publisher's terms are impossible. Call [`FanOutReader::begin`] next.
     pub(crate) fn new(ring: R, own: C, validity: V, terms: Terms) -> Result<Self> {
-        let (slot, position, sequence) = (terms.held.slot, terms.held.position, terms.held.sequence);
+        let (slot, position, sequence) = (terms.slot.slot, terms.slot.position, terms.slot.sequence);
         if !position.is_multiple_of(8) || position > FARTHEST || sequence > position / HEADER {
             return Err(corrupt(format!(
                 "it lets this side begin at {position}, after {sequence} messages"

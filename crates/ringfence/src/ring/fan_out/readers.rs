@@ -132,18 +132,18 @@ pub(crate) struct Readers<O, P, T> {
     /// Memory private to this process, for [`GENERATION`] and [`INTENT`].
     words: O,
     /// The largest number of readers.
-    most: usize,
+    max: usize,
     list: Mutex<List<P, T>>,
 }
 
 impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
-    /// `words`: memory private to this process, all zeros, as long as the first page of a region. `most`: the
+    /// `words`: memory private to this process, all zeros, as long as the first page of a region. `max`: the
     /// largest number of readers, at most [`MAX_READERS`].
-    pub(crate) fn new(ring: O, words: O, most: usize) -> Self {
+    pub(crate) fn new(ring: O, words: O, max: usize) -> Self {
         Self {
             ring,
             words,
-            most: most.min(MAX_READERS),
+            max: max.min(MAX_READERS),
             list: Mutex::new(List {
                 slots: Vec::new(),
                 free: Vec::new(),
@@ -212,7 +212,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
         let list = &mut *self.list.lock();
         let slot = match list.free.pop() {
             Some(slot) => slot,
-            None if list.slots.len() < self.most => {
+            None if list.slots.len() < self.max => {
                 list.slots.push(Slot {
                     entry: None,
                     changed: false,
@@ -222,7 +222,7 @@ impl<O: Writable, P: Readable + Clone, T: Clone> Readers<O, P, T> {
             None => {
                 return Err(Error::no_space(
                     "a place for one more subscriber",
-                    format!("all {} are taken", self.most),
+                    format!("all {} are taken", self.max),
                 ));
             }
         };

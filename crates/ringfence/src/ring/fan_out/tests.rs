@@ -57,7 +57,7 @@ impl Hub {
             capacity: self.capacity,
             longest: self.capacity,
             delivery,
-            held,
+            slot: held,
         }
     }
 

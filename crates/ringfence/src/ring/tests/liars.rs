@@ -10,7 +10,7 @@ use crate::{
     region::copy::{Readable, Writable},
     region::layout::{self, as_offset},
     region::own::OwnRegion,
-    ring::lies::{LONGEST, LOOKS, Lie, Read, Write, read_lies, write_among_lies},
+    ring::lies::{Lie, MAX_LENGTH, MAX_LOADS, Read, Write, read_lies, write_among_lies},
     ring::read::{Pulled, WantedLengths},
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, Tag, WHOLE, packed_size},
     ring::spsc::SpscReader,
@@ -78,7 +78,7 @@ fn words() -> Words {
         OwnRegion::private(SMALLEST),
         region.seen_by_peer(),
         SMALLEST,
-        LONGEST,
+        MAX_LENGTH,
     );
     Words { region, victim }
 }
@@ -226,7 +226,7 @@ fn out_of_order_fragments_are_corrupt() {
 
 #[test]
 fn invalid_sizes_are_corrupt() {
-    for size in [0, 7, 8, LONGEST + 1, 1 << 32, u64::MAX] {
+    for size in [0, 7, 8, MAX_LENGTH + 1, 1 << 32, u64::MAX] {
         for told in [false, true] {
             let mut words = words();
             words.record(0, 16, FIRST);
@@ -234,9 +234,9 @@ fn invalid_sizes_are_corrupt() {
             words.tail(24);
             if told {
                 let told = words.victim.next_size().unwrap().unwrap();
-                assert!(told as u64 <= LONGEST, "what is to be allocated");
+                assert!(told as u64 <= MAX_LENGTH, "what is to be allocated");
             }
-            let found = words.victim.gather(&mut vec![0; as_offset(LONGEST)]);
+            let found = words.victim.gather(&mut vec![0; as_offset(MAX_LENGTH)]);
             assert!(matches!(found, Err(Error::RingCorrupt(_))), "{size}: {found:?}");
         }
     }
@@ -325,12 +325,12 @@ fn padding_that_misses_the_end_is_corrupt() {
 #[test]
 fn invalid_record_after_valid_ones_is_corrupt() {
     for (what, longest, length, flags, packed) in [
-        ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, true),
-        ("half the ring", LONGEST, SMALLEST / 2 + 8, WHOLE, false),
+        ("half the ring", MAX_LENGTH, SMALLEST / 2 + 8, WHOLE, true),
+        ("half the ring", MAX_LENGTH, SMALLEST / 2 + 8, WHOLE, false),
         ("the limit", 100, 104, WHOLE, true),
         ("the limit", 100, 104, WHOLE, false),
-        ("zeros", LONGEST, 0, 0, true),
-        ("zeros", LONGEST, 0, 0, false),
+        ("zeros", MAX_LENGTH, 0, 0, true),
+        ("zeros", MAX_LENGTH, 0, 0, false),
     ] {
         let region = OwnRegion::private(SMALLEST);
         let mut words = Words {
@@ -380,7 +380,7 @@ fn endless_padding_does_not_hang_the_reader() {
                 self.tail.set(self.tail.get() + SMALLEST);
             }
             assert!(
-                self.tail.get() < SMALLEST * u64::from(LOOKS),
+                self.tail.get() < SMALLEST * u64::from(MAX_LOADS),
                 "the reader never stops"
             );
             self.tail.get()
@@ -393,7 +393,7 @@ fn endless_padding_does_not_hang_the_reader() {
         tail: Cell::new(0),
         read: Cell::new(true),
     };
-    let mut victim = SpscReader::new(OwnRegion::private(SMALLEST), padder, SMALLEST, LONGEST);
+    let mut victim = SpscReader::new(OwnRegion::private(SMALLEST), padder, SMALLEST, MAX_LENGTH);
     let found = victim.next_record();
     assert!(matches!(found, Err(Error::RingCorrupt(_))), "{found:?}");
 }
@@ -437,8 +437,8 @@ fn invalid_final_tail_is_corrupt_after_known_records() {
 #[test]
 fn records_changed_before_a_second_pull_are_checked() {
     let wanted = WantedLengths {
-        least: 0,
-        most: 64,
+        min: 0,
+        max: 64,
         fresh: true,
         calls: false,
     };
@@ -479,8 +479,8 @@ fn records_changed_before_a_second_pull_are_checked() {
 fn second_pull_rejects_a_record_past_its_lap() {
     const LENGTH: u64 = 904;
     let wanted = WantedLengths {
-        least: 0,
-        most: 1024,
+        min: 0,
+        max: 1024,
         fresh: true,
         calls: false,
     };

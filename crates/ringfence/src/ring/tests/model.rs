@@ -70,10 +70,10 @@ fn at_once(shape: u64, amount: u64) -> Size {
 
 fn any_size(shape: u64, amount: u64) -> Size {
     // Under Miri, one and a half rings must suffice.
-    let most = if cfg!(miri) { 1 } else { 9 };
+    let max = if cfg!(miri) { 1 } else { 9 };
     match shape % 3 {
         0 => at_once(shape / 3, amount),
-        _ => Size::Rings(500 + amount * (shape % most + 1)),
+        _ => Size::Rings(500 + amount * (shape % max + 1)),
     }
 }
 
@@ -401,9 +401,9 @@ impl Rig {
         self.model.pop();
     }
 
-    fn drain(&mut self, most: usize) {
+    fn drain(&mut self, max: usize) {
         let mut seen = 0;
-        while seen < most {
+        while seen < max {
             let Some(record) = self.pair.consumer.next_record().unwrap() else {
                 assert!(self.model.front().is_none());
                 break;
@@ -417,7 +417,7 @@ impl Rig {
             let visited = self
                 .pair
                 .consumer
-                .visit_in_row(record, most - seen, |peer, record| {
+                .visit_in_row(record, max - seen, |peer, record| {
                     let mut into = vec![0; record.length];
                     peer.copy_out(record.at, &mut into);
                     assert!(
@@ -427,7 +427,7 @@ impl Rig {
                     model.pop();
                 });
             self.pair.consumer.count();
-            assert!((1..=most - seen).contains(&visited));
+            assert!((1..=max - seen).contains(&visited));
             seen += visited;
         }
         self.pair.consumer.publish();
@@ -450,8 +450,8 @@ impl Rig {
             return;
         }
         let wanted = WantedLengths {
-            least: 0,
-            most: room as u64 / 2,
+            min: 0,
+            max: room as u64 / 2,
             fresh: true,
             calls: false,
         };
@@ -554,14 +554,14 @@ impl Rig {
             }
             Call::Publish => self.publish(),
             Call::HasRoom(size) => {
-                let most = as_offset(self.model.capacity / 2);
+                let max = as_offset(self.model.capacity / 2);
                 let size = size.of(self.model.capacity);
-                let fits = self.model.fits(size.min(most), self.head());
+                let fits = self.model.fits(size.min(max), self.head());
                 assert_eq!(self.pair.producer.has_room(size as u64).unwrap(), fits);
             }
             Call::Receive => self.receive(),
             Call::Gather => self.gather(),
-            Call::Drain(most) => self.drain(most),
+            Call::Drain(max) => self.drain(max),
             Call::Pull(room) => self.pull(room),
             Call::Hold(room) => self.hold(room),
             Call::NextSize => {

@@ -203,15 +203,15 @@ fn pull_fills_the_buffer_with_whole_records() {
 
 #[test]
 fn pull_ends_before_an_unwanted_length() {
-    for (lengths, least, most) in [([8, 16, 33, 8], 0, 32), ([40, 16, 15, 16], 16, u64::MAX)] {
+    for (lengths, min, max) in [([8, 16, 33, 8], 0, 32), ([40, 16, 15, 16], 16, u64::MAX)] {
         let mut pair = pair(SMALLEST, SMALLEST);
         for length in lengths {
             assert!(pair.producer.push(&vec![1; length], Tag::NONE).unwrap());
         }
         pair.producer.publish();
         let wanted = WantedLengths {
-            least,
-            most,
+            min,
+            max,
             fresh: true,
             calls: false,
         };

@@ -14,7 +14,7 @@ use crate::{
     ring::record::Tag,
 };
 
-const LONGEST: u64 = 100;
+const MAX_LENGTH: u64 = 100;
 const STEPS: u32 = 400;
 
 /// Runs the state machine.
@@ -49,7 +49,7 @@ fn pick<T>(script: &mut Unstructured<'_>, from: &mut Vec<T>) -> Result<Option<T>
 impl Side {
     fn new() -> Self {
         Self {
-            state: State::new(LONGEST).expect("long enough"),
+            state: State::new(MAX_LENGTH).expect("long enough"),
             pending: BTreeMap::new(),
             running: Vec::new(),
             sent: VecDeque::new(),
@@ -98,7 +98,7 @@ impl Side {
         let Some((bytes, tag)) = self.state.front(true) else {
             return;
         };
-        assert!(bytes.len() as u64 <= LONGEST, "{} bytes", bytes.len());
+        assert!(bytes.len() as u64 <= MAX_LENGTH, "{} bytes", bytes.len());
         self.sent.push_back((bytes.to_vec(), tag));
         self.state.pop_flushed();
     }

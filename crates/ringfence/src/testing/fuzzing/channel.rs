@@ -38,7 +38,7 @@ use crate::{
 /// The capacity of both rings: the smallest, so that their end is reached often.
 const CAPACITY: u64 = CAPACITY_MIN;
 /// The longest message in either direction.
-const LONGEST: u64 = 3 * CAPACITY;
+const MAX_LENGTH: u64 = 3 * CAPACITY;
 
 /// Two objects, mapped as two processes would map them.
 struct Memory {
@@ -158,7 +158,13 @@ impl Program {
     fn new(memory: &Memory) -> Self {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (line, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
-        let parts = without_a_peer(line, memory.own.clone(), memory.peer.clone(), CAPACITY, LONGEST);
+        let parts = without_a_peer(
+            line,
+            memory.own.clone(),
+            memory.peer.clone(),
+            CAPACITY,
+            MAX_LENGTH,
+        );
         let (sender, receiver) = Channel::assemble(parts, None, &Options::new()).split();
         Self {
             sender,
@@ -244,7 +250,7 @@ impl Program {
             }
             return Ok(());
         }
-        let room: usize = script.int_in_range(0..=as_offset(LONGEST))?;
+        let room: usize = script.int_in_range(0..=as_offset(MAX_LENGTH))?;
         match script.int_in_range(0..=7)? {
             0 => {
                 let received = self.receiver.try_receive(&mut vec![0; room]);
@@ -254,7 +260,7 @@ impl Program {
             1 => {
                 let size = self.receiver.next_size();
                 if let Some(Some(size)) = self.judge(size) {
-                    assert!(size as u64 <= LONGEST);
+                    assert!(size as u64 <= MAX_LENGTH);
                     self.gathering = script.arbitrary::<bool>()?.then(|| vec![0; size]);
                 }
             }
@@ -263,7 +269,7 @@ impl Program {
                 let packed = self.receiver.try_receive_packed(&mut into);
                 match self.judge(packed) {
                     Some(Packed::Bytes(bytes)) => check_packed(&into[..bytes]),
-                    Some(Packed::Large(size)) => assert!(size as u64 <= LONGEST),
+                    Some(Packed::Large(size)) => assert!(size as u64 <= MAX_LENGTH),
                     _ => {}
                 }
             }
@@ -271,7 +277,7 @@ impl Program {
                 let most = room % 300;
                 let drained = self.receiver.receive_each(
                     |message| {
-                        assert!(message.len() as u64 <= LONGEST);
+                        assert!(message.len() as u64 <= MAX_LENGTH);
                         read_in_every_way(&message);
                     },
                     most,
@@ -292,8 +298,8 @@ impl Program {
                 self.receiver.disarm();
             }
             _ => {
-                let heard = self.receiver.poll_line();
-                self.judge(heard);
+                let received = self.receiver.poll_line();
+                self.judge(received);
                 self.receiver.close_reason();
             }
         }

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use super::{Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper};
+use super::{Barriers, FENCE_COUNT, ParkingSpot, Sleeper, fence_for};
 use crate::{
     error::Result,
     region::copy::{Readable, Writable},
@@ -29,7 +29,7 @@ pub(crate) struct SleepingReader<P, B> {
     /// The barriers that its process and this one can make together.
     pub(crate) barriers: Barriers,
     /// Passed to the caller to wake the reader.
-    pub(crate) bell: B,
+    pub(crate) waker: B,
 }
 
 /// The publisher's side for several readers: one barrier per publication, and one load per reader.
@@ -57,7 +57,7 @@ struct ReaderRow<P, B> {
     control: P,
     parked: usize,
     last_woken: u64,
-    bell: B,
+    waker: B,
 }
 
 impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
@@ -94,8 +94,8 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
                 continue;
             }
             row.last_woken = word;
-            fence_for(own, fences, FENCES_AFTER_WAKEUP);
-            wake_reader(&row.bell);
+            fence_for(own, layout::TAIL_FENCED, fences, FENCE_COUNT);
+            wake_reader(&row.waker);
         }
     }
 
@@ -107,7 +107,7 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             _ => self.without_barriers.remove(slot),
         };
         self.always_fence = self.barriers == Barriers::Both || !self.without_barriers.is_empty();
-        let Some(SleepingReader { control, bell, .. }) = reader else {
+        let Some(SleepingReader { control, waker, .. }) = reader else {
             self.readers.remove(slot);
             return;
         };
@@ -115,13 +115,13 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
             // For the publication before this call, which was made without a fence. A new reader makes only its own barrier.
             self.own.full_fence();
             // The other readers then need not issue a barrier.
-            fence_for(&self.own, &mut self.fences, FENCES_AFTER_WAKEUP);
+            fence_for(&self.own, layout::TAIL_FENCED, &mut self.fences, FENCE_COUNT);
         }
         let row = ReaderRow {
             control,
             parked: layout::reader_parked_of(slot),
             last_woken: 0,
-            bell,
+            waker,
         };
         self.readers.insert(slot, row);
     }
@@ -134,15 +134,6 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
         }
         self.own.full_fence();
     }
-}
-
-/// Makes a fence after each of this number of publications, and announces that.
-#[cold]
-fn fence_for(own: &impl Writable, fences: &mut u32, publications: u32) {
-    if *fences == 0 {
-        own.store(layout::TAIL_FENCED, 1, Ordering::Release);
-    }
-    *fences = publications;
 }
 
 /// Must be called after a reader was added to the list of a [`FanWaker`], and before the reader is notified of that. If the

@@ -18,7 +18,7 @@ use crate::{
     ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
     testing::loomed::Region,
-    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker},
+    wake::parking::{Barriers, ParkingSpot, Sleeper, Waker, fence_for},
 };
 
 /// A model of the private line: bytes that stay until they are read.
@@ -77,7 +77,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
     let mut producer = SpscWriter::new(region.clone(), region.clone(), CAPACITY);
     let mut waker = Waker::new(writer.clone(), writer.clone(), ParkingSpot::READER, barriers);
     if fences > 0 {
-        waker.fence_for(fences);
+        fence_for(&waker.own, waker.spot.fenced, &mut waker.fences, fences);
     }
     let bell = line.clone();
     let over = region.clone();
@@ -170,7 +170,7 @@ fn publications_before_the_first_fence_are_seen() {
                 }
                 if turn == 0 {
                     // As after a wakeup, which the model cannot distinguish from this.
-                    waker.fence_for(2);
+                    fence_for(&waker.own, waker.spot.fenced, &mut waker.fences, 2);
                 }
             }
             over.is_over();

@@ -11,7 +11,7 @@ use crate::{
     region::layout::{self, MARKS, as_offset, head_of, mark_of},
     region::own::OwnRegion,
     region::peer::PeerRegion,
-    ring::fan_out::lies::{Call, Told, publish_among_lies, read_lies},
+    ring::fan_out::lies::{Call, Claims, publish_among_lies, read_lies},
     ring::fan_out::reader::{FanOutReader, Terms},
     ring::fan_out::readers::ReaderSlot,
     ring::fan_out::{Delivery, StartFrom},
@@ -56,12 +56,12 @@ fn header_zeroed_before_the_copy_is_corrupt() {
     for call in [Call::Pull(4096), Call::Visit(usize::MAX)] {
         let mut lies = vec![Lie::Word(64), Lie::Word(0), Lie::Truth];
         lies.resize(60, Lie::Word(0));
-        let told = Told {
+        let claims = Claims {
             position: 0,
             sequence: 0,
             lies,
         };
-        let found = read_lies(Delivery::BestEffort, told, [call]);
+        let found = read_lies(Delivery::BestEffort, claims, [call]);
         assert!(
             matches!(&found, Some(Error::RingCorrupt(_))),
             "{call:?}: {found:?}"
@@ -79,8 +79,8 @@ proptest! {
         lies in prop::collection::vec(lie(), 1..60),
         calls in prop::collection::vec(read(), 1..60),
     ) {
-        let told = Told { position: position * 8, sequence: position / 3, lies };
-        let _ = read_lies(Delivery::ALL[delivery], told, calls);
+        let claims = Claims { position: position * 8, sequence: position / 3, lies };
+        let _ = read_lies(Delivery::ALL[delivery], claims, calls);
     }
 
     #[test]
@@ -105,7 +105,7 @@ fn words(delivery: Delivery, held: ReaderSlot) -> Words {
         capacity: SMALLEST,
         longest: 200,
         delivery,
-        held,
+        slot: held,
     };
     let victim = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
     Words { ring, victim }
@@ -139,7 +139,7 @@ fn invalid_start_positions_are_corrupt() {
             capacity: SMALLEST,
             longest: 200,
             delivery: Delivery::BestEffort,
-            held: ReaderSlot {
+            slot: ReaderSlot {
                 number: 0,
                 slot: 0,
                 position,
@@ -304,7 +304,7 @@ fn decreasing_message_number_is_corrupt() {
     ignore = "takes minutes there, by code that other tests of this file pass"
 )]
 fn ever_rising_floor_does_not_hang_a_call() {
-    let told = Told {
+    let claims = Claims {
         position: 0,
         sequence: 0,
         lies: vec![Lie::Further(64)],
@@ -312,7 +312,7 @@ fn ever_rising_floor_does_not_hang_a_call() {
     for call in [Call::Receive(600), Call::Visit(50), Call::Pull(5000), Call::Size] {
         for delivery in Delivery::ALL {
             // The liar counts the loads.
-            read_lies(delivery, told.clone(), [Call::Begin(StartFrom::Latest), call]);
+            read_lies(delivery, claims.clone(), [Call::Begin(StartFrom::Latest), call]);
         }
     }
 }

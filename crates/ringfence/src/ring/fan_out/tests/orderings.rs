@@ -50,7 +50,7 @@ impl Hub {
             capacity: CAPACITY,
             longest: 8,
             delivery,
-            held,
+            slot: held,
         };
         let reader = FanOutReader::new(ring, control.clone(), (), terms).unwrap();
         assert!(self.readers.activate(held.number, control, ()));

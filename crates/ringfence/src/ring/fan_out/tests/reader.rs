@@ -325,7 +325,7 @@ impl RunsAhead {
             capacity,
             longest: 200,
             delivery: Delivery::BestEffort,
-            held: BEGINNING,
+            slot: BEGINNING,
         };
         FanOutReader::new(ring, OwnRegion::private(0), (), terms).unwrap()
     }
@@ -430,7 +430,7 @@ fn invalid_second_record_is_corrupt_for_every_read() {
                     capacity: SMALLEST,
                     longest: 200,
                     delivery,
-                    held: BEGINNING,
+                    slot: BEGINNING,
                 };
                 let mut reader =
                     FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
@@ -570,7 +570,7 @@ fn receive_with_changing_marks(
         capacity: SMALLEST,
         longest: 200,
         delivery: Delivery::BestEffort,
-        held,
+        slot: held,
     };
     let mut reader = FanOutReader::new(ring, OwnRegion::private(0), (), terms).unwrap();
     reader.receive(&mut [0; 24])
@@ -592,14 +592,14 @@ fn mark_must_leave_room_for_its_messages() {
         sequence: 2,
         ..BEGINNING
     };
-    let most = 2 + (SMALLEST - 64) / 8;
-    let mut answers = [most, most + 1, 1].map(|sequence| {
+    let max = 2 + (SMALLEST - 64) / 8;
+    let mut answers = [max, max + 1, 1].map(|sequence| {
         let ring = OwnRegion::private(SMALLEST);
         let terms = Terms {
             capacity: SMALLEST,
             longest: 200,
             delivery: Delivery::BestEffort,
-            held,
+            slot: held,
         };
         let mut reader = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
         let set = |at, word| ring.store(at, word, Ordering::Release);

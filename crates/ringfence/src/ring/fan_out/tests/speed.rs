@@ -57,7 +57,7 @@ fn update(waker: &mut FanWaker<OwnRegion, PeerRegion, ()>, writer: &mut Writer) 
         let watched = active.map(|(control, bell)| SleepingReader {
             control,
             barriers: Barriers::Sleeper,
-            bell,
+            waker: bell,
         });
         waker.watch(slot, watched);
     }

@@ -11,7 +11,7 @@ use crate::{
     region::layout::{self, head_of},
     testing::loomed::Region,
     wake::parking::{
-        Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper, Waker,
+        Barriers, FENCE_COUNT, ParkingSpot, Sleeper, Waker,
         tests::{Line, bounded, counted::Words, sleep_until},
     },
 };
@@ -29,14 +29,14 @@ fn publication(ring: &Region, publisher: &Region, reader: impl Fn(&Region) -> Re
         let reader = SleepingReader {
             control: controls[slot].clone(),
             barriers,
-            bell: lines[slot].clone(),
+            waker: lines[slot].clone(),
         };
         waker.watch(slot, Some(reader));
     }
     if fenced {
         // As after a wakeup, which the model cannot distinguish from this.
         let FanWaker { own, fences, .. } = &mut waker;
-        fence_for(own, fences, 2);
+        fence_for(own, layout::TAIL_FENCED, fences, 2);
     }
     let reader_thread = |slot: usize| {
         let spot = ParkingSpot::reader_in(slot);
@@ -107,11 +107,11 @@ fn room(publisher: &Region, reader: impl Fn(&Region) -> Region) {
                 ParkingSpot::WRITER,
                 Barriers::Both,
             );
-            let bell = line.clone();
+            let line = line.clone();
             thread::spawn(move || {
                 own.store(head_of(slot), 8, Ordering::Release);
                 if waker.must_wake() {
-                    bell.send_wakeup();
+                    line.send_wakeup();
                 }
             })
         })
@@ -151,7 +151,7 @@ fn watch(waker: &mut FanWaker<Words, Words, usize>, controls: &[Words], barriers
         let reader = SleepingReader {
             control: control.clone(),
             barriers,
-            bell: slot,
+            waker: slot,
         };
         waker.watch(slot, Some(reader));
     }
@@ -202,7 +202,7 @@ fn reader_without_barriers_keeps_the_publisher_fencing() {
     assert_eq!(fences(&mut both), 1, "this process issues no barriers");
     watch(&mut both, &controls, Barriers::Sleeper);
     ring.fences();
-    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut both) == 1));
+    assert!((0..=2 * FENCE_COUNT).all(|_| fences(&mut both) == 1));
     let mut waker = FanWaker::new(ring.clone(), Barriers::Sleeper);
     watch(&mut waker, &controls, Barriers::Sleeper);
     assert_eq!((ring.fences(), fences(&mut waker)), (0, 0));
@@ -210,21 +210,21 @@ fn reader_without_barriers_keeps_the_publisher_fencing() {
     watch(&mut waker, &controls[..1], Barriers::Both);
     assert_eq!(ring.fences(), 1, "for what was published before");
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
-    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut waker) == 1));
+    assert!((0..=2 * FENCE_COUNT).all(|_| fences(&mut waker) == 1));
     // Another reader, which can make them, has its slot.
     watch(&mut waker, &controls[..1], Barriers::Sleeper);
     assert_eq!(ring.get(layout::TAIL_FENCED), 1);
     ring.fences();
-    for _ in 0..FENCES_AFTER_WAKEUP {
+    for _ in 0..FENCE_COUNT {
         assert_eq!(ring.get(layout::TAIL_FENCED), 1);
         assert_eq!(fences(&mut waker), 1, "still fencing as announced");
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));
     watch(&mut waker, &controls[..1], Barriers::Both);
-    assert!((0..=2 * FENCES_AFTER_WAKEUP).all(|_| fences(&mut waker) > 0));
+    assert!((0..=2 * FENCE_COUNT).all(|_| fences(&mut waker) > 0));
     // It has gone.
     waker.watch(0, None);
-    for _ in 0..FENCES_AFTER_WAKEUP {
+    for _ in 0..FENCE_COUNT {
         assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (1, 1));
     }
     assert_eq!((ring.get(layout::TAIL_FENCED), fences(&mut waker)), (0, 0));

@@ -12,7 +12,7 @@ use crate::{
     error::Result,
     region::copy::{Readable, Writable},
     region::layout,
-    wake::parking::{Barriers, FENCES_AFTER_WAKEUP, ParkingSpot, Sleeper, Waker},
+    wake::parking::{Barriers, FENCE_COUNT, ParkingSpot, Sleeper, Waker},
 };
 
 /// The polled words of a region, for one thread.
@@ -129,7 +129,7 @@ fn publisher_announces_fences_for_a_while_after_a_wakeup() {
         assert!(waker.must_wake());
         sleeper.unpark();
         words.fences();
-        for left in (0..FENCES_AFTER_WAKEUP).rev() {
+        for left in (0..FENCE_COUNT).rev() {
             assert_eq!(own.get(layout::TAIL_FENCED), 1);
             assert!(!waker.must_wake());
             assert_eq!(words.fences(), 1, "{left} follow");
@@ -153,7 +153,7 @@ fn publisher_fences_until_its_process_receives_barriers() {
         ARE_RECEIVED.set(false);
         let mut waker = made.fenced_until(|| ARE_RECEIVED.get());
         let mut sleeper = Sleeper::new(peer.clone(), own.clone(), spot, Barriers::Sleeper);
-        for _ in 0..3 * FENCES_AFTER_WAKEUP {
+        for _ in 0..3 * FENCE_COUNT {
             assert!(!waker.must_wake());
             assert_eq!((peer.fences(), own.get(word)), (1, 1));
         }
@@ -163,7 +163,7 @@ fn publisher_fences_until_its_process_receives_barriers() {
         assert_eq!(peer.barriers(), 0, "a barrier would not reach the publisher");
         peer.fences();
         ARE_RECEIVED.set(true);
-        for _ in 0..FENCES_AFTER_WAKEUP {
+        for _ in 0..FENCE_COUNT {
             assert_eq!((own.receivers(), own.get(word)), (0, 1));
             assert!(!waker.must_wake());
             assert_eq!(peer.fences(), 1);
