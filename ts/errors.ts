@@ -163,6 +163,9 @@ const ADVICE = new Map(
   }),
 )
 
+/** The first argument of constructors that only this package may call. */
+export const KEY = Symbol('ringfence')
+
 /** Describes a value in an error message. Accepts any value, since messages are mostly about invalid ones. */
 export function show(value: unknown): string {
   if (typeof value === 'string') return JSON.stringify(value)

@@ -5,13 +5,11 @@ import type { Socket as DatagramSocket } from 'node:dgram'
 import { constants as modes } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 
-import { RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
+import { KEY, RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
 import { native, type NativeBundle, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
 import { allocate, allocateEmpty } from './memory.js'
 import { toBytes } from './arena.js'
 
-/** Only this file makes sealed buffers and descriptors. */
-const KEY = Symbol('ringfence')
 const EMPTY = new Uint8Array(0)
 
 /** See the send queue: 1 disables external memory, as in Electron. */

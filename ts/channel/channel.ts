@@ -6,7 +6,7 @@ import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent } from '../adapters/port.js'
 import type { WebSink } from '../adapters/web.js'
 import { reportClosed, reportOpen, reportHandlerError } from '../runtime/diagnostics.js'
-import { invalid, messageOf, RingfenceError } from '../errors.js'
+import { KEY, invalid, messageOf, RingfenceError } from '../errors.js'
 import { isThenable, tryPromise, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { toBytes } from './arena.js'
@@ -29,8 +29,6 @@ import type {
   WaitOptions,
 } from '../types.js'
 
-/** Only `join`, `connect`, `member` and listeners make channels. */
-const KEY = Symbol('ringfence')
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnyChannel = Channel<any, any>
 let make: (native: NativeChannel, settings: ChannelSettings, address: string | null) => AnyChannel

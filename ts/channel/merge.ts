@@ -3,7 +3,7 @@
 import type { Subscription } from './subscription.js'
 import type { Channel } from './channel.js'
 import { WebStreams } from '../adapters/web.js'
-import { RingfenceError, invalid, show, showSource } from '../errors.js'
+import { KEY, RingfenceError, invalid, show, showSource } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
@@ -36,9 +36,6 @@ export type MergeVisit<Source, In = Message> = [In] extends [Message]
 
 /** The number of empty sources that are checked after each turn, in each of the two lists (resting and armed). */
 const EMPTY_CHECKS = 4
-
-/** Only this package makes merges. */
-const KEY = Symbol('ringfence')
 
 const closedError = () => new RingfenceError('CLOSED', 'the merge is closed')
 

@@ -4,7 +4,7 @@ import { Readable } from 'node:stream'
 
 import type { Codec } from '../adapters/codec.js'
 import { trackOpen, openResources, reportSubscribed } from '../runtime/diagnostics.js'
-import { RingfenceError, invalid } from '../errors.js'
+import { KEY, RingfenceError, invalid } from '../errors.js'
 import { runHandshakeAt } from '../endpoint/handshake.js'
 import type { NativeSubscription } from '../native.js'
 import type { ChannelSettings } from '../endpoint/options.js'
@@ -15,8 +15,6 @@ import { Values } from './values.js'
 import type { Closed, Delivery, Message, SubscribeOptions } from '../types.js'
 import { timers } from '../runtime/timers.js'
 
-/** Only {@link subscribe} makes subscriptions. */
-const KEY = Symbol('ringfence')
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnySubscription = Subscription<any>
 let make: (native: NativeSubscription, settings: ChannelSettings, address: string) => AnySubscription

@@ -4,7 +4,7 @@ import type { EventEmitter } from 'node:events'
 
 import { Channel, openIncoming, onLeftoversRead } from '../channel/channel.js'
 import { addStats, zeroStats, type ListenerStats } from '../channel/stats.js'
-import { type RingfenceError, invalid } from '../errors.js'
+import { KEY, type RingfenceError, invalid } from '../errors.js'
 import { FAILED, type Endpoints, type Failure, type NativeAcceptor, type RawChannel } from '../native.js'
 import { reportRefused } from '../runtime/diagnostics.js'
 import type { Closed, Options } from '../types.js'
@@ -17,9 +17,6 @@ import type { ChannelSettings } from './options.js'
 const ZERO_AT_END = { callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 /** The figures that grow while the messages that a peer has left are read. */
 const RECEIVED_FIGURES = ['messagesReceived', 'bytesReceived', 'attachmentsReceived'] as const
-
-/** Only this package makes acceptors. */
-export const KEY = Symbol('ringfence')
 
 /** The constructor arguments of an acceptor. */
 export interface AcceptorParts<Native extends NativeAcceptor> {

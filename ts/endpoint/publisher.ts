@@ -5,7 +5,7 @@ import { WebStreams } from '../adapters/web.js'
 import { Deferred, tryPromise, untilAborted } from '../runtime/deferred.js'
 import { trackOpen, openResources, reportEvicted, reportSubscribed } from '../runtime/diagnostics.js'
 import { Endpoint, type EndpointEvents } from './endpoint.js'
-import { RingfenceError, fromFailure, invalid } from '../errors.js'
+import { KEY, RingfenceError, fromFailure, invalid } from '../errors.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, REASONS, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
@@ -17,8 +17,6 @@ import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, Wa
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
 import { Values } from '../channel/values.js'
 
-/** Only {@link publish} makes publishers. */
-const KEY = Symbol('ringfence')
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnyPublisher = Publisher<any>
 let make: (address: string, native: NativePublisher, opening: Opening) => AnyPublisher

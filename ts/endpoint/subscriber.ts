@@ -1,12 +1,9 @@
-import { fromFailure, RingfenceError } from '../errors.js'
+import { KEY, fromFailure, invalid } from '../errors.js'
 import { FAILED, type NativeSubscriber } from '../native.js'
 import { Deferred } from '../runtime/deferred.js'
 import { runVerification } from '../channel/peer-view.js'
 import type { SubscriberStats } from '../channel/stats.js'
 import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types.js'
-
-/** Only a publisher makes subscribers. */
-const KEY = Symbol('ringfence')
 
 /** Makes the handle of a subscriber. Only publishers call it. */
 export let makeSubscriber: (native: NativeSubscriber) => Subscriber
@@ -36,7 +33,7 @@ export class Subscriber {
   }
 
   private constructor(key: symbol, native: NativeSubscriber) {
-    if (key !== KEY) throw new RingfenceError('INVALID_ARGUMENT', 'subscribers are made by a publisher')
+    if (key !== KEY) throw invalid('subscribers are made by a publisher')
     this.#native = native
     this.#peer = native.peer
     this.delivery = native.delivery

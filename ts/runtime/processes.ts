@@ -5,7 +5,7 @@ import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
 import { isResourceShortage } from '../errors.js'
 import { observeAddress, pidOfObserveAddress } from './observe.js'
-import { addressesOf, throwIfResourceShortage, listeningSockets, type Listening } from './sockets.js'
+import { addressesOf, listeningSockets, nullIfGone, throwIfResourceShortage, type Listening } from './sockets.js'
 
 /** A channel of a process, as other processes can see it. */
 export interface SeenChannel {
@@ -107,15 +107,12 @@ function pids(): number[] {
 
 /** Returns null if the process has no channel, may not be inspected, or has exited. */
 function inspect(pid: number, listening: Listening): InspectedProcess | null {
-  try {
+  return nullIfGone(() => {
     const mapped = parseMaps(readFileSync(`/proc/${pid}/maps`, 'latin1'))
     if (mapped.length === 0) return null
     // The address for statistics belongs to this package and not to the program.
     return { pid, mapped, addresses: addressesOf(pid, listening).filter((address) => address !== observeAddress(pid)) }
-  } catch (error) {
-    throwIfResourceShortage(error)
-    return null
-  }
+  })
 }
 
 /** The rings in a process's memory map. The pieces of one object are merged. */
@@ -137,7 +134,7 @@ function parseMaps(maps: string): MappedRing[] {
 }
 
 function describeProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
-  try {
+  return nullIfGone(() => {
     const { uid } = statSync(`/proc/${pid}`)
     const since = startTime(pid)
     let executable: string | null = null
@@ -148,10 +145,7 @@ function describeProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
       if (isResourceShortage((error as NodeJS.ErrnoException).code)) throw error
     }
     return { pid, uid, executable, since }
-  } catch (error) {
-    throwIfResourceShortage(error)
-    return null
-  }
+  })
 }
 
 /** Clock ticks per second in /proc, on every processor that this package is built for. */

@@ -73,6 +73,20 @@ export function addressesOf(pid: number, listening: Listening): string[] {
   return [...addresses]
 }
 
+/**
+ * Returns null if the read fails because the process has exited, or this user may not inspect it.
+ *
+ * @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory
+ */
+export function nullIfGone<Result>(read: () => Result): Result | null {
+  try {
+    return read()
+  } catch (error) {
+    throwIfResourceShortage(error)
+    return null
+  }
+}
+
 /** Throws NO_SPACE for an error of this process's own limits, which says nothing about the inspected process. */
 export function throwIfResourceShortage(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException

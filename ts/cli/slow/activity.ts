@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, readdirSync } from 'node:fs'
 import { setTimeout as pause } from 'node:timers/promises'
 
-import { throwIfResourceShortage } from '../../runtime/sockets.js'
+import { nullIfGone } from '../../runtime/sockets.js'
 
 /** The activity of a process while it was sampled. */
 export interface Activity {
@@ -84,16 +84,6 @@ function threadsOf(pid: number): Map<number, Thread> {
     if (thread !== null) threads.set(Number(id), thread)
   }
   return threads
-}
-
-/** @throws {@link RingfenceError} NO_SPACE if this process lacks descriptors or memory */
-function nullIfGone<Result>(read: () => Result): Result | null {
-  try {
-    return read()
-  } catch (error) {
-    throwIfResourceShortage(error)
-    return null
-  }
 }
 
 function threadAt(directory: string): Thread {

@@ -21,7 +21,7 @@ export function distanceOf(one: number, other: number, { sys }: SystemPaths): Di
 /** The cores that share a core's last-level cache, in the kernel's list format; null if the kernel does not report it. */
 function lastCacheOf(core: number, sys: string): string | null {
   const directory = `${sys}/devices/system/cpu/cpu${core}/cache`
-  try {
+  return orNull(() => {
     let last = { level: 0, cores: '' }
     for (const name of readdirSync(directory).filter((entry) => entry.startsWith('index'))) {
       const level = Number(readFileSync(`${directory}/${name}/level`, 'latin1'))
@@ -29,6 +29,13 @@ function lastCacheOf(core: number, sys: string): string | null {
         last = { level, cores: readFileSync(`${directory}/${name}/shared_cpu_list`, 'latin1').trim() }
     }
     return last.level === 0 ? null : last.cores
+  })
+}
+
+/** Returns null if a file is missing, or this user may not read it. */
+function orNull<Result>(read: () => Result): Result | null {
+  try {
+    return read()
   } catch {
     return null
   }
@@ -52,35 +59,25 @@ export interface Bounded {
 
 /** /dev/shm as a process sees it; null if it has no limit, or this user may not inspect it. */
 export function shmOf(pid: number): Bounded | null {
-  try {
+  return orNull(() => {
     const { bsize, blocks, bavail } = statfsSync(`/proc/${pid}/root/dev/shm`)
     return blocks === 0 ? null : { limit: blocks * bsize, used: (blocks - bavail) * bsize }
-  } catch {
-    return null
-  }
+  })
 }
 
 /** Bytes of a process's rings in /dev/shm, from its channels with the backing shm. */
 export function ringsInShm(pid: number): number {
-  try {
-    let bytes = 0
-    const lines = readFileSync(`/proc/${pid}/maps`, 'latin1').matchAll(
-      /^([0-9a-f]+)-([0-9a-f]+) rw\S+ .* \/dev\/shm\/ringfence\S*/gm,
-    )
-    for (const [, from, to] of lines) bytes += parseInt(to!, 16) - parseInt(from!, 16)
-    return bytes
-  } catch {
-    return 0
-  }
+  const maps = orNull(() => readFileSync(`/proc/${pid}/maps`, 'latin1')) ?? ''
+  let bytes = 0
+  for (const [, from, to] of maps.matchAll(/^([0-9a-f]+)-([0-9a-f]+) rw\S+ .* \/dev\/shm\/ringfence\S*/gm))
+    bytes += parseInt(to!, 16) - parseInt(from!, 16)
+  return bytes
 }
 
 /** The tightest memory cgroup among a process's own and its ancestors; null if none has a limit. */
 export function memoryGroupOf(pid: number, { sys }: SystemPaths): (Bounded & { path: string }) | null {
-  let tightest: (Bounded & { path: string }) | null = null
-  for (const group of memoryGroupsOf(pid, sys)) {
-    if (tightest === null || group.used / group.limit > tightest.used / tightest.limit) tightest = group
-  }
-  return tightest
+  const [tightest] = [...memoryGroupsOf(pid, sys)].sort((a, b) => b.used / b.limit - a.used / a.limit)
+  return tightest ?? null
 }
 
 function* memoryGroupsOf(pid: number, sys: string): Generator<Bounded & { path: string }> {
@@ -95,12 +92,7 @@ function* memoryGroupsOf(pid: number, sys: string): Generator<Bounded & { path: 
 
 /** The cgroup hierarchies that can limit memory: the unified one of version 2, and the memory hierarchy of version 1. */
 function* hierarchiesOf(pid: number, sys: string) {
-  let groups: string
-  try {
-    groups = readFileSync(`/proc/${pid}/cgroup`, 'latin1')
-  } catch {
-    return
-  }
+  const groups = orNull(() => readFileSync(`/proc/${pid}/cgroup`, 'latin1')) ?? ''
   for (const [, controllers, groupPath] of groups.matchAll(/^\d+:([^:]*):(.*)$/gm)) {
     const path = groupPath === '/' ? '' : groupPath!
     if (controllers === '') {
@@ -119,11 +111,9 @@ function* hierarchiesOf(pid: number, sys: string) {
 const NO_LIMIT = 2 ** 60
 
 function boundedAt(directory: string, names: { limit: string; used: string }): Bounded | null {
-  try {
+  return orNull(() => {
     const limit = Number(readFileSync(`${directory}/${names.limit}`, 'latin1'))
     const used = Number(readFileSync(`${directory}/${names.used}`, 'latin1'))
     return limit > 0 && limit < NO_LIMIT && used >= 0 ? { limit, used } : null
-  } catch {
-    return null
-  }
+  })
 }
