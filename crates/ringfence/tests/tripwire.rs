@@ -503,7 +503,7 @@ fn signal_number_in_use_is_an_error() {
 
 /// A program that handles SIGIO still receives it.
 #[test]
-fn the_programs_sigio_handler_still_works() {
+fn programs_sigio_handler_still_works() {
     static RECEIVED: AtomicBool = AtomicBool::new(false);
     extern "C" fn on_sigio(_: i32) {
         RECEIVED.store(true, Ordering::Relaxed);

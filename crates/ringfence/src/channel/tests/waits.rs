@@ -316,7 +316,7 @@ fn messages_read_during_peer_exposure_are_discarded() {
     assert_eq!(receiver.close_reason(), Some(CloseReason::Exposed));
 }
 
-/// Once this side has told its peer that it is closed, the peer wipes the unread data.
+/// Once this side has announced its close, the peer wipes the unread data.
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn messages_read_during_a_local_close_are_discarded() {

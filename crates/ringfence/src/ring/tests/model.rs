@@ -458,7 +458,7 @@ impl Rig {
         let mut into = vec![0; room];
         let pulled = self.pair.consumer.pull_retained(&mut into, &wanted).unwrap();
         self.pair.consumer.count();
-        let told = self.pair.consumer.published;
+        let published = self.pair.consumer.published;
         let Some(end) = self.pulled(pulled, room, room / 2) else {
             return;
         };
@@ -476,8 +476,8 @@ impl Rig {
             assert_eq!(pulled, Pulled::Bytes(again.len()));
         }
         assert_eq!(
-            self.pair.consumer.published, told,
-            "the producer has not been told"
+            self.pair.consumer.published, published,
+            "the head is not published yet"
         );
         self.pop_packed(&[&into[..first], &again].concat());
         self.pair.consumer.publish();

@@ -226,7 +226,7 @@ fn line_end_wakes_and_is_permanent() {
     doorbell.wake_peer();
 }
 
-/// The line has failed then (ECONNRESET), which libuv tells once.
+/// The line has failed then (ECONNRESET), which libuv reports once.
 #[test]
 fn end_behind_a_wakeup_is_found_on_a_reset_line() {
     let (doorbell, peer) = line();

@@ -42,7 +42,7 @@ fn collect(subscriber: &Doorbell, count: usize, number: u64) -> Vec<Attachment> 
 }
 
 #[test]
-fn a_message_gets_the_parcel_with_its_number() {
+fn message_gets_the_parcel_with_its_number() {
     let (publisher, subscriber) = ends(accepts(4));
     post(&publisher, 1, 3);
     post(&publisher, 2, 5);
@@ -53,7 +53,7 @@ fn a_message_gets_the_parcel_with_its_number() {
 }
 
 #[test]
-fn a_parcel_replaces_one_for_the_same_message() {
+fn parcel_replaces_one_for_the_same_message() {
     let (publisher, subscriber) = ends(accepts(4));
     post(&publisher, 1, 1);
     post(&publisher, 1, 2);
@@ -66,7 +66,7 @@ fn a_parcel_replaces_one_for_the_same_message() {
 }
 
 #[test]
-fn a_withdrawn_parcel_is_not_received() {
+fn withdrawn_parcel_is_not_received() {
     for read_before in [false, true] {
         let (publisher, subscriber) = ends(accepts(1));
         post(&publisher, 1, 1);
@@ -82,7 +82,7 @@ fn a_withdrawn_parcel_is_not_received() {
 
 /// No skb with descriptors lies between a withdrawal and what follows, so one read returns both.
 #[test]
-fn a_withdrawal_ends_where_a_wakeup_or_the_next_parcel_begins() {
+fn withdrawal_ends_at_a_wakeup_or_the_next_parcel() {
     let (publisher, subscriber) = ends(accepts(1));
     post(&publisher, 1, 1);
     post(&publisher, 0, 1);
