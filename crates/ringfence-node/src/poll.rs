@@ -107,7 +107,7 @@ pub(crate) enum Poll {
 
 impl Poll {
     /// Starts to watch. The function is called without arguments, and must read all that is there. Keeps the
-    /// event loop alive until [`Poll::unref`].
+    /// event loop alive until [`Poll::keep_alive`].
     ///
     /// # Safety
     /// `env` is the environment that runs now, on this thread, and `callback` a live function of it. The

@@ -59,7 +59,7 @@ pub(crate) struct Peer {
     accepted: OnceLock<Executable>,
     /// The peer has announced that it hardens itself: other processes of its user can no longer inspect it,
     /// so a later check cannot see its executable.
-    /// [`Peer::keep`] sets this too.
+    /// [`Peer::into_open`] sets this too.
     pub(crate) hardens: bool,
     /// Whether the peer lives in this process's pid namespace; unset before the first inspection. A process
     /// never changes its pid namespace.

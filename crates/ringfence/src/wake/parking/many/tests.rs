@@ -145,7 +145,7 @@ fn missing_reader_fences_lose_the_publishers_wakeup() {
     bounded().check(|| room(&Region::of_publisher(64, false), Region::without_fences));
 }
 
-/// A reader in each slot, whose bell is the slot's number.
+/// A reader in each slot, whose waker is the number of the slot.
 fn watch(waker: &mut FanWaker<Words, Words, usize>, controls: &[Words], barriers: Barriers) {
     for (slot, control) in controls.iter().enumerate() {
         let reader = SleepingReader {
