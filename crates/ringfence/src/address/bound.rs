@@ -55,7 +55,7 @@ pub(crate) struct BoundAddress {
     pub(super) named: Option<SocketFile>,
     pub(super) listener: Withheld,
     /// Another process owns the place, and this process holds only a share of it.
-    pub(super) of_another: bool,
+    pub(super) is_shared: bool,
 }
 
 impl Drop for BoundAddress {
@@ -63,8 +63,8 @@ impl Drop for BoundAddress {
     /// pthread_atfork(3) handlers), the child has a copy of the socket until it executes that program. The
     /// copy must not accept connections into its queue, because no process would ever accept them.
     fn drop(&mut self) {
-        if !self.of_another && self.listener.is_here() {
-            Self::shut(&self.listener);
+        if !self.is_shared && self.listener.is_here() {
+            Self::shut_down(&self.listener);
         }
     }
 }
@@ -78,15 +78,15 @@ pub(super) struct SocketFile {
     /// Held while the address is bound. A process that finds a socket without an answering host learns from
     /// the lock whether a host still exists.
     lock: Withheld,
-    /// The same as [`BoundAddress::of_another`].
-    of_another: bool,
+    /// The same as [`BoundAddress::is_shared`].
+    is_shared: bool,
     /// A forked child must not remove its parent's files.
     birth: Birth,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.of_another || !self.birth.is_here() {
+        if self.is_shared || !self.birth.is_here() {
             return;
         }
         // Remove the files while the lock is held. A file that cannot be removed (for example because its
@@ -112,7 +112,7 @@ impl SocketFile {
             files,
             socket: None,
             lock: Withheld::new(lock)?,
-            of_another: false,
+            is_shared: false,
             birth: Birth::now()?,
         })
     }
@@ -120,8 +120,8 @@ impl SocketFile {
     /// Makes the share of files that another process has bound and locked.
     pub(super) fn shared(files: Files, lock: OwnedFd) -> Result<Self> {
         let mut named = Self::locked(files, lock)?;
-        named.of_another = true;
-        named.socket = named.files.which(&named.files.socket).map_err(|errno| {
+        named.is_shared = true;
+        named.socket = named.files.inode_at(&named.files.socket).map_err(|errno| {
             Error::unless_short("inspecting the host's socket", errno, |errno| {
                 Refusal::new(Check::Address, "the host's socket beside its lock", errno.desc()).into()
             })
@@ -131,20 +131,20 @@ impl SocketFile {
 
     /// Checks that the socket and the lock of a host that has ended are still at their path. If they are not,
     /// no process would find a host here, and the next host would create its own files.
-    pub(super) fn must_be_there(&self) -> Result<()> {
+    pub(super) fn check_files(&self) -> Result<()> {
         let gone = |why: &str| {
             let what =
                 format!("the host has ended, and its socket and its lock are no longer at the path: {why}");
             Error::PeerLost(what)
         };
-        let unseen = |errno: Errno| {
+        let stat_error = |errno: Errno| {
             Error::unless_short("looking up the files of the host", errno, |errno| {
                 gone(errno.desc())
             })
         };
-        let socket = self.files.which(&self.files.socket).map_err(unseen)?;
-        let lock = self.files.which(&self.files.lock).map_err(unseen)?;
-        let held = uninterrupted(|| fstat(&**self.lock)).map_err(unseen)?;
+        let socket = self.files.inode_at(&self.files.socket).map_err(stat_error)?;
+        let lock = self.files.inode_at(&self.files.lock).map_err(stat_error)?;
+        let held = uninterrupted(|| fstat(&**self.lock)).map_err(stat_error)?;
         if socket.is_some() && socket == self.socket && lock == Some(inode(&held)) {
             return Ok(());
         }
@@ -152,8 +152,10 @@ impl SocketFile {
     }
 
     /// Returns the identity of the file that has the socket's name.
-    pub(super) fn what_is_there(&self, address: &Address) -> Result<Option<Inode>> {
-        self.files.which(&self.files.socket).map_err(unseen(address))
+    pub(super) fn socket_inode(&self, address: &Address) -> Result<Option<Inode>> {
+        self.files
+            .inode_at(&self.files.socket)
+            .map_err(stat_error(address))
     }
 
     /// Records the file of the socket that this process has just bound, so that it is removed whatever fails
@@ -172,10 +174,10 @@ impl SocketFile {
         let found = match self.files.stat(&self.files.socket) {
             Ok(found) if is_kind(&found, SFlag::S_IFSOCK) && before != Some(inode(&found)) => inode(&found),
             Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
-            Err(errno) => return Err(unseen(address)(errno)),
+            Err(errno) => return Err(stat_error(address)(errno)),
         };
         self.socket = Some(found);
-        if which(path).map_err(unseen(address))? == self.socket {
+        if inode_at(path).map_err(stat_error(address))? == self.socket {
             return Ok(());
         }
         self.socket = None;
@@ -192,7 +194,7 @@ impl SocketFile {
         let (directory, name) = (&self.files.directory, &*self.files.socket);
         let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
             .map_err(|errno| refused("its socket was removed", errno))?;
-        let stat = uninterrupted(|| fstat(&file)).map_err(unseen(address))?;
+        let stat = uninterrupted(|| fstat(&file)).map_err(stat_error(address))?;
         if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != self.socket {
             return Err(refused("its socket was replaced by another file", Errno::EEXIST));
         }
@@ -221,7 +223,7 @@ impl AsFd for BoundAddress {
 }
 
 /// Makes the error for a failed lookup of the socket's file.
-fn unseen(address: &Address) -> impl Fn(Errno) -> Error {
+fn stat_error(address: &Address) -> impl Fn(Errno) -> Error {
     |errno| address.invalid("its socket cannot be inspected", Some(errno))
 }
 
@@ -234,14 +236,14 @@ impl BoundAddress {
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
-            of_another: false,
+            is_shared: false,
         };
-        place.take_guests(backlog)?;
+        place.start_listening(backlog)?;
         Ok(place)
     }
 
     /// Starts listening. From now on the kernel reports this process to a connecting guest.
-    pub(super) fn take_guests(&self, backlog: i32) -> Result<()> {
+    pub(super) fn start_listening(&self, backlog: i32) -> Result<()> {
         let backlog = Backlog::new(backlog).or_system("listening")?;
         listen(&**self.listener, backlog).or_system("listening")
     }
@@ -281,7 +283,7 @@ impl BoundAddress {
 
     /// Closes the connections that already wait, so that their clients reconnect. The kernel has reported the
     /// old host to them, and their handshake would look for that process and fail.
-    pub(crate) fn send_away(&self) {
+    pub(crate) fn drop_queued(&self) {
         // At most as many as the kernel lets wait. A client that is not closed here notices the mismatch
         // itself.
         for _ in 0..=BACKLOG_OF_A_PAIR {
@@ -292,7 +294,7 @@ impl BoundAddress {
     }
 
     /// Shuts the listening socket permanently, for all processes that have it. A blocked accept returns.
-    pub(crate) fn shut(listener: &OwnedFd) {
+    pub(crate) fn shut_down(listener: &OwnedFd) {
         // This fails only if the socket is already shut.
         let _ = shutdown(listener.as_raw_fd(), Shutdown::Read);
     }
@@ -306,14 +308,14 @@ impl BoundAddress {
     }
 
     /// Drops the place without changing the address: another process takes over.
-    pub(crate) fn pass_on(mut self) {
-        self.set_of_another(true);
+    pub(crate) fn hand_over(mut self) {
+        self.set_shared(true);
     }
 
-    pub(super) fn set_of_another(&mut self, of_another: bool) {
-        self.of_another = of_another;
+    pub(super) fn set_shared(&mut self, is_shared: bool) {
+        self.is_shared = is_shared;
         if let Some(named) = &mut self.named {
-            named.of_another = of_another;
+            named.is_shared = is_shared;
         }
     }
 
@@ -349,7 +351,7 @@ pub(super) struct Files {
 /// The result of trying to lock an address.
 pub(super) enum Lock {
     /// This process has the lock, through this open file.
-    Held(Files, OwnedFd),
+    Acquired(Files, OwnedFd),
     /// Another process has the lock.
     Busy,
     /// Unknown: this process may not open the directory, or the lock file in it.
@@ -384,15 +386,15 @@ impl Lock {
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
             }
-            let unseen = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
-            let stat = uninterrupted(|| fstat(&file)).map_err(unseen)?;
+            let stat_error = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
+            let stat = uninterrupted(|| fstat(&file)).map_err(stat_error)?;
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
             }
             // The previous holder may have removed the file between our open and our lock. Then this lock
             // protects nothing.
-            if files.which(&files.lock).map_err(unseen)? == Some(inode(&stat)) {
-                return Ok(Self::Held(files, file));
+            if files.inode_at(&files.lock).map_err(stat_error)? == Some(inode(&stat)) {
+                return Ok(Self::Acquired(files, file));
             }
         }
     }
@@ -400,15 +402,10 @@ impl Lock {
 
 /// Makes the error for a directory that cannot be opened.
 pub(super) fn cannot_open_directory(address: &Address, errno: Errno) -> Error {
-    let reason = match errno {
-        Errno::ENOENT | Errno::ENOTDIR => "its directory does not exist",
-        Errno::EISDIR => "it names a directory",
-        _ => "its directory cannot be opened",
-    };
-    let errno = if errno == Errno::ENOTDIR {
-        Errno::ENOENT
-    } else {
-        errno
+    let (reason, errno) = match errno {
+        Errno::ENOENT | Errno::ENOTDIR => ("its directory does not exist", Errno::ENOENT),
+        Errno::EISDIR => ("it names a directory", errno),
+        _ => ("its directory cannot be opened", errno),
     };
     address.invalid(reason, Some(errno))
 }
@@ -448,13 +445,13 @@ impl Files {
     }
 
     /// Returns the identity of the file with this name, or `None` if there is none. Fails if that is unknown.
-    pub(super) fn which(&self, name: &OsStr) -> Result<Option<Inode>, Errno> {
-        if_there(self.stat(name))
+    pub(super) fn inode_at(&self, name: &OsStr) -> Result<Option<Inode>, Errno> {
+        inode_if_found(self.stat(name))
     }
 
-    /// Removes the file if its name still leads to `which`.
-    pub(super) fn remove(&self, name: &OsStr, which: Inode) -> Result<(), Errno> {
-        if self.which(name)? != Some(which) {
+    /// Removes the file if its name still leads to `inode_at`.
+    pub(super) fn remove(&self, name: &OsStr, inode_at: Inode) -> Result<(), Errno> {
+        if self.inode_at(name)? != Some(inode_at) {
             return Ok(());
         }
         match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
@@ -468,13 +465,13 @@ pub(super) fn inode(stat: &FileStat) -> Inode {
     (stat.st_dev, stat.st_ino)
 }
 
-/// Does the same as [`Files::which`], for a path.
-pub(super) fn which(path: &Path) -> Result<Option<Inode>, Errno> {
-    if_there(uninterrupted(|| lstat(path)))
+/// Does the same as [`Files::inode_at`], for a path.
+pub(super) fn inode_at(path: &Path) -> Result<Option<Inode>, Errno> {
+    inode_if_found(uninterrupted(|| lstat(path)))
 }
 
-fn if_there(looked: Result<FileStat, Errno>) -> Result<Option<Inode>, Errno> {
-    match looked {
+fn inode_if_found(stat: Result<FileStat, Errno>) -> Result<Option<Inode>, Errno> {
+    match stat {
         Ok(stat) => Ok(Some(inode(&stat))),
         Err(Errno::ENOENT | Errno::ENOTDIR) => Ok(None),
         Err(errno) => Err(errno),
@@ -506,19 +503,19 @@ impl Inheritance {
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
-        let unseen = |errno: Errno| {
+        let stat_error = |errno: Errno| {
             Error::unless_short("inspecting the host's socket", errno, |errno| {
                 Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
             })
         };
-        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(unseen)?;
+        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(stat_error)?;
         let stream = kind == SockType::Stream;
-        let listens = uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(unseen)?;
+        let listens = uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(stat_error)?;
         let number = listener.as_raw_fd();
-        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(unseen)?;
-        let here = is_at(&bound, address).map_err(unseen)?;
+        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(stat_error)?;
+        let here = is_bound_at(&bound, address).map_err(stat_error)?;
         let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
-        if stream && listens && !here && is_left(&bound).map_err(unseen)? {
+        if stream && listens && !here && is_orphaned(&bound).map_err(stat_error)? {
             return Err(Error::PeerLost("the host has left the address".into()));
         }
         if !(stream && listens && here) {
@@ -526,34 +523,34 @@ impl Inheritance {
         }
         record.passed("ready", "address", wanted, found);
         let named = match (address.place(), lock) {
-            (Some(path), Some(lock)) => Some(named_of_host(address, path, lock, record)?),
+            (Some(path), Some(lock)) => Some(accept_lock(address, path, lock, record)?),
             (None, None) => None,
             _ => return Err(Error::Protocol("READY with a missing or unexpected lock".into())),
         };
         Ok(Self(BoundAddress {
             named,
             listener: Withheld::new(listener)?,
-            of_another: true,
+            is_shared: true,
         }))
     }
 
     /// Takes over the place of a host that has ended. From now on the kernel reports this process to a
     /// connecting guest. Connections that are already queued still refer to the old host: see
-    /// [`BoundAddress::send_away`].
+    /// [`BoundAddress::drop_queued`].
     pub(crate) fn take_over(self) -> Result<BoundAddress> {
         let Self(mut place) = self;
         if let Some(named) = &place.named {
-            named.must_be_there()?;
+            named.check_files()?;
         }
-        place.take_guests(BACKLOG_OF_A_PAIR)?;
-        place.set_of_another(false);
+        place.start_listening(BACKLOG_OF_A_PAIR)?;
+        place.set_shared(false);
         Ok(place)
     }
 }
 
 /// Checks the lock that the host has passed. It must be the file next to the path, and locked through this
 /// same open file.
-fn named_of_host(
+fn accept_lock(
     address: &Address,
     path: &Path,
     lock: OwnedFd,
@@ -561,21 +558,21 @@ fn named_of_host(
 ) -> Result<SocketFile> {
     let files = Files::of(path).map_err(|errno| cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
-    let unseen = |errno: Errno| {
+    let stat_error = |errno: Errno| {
         Error::unless_short("inspecting the host's lock", errno, |errno| {
             Refusal::new(Check::Lock, wanted, errno.desc()).into()
         })
     };
-    let stat = uninterrupted(|| fstat(&lock)).map_err(unseen)?;
+    let stat = uninterrupted(|| fstat(&lock)).map_err(stat_error)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
-    let beside = files.which(&files.lock).map_err(unseen)? == Some(inode(&stat));
+    let beside = files.inode_at(&files.lock).map_err(stat_error)? == Some(inode(&stat));
     let held = regular
         && beside
         && match sys::file::lock_file(&lock) {
             Ok(()) => true,
             Err(Errno::EWOULDBLOCK) => false,
             // For example with an `O_PATH` descriptor, which cannot be locked.
-            Err(errno) => return Err(unseen(errno)),
+            Err(errno) => return Err(stat_error(errno)),
         };
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
     if !held {
@@ -587,24 +584,24 @@ fn named_of_host(
 
 /// Whether a socket was bound at a path and its file has been removed. If the address leads to the same
 /// directory by another path, it is then unknown whether this was the socket of the address.
-fn is_left(bound: &UnixAddr) -> Result<bool, Errno> {
+fn is_orphaned(bound: &UnixAddr) -> Result<bool, Errno> {
     match bound.path() {
-        Some(bound) if bound.is_absolute() => Ok(which(bound)?.is_none()),
+        Some(bound) if bound.is_absolute() => Ok(inode_at(bound)?.is_none()),
         _ => Ok(false),
     }
 }
 
 /// Whether a socket is bound at the address, as this process resolves it. Two paths to the same file count as
 /// the same place.
-fn is_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
+fn is_bound_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
     let Some(path) = address.place() else {
         return Ok(address.to_socket().is_ok_and(|own| own == *bound));
     };
     match bound.path() {
         Some(bound) if bound == path => Ok(true),
         Some(bound) if bound.is_absolute() => {
-            let there = which(bound)?;
-            Ok(there.is_some() && there == which(path)?)
+            let there = inode_at(bound)?;
+            Ok(there.is_some() && there == inode_at(path)?)
         }
         _ => Ok(false),
     }
@@ -627,7 +624,7 @@ mod tests {
         symlink("circle", folder.path().join("circle")).unwrap();
         let path = folder.path().join("circle/socket");
         let address = Address::path(&path).unwrap();
-        let before = named.what_is_there(&address).unwrap();
+        let before = named.socket_inode(&address).unwrap();
         assert!(before.is_some());
         let error = named.find_socket(&address, &path, before).unwrap_err();
         assert!(error.to_string().contains("its socket was removed"), "{error}");
@@ -652,14 +649,14 @@ mod tests {
         let files = Files::of(&folder.path().join("socket")).unwrap();
         std::fs::write(folder.path().join("socket"), "").unwrap();
         symlink("circle", folder.path().join("circle")).unwrap();
-        let there = files.which(&files.socket).unwrap();
+        let there = files.inode_at(&files.socket).unwrap();
         assert!(there.is_some());
-        assert_eq!(which(&folder.path().join("socket")), Ok(there));
-        assert_eq!(files.which(&files.lock), Ok(None));
-        assert_eq!(which(&folder.path().join("socket/under a file")), Ok(None));
+        assert_eq!(inode_at(&folder.path().join("socket")), Ok(there));
+        assert_eq!(files.inode_at(&files.lock), Ok(None));
+        assert_eq!(inode_at(&folder.path().join("socket/under a file")), Ok(None));
         let long = "x".repeat(300);
-        assert_eq!(files.which(OsStr::new(&long)), Err(Errno::ENAMETOOLONG));
-        assert_eq!(which(&folder.path().join("circle/socket")), Err(Errno::ELOOP));
+        assert_eq!(files.inode_at(OsStr::new(&long)), Err(Errno::ENAMETOOLONG));
+        assert_eq!(inode_at(&folder.path().join("circle/socket")), Err(Errno::ELOOP));
         // The file is unknown, so it must not be removed, and that is not a success.
         let removed = files.remove(OsStr::new(&long), there.unwrap());
         assert_eq!(removed, Err(Errno::ENAMETOOLONG));

@@ -27,7 +27,7 @@ use crate::{
 /// The number of attempts before a client concludes that the host accepts no more connections. Between lock
 /// and bind, and between bind and listen, a host exists but does not answer yet. Each pause is a little
 /// longer than the previous one.
-const LOOKS: u32 = 12;
+const ATTEMPTS: u32 = 12;
 
 /// The result of meeting at an address.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) enum MeetOutcome {
 
 /// The result of trying to bind an address.
 enum BindOutcome {
-    Mine(BoundAddress),
+    Bound(BoundAddress),
     /// Another process has bound it.
     Busy,
     /// Unknown: this process may not open the lock file.
@@ -54,10 +54,10 @@ pub(crate) fn meet(
     deadline: &Deadline,
     record: &mut EvidenceLog,
 ) -> Result<MeetOutcome> {
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
         let forbidden = match try_bind(address, access, BACKLOG_OF_A_PAIR)? {
-            BindOutcome::Mine(place) => {
+            BindOutcome::Bound(place) => {
                 record.met(FIRST_TO_BIND, "host: bound");
                 return Ok(MeetOutcome::Host(place));
             }
@@ -65,13 +65,13 @@ pub(crate) fn meet(
             BindOutcome::Busy => None,
             BindOutcome::Forbidden(errno) => Some(errno),
         };
-        match reach(address) {
+        match connect_to(address) {
             Ok(stream) => return Ok(MeetOutcome::Guest(guest(stream, record))),
             // The host does not listen yet, has just ended, or stopped listening because it has its partner.
-            Err(Errno::ECONNREFUSED | Errno::ENOENT) if looks < LOOKS => {}
+            Err(Errno::ECONNREFUSED | Errno::ENOENT) if attempts < ATTEMPTS => {}
             // The lock is held, and the socket does not exist yet or was removed. The holder needs a few more
             // calls, and a busy machine may delay them.
-            Err(Errno::ENOENT) if looks < LOOKS * 8 && forbidden.is_none() => {}
+            Err(Errno::ENOENT) if attempts < ATTEMPTS * 8 && forbidden.is_none() => {}
             Err(Errno::ECONNREFUSED) => return Err(address.occupied("its host accepts no more connections")),
             Err(Errno::ENOENT) if forbidden.is_none() => {
                 return Err(address.occupied("its lock file is held, but there is no socket"));
@@ -81,18 +81,18 @@ pub(crate) fn meet(
                 return Err(address.invalid(reason, forbidden));
             }
             // The backlog is full: a host exists but accepts no connection from it.
-            Err(Errno::EAGAIN) if looks < LOOKS * 8 => {}
-            Err(Errno::EAGAIN) => return Err(crowded(deadline)),
-            Err(errno) => return Err(closed_to_us(address, errno)),
+            Err(Errno::EAGAIN) if attempts < ATTEMPTS * 8 => {}
+            Err(Errno::EAGAIN) => return Err(queue_full(deadline)),
+            Err(errno) => return Err(connect_error(address, errno)),
         }
-        looks += 1;
-        pause(looks, deadline)?;
+        attempts += 1;
+        pause(attempts, deadline)?;
     }
 }
 
 /// Sleeps before the next attempt. The pause grows with the number of attempts.
-fn pause(looks: u32, deadline: &Deadline) -> Result<()> {
-    deadline.pause(Duration::from_millis(u64::from(looks.min(LOOKS)) * 2))
+fn pause(attempts: u32, deadline: &Deadline) -> Result<()> {
+    deadline.pause(Duration::from_millis(u64::from(attempts.min(ATTEMPTS)) * 2))
 }
 
 /// Binds the address for a service, which never connects to another process.
@@ -102,29 +102,29 @@ pub(crate) fn bind_alone(
     deadline: &Deadline,
     record: &mut EvidenceLog,
 ) -> Result<BoundAddress> {
-    bind_within(LOOKS, address, access, deadline, record)
+    bind_within(ATTEMPTS, address, access, deadline, record)
 }
 
-/// Tries up to `most` times to bind a name that is taken. While another thread of a process starts a program
+/// Tries up to `max` times to bind a name that is taken. While another thread of a process starts a program
 /// (posix_spawn(3)), the child has that process's listening sockets until it executes. So a name may become
 /// free a moment after its host has closed it. A path is free immediately, because unlocking its lock file
 /// applies to all processes that have it.
 fn bind_within(
-    most: u32,
+    max: u32,
     address: &Address,
     access: Access,
     deadline: &Deadline,
     record: &mut EvidenceLog,
 ) -> Result<BoundAddress> {
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
-        looks += 1;
+        attempts += 1;
         match try_bind(address, access, BACKLOG_OF_A_SERVICE)? {
-            BindOutcome::Mine(place) => {
+            BindOutcome::Bound(place) => {
                 record.met(SERVICE_BINDS, "host: bound");
                 return Ok(place);
             }
-            BindOutcome::Busy if looks < most && address.place().is_none() => pause(looks, deadline)?,
+            BindOutcome::Busy if attempts < max && address.place().is_none() => pause(attempts, deadline)?,
             BindOutcome::Busy => {
                 return Err(address.occupied("another process, or another call of this one, has bound it"));
             }
@@ -146,27 +146,27 @@ pub(crate) fn find(
     deadline: &Deadline,
     record: &mut EvidenceLog,
 ) -> Result<Option<OwnedFd>> {
-    let mut looks = 0;
+    let mut attempts = 0;
     loop {
-        match reach(address) {
+        match connect_to(address) {
             Ok(stream) => return Ok(Some(guest(stream, record))),
             // A service that has just bound may not have set the mode yet, or may not listen yet. This number
             // of attempts covers that.
-            Err(Errno::ECONNREFUSED | Errno::EACCES) if looks < 3 => {}
-            Err(Errno::ECONNREFUSED | Errno::ENOENT) => return may_come(address).map(|()| None),
+            Err(Errno::ECONNREFUSED | Errno::EACCES) if attempts < 3 => {}
+            Err(Errno::ECONNREFUSED | Errno::ENOENT) => return check_joinable(address).map(|()| None),
             // The backlog is full: a service exists and may accept more connections before the deadline.
             Err(Errno::EAGAIN) if deadline.is_left() => {}
-            Err(Errno::EAGAIN) => return Err(crowded(deadline)),
-            Err(errno) => return Err(closed_to_us(address, errno)),
+            Err(Errno::EAGAIN) => return Err(queue_full(deadline)),
+            Err(errno) => return Err(connect_error(address, errno)),
         }
-        looks += 1;
-        pause(looks, deadline)?;
+        attempts += 1;
+        pause(attempts, deadline)?;
     }
 }
 
 /// Checks that a process could start to listen there later. A file that is not a socket prevents that, and
 /// waiting would never end.
-fn may_come(address: &Address) -> Result<()> {
+fn check_joinable(address: &Address) -> Result<()> {
     let found = address.place().map(|path| uninterrupted(|| stat(path)));
     match found {
         Some(Ok(stat)) if !is_kind(&stat, SFlag::S_IFSOCK) => Err(no_socket(address)),
@@ -175,7 +175,7 @@ fn may_come(address: &Address) -> Result<()> {
     }
 }
 
-fn closed_to_us(address: &Address, errno: Errno) -> Error {
+fn connect_error(address: &Address, errno: Errno) -> Error {
     let reason = if errno == Errno::EACCES {
         "this process may not connect to it: the socket's mode or group (the options `mode` and `group` of the process that binds it), \
          or a directory above, keeps it out"
@@ -190,7 +190,7 @@ fn no_socket(address: &Address) -> Error {
     address.invalid("a file that is not a socket has this path", Some(Errno::EEXIST))
 }
 
-fn crowded(deadline: &Deadline) -> Error {
+fn queue_full(deadline: &Deadline) -> Error {
     deadline.late("the host accepts no connections, and its queue is full")
 }
 
@@ -209,7 +209,7 @@ fn new_listener() -> Result<OwnedFd> {
     new_socket().or_system("a Unix socket")
 }
 
-fn reach(address: &Address) -> Result<OwnedFd, Errno> {
+fn connect_to(address: &Address) -> Result<OwnedFd, Errno> {
     let stream = new_socket()?;
     let socket = address.to_socket().map_err(|_| Errno::EINVAL)?;
     match uninterrupted(|| connect(stream.as_raw_fd(), &socket)) {
@@ -228,7 +228,7 @@ fn try_bind(address: &Address, access: Access, backlog: i32) -> Result<BindOutco
 fn try_bind_name(address: &Address, backlog: i32) -> Result<BindOutcome> {
     let listener = new_listener()?;
     match bind(listener.as_raw_fd(), &address.to_socket()?) {
-        Ok(()) => BoundAddress::open(listener, None, backlog).map(BindOutcome::Mine),
+        Ok(()) => BoundAddress::open(listener, None, backlog).map(BindOutcome::Bound),
         Err(Errno::EADDRINUSE) => Ok(BindOutcome::Busy),
         Err(errno) => Err(address.invalid("it cannot be bound", Some(errno))),
     }
@@ -236,7 +236,7 @@ fn try_bind_name(address: &Address, backlog: i32) -> Result<BindOutcome> {
 
 fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Result<BindOutcome> {
     let (files, lock) = match Lock::acquire(address, path)? {
-        Lock::Held(files, lock) => (files, lock),
+        Lock::Acquired(files, lock) => (files, lock),
         Lock::Busy => return Ok(BindOutcome::Busy),
         Lock::Forbidden(errno) => return Ok(BindOutcome::Forbidden(errno)),
     };
@@ -248,13 +248,13 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
     fchmod(&listener, mode_bits(access.mode & 0o700)).or_system("setting the socket's mode")?;
     let socket = address.to_socket()?;
     // A file that already has the name is not this socket's file.
-    let mut before = named.what_is_there(address)?;
+    let mut before = named.socket_inode(address)?;
     let bound = match bind(listener.as_raw_fd(), &socket) {
         Err(Errno::EADDRINUSE) => {
-            if let Some(taken) = clear_the_way(address, &named.files)? {
+            if let Some(taken) = remove_stale(address, &named.files)? {
                 return Ok(taken);
             }
-            before = named.what_is_there(address)?;
+            before = named.socket_inode(address)?;
             bind(listener.as_raw_fd(), &socket)
         }
         other => other,
@@ -262,17 +262,17 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
     named.find_socket(address, path, before)?;
     named.admit(address, access)?;
-    BoundAddress::open(listener, Some(named), backlog).map(BindOutcome::Mine)
+    BoundAddress::open(listener, Some(named), backlog).map(BindOutcome::Bound)
 }
 
 /// Removes the socket of a host that has ended. The caller holds the lock. A program that ignores the lock
 /// may still listen there; then its connection is returned.
-fn clear_the_way(address: &Address, files: &Files) -> Result<Option<BindOutcome>> {
+fn remove_stale(address: &Address, files: &Files) -> Result<Option<BindOutcome>> {
     let found = files.stat(&files.socket);
     if found.is_ok_and(|stat| !is_kind(&stat, SFlag::S_IFSOCK)) {
         return Err(no_socket(address));
     }
-    match reach(address) {
+    match connect_to(address) {
         Ok(stream) => Ok(Some(BindOutcome::Answered(stream))),
         Err(Errno::ECONNREFUSED) => {
             let stale = found.map(|stat| inode(&stat));
@@ -285,7 +285,7 @@ fn clear_the_way(address: &Address, files: &Files) -> Result<Option<BindOutcome>
         }
         Err(Errno::ENOENT) => Ok(None),
         Err(Errno::EAGAIN) => Ok(Some(BindOutcome::Busy)),
-        Err(errno) => Err(closed_to_us(address, errno)),
+        Err(errno) => Err(connect_error(address, errno)),
     }
 }
 

@@ -287,7 +287,7 @@ impl ParentLine {
         record.met(LINE_TO_CHILD, "made by this process");
         let child = self.processes.started();
         let pidfd = child.map(Started::pidfd).transpose()?.flatten();
-        barriers::begin();
+        barriers::register_early();
         self.wait(pidfd.as_deref(), &deadline(options))?;
         let deadline = deadline(options);
         let expected = match (self.admit, child) {

@@ -110,7 +110,7 @@ fn connect_with(
     verb: (&str, &str),
     run_handshake: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
-    barriers::begin();
+    barriers::register_early();
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {

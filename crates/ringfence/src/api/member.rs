@@ -45,7 +45,7 @@ const LEAVE_MARGIN: Duration = Duration::from_secs(30);
 /// [`Options::wait`]; [`NoSpace`](crate::Error::NoSpace) also if no thread can be started.
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
-    barriers::begin();
+    barriers::register_early();
     let deadline = Deadline::endless(
         options.cancel_token.take().into_iter().collect(),
         options.handshake_timeout,

@@ -65,7 +65,7 @@ pub fn join_reporting(
 ) -> Result<Channel> {
     let options = &options.clone().checked()?;
     let address = &address.absolute();
-    barriers::begin();
+    barriers::register_early();
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {

@@ -77,7 +77,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
 /// Creates the ring object, and what the threads of the publisher share in addition to it.
 fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Result<Broadcast> {
     let (record, options) = (&mut bound.record, &bound.options);
-    let supports_barriers = barriers::complete() && barriers::are_offered();
+    let supports_barriers = barriers::register() && barriers::is_offered();
     // Without subscribers, only the name tells a publisher's ring from that of a pair in /proc.
     let name = [b"ringfence-published:".as_slice(), &address.bound_name()].concat();
     let wanted = ObjectSpec {
@@ -91,13 +91,13 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         peer: nix::unistd::geteuid().as_raw(),
     };
     let object = SharedObject::create(&wanted, &bound.deadline.within(options.handshake_timeout), record)?;
-    object.close_to_openers(record)?;
-    let fd = InFlightDescriptor::keep(&object)?;
+    object.remove_permissions(record)?;
+    let fd = InFlightDescriptor::new(&object)?;
     record.met(IN_FLIGHT, "a socket of the publisher's own");
     // From here on it is in no table of descriptors.
-    let region = object.into_region();
+    let region = object.region;
     region.in_use(supports_barriers);
-    let readers = Arc::new(Readers::new(region.clone(), OwnRegion::nowhere(), MAX_READERS));
+    let readers = Arc::new(Readers::new(region.clone(), OwnRegion::detached(), MAX_READERS));
     let watches = Arc::new(Watches::new()?);
     let sender = Arc::clone(&watches);
     Ok(Broadcast {

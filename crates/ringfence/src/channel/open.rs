@@ -30,7 +30,7 @@ pub(crate) struct Opened {
     pub(crate) peer: PeerRegion,
     pub(crate) barriers: Barriers,
     /// This process was registered for barriers before the channel was opened.
-    pub(crate) receives_barriers: bool,
+    pub(crate) is_registered: bool,
     pub(crate) terms: ChannelTerms,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
-    let receives_barriers = barriers::are_accepted();
+    let is_registered = barriers::is_registered();
     let subscribes = parts.terms.own_capacity == 0;
     let (process, birth) = (parts.process.pidfd(), parts.mark.birth());
     let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, birth);
@@ -64,7 +64,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         busy_poll: options.busy_poll,
         tie: parts.tie,
     });
-    own.in_use(parts.barriers && receives_barriers);
+    own.in_use(parts.barriers && is_registered);
     shared.opened(&own);
     let verifier = Verifier::new(parts.process, options, &shared);
     Opened {
@@ -78,7 +78,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         } else {
             Barriers::Both
         },
-        receives_barriers,
+        is_registered,
         terms: parts.terms,
     }
 }
@@ -107,8 +107,8 @@ impl Link {
     ) -> Self {
         let barriers = opened.barriers;
         let mut waker = Waker::new(opened.own.clone(), peer.clone(), waker, barriers);
-        if !opened.receives_barriers {
-            waker = waker.fenced_until(barriers::are_accepted);
+        if !opened.is_registered {
+            waker = waker.fenced_until(barriers::is_registered);
         }
         Self {
             sleeper: Sleeper::new(opened.own.clone(), peer, sleeper, barriers),

@@ -212,8 +212,8 @@ impl<R: Outlet> Writing<R> {
 
     /// Protects the range that was claimed from a wipe while the caller writes it. Fails if the ring is wiped.
     #[inline]
-    pub(super) fn hold(&self, at: usize, size: usize) -> Result<()> {
-        if self.ring.own().hold(at, size) {
+    pub(super) fn protect(&self, at: usize, size: usize) -> Result<()> {
+        if self.ring.own().protect(at, size) {
             return Ok(());
         }
         Err(exposed::<R>(&self.shared))

@@ -312,12 +312,13 @@ impl Inlet for PairInlet {
     }
 
     fn release_own(&mut self) {
-        self.consumer.freeze_tail(OwnRegion::nowhere());
+        self.consumer.freeze_tail(OwnRegion::detached());
     }
 
     fn release_all(&mut self) {
-        if !self.consumer.peer().is_nowhere() {
-            self.consumer.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
+        if !self.consumer.peer().is_detached() {
+            self.consumer
+                .detach(OwnRegion::detached(), PeerRegion::detached());
             self.scratch.release();
         }
     }

@@ -60,7 +60,7 @@ impl<R: Outlet> Outbound<R> {
         let Some(writing) = &mut self.writing else {
             return Err(closed::<R>());
         };
-        writing.hold(at, size)?;
+        writing.protect(at, size)?;
         Ok(Some(Reservation { writing, at, size }))
     }
 
@@ -124,7 +124,7 @@ impl<R: Outlet> Outbound<R> {
             return Ok(None);
         };
         let writing = self.writing()?;
-        writing.hold(at, size)?;
+        writing.protect(at, size)?;
         let region = writing.ring.own().clone();
         self.in_progress = InProgress::Reservation;
         self.reservation.store(true, Ordering::Relaxed);
@@ -217,7 +217,7 @@ impl<R: Outlet> Reservation<'_, R> {
             return Err(not_committed(writing, length, size));
         }
         writing.finish(at, size, length);
-        writing.ring.own().let_go();
+        writing.ring.own().unprotect();
         Ok(())
     }
 }
@@ -257,14 +257,14 @@ impl<R: Outlet> DerefMut for Reservation<'_, R> {
 impl<R: Outlet> Drop for Reservation<'_, R> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.writing.ring.own().let_go();
+        self.writing.ring.own().unprotect();
     }
 }
 
 #[cold]
 #[inline(never)]
 fn not_committed<R: Outlet>(writing: &mut Writing<R>, length: usize, size: usize) -> Error {
-    writing.ring.own().let_go();
+    writing.ring.own().unprotect();
     let checked = check_length(length, size);
     checked.err().unwrap_or_else(|| refusal::<R>(&writing.shared))
 }
@@ -317,7 +317,7 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        self.region.let_go();
+        self.region.unprotect();
         // Release: the sending half loads this before it hands the bytes out again.
         self.open.store(false, Ordering::Release);
     }
@@ -373,7 +373,7 @@ impl<R: Outlet> Batch<'_, R> {
             },
         };
         // Replaces the range that was handed out before: its borrow has ended.
-        self.writing.hold(at, size)?;
+        self.writing.protect(at, size)?;
         let ring = &mut self.writing.ring;
         ring.finish(at, size, size);
         // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
@@ -416,7 +416,7 @@ impl<R: Outlet> Batch<'_, R> {
     /// The range that was handed out is no longer written: its borrow has ended.
     #[inline]
     fn release(&mut self) {
-        self.writing.ring.own().let_go();
+        self.writing.ring.own().unprotect();
     }
 
     /// Makes what was added so far visible to the readers.

@@ -192,7 +192,7 @@ impl Subscription {
     pub fn stats(&self) -> SubscriptionStats {
         let ring = &self.ring;
         let (messages_received, bytes_received) = ring.reader.counted();
-        let over = ring.controls().publishers.is_nowhere();
+        let over = ring.controls().publishers.is_detached();
         SubscriptionStats {
             messages_received,
             bytes_received,
@@ -332,19 +332,19 @@ impl Inlet for BroadcastInlet {
 
     fn release_own(&mut self) {
         self.end_at_announced();
-        self.reader.freeze_tail(OwnRegion::nowhere());
-        self.reader.validity_mut().own = OwnRegion::nowhere();
+        self.reader.freeze_tail(OwnRegion::detached());
+        self.reader.validity_mut().own = OwnRegion::detached();
     }
 
     fn release_all(&mut self) {
-        if self.controls().publishers.is_nowhere() {
+        if self.controls().publishers.is_detached() {
             return;
         }
         self.last_lag = self.lag();
-        self.reader.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
+        self.reader.detach(OwnRegion::detached(), PeerRegion::detached());
         let controls = self.reader.validity_mut();
-        controls.own = OwnRegion::nowhere();
-        controls.publishers = PeerRegion::nowhere();
+        controls.own = OwnRegion::detached();
+        controls.publishers = PeerRegion::detached();
     }
 
     #[inline]

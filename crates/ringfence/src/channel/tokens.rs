@@ -196,7 +196,7 @@ impl Shared {
     /// none after it has set how it ends.
     pub(crate) fn drain_tokens(&self) {
         self.drain_tokens_with(|Resources { inbox, peer, .. }| {
-            inbox.is_behind(peer.load(layout::TOKENS, Ordering::Acquire))
+            inbox.lagging_claim(peer.load(layout::TOKENS, Ordering::Acquire))
         });
     }
 

@@ -109,7 +109,12 @@ impl fmt::Display for Finding {
 pub(super) struct About(pub(super) &'static str, pub(super) &'static str);
 
 impl About {
-    pub(super) fn is(self, status: Status, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
+    pub(super) fn with(
+        self,
+        status: Status,
+        found: impl Into<String>,
+        meaning: impl Into<String>,
+    ) -> Finding {
         Finding {
             name: self.0,
             title: self.1,
@@ -120,15 +125,15 @@ impl About {
     }
 
     pub(super) fn good(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.is(Status::Good, found, meaning)
+        self.with(Status::Good, found, meaning)
     }
 
     pub(super) fn limited(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.is(Status::Limited, found, meaning)
+        self.with(Status::Limited, found, meaning)
     }
 
     pub(super) fn missing(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.is(Status::Missing, found, meaning)
+        self.with(Status::Missing, found, meaning)
     }
 }
 

@@ -43,7 +43,7 @@ use crate::{
 pub(super) fn memfd() -> Result<OwnedFd, String> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let raw = memfd_create("ringfence-doctor", flags).map_err(failed("memfd_create"))?;
-    again(&raw, OFlag::O_RDWR).map_err(failed("reopening it through /proc/self/fd"))
+    reopen(&raw, OFlag::O_RDWR).map_err(failed("reopening it through /proc/self/fd"))
 }
 
 /// The failed call, and the reason.
@@ -52,7 +52,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> String {
 }
 
 /// Opens the same object once more.
-pub(super) fn again(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
+pub(super) fn reopen(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", object.as_raw_fd());
     open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
@@ -60,7 +60,7 @@ pub(super) fn again(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
 const SEALS: About = About("memfd-seals", "Sealed memory (memfd)");
 
 pub(super) fn memfd_seals() -> Finding {
-    match sealed_against() {
+    match broken_seals() {
         Ok(open) if open.is_empty() => SEALS.good(
             "a second writable mapping, mprotect, a write, shrinking, growing, punching a hole and further seals are \
              refused; the first mapping still writes, and a reader sees it",
@@ -81,7 +81,7 @@ pub(super) fn memfd_seals() -> Finding {
 }
 
 /// Seals a throw-away memfd as the channel does. Returns the operations that are still possible and must not be.
-fn sealed_against() -> Result<Vec<&'static str>, String> {
+fn broken_seals() -> Result<Vec<&'static str>, String> {
     let object = memfd()?;
     let size = region_size(CAPACITY_MIN);
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
@@ -167,7 +167,7 @@ pub(super) fn memfd_noexec() -> Finding {
 const MEMFD_LEASE: About = About("memfd-lease", "Write lease on a memfd");
 
 pub(super) fn memfd_lease() -> Finding {
-    match memfd().and_then(|object| leased(&object)) {
+    match memfd().and_then(|object| probe_lease(&object)) {
         Ok(found) => MEMFD_LEASE.good(
             found,
             "the kernel confirms that no other process has the object open when it is passed on, and keeps later openers \
@@ -184,7 +184,7 @@ pub(super) fn memfd_lease() -> Finding {
 const SHM_LEASE: About = About("shm-lease", "Write lease on a shm_open object");
 
 pub(super) fn shm_lease() -> Finding {
-    match shm_object().and_then(|object| leased(&object)) {
+    match shm_object().and_then(|object| probe_lease(&object)) {
         Ok(found) => SHM_LEASE.good(
             found,
             "with the shm backing, a process that got in before the lease is noticed, unless with O_PATH; the peer itself can \
@@ -209,9 +209,9 @@ fn shm_object() -> Result<OwnedFd, String> {
 }
 
 /// Tries whether a write lease tells that another process has an object open.
-fn leased(object: &OwnedFd) -> Result<String, String> {
+fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    let second = again(object, open).map_err(failed("opening it once more"))?;
+    let second = reopen(object, open).map_err(failed("opening it once more"))?;
     match sys::file::take_lease(object) {
         Err(Errno::EAGAIN) => {}
         Ok(()) => return Err("granted although the object was open twice".into()),
@@ -231,7 +231,7 @@ fn leased(object: &OwnedFd) -> Result<String, String> {
     if sys::file::has_write_lease(object) != Ok(true) {
         return Err("granted, but F_GETLEASE does not show it".into());
     }
-    match again(object, open) {
+    match reopen(object, open) {
         Err(Errno::EWOULDBLOCK) => {}
         Ok(_) => return Err("granted, but a later opener is let in at once".into()),
         Err(errno) => return Err(failed("opening it under the lease")(errno)),
@@ -247,7 +247,7 @@ fn leased(object: &OwnedFd) -> Result<String, String> {
 const TRIPWIRE: About = About("tripwire", "Alarm when a shared object is opened");
 
 pub(super) fn tripwire() -> Finding {
-    match alarmed() {
+    match triggers_alarm() {
         Ok((number, true)) => TRIPWIRE.good(
             format!("sounded (signal {number}) when the object was opened under its lease"),
             "a process that opens the memory of a channel ends it: its owner wipes it first, and both sides see it (exposed)",
@@ -269,7 +269,7 @@ pub(super) fn tripwire() -> Finding {
 const ALARM: Duration = Duration::from_secs(2);
 
 /// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
-fn alarmed() -> Result<(i32, bool), String> {
+fn triggers_alarm() -> Result<(i32, bool), String> {
     let object = memfd()?;
     let refused = |error: crate::error::Error| error.to_string();
     let number = claim::unused().map_err(refused)?;
@@ -280,7 +280,7 @@ fn alarmed() -> Result<(i32, bool), String> {
         let _ = sounded.send(());
         None
     });
-    match again(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+    match reopen(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Err(Errno::EWOULDBLOCK) => {}
         Ok(_) => return Err("an opener is let in at once".into()),
         Err(errno) => return Err(failed("opening it under the lease")(errno)),
@@ -371,15 +371,15 @@ mod tests {
         assert!(Mapping::new(&object, 4096, true).is_ok());
         assert!(pwrite(&object, b"x", 0).is_ok());
         assert!(ftruncate(&object, 0).is_ok());
-        assert_eq!(sealed_against(), Ok(vec![]));
+        assert_eq!(broken_seals(), Ok(vec![]));
     }
 
     #[test]
     fn lease_probe_detects_a_second_open() {
         let object = memfd().unwrap();
-        assert!(leased(&object).is_ok());
+        assert!(probe_lease(&object).is_ok());
         let object = memfd().unwrap();
-        let _second = again(&object, OFlag::O_RDONLY).unwrap();
-        assert!(leased(&object).unwrap_err().contains("no other process"));
+        let _second = reopen(&object, OFlag::O_RDONLY).unwrap();
+        assert!(probe_lease(&object).unwrap_err().contains("no other process"));
     }
 }

@@ -85,7 +85,7 @@ pub(super) fn pidfd_information() -> Finding {
 const MEMBARRIER: About = About("membarrier", "Barriers for other processes (membarrier)");
 
 pub(super) fn membarrier() -> Finding {
-    match sys::process::knows_barriers().and_then(|known| sys::process::issue_barrier().map(|()| known)) {
+    match sys::process::supports_barriers().and_then(|known| sys::process::issue_barrier().map(|()| known)) {
         Ok(true) => MEMBARRIER.good(
             "global expedited: works",
             "sending takes no fence: the side that goes to sleep makes the barrier for both",
@@ -356,7 +356,7 @@ pub(super) fn signals() -> Finding {
 const TOKENS: About = About("tokens", "Tokens (what comes with a realtime signal)");
 
 pub(super) fn tokens() -> Finding {
-    match claim::carry_all() {
+    match claim::carries_all() {
         Ok(true) if sys::process::pidfd_open_thread(gettid().as_raw()).is_ok() => TOKENS.good(
             "all of it arrives; threads are held (PIDFD_THREAD)",
             "a token carries the secret that tells it from what others make up, and goes to the peer's thread alone",

@@ -222,13 +222,8 @@ mod tests {
 
     fn ring() -> PublishedRing {
         let object = memfd_create("ringfence-test", MFdFlags::MFD_CLOEXEC).unwrap();
-        let readers = Readers::new(OwnRegion::private(4096), OwnRegion::nowhere(), 4);
-        PublishedRing::new(
-            Arc::new(readers),
-            InFlightDescriptor::keep(object).unwrap(),
-            || (),
-        )
-        .unwrap()
+        let readers = Readers::new(OwnRegion::private(4096), OwnRegion::detached(), 4);
+        PublishedRing::new(Arc::new(readers), InFlightDescriptor::new(object).unwrap(), || ()).unwrap()
     }
 
     fn deadline(time: Duration) -> Deadline {

@@ -219,7 +219,7 @@ impl<'a> Side<'a> {
             shares: &[],
             inherits: None,
             role: RingRole::PerSide,
-            supports_barriers: barriers::are_offered(),
+            supports_barriers: barriers::is_offered(),
             lacks_memory: false,
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     fn region_without_a_channel_is_marked_closed() {
         for (opened, phase) in [(true, Phase::OPEN.word()), (false, 2)] {
             let region = OwnRegion::private(4096);
-            let seen = region.seen_by_peer();
+            let seen = region.peer_view();
             let unopened = Unopened::new(region);
             assert_eq!(seen.load(layout::PHASE, Ordering::Acquire), Phase::OPEN.word());
             let kept = opened.then(|| unopened.open());

@@ -555,7 +555,7 @@ impl Side<'_> {
                     .map(|descriptor| descriptor.ok_or_else(missing_object));
                 received = Some((offer, descriptors));
                 let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
-                SharedObject::over(blank, wanted, record)
+                SharedObject::seal(blank, wanted, record)
             })?,
             None => self.prepare(peer)?,
         };
@@ -762,7 +762,7 @@ fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
     Ok(if peer.shares_pid_ns() {
         sender
     } else {
-        sender.out_of_reach()
+        sender.without_address()
     })
 }
 

@@ -38,7 +38,7 @@ use crate::{
     region::copy::Readable,
     region::layout,
     region::own::OwnRegion,
-    region::tripwire::Aftermath,
+    region::tripwire::AfterAlarm,
     ring::fan_out::Delivery,
     ring::fan_out::readers::ActiveReader,
     sys::lock::Mutex,
@@ -464,7 +464,7 @@ impl Endpoint<Broadcast> {
 
     /// Called when another process tries to open the ring. When this returns, all subscribers can see that, and the ring is wiped.
     /// Returns a function that notifies the program.
-    pub(crate) fn expose(self: Arc<Self>) -> Aftermath {
+    pub(crate) fn expose(self: Arc<Self>) -> AfterAlarm {
         self.sealed.store(true, Ordering::Release);
         // Does not wait for it: this is the thread that handles alarms.
         self.worker.stop().cancel();

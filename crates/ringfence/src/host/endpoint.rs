@@ -362,7 +362,7 @@ pub(crate) struct BoundAlone {
 impl BoundAlone {
     /// Binds an absolute address. With [`Options::wait`], waits until it is free.
     pub(crate) fn new(address: &Address, options: Options) -> Result<(Self, Worker)> {
-        barriers::begin();
+        barriers::register_early();
         let deadline = options.deadline();
         let mut backoff = Backoff::new(&deadline);
         let mut record = EvidenceLog::default();

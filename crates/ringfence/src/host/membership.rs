@@ -225,7 +225,7 @@ impl Endpoint<Member> {
     pub(crate) fn shut_listener(&self) {
         let listener = self.state().listener.upgrade();
         if let Some(listener) = listener {
-            BoundAddress::shut(&listener);
+            BoundAddress::shut_down(&listener);
         }
     }
 
@@ -343,7 +343,7 @@ impl MemberWorker {
             // A local error. The partner's channel continues, and the partner takes the place when it ends.
             Err(error) => {
                 if endpoint.partner().is_some() {
-                    place.pass_on();
+                    place.hand_over();
                 }
                 Err(error)
             }
@@ -363,7 +363,7 @@ impl MemberWorker {
             channel.leave(&answer)
         });
         match handover {
-            Handover::Taken | Handover::Unanswered => place.pass_on(),
+            Handover::Taken | Handover::Unanswered => place.hand_over(),
             Handover::NoSuccessor => drop(place),
         }
     }
@@ -386,7 +386,7 @@ impl MemberWorker {
                 Some(GuestOutcome::Successor(place)) => {
                     endpoint.set_role(Role::Host);
                     endpoint.set_listener(place.share().first());
-                    place.send_away();
+                    place.drop_queued();
                     let mut record = EvidenceLog::default();
                     record.met(SUCCESSION, "host: taken over");
                     return Ok(Some(Position::Host(place, record)));

@@ -62,20 +62,20 @@ pub(crate) fn accept_blank(
     capacity: u64,
     record: &mut EvidenceLog,
 ) -> Result<Blank> {
-    const KNOWN: &str = "a memfd that is not sealed";
+    const WANTED: &str = "a memfd that is not sealed";
     let mut checks = Checks { record: Some(record) };
     let found = uninterrupted(|| fcntl(&*reopened, FcntlArg::F_GET_SEALS))
-        .map_err(|errno| unsound("seals", KNOWN, errno))?;
+        .map_err(|errno| unsound("seals", WANTED, errno))?;
     let found = SealFlag::from_bits_retain(found);
     let is_open = !found.intersects(wanted_seals() | SealFlag::F_SEAL_WRITE);
-    checks.hold("seals", || KNOWN.into(), || seal_names(found), is_open)?;
+    checks.require("seals", || WANTED.into(), || seal_names(found), is_open)?;
     uninterrupted(|| {
         fcntl(
             &*reopened,
             FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
         )
     })
-    .map_err(|errno| unsound("seals", KNOWN, errno))?;
+    .map_err(|errno| unsound("seals", WANTED, errno))?;
     let (file, other) = (stat_of(&reopened)?, stat_of(&raw)?);
     checks.kind(&reopened, &file, TMPFS)?;
     let agreed = Agreed {
@@ -89,8 +89,9 @@ pub(crate) fn accept_blank(
     let [wanted, found] =
         [&file, &other].map(|stat| format!("device {}, inode {}", stat.st_dev, stat.st_ino));
     let is_same = wanted == found;
-    checks.hold("file", || wanted, || found, is_same)?;
-    Ok(Blank::of_parent(raw, reopened))
+    checks.require("file", || wanted, || found, is_same)?;
+    let (leased, kind) = (reopened, "memfd, created by the parent");
+    Ok(Blank { raw, leased, kind })
 }
 
 /// Makes the error for a check that could not be made.
@@ -106,7 +107,7 @@ pub(super) struct Checks<'a> {
 }
 
 impl Checks<'_> {
-    pub(super) fn hold(
+    pub(super) fn require(
         &mut self,
         check: &'static str,
         wanted: impl FnOnce() -> String,
@@ -141,9 +142,9 @@ impl Checks<'_> {
                 format!("{kind:?}")
             }
         };
-        self.hold("kind", || REGULAR.into(), found, is_regular)?;
+        self.require("kind", || REGULAR.into(), found, is_regular)?;
         let filesystem = filesystem_of(descriptor, names)?;
-        self.hold(
+        self.require(
             "filesystem",
             || names.into(),
             || format!("{:#x}", filesystem.0),
@@ -154,7 +155,7 @@ impl Checks<'_> {
     fn size(&mut self, stat: &FileStat, agreed: &Agreed) -> Result<()> {
         let (wanted, stated) = (region_size(agreed.capacity), agreed.stated);
         let size = stat.st_size.cast_unsigned();
-        self.hold(
+        self.require(
             "size",
             || format!("{wanted} bytes, as agreed"),
             || format!("{size}, and {stated} stated"),
@@ -167,7 +168,7 @@ impl Checks<'_> {
     /// hugetlbfs.
     pub(super) fn memory(&mut self, stat: &FileStat, wanted: u64) -> Result<()> {
         let reserved = stat.st_blocks.cast_unsigned() * 512;
-        self.hold(
+        self.require(
             "memory",
             || format!("{wanted} bytes reserved"),
             || format!("{reserved} reserved"),
@@ -176,21 +177,21 @@ impl Checks<'_> {
     }
 
     fn owner(&mut self, stat: &FileStat, owner: u32) -> Result<()> {
-        self.hold(
+        self.require(
             "owner",
             || format!("uid {owner}, the peer"),
             || format!("uid {}", stat.st_uid),
             stat.st_uid == owner,
         )?;
         let links = stat.st_nlink;
-        self.hold("names", || "0".into(), || links.to_string(), links == 0)
+        self.require("names", || "0".into(), || links.to_string(), links == 0)
     }
 
-    pub(super) fn seals(&mut self, descriptor: &OwnedFd, wanted: SealFlag, known: &str) -> Result<()> {
+    pub(super) fn seals(&mut self, descriptor: &OwnedFd, wanted: SealFlag, description: &str) -> Result<()> {
         let found = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GET_SEALS))
-            .map_err(|errno| unsound("seals", known, errno))?;
+            .map_err(|errno| unsound("seals", description, errno))?;
         let found = SealFlag::from_bits_retain(found);
-        self.hold(
+        self.require(
             "seals",
             || seal_names(wanted),
             || seal_names(found),
@@ -200,7 +201,7 @@ impl Checks<'_> {
 
     pub(super) fn access(&mut self, descriptor: &OwnedFd) -> Result<()> {
         let flags = sys::file::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
-        self.hold(
+        self.require(
             "access",
             || "O_RDWR".into(),
             || format!("{:#o}", flags & libc::O_ACCMODE),
@@ -214,7 +215,7 @@ impl Checks<'_> {
         let leased =
             sys::file::has_write_lease(descriptor).map_err(|errno| unsound("lease", WANTED, errno))?;
         let found = if leased { "F_WRLCK" } else { "not held" };
-        self.hold("lease", || WANTED.into(), || found.into(), leased)
+        self.require("lease", || WANTED.into(), || found.into(), leased)
     }
 }
 

@@ -307,7 +307,7 @@ pub(crate) trait Writable: Readable {
         fence(Ordering::Release);
     }
     /// From now on this process receives the barriers of others. The producer calls this, and makes a full fence afterwards.
-    fn receives_barriers(&self) {}
+    fn enable_barriers(&self) {}
     /// Prefetches the cache line at `at` for writing.
     #[inline]
     fn will_write(&self, at: usize) {

@@ -26,14 +26,14 @@ use crate::{
         layout::region_size,
         own::OwnRegion,
         room::reserve,
-        tripwire::{Tripwire, refused},
+        tripwire::{Tripwire, lease_error},
     },
     sys::{self, socket::ControlStatus, uninterrupted},
     wait::deadline::Deadline,
 };
 
 /// The number of attempts to make an object that no other process has opened.
-const TRIES: u32 = 8;
+const MAX_ATTEMPTS: u32 = 8;
 
 /// The properties of the object to be made.
 #[derive(Debug)]
@@ -79,8 +79,8 @@ impl SharedObject {
             signal,
             peer,
         } = *wanted;
-        until_unexposed(|| match backing {
-            Backing::Memfd => Self::over(Blank::create(name, capacity, deadline)?, wanted, record),
+        retry_exposed(|| match backing {
+            Backing::Memfd => Self::seal(Blank::create(name, capacity, deadline)?, wanted, record),
             // The lease belongs to the same open file that the peer receives. Through it the peer could make
             // the kernel send any other signal, even one that terminates this process. A peer of the same
             // user can do that anyway.
@@ -92,7 +92,7 @@ impl SharedObject {
     }
 
     /// Makes the object of a memfd: maps it, and seals it against every further writer.
-    pub(crate) fn over(blank: Blank, wanted: &ObjectSpec<'_>, record: &mut EvidenceLog) -> Result<Self> {
+    pub(crate) fn seal(blank: Blank, wanted: &ObjectSpec<'_>, record: &mut EvidenceLog) -> Result<Self> {
         let ObjectSpec { capacity, signal, .. } = *wanted;
         let Blank { raw, leased, kind } = blank;
         let region = OwnRegion::map(&leased, capacity)?;
@@ -104,7 +104,7 @@ impl SharedObject {
         record.met(ANONYMOUS, kind);
         record.met(SEALED, seal_names(wanted_seals()));
         region.guard(Tripwire::arm(&leased, signal)?);
-        note_lease(Some(signal), record);
+        record_lease(Some(signal), record);
         // From here on only the mapping keeps the open file. So no process can take its descriptor and, with
         // it, the lease.
         drop(leased);
@@ -144,16 +144,16 @@ impl SharedObject {
         record.met(UNLINKED, "shm, 0 names");
         match signal {
             Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
-            None => sys::file::take_lease(&descriptor).map_err(refused)?,
+            None => sys::file::take_lease(&descriptor).map_err(lease_error)?,
         }
-        note_lease(signal, record);
+        record_lease(signal, record);
         Ok(Self { descriptor, region })
     }
 
     /// Removes all permissions. Existing descriptors stay valid. A process of another user that has received
     /// one can no longer open the object again through its own /proc, and so cannot raise a false alarm. A
     /// process of the same user could restore the permission.
-    pub(crate) fn close_to_openers(&self, record: &mut EvidenceLog) -> Result<()> {
+    pub(crate) fn remove_permissions(&self, record: &mut EvidenceLog) -> Result<()> {
         fchmod(&self.descriptor, Mode::empty()).or_system("removing the permissions of the shared object")?;
         record.met(NO_MODE, "0");
         Ok(())
@@ -168,23 +168,18 @@ impl SharedObject {
         }
         Ok(())
     }
-
-    /// Closes the descriptor and returns the region: from here on only the mapping exists.
-    pub(crate) fn into_region(self) -> OwnRegion {
-        self.region
-    }
 }
 
 /// A memfd with its memory, which no process has mapped yet.
 #[derive(Debug)]
 pub(crate) struct Blank {
     /// The descriptor that the owner passes to its peer.
-    raw: Withheld,
+    pub(super) raw: Withheld,
     /// The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
     /// memfd behaves like any file. The reopened file and its lease stay with the owner.
-    leased: Withheld,
+    pub(super) leased: Withheld,
     /// Its description in the evidence.
-    kind: &'static str,
+    pub(super) kind: &'static str,
 }
 
 impl Blank {
@@ -225,15 +220,6 @@ impl Blank {
         Ok(blank)
     }
 
-    /// Takes the one that the parent has created for this process.
-    pub(super) const fn of_parent(raw: Withheld, leased: Withheld) -> Self {
-        Self {
-            raw,
-            leased,
-            kind: "memfd, created by the parent",
-        }
-    }
-
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         // In this order: the receiver takes the last one first.
         [self.leased.as_fd(), self.raw.as_fd()]
@@ -252,9 +238,9 @@ pub(super) fn memfd(name: &[u8]) -> Result<(OwnedFd, bool)> {
     made.or_system("making a memfd")
 }
 
-/// Makes a new object each time that another process has opened the previous one, up to `TRIES` objects.
-fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
-    for _ in 1..TRIES {
+/// Makes a new object each time that another process has opened the previous one, up to `MAX_ATTEMPTS` objects.
+fn retry_exposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..MAX_ATTEMPTS {
         match make() {
             Err(Error::ObjectExposed(_)) => {}
             other => return other,
@@ -263,7 +249,7 @@ fn until_unexposed<T>(mut make: impl FnMut() -> Result<T>) -> Result<T> {
     make()
 }
 
-fn note_lease(signal: Option<c_int>, record: &mut EvidenceLog) {
+fn record_lease(signal: Option<c_int>, record: &mut EvidenceLog) {
     record.met(LEASED, "granted");
     match signal {
         Some(signal) => record.met(TRIPWIRE, format!("by signal {signal}")),
@@ -362,7 +348,7 @@ impl InFlightDescriptor {
     /// # Errors
     ///
     /// [`Error::NoSpace`] if that limit is reached, or if no descriptor is available for the socket.
-    pub(crate) fn keep(descriptor: impl AsFd) -> Result<Self> {
+    pub(crate) fn new(descriptor: impl AsFd) -> Result<Self> {
         const WHAT: &str = "keeping a descriptor for new subscribers";
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (sending, receiving) =
@@ -473,7 +459,7 @@ mod tests {
                 // Kernels that support this seal set it at creation.
                 let never_executable = seals.bits() & 0x20 != 0;
                 assert_eq!(evidence[0].1 == "memfd, never executable", never_executable);
-                object.close_to_openers(&mut EvidenceLog::default()).unwrap();
+                object.remove_permissions(&mut EvidenceLog::default()).unwrap();
                 assert_eq!(fstat(&object).unwrap().st_mode & 0o777, 0);
             }
         }
@@ -505,7 +491,7 @@ mod tests {
     fn exposed_object_is_recreated_a_few_times() {
         let tried = |answer: fn(u32) -> Result<u32>| {
             let mut tries = 0;
-            let made = until_unexposed(|| {
+            let made = retry_exposed(|| {
                 tries += 1;
                 answer(tries)
             });
@@ -513,15 +499,15 @@ mod tests {
         };
         let exposed = |_| Err(Error::ObjectExposed(String::new()));
         assert_eq!(tried(Ok), (Ok(1), 1));
-        assert_eq!(tried(exposed), (Err("OBJECT_EXPOSED"), TRIES));
+        assert_eq!(tried(exposed), (Err("OBJECT_EXPOSED"), MAX_ATTEMPTS));
         assert_eq!(tried(|_| Err(Error::Aborted)), (Err("ABORTED"), 1));
         assert_eq!(
-            tried(|tries| if tries < TRIES {
+            tried(|tries| if tries < MAX_ATTEMPTS {
                 Err(Error::ObjectExposed(String::new()))
             } else {
                 Ok(tries)
             }),
-            (Ok(TRIES), TRIES)
+            (Ok(MAX_ATTEMPTS), MAX_ATTEMPTS)
         );
     }
 
@@ -588,7 +574,7 @@ mod tests {
     fn parked_descriptor_is_in_no_table_and_can_be_copied() {
         let object = object();
         let inode = fstat(&object).unwrap().st_ino;
-        let kept = InFlightDescriptor::keep(&object).unwrap();
+        let kept = InFlightDescriptor::new(&object).unwrap();
         drop(object);
         let flags = fcntl(&kept.socket, FcntlArg::F_GETFD).unwrap();
         assert!(FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC));
@@ -616,7 +602,7 @@ mod tests {
         // returning.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
-                let kept = InFlightDescriptor::keep(object()).unwrap();
+                let kept = InFlightDescriptor::new(object()).unwrap();
                 let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
                 setrlimit(Resource::RLIMIT_NOFILE, 0, hard).unwrap();
                 let short = kept.copy().is_err_and(|error| error.code() == "NO_SPACE");

@@ -109,29 +109,29 @@ pub(crate) const fn as_offset(position: u64) -> usize {
 }
 
 /// No value has this place: there are fewer slots.
-const NOWHERE: usize = usize::MAX;
+const VACANT: usize = usize::MAX;
 
 /// Values by slot. They lie next to each other, so that a walk over all of them touches nothing else, and each is found, added and
 /// removed in a few steps, however many there are.
 #[derive(Debug)]
 pub(crate) struct BySlot<V> {
     values: Vec<(usize, V)>,
-    /// By slot: the index in `values`, or [`NOWHERE`].
-    places: Vec<usize>,
+    /// By slot: the index in `values`, or [`VACANT`].
+    indices: Vec<usize>,
 }
 
 impl<V> Default for BySlot<V> {
     fn default() -> Self {
         Self {
             values: Vec::new(),
-            places: Vec::new(),
+            indices: Vec::new(),
         }
     }
 }
 
 impl<V> BySlot<V> {
-    fn place(&self, slot: usize) -> Option<usize> {
-        self.places.get(slot).copied().filter(|place| *place != NOWHERE)
+    fn index(&self, slot: usize) -> Option<usize> {
+        self.indices.get(slot).copied().filter(|index| *index != VACANT)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -139,29 +139,29 @@ impl<V> BySlot<V> {
     }
 
     pub(crate) fn get_mut(&mut self, slot: usize) -> Option<&mut V> {
-        let place = self.place(slot)?;
-        Some(&mut self.values[place].1)
+        let index = self.index(slot)?;
+        Some(&mut self.values[index].1)
     }
 
     /// Returns the value that the slot had.
     pub(crate) fn insert(&mut self, slot: usize, value: V) -> Option<V> {
-        if let Some(known) = self.get_mut(slot) {
-            return Some(std::mem::replace(known, value));
+        if let Some(current) = self.get_mut(slot) {
+            return Some(std::mem::replace(current, value));
         }
-        if self.places.len() <= slot {
-            self.places.resize(slot + 1, NOWHERE);
+        if self.indices.len() <= slot {
+            self.indices.resize(slot + 1, VACANT);
         }
-        self.places[slot] = self.values.len();
+        self.indices[slot] = self.values.len();
         self.values.push((slot, value));
         None
     }
 
     pub(crate) fn remove(&mut self, slot: usize) -> Option<V> {
-        let place = self.place(slot)?;
-        self.places[slot] = NOWHERE;
-        let (_, value) = self.values.swap_remove(place);
-        if let Some((moved, _)) = self.values.get(place) {
-            self.places[*moved] = place;
+        let index = self.index(slot)?;
+        self.indices[slot] = VACANT;
+        let (_, value) = self.values.swap_remove(index);
+        if let Some((moved, _)) = self.values.get(index) {
+            self.indices[*moved] = index;
         }
         Some(value)
     }
@@ -169,7 +169,7 @@ impl<V> BySlot<V> {
     /// Removes any one of the values.
     pub(crate) fn pop(&mut self) -> Option<(usize, V)> {
         let (slot, value) = self.values.pop()?;
-        self.places[slot] = NOWHERE;
+        self.indices[slot] = VACANT;
         Some((slot, value))
     }
 

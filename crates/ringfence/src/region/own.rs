@@ -23,10 +23,10 @@ use crate::{
 #[derive(Debug, Clone)]
 pub(crate) struct OwnRegion {
     pub(super) base: *mut u8,
-    pub(super) keep: Arc<OwnStorage>,
+    pub(super) memory: Arc<OwnStorage>,
 }
 
-// SAFETY: the pointer leads to the mapping that `keep` owns, which is valid on every thread. All access is
+// SAFETY: the pointer leads to the mapping that `memory` owns, which is valid on every thread. All access is
 // through atomics, or to parts of the ring that the single producer has claimed.
 unsafe impl Send for OwnRegion {}
 // SAFETY: as above. Through a shared reference, only atomics and the range claimed by the single producer are
@@ -38,7 +38,7 @@ impl Deref for OwnRegion {
 
     #[inline]
     fn deref(&self) -> &OwnStorage {
-        &self.keep
+        &self.memory
     }
 }
 
@@ -46,7 +46,7 @@ impl OwnRegion {
     fn new(storage: Storage, capacity: u64) -> Self {
         Self {
             base: storage.base(),
-            keep: Arc::new(OwnStorage::new(storage, capacity)),
+            memory: Arc::new(OwnStorage::new(storage, capacity)),
         }
     }
 
@@ -58,7 +58,7 @@ impl OwnRegion {
 
     /// Makes a region with only the header words, in private memory. For a reader that no longer reports its
     /// position to a peer.
-    pub(crate) fn nowhere() -> Self {
+    pub(crate) fn detached() -> Self {
         Self::new(Storage::private(layout::DATA), 0)
     }
 
@@ -83,7 +83,7 @@ impl OwnRegion {
     /// range, and creates no second reference to it while this one exists.
     #[inline]
     pub(crate) unsafe fn claimed(&mut self, at: usize, length: usize) -> &mut [u8] {
-        debug_assert!(at + length <= self.keep.size(), "the range lies in the region");
+        debug_assert!(at + length <= self.memory.size(), "the range lies in the region");
         // SAFETY: the caller guarantees the range and exclusive access to it. No other process can write
         // here, because this is the only writable mapping. Reads by another process are outside Rust's memory
         // model.
@@ -96,7 +96,7 @@ impl OwnRegion {
     /// As for [`OwnRegion::claimed`], but other shared references may exist at the same time.
     #[inline]
     pub(crate) unsafe fn claimed_for_reading(&self, at: usize, length: usize) -> &[u8] {
-        debug_assert!(at + length <= self.keep.size(), "the range lies in the region");
+        debug_assert!(at + length <= self.memory.size(), "the range lies in the region");
         // SAFETY: the caller guarantees the range, and that it is not written while the reference exists.
         unsafe { std::slice::from_raw_parts(self.base.add(at), length) }
     }
@@ -104,7 +104,7 @@ impl OwnRegion {
     #[inline]
     fn word(&self, at: usize) -> &AtomicU64 {
         debug_assert!(
-            at.is_multiple_of(8) && at + 8 <= self.keep.size(),
+            at.is_multiple_of(8) && at + 8 <= self.memory.size(),
             "a word of the region"
         );
         // SAFETY: in bounds and aligned (the base is a page, or a slice of u64). The word is only accessed
@@ -121,7 +121,7 @@ impl Readable for OwnRegion {
 
     fn copy_out(&self, at: usize, into: &mut [u8]) {
         assert!(
-            at + into.len() <= self.keep.size(),
+            at + into.len() <= self.memory.size(),
             "the range lies in the region"
         );
         // SAFETY: in bounds, and only this process writes here.
@@ -130,8 +130,8 @@ impl Readable for OwnRegion {
 }
 
 impl Writable for OwnRegion {
-    fn receives_barriers(&self) {
-        self.keep.in_use(true);
+    fn enable_barriers(&self) {
+        self.memory.in_use(true);
     }
 
     #[inline]
@@ -147,7 +147,7 @@ impl Writable for OwnRegion {
     #[inline]
     fn copy_in(&self, at: usize, from: &[u8]) {
         debug_assert!(
-            at + from.len() <= self.keep.size(),
+            at + from.len() <= self.memory.size(),
             "the range lies in the region"
         );
         if from.len() <= SMALL {

@@ -31,7 +31,7 @@ pub(crate) struct PeerRegion {
     base: *const u8,
     /// That of the mapping, which is there as long as this.
     size: usize,
-    _keep: Arc<Storage>,
+    _memory: Arc<Storage>,
 }
 
 // SAFETY: as for OwnRegion. This region is never written at all.
@@ -46,7 +46,7 @@ impl PeerRegion {
         let region = Self {
             base: map.as_mut_ptr(),
             size: map.len(),
-            _keep: Arc::new(Storage::Mapped(map)),
+            _memory: Arc::new(Storage::Mapped(map)),
         };
         for (check, at, wanted) in [
             ("layout", layout::MAGIC_AT, MAGIC),
@@ -62,12 +62,12 @@ impl PeerRegion {
     }
 
     /// Makes an empty ring in private memory, for a half of a channel that no longer reads.
-    pub(crate) fn nowhere() -> Self {
-        Self::from(&OwnRegion::nowhere())
+    pub(crate) fn detached() -> Self {
+        Self::from(&OwnRegion::detached())
     }
 
-    /// Whether this is an empty ring: see [`PeerRegion::nowhere`].
-    pub(crate) fn is_nowhere(&self) -> bool {
+    /// Whether this is an empty ring: see [`PeerRegion::detached`].
+    pub(crate) fn is_detached(&self) -> bool {
         self.size == layout::DATA
     }
 
@@ -230,8 +230,8 @@ impl From<&OwnRegion> for PeerRegion {
     fn from(own: &OwnRegion) -> Self {
         Self {
             base: own.base,
-            size: own.keep.size(),
-            _keep: Arc::clone(own.keep.storage()),
+            size: own.memory.size(),
+            _memory: Arc::clone(own.memory.storage()),
         }
     }
 }
@@ -239,7 +239,7 @@ impl From<&OwnRegion> for PeerRegion {
 #[cfg(test)]
 impl OwnRegion {
     /// Returns the peer's view of this region, for tests on plain memory.
-    pub(crate) fn seen_by_peer(&self) -> PeerRegion {
+    pub(crate) fn peer_view(&self) -> PeerRegion {
         PeerRegion::from(self)
     }
 }
@@ -254,7 +254,7 @@ mod tests {
         let own = OwnRegion::private(4096);
         let bytes: Vec<u8> = (0..4096_u32).map(|n| (n * 7 % 251) as u8).collect();
         own.copy_in(layout::DATA, &bytes);
-        let peer = own.seen_by_peer();
+        let peer = own.peer_view();
         let lengths: Vec<usize> = if cfg!(miri) {
             vec![0, 1, 7, 8, 9, 130]
         } else {
@@ -295,7 +295,7 @@ mod tests {
     #[test]
     fn peer_reads_the_owners_words_and_nowhere_is_empty() {
         let own = OwnRegion::private(4096);
-        let peer = own.seen_by_peer();
+        let peer = own.peer_view();
         for value in [2, u64::MAX] {
             own.store(layout::TAIL, value, Ordering::Release);
             for order in [Ordering::Relaxed, Ordering::Acquire] {
@@ -305,6 +305,6 @@ mod tests {
                 );
             }
         }
-        assert!(!peer.is_nowhere() && PeerRegion::nowhere().is_nowhere());
+        assert!(!peer.is_detached() && PeerRegion::detached().is_detached());
     }
 }

@@ -51,16 +51,16 @@ struct Available {
 }
 
 impl Available {
-    const VALID: Duration = Duration::from_millis(100);
+    const MAX_AGE: Duration = Duration::from_millis(100);
     /// The part of the available memory that claims without a reading of their own may take together.
     const SHARE: u64 = 16;
 }
 
 impl Claims {
     /// Whether the last reading serves this claim, which is then charged to it.
-    fn has_read_for(&mut self, size: u64, now: Instant) -> bool {
+    fn covers(&mut self, size: u64, now: Instant) -> bool {
         match &mut self.reading {
-            Some(Available { at, left }) if size <= *left && now.duration_since(*at) < Available::VALID => {
+            Some(Available { at, left }) if size <= *left && now.duration_since(*at) < Available::MAX_AGE => {
                 *left -= size;
                 true
             }
@@ -71,18 +71,18 @@ impl Claims {
 
 /// A claim to memory, until it is reserved or dropped.
 struct Pending {
-    all: &'static Mutex<Claims>,
+    claims: &'static Mutex<Claims>,
     size: u64,
 }
 
 impl Pending {
-    fn claim(all: &'static Mutex<Claims>, size: u64) -> Result<Self> {
+    fn claim(shared: &'static Mutex<Claims>, size: u64) -> Result<Self> {
         let (limit, _) =
             getrlimit(Resource::RLIMIT_FSIZE).or_system("the limit of file sizes (getrlimit)")?;
         // Under the lock: two threads must not claim the same memory.
-        let mut claims = all.lock();
+        let mut claims = shared.lock();
         let at = Instant::now();
-        if claims.has_read_for(size, at) {
+        if claims.covers(size, at) {
             compare(size, limit, None)?;
         } else {
             let available = available_memory()
@@ -96,12 +96,12 @@ impl Pending {
         }
         claims.pending += size;
         drop(claims);
-        Ok(Self { all, size })
+        Ok(Self { claims: shared, size })
     }
 
     /// So many bytes are reserved now.
     fn reserved(&mut self, bytes: u64) {
-        self.all.lock().pending -= bytes;
+        self.claims.lock().pending -= bytes;
         self.size -= bytes;
     }
 }
@@ -132,10 +132,10 @@ fn compare(size: u64, limit: u64, available: Option<u64>) -> Result<()> {
 /// The memory that the machine and the cgroups of this process have left, whichever is less. `None` if neither is known. Errors if this
 /// process lacks the descriptors or the memory to read it.
 pub(crate) fn available_memory() -> Result<Option<u64>, Errno> {
-    least(sys::file::read_whole_text)
+    available(sys::file::read_whole_text)
 }
 
-fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
+fn available(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
     let machine = match read("/proc/meminfo") {
         Err(errno) if is_shortage(errno) => return Err(errno),
         other => other.ok(),
@@ -148,25 +148,25 @@ fn least(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Er
             .ok()?
             .checked_mul(1024)
     });
-    Ok(machine.into_iter().chain(left_in_cgroups(read)?).min())
+    Ok(machine.into_iter().chain(cgroup_memory(read)?).min())
 }
 
 /// The bytes reserved at a time: at most a millisecond's work, at least a page on every machine.
-const PART: [libc::off_t; 2] = [4 << 20, 1 << 16];
+const CHUNK_SIZES: [libc::off_t; 2] = [4 << 20, 1 << 16];
 
 /// Reserves all of the memory now, so that a full filesystem is an error here and no SIGBUS later. Fails first as [`check_room`]
-/// does. It works in parts, and `look` reports before each whether there is time left.
+/// does. It works in parts, and `check` reports before each whether there is time left.
 ///
 /// Before Linux 6.9 a signal makes shmem release everything that one call has reserved so far (mm/shmem.c, `shmem_fallocate`).
 /// Under the timer of a profiler one call for a large object would start over forever. So finished parts stay reserved, and
 /// a part that a signal interrupts is retried in smaller ones.
-pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut look: impl FnMut() -> Result<()>) -> Result<()> {
-    let [most, least] = PART;
+pub(super) fn reserve(descriptor: impl AsFd, size: u64, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+    let [most, least] = CHUNK_SIZES;
     let length = libc::off_t::try_from(size).map_err(|_| no_space(size, "it exceeds the largest file"))?;
     let mut pending = Pending::claim(CLAIMS.get()?, size)?;
     let (mut done, mut part) = (0, most);
     while done < length {
-        look()?;
+        check()?;
         let now = part.min(length - done);
         match fallocate(descriptor.as_fd(), FallocateFlags::empty(), done, now) {
             Err(Errno::EINTR) => part = (part / 2).max(least),
@@ -215,7 +215,7 @@ const V2: Version = Version {
 };
 
 /// The smallest remainder of all levels. `None` if none has a limit that can be seen. Errors if this process lacks the means to read.
-pub(super) fn left_in_cgroups(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
+pub(super) fn cgroup_memory(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>, Errno> {
     let read = |path: &str| match read(path) {
         Err(errno) if is_shortage(errno) => Err(errno),
         other => Ok(other.ok()),
@@ -229,7 +229,7 @@ pub(super) fn left_in_cgroups(read: impl Fn(&str) -> Result<String, Errno>) -> R
             continue;
         };
         for directory in levels(&mount, group) {
-            if let Some(left) = left_at(&directory, version, read)? {
+            if let Some(left) = level_memory(&directory, version, read)? {
                 least = Some(least.map_or(left, |least| least.min(left)));
             }
         }
@@ -274,7 +274,7 @@ fn levels(mount: &Mount, group: &str) -> Vec<String> {
 }
 
 /// The remainder of one level. `None` if it has no limit.
-fn left_at(
+fn level_memory(
     directory: &str,
     version: &Version,
     read: impl Fn(&str) -> Result<Option<String>, Errno>,
@@ -328,13 +328,13 @@ mod tests {
         let mut looks = 0;
         let result = reserve(&object, size, || {
             let now = reserved(&object);
-            assert!(now - before <= PART[0], "{before} became {now} in one go");
+            assert!(now - before <= CHUNK_SIZES[0], "{before} became {now} in one go");
             before = now;
             looks += 1;
             if looks == 4 { Err(Error::Aborted) } else { Ok(()) }
         });
         assert!(matches!(result, Err(Error::Aborted)));
-        assert_eq!(reserved(&object), 3 * PART[0]);
+        assert_eq!(reserved(&object), 3 * CHUNK_SIZES[0]);
         reserve(&object, size, || Ok(())).unwrap();
         assert_eq!(reserved(&object).cast_unsigned(), size);
     }
@@ -362,19 +362,19 @@ mod tests {
 
     #[test]
     fn memory_reserved_by_another_thread_is_unavailable() {
-        let all: &'static Mutex<Claims> = Box::leak(Box::default());
-        let mut claim = Pending::claim(all, 8192).unwrap();
+        let claims: &'static Mutex<Claims> = Box::leak(Box::default());
+        let mut claim = Pending::claim(claims, 8192).unwrap();
         claim.reserved(4096);
-        assert_eq!(all.lock().pending, 4096);
+        assert_eq!(claims.lock().pending, 4096);
         // More than any machine has.
-        all.lock().pending += 1 << 60;
-        all.lock().reading = None;
-        let refused = Pending::claim(all, 4096).err().unwrap();
+        claims.lock().pending += 1 << 60;
+        claims.lock().reading = None;
+        let refused = Pending::claim(claims, 4096).err().unwrap();
         assert_eq!(refused.code(), "NO_SPACE");
-        all.lock().pending -= 1 << 60;
+        claims.lock().pending -= 1 << 60;
         drop(claim);
-        assert_eq!(all.lock().pending, 0);
-        Pending::claim(all, 4096).unwrap();
+        assert_eq!(claims.lock().pending, 0);
+        Pending::claim(claims, 4096).unwrap();
     }
 
     #[test]
@@ -384,8 +384,8 @@ mod tests {
             pending: 0,
             reading: Some(Available { at, left: 100 }),
         };
-        let late = at + Available::VALID;
-        let in_time = at + Available::VALID / 2;
+        let late = at + Available::MAX_AGE;
+        let in_time = at + Available::MAX_AGE / 2;
         for (size, now, served) in [
             (101, at, false),
             (60, at, true),
@@ -394,14 +394,14 @@ mod tests {
             (40, in_time, true),
             (1, at, false),
         ] {
-            assert_eq!(claims.has_read_for(size, now), served, "{size}");
+            assert_eq!(claims.covers(size, now), served, "{size}");
         }
-        assert!(!Claims::default().has_read_for(0, at));
+        assert!(!Claims::default().covers(0, at));
         // A claim leaves a reading that serves a small part of what it found.
-        let all: &'static Mutex<Claims> = Box::leak(Box::default());
+        let claims: &'static Mutex<Claims> = Box::leak(Box::default());
         let available = available_memory().unwrap().unwrap();
-        drop(Pending::claim(all, 4096).unwrap());
-        let left = all.lock().reading.as_ref().unwrap().left;
+        drop(Pending::claim(claims, 4096).unwrap());
+        let left = claims.lock().reading.as_ref().unwrap().left;
         assert!(
             left > 0 && left < available / (Available::SHARE / 2),
             "{left} of {available}"
@@ -447,10 +447,10 @@ mod tests {
             (Ok("no such line"), "4000\n", Some(2000)),
             (Err(Errno::ENOENT), "max\n", None),
         ] {
-            assert_eq!(least(files(machine, most)), Ok(left), "{machine:?} {most}");
+            assert_eq!(available(files(machine, most)), Ok(left), "{machine:?} {most}");
         }
         // This process could not ask.
-        assert_eq!(least(files(Err(Errno::EMFILE), "4000")), Err(Errno::EMFILE));
+        assert_eq!(available(files(Err(Errno::EMFILE), "4000")), Err(Errno::EMFILE));
     }
 
     /// The files of a machine, by their paths.
@@ -501,7 +501,7 @@ mod tests {
         }
 
         fn left(&self) -> Result<Option<u64>, Errno> {
-            left_in_cgroups(|path| self.0.get(path).cloned().unwrap_or(Err(Errno::ENOENT)))
+            cgroup_memory(|path| self.0.get(path).cloned().unwrap_or(Err(Errno::ENOENT)))
         }
     }
 

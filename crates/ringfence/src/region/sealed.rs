@@ -96,7 +96,7 @@ impl SealedBuffer {
         let found = stat_of(object)?;
         checks.kind(object, &found, FILESYSTEMS)?;
         let size = found.st_size.cast_unsigned();
-        checks.hold(
+        checks.require(
             "size",
             || format!("{stated} bytes, as stated"),
             || size.to_string(),

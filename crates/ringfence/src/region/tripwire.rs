@@ -49,11 +49,11 @@ use crate::{
 };
 
 /// The action when the wire is tripped, which runs once.
-type Alarm = Box<dyn FnOnce() -> Option<Aftermath> + Send>;
+type Alarm = Box<dyn FnOnce() -> Option<AfterAlarm> + Send>;
 
 /// The part of an alarm that may run after every tripped wire was handled. It may call code outside this
 /// crate.
-pub(crate) type Aftermath = Box<dyn FnOnce() + Send>;
+pub(crate) type AfterAlarm = Box<dyn FnOnce() + Send>;
 
 /// A watch on one object of this process, while this value exists. It must be dropped before the mapping.
 /// Otherwise the end of the lease would be taken for an alarm.
@@ -65,16 +65,16 @@ pub(crate) struct Tripwire {
 
 struct Wire {
     /// The object's identification in `/proc/locks`.
-    place: String,
+    lock_id: String,
     armed: AtomicBool,
     tripped: AtomicBool,
-    doubt: Mutex<Doubt>,
+    inconclusive: Mutex<Inconclusive>,
     alarm: Mutex<Option<Alarm>>,
 }
 
 /// The inconclusive checks since the last conclusive one.
 #[derive(Debug, Default)]
-struct Doubt {
+struct Inconclusive {
     /// The number of checks in which the line was missing from a table that was not read in one piece.
     missing: u32,
     /// The time of the first such check.
@@ -84,7 +84,7 @@ struct Doubt {
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wire")
-            .field("place", &self.place)
+            .field("place", &self.lock_id)
             .field("armed", &self.armed)
             .field("tripped", &self.tripped)
             .finish_non_exhaustive()
@@ -92,7 +92,7 @@ impl fmt::Debug for Wire {
 }
 
 /// All wires of this process, and the table that shows their leases. [`Tripwire::arm`] opens the table, the signal
-/// thread reads it (`look`), and the drop of the last [`Tripwire`] closes it. All three hold the lock of [`WIRES`].
+/// thread reads it (`check_wires`), and the drop of the last [`Tripwire`] closes it. All three hold the lock of [`WIRES`].
 #[derive(Debug, Default)]
 struct Wires {
     wires: Vec<Arc<Wire>>,
@@ -126,25 +126,25 @@ impl Wires {
     }
 
     /// Returns the wires whose object is being opened, and whether the others need another check.
-    fn weigh(&self, locks: Option<&io::Result<Locks>>, now: Instant) -> (Vec<Arc<Wire>>, bool) {
-        let mut again = false;
+    fn judge(&self, locks: Option<&io::Result<Locks>>, now: Instant) -> (Vec<Arc<Wire>>, bool) {
+        let mut recheck = false;
         let tripped = self
             .wires
             .iter()
             .filter(|wire| wire.armed.load(Ordering::SeqCst) && !wire.is_tripped())
             .filter(|wire| {
-                let seen = match locks {
-                    Some(Ok(locks)) => find(locks, &wire.place),
+                let state = match locks {
+                    Some(Ok(locks)) => lease_state(locks, &wire.lock_id),
                     Some(Err(error)) if is_shortage(errno(error)) => LeaseState::Unread,
                     Some(Err(_)) | None => LeaseState::Broken,
                 };
-                let believed = wire.weigh(seen, now);
-                again |= believed.is_none();
-                believed == Some(true)
+                let verdict = wire.judge(state, now);
+                recheck |= verdict.is_none();
+                verdict == Some(true)
             })
             .cloned()
             .collect();
-        (tripped, again)
+        (tripped, recheck)
     }
 }
 
@@ -156,7 +156,7 @@ struct LockTable(File);
 struct Locks {
     text: Vec<u8>,
     /// The table was read in one piece, so a missing line is really missing.
-    whole: bool,
+    complete: bool,
 }
 
 impl LockTable {
@@ -188,7 +188,7 @@ impl LockTable {
             pieces += 1;
         }
         Ok(Locks {
-            whole: pieces <= 1 && bytes.len() <= piece.len() - ROOM,
+            complete: pieces <= 1 && bytes.len() <= piece.len() - ROOM,
             text: bytes,
         })
     }
@@ -205,23 +205,23 @@ impl Tripwire {
     /// process uses the signal itself. [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file = fstat(&object).or_system("inspecting the shared object (fstat)")?;
-        let claim = SignalClaim::new(Some(signal), Handler::Alarm(look))?;
-        let watched = WIRES.get()?;
+        let claim = SignalClaim::new(Some(signal), Handler::Alarm(check_wires))?;
+        let wires = WIRES.get()?;
         let (major, minor) = (major(file.st_dev), minor(file.st_dev));
         let wire = Arc::new(Wire {
-            place: format!("{major:02x}:{minor:02x}:{}", file.st_ino),
+            lock_id: format!("{major:02x}:{minor:02x}:{}", file.st_ino),
             armed: AtomicBool::new(false),
             tripped: AtomicBool::new(false),
-            doubt: Mutex::default(),
+            inconclusive: Mutex::default(),
             alarm: Mutex::new(None),
         });
-        watched.lock().add(&wire, LockTable::open)?;
+        wires.lock().add(&wire, LockTable::open)?;
         let tripwire = Self { wire, claim };
-        sys::file::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(refused)?;
+        sys::file::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(lease_error)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Check again: a process may have opened the object between the lease and arming, and that alarm was
         // ignored.
-        if !sys::file::has_write_lease(&object).map_err(refused)? {
+        if !sys::file::has_write_lease(&object).map_err(lease_error)? {
             // No alarm action is set yet, so nothing is returned.
             drop(tripwire.wire.trip());
         }
@@ -235,7 +235,7 @@ impl Tripwire {
 
     /// Sets the action for when another process tries to open the object. It runs immediately if one has
     /// already tried.
-    pub(crate) fn on_alarm(&self, alarm: impl FnOnce() -> Option<Aftermath> + Send + 'static) {
+    pub(crate) fn on_alarm(&self, alarm: impl FnOnce() -> Option<AfterAlarm> + Send + 'static) {
         *self.wire.alarm.lock() = Some(Box::new(alarm));
         if self.is_tripped()
             && let Some(aftermath) = self.wire.trip()
@@ -248,8 +248,8 @@ impl Tripwire {
 impl Drop for Tripwire {
     fn drop(&mut self) {
         // A forked child's tripwires are never among its parent's wires.
-        if let Some(watched) = WIRES.existing() {
-            watched.lock().remove(&self.wire);
+        if let Some(wires) = WIRES.existing() {
+            wires.lock().remove(&self.wire);
         }
     }
 }
@@ -260,21 +260,21 @@ impl Wire {
     }
 
     /// Whether the observation means that the object is being opened. `None` if that is still unknown.
-    fn weigh(&self, seen: LeaseState, now: Instant) -> Option<bool> {
-        let mut doubt = self.doubt.lock();
-        if let LeaseState::Held | LeaseState::Broken = seen {
-            *doubt = Doubt::default();
-            return Some(seen == LeaseState::Broken);
+    fn judge(&self, state: LeaseState, now: Instant) -> Option<bool> {
+        let mut inconclusive = self.inconclusive.lock();
+        if let LeaseState::Held | LeaseState::Broken = state {
+            *inconclusive = Inconclusive::default();
+            return Some(state == LeaseState::Broken);
         }
-        let since = *doubt.since.get_or_insert(now);
-        doubt.missing += u32::from(seen == LeaseState::Missing);
+        let since = *inconclusive.since.get_or_insert(now);
+        inconclusive.missing += u32::from(state == LeaseState::Missing);
         let time = now.duration_since(since);
         // A flood of signals causes checks that all see the same table, so the time counts too.
-        let gone = doubt.missing >= LOOKS && time >= PAUSE * LOOKS / 2;
-        (gone || time >= TIME_LIMIT).then_some(true)
+        let is_gone = inconclusive.missing >= MIN_CHECKS && time >= PAUSE * MIN_CHECKS / 2;
+        (is_gone || time >= TIME_LIMIT).then_some(true)
     }
 
-    fn trip(&self) -> Option<Aftermath> {
+    fn trip(&self) -> Option<AfterAlarm> {
         self.tripped.store(true, Ordering::SeqCst);
         // Not under the lock, because the alarm may end the channel and drop the wire.
         let alarm = self.alarm.lock().take();
@@ -283,7 +283,7 @@ impl Wire {
 }
 
 /// Makes the error for a refused lease.
-pub(crate) fn refused(errno: Errno) -> Error {
+pub(crate) fn lease_error(errno: Errno) -> Error {
     match errno {
         Errno::EAGAIN => {
             Error::ObjectExposed("the write lease was refused, so another process has it open".into())
@@ -297,7 +297,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The number of checks that must miss a line before it counts as gone: two seconds. Next to a program that
 /// does nothing but take and release locks, a check missed the line in at most two of three cases. So all
 /// checks miss it in one of 10^17 alarms.
-const LOOKS: u32 = 100;
+const MIN_CHECKS: u32 = 100;
 /// The time for which a lack of memory may keep the table from being read before the alarm counts. By default the kernel blocks an
 /// opener for longer.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
@@ -317,24 +317,24 @@ enum LeaseState {
 
 /// Checks all wires, on the signal thread, after a signal from the kernel or from a process that imitates it.
 /// Returns the delay until the next check, if one is needed.
-fn look() -> Option<Duration> {
-    let (tripped, again) = {
+fn check_wires() -> Option<Duration> {
+    let (tripped, recheck) = {
         // A wire in the list still has its mapping, and so the lease.
-        let watched = WIRES.existing()?.lock();
-        let locks = watched.table.as_ref().map(LockTable::read);
-        watched.weigh(locks.as_ref(), Instant::now())
+        let wires = WIRES.existing()?.lock();
+        let locks = wires.table.as_ref().map(LockTable::read);
+        wires.judge(locks.as_ref(), Instant::now())
     };
     // Wipe all regions before calling any other code, because callbacks may block.
     let aftermaths: Vec<_> = tripped.iter().filter_map(|wire| wire.trip()).collect();
     for aftermath in aftermaths {
         aftermath();
     }
-    again.then_some(PAUSE)
+    recheck.then_some(PAUSE)
 }
 
 /// Searches the table for the lease of that object. Other kinds of locks on the same file are ignored.
-fn find(locks: &Locks, place: &str) -> LeaseState {
-    let mut seen = if locks.whole {
+fn lease_state(locks: &Locks, lock_id: &str) -> LeaseState {
+    let mut state = if locks.complete {
         LeaseState::Broken
     } else {
         LeaseState::Missing
@@ -345,15 +345,15 @@ fn find(locks: &Locks, place: &str) -> LeaseState {
         // "3: LEASE  ACTIVE    WRITE 879 00:01:587017 0 EOF", and "3: -> LEASE  BREAKER …" for an opener that
         // is blocked.
         let mut fields = line.split_whitespace().skip(1).skip_while(|field| *field == "->");
-        if fields.next() != Some("LEASE") || !fields.clone().any(|field| field == place) {
+        if fields.next() != Some("LEASE") || !fields.clone().any(|field| field == lock_id) {
             continue;
         }
         if [fields.next(), fields.next()] != [Some("ACTIVE"), Some("WRITE")] {
             return LeaseState::Broken;
         }
-        seen = LeaseState::Held;
+        state = LeaseState::Held;
     }
-    seen
+    state
 }
 
 #[cfg(test)]
@@ -368,16 +368,16 @@ mod tests {
                      5: FLOCK  ADVISORY  WRITE 883 00:01:587017 0 EOF\n\
                      6: -> LEASE  BREAKER   WRITE 884 00:01:587020 0 EOF\n";
 
-    fn locks(text: &str, whole: bool) -> Locks {
+    fn locks(text: &str, complete: bool) -> Locks {
         Locks {
             text: text.into(),
-            whole,
+            complete,
         }
     }
 
     #[test]
     fn lock_table_shows_held_leases() {
-        for (place, seen) in [
+        for (lock_id, state) in [
             // A process that has a descriptor may lock the same file in other ways.
             ("00:01:587017", LeaseState::Held),
             // Being broken, downgraded to a read lease, and waited for.
@@ -385,21 +385,31 @@ mod tests {
             ("00:01:587019", LeaseState::Broken),
             ("00:01:587020", LeaseState::Broken),
         ] {
-            assert_eq!(find(&locks(TABLE, true), place), seen, "{place}");
-            assert_eq!(find(&locks(TABLE, false), place), seen, "{place}, in pieces");
+            assert_eq!(lease_state(&locks(TABLE, true), lock_id), state, "{lock_id}");
+            assert_eq!(
+                lease_state(&locks(TABLE, false), lock_id),
+                state,
+                "{lock_id}, in pieces"
+            );
         }
         // Missing lines.
-        assert_eq!(find(&locks(TABLE, true), "00:01:58701"), LeaseState::Broken);
-        assert_eq!(find(&locks(TABLE, false), "00:01:58701"), LeaseState::Missing);
-        assert_eq!(find(&locks("", true), "00:01:587017"), LeaseState::Broken);
+        assert_eq!(
+            lease_state(&locks(TABLE, true), "00:01:58701"),
+            LeaseState::Broken
+        );
+        assert_eq!(
+            lease_state(&locks(TABLE, false), "00:01:58701"),
+            LeaseState::Missing
+        );
+        assert_eq!(lease_state(&locks("", true), "00:01:587017"), LeaseState::Broken);
     }
 
-    fn wire(place: &str) -> Arc<Wire> {
+    fn wire(lock_id: &str) -> Arc<Wire> {
         Arc::new(Wire {
-            place: place.into(),
+            lock_id: lock_id.into(),
             armed: AtomicBool::new(true),
             tripped: AtomicBool::new(false),
-            doubt: Mutex::default(),
+            inconclusive: Mutex::default(),
             alarm: Mutex::new(None),
         })
     }
@@ -408,39 +418,39 @@ mod tests {
     fn missing_lock_line_is_searched_repeatedly() {
         let wire = wire("");
         let start = Instant::now();
-        let later = start + PAUSE * LOOKS;
+        let later = start + PAUSE * MIN_CHECKS;
         // Each time that the line is found again, counting restarts.
         for _ in 0..2 {
-            for _ in 0..2 * LOOKS {
-                assert_eq!(wire.weigh(LeaseState::Missing, start), None, "no time has passed");
+            for _ in 0..2 * MIN_CHECKS {
+                assert_eq!(wire.judge(LeaseState::Missing, start), None, "no time has passed");
             }
-            assert_eq!(wire.weigh(LeaseState::Held, later), Some(false));
+            assert_eq!(wire.judge(LeaseState::Held, later), Some(false));
         }
-        for _ in 1..LOOKS {
-            assert_eq!(wire.weigh(LeaseState::Missing, start), None);
+        for _ in 1..MIN_CHECKS {
+            assert_eq!(wire.judge(LeaseState::Missing, start), None);
         }
-        let soon = start + PAUSE * LOOKS / 4;
+        let soon = start + PAUSE * MIN_CHECKS / 4;
         assert_eq!(
-            wire.weigh(LeaseState::Missing, soon),
+            wire.judge(LeaseState::Missing, soon),
             None,
             "that many checks within a short time"
         );
-        assert_eq!(wire.weigh(LeaseState::Missing, later), Some(true), "it is gone");
+        assert_eq!(wire.judge(LeaseState::Missing, later), Some(true), "it is gone");
         assert_eq!(
-            wire.weigh(LeaseState::Broken, start),
+            wire.judge(LeaseState::Broken, start),
             Some(true),
             "seen to be broken"
         );
         // An unreadable table is tolerated while an opener is still blocked, but not forever.
-        assert_eq!(wire.weigh(LeaseState::Unread, start), None);
-        assert_eq!(wire.weigh(LeaseState::Unread, start + TIME_LIMIT / 2), None);
-        assert_eq!(wire.weigh(LeaseState::Unread, start + TIME_LIMIT), Some(true));
+        assert_eq!(wire.judge(LeaseState::Unread, start), None);
+        assert_eq!(wire.judge(LeaseState::Unread, start + TIME_LIMIT / 2), None);
+        assert_eq!(wire.judge(LeaseState::Unread, start + TIME_LIMIT), Some(true));
     }
 
     #[test]
     fn table_is_whole_only_if_read_in_one_piece() {
         use std::io::Write;
-        for (bytes, whole) in [
+        for (bytes, complete) in [
             (0, true),
             (3000, true),
             (4000, false),
@@ -450,7 +460,7 @@ mod tests {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&vec![b'x'; bytes]).unwrap();
             let locks = LockTable(file).read().unwrap();
-            assert_eq!((locks.text.len(), locks.whole), (bytes, whole));
+            assert_eq!((locks.text.len(), locks.complete), (bytes, complete));
         }
     }
     #[test]
@@ -465,7 +475,7 @@ mod tests {
                 read_up_to += count as u64;
                 Ok(count)
             })
-            .map(|locks| (locks.text.len(), locks.whole))
+            .map(|locks| (locks.text.len(), locks.complete))
         };
         let interrupted = || Err(io::ErrorKind::Interrupted.into());
         assert_eq!(read(vec![Ok(100), Ok(0)]).unwrap(), (100, true));
@@ -484,21 +494,21 @@ mod tests {
         let places = ["587017", "587018", "587018", "587018", "1"];
         let wires: Vec<_> = places
             .iter()
-            .map(|place| wire(&format!("00:01:{place}")))
+            .map(|lock_id| wire(&format!("00:01:{lock_id}")))
             .collect();
         wires[2].armed.store(false, Ordering::SeqCst);
         wires[3].tripped.store(true, Ordering::SeqCst);
-        let watched = Wires {
+        let set = Wires {
             wires: wires.clone(),
             table: None,
         };
         let now = Instant::now();
         let weighed = |locks: Option<io::Result<Locks>>| {
-            let (tripped, again) = watched.weigh(locks.as_ref(), now);
+            let (tripped, recheck) = set.judge(locks.as_ref(), now);
             let tripped = tripped
                 .iter()
                 .map(|one| wires.iter().position(|wire| Arc::ptr_eq(one, wire)).unwrap());
-            (tripped.collect::<Vec<_>>(), again)
+            (tripped.collect::<Vec<_>>(), recheck)
         };
         // The last one is missing, which a table read in pieces does not prove.
         assert_eq!(weighed(Some(Ok(locks(TABLE, false)))), (vec![1], true));
@@ -511,7 +521,7 @@ mod tests {
             wires: wires[..1].to_vec(),
             table: None,
         };
-        assert!(!held.weigh(Some(&Ok(locks(TABLE, false))), now).1);
+        assert!(!held.judge(Some(&Ok(locks(TABLE, false))), now).1);
     }
 
     #[test]
@@ -519,18 +529,18 @@ mod tests {
         let (one, two) = (wire("1"), wire("2"));
         let open = || Ok(LockTable(tempfile::tempfile().unwrap()));
         let failed = |kind: Errno| move || Err(io::Error::from(kind));
-        let mut watched = Wires::default();
-        let short = watched.add(&one, failed(Errno::EMFILE)).unwrap_err();
-        assert_eq!((short.code(), watched.wires.len()), ("NO_SPACE", 0));
+        let mut set = Wires::default();
+        let short = set.add(&one, failed(Errno::EMFILE)).unwrap_err();
+        assert_eq!((short.code(), set.wires.len()), ("NO_SPACE", 0));
         // A system without such a table.
-        watched.add(&one, failed(Errno::ENOENT)).unwrap();
-        assert!(watched.table.is_none());
-        watched.add(&two, open).unwrap();
-        assert!(watched.table.is_some());
-        watched.remove(&one);
-        assert!(watched.table.is_some() && Arc::ptr_eq(&watched.wires[0], &two));
-        watched.remove(&two);
-        assert!(watched.table.is_none() && watched.wires.is_empty());
+        set.add(&one, failed(Errno::ENOENT)).unwrap();
+        assert!(set.table.is_none());
+        set.add(&two, open).unwrap();
+        assert!(set.table.is_some());
+        set.remove(&one);
+        assert!(set.table.is_some() && Arc::ptr_eq(&set.wires[0], &two));
+        set.remove(&two);
+        assert!(set.table.is_none() && set.wires.is_empty());
     }
 
     #[test]
@@ -549,8 +559,8 @@ mod tests {
         let leased = File::options().read(true).write(true).open(&path).unwrap();
         let tripwire = Tripwire::arm(&leased, libc::SIGRTMIN() + 5).unwrap();
         let is_watched = |wire: &Arc<Wire>| {
-            let watched = WIRES.existing().unwrap().lock();
-            watched.wires.iter().any(|other| Arc::ptr_eq(other, wire))
+            let set = WIRES.existing().unwrap().lock();
+            set.wires.iter().any(|other| Arc::ptr_eq(other, wire))
         };
         let wire = Arc::clone(&tripwire.wire);
         assert!(is_watched(&wire) && !tripwire.is_tripped());
@@ -558,7 +568,7 @@ mod tests {
         let alarm = |tell: mpsc::Sender<&'static str>| {
             move || {
                 tell.send("wiped").unwrap();
-                Some(Box::new(move || tell.send("reported").unwrap()) as Aftermath)
+                Some(Box::new(move || tell.send("reported").unwrap()) as AfterAlarm)
             }
         };
         tripwire.on_alarm(alarm(tell.clone()));

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Not a valid position of a record, because those are multiples of eight.
-const NOTHING_KEPT: u64 = u64::MAX;
+const NOTHING_UNREAD: u64 = u64::MAX;
 
 /// The memory of a region that this process owns. It is wiped before it is released.
 #[derive(Debug)]
@@ -34,11 +34,11 @@ pub(crate) struct OwnStorage {
     storage: Arc<Storage>,
     /// The capacity of the ring. 0 means that there is no ring and nothing to wipe.
     capacity: u64,
-    /// The peer may still read the ring from this position on. [`NOTHING_KEPT`]: it no longer reads.
-    kept_from: AtomicU64,
+    /// The peer may still read the ring from this position on. [`NOTHING_UNREAD`]: it no longer reads.
+    unread_from: AtomicU64,
     /// The peer has received the region, so the ring may contain data.
     used: AtomicBool,
-    hold: HeldRange,
+    protected: ProtectedRange,
 }
 
 impl OwnStorage {
@@ -47,9 +47,9 @@ impl OwnStorage {
             tripwire: OnceLock::new(),
             storage: Arc::new(storage),
             capacity,
-            kept_from: AtomicU64::new(NOTHING_KEPT),
+            unread_from: AtomicU64::new(NOTHING_UNREAD),
             used: AtomicBool::new(false),
-            hold: HeldRange::default(),
+            protected: ProtectedRange::default(),
         }
     }
 
@@ -79,45 +79,45 @@ impl OwnStorage {
     /// `barriers`: this process receives membarrier(2) and can issue it. If that becomes true later, the producer calls this again
     /// and makes a full fence: either the alarm finds that it must make a barrier, or the producer finds the flag.
     pub(crate) fn in_use(&self, barriers: bool) {
-        self.hold.use_barriers(barriers);
+        self.protected.use_barriers(barriers);
         self.used.store(true, Ordering::Release);
     }
 
     /// Keeps the data from `head` on, because the peer may still read it. Only the rest is wiped when this
     /// mapping is dropped.
     pub(crate) fn retain_from(&self, head: u64) {
-        self.kept_from.store(head, Ordering::Release);
+        self.unread_from.store(head, Ordering::Release);
     }
 
     /// Protects a range from being wiped. The producer calls this before it hands out the range as a slice.
-    /// The protection ends with [`OwnStorage::let_go`], or when the next range replaces this one. Only one
+    /// The protection ends with [`OwnStorage::unprotect`], or when the next range replaces this one. Only one
     /// range is protected at a time. Returns `false` if the ring is being wiped or was wiped; then nothing
     /// may be handed out.
     #[inline]
-    pub(crate) fn hold(&self, at: usize, length: usize) -> bool {
-        if !HeldRange::is_short(length) {
-            return self.hold_long(at, length);
+    pub(crate) fn protect(&self, at: usize, length: usize) -> bool {
+        if !ProtectedRange::is_short(length) {
+            return self.protect_long(at, length);
         }
-        let before = self.hold.replace(at, length);
-        if self.hold.is_wiped() {
-            self.wipe_late(before);
-            self.let_go();
+        let previous = self.protected.replace(at, length);
+        if self.protected.is_wiped() {
+            self.wipe_skipped(previous);
+            self.unprotect();
             return false;
         }
         true
     }
 
     #[cold]
-    fn hold_long(&self, at: usize, length: usize) -> bool {
-        self.let_go();
+    fn protect_long(&self, at: usize, length: usize) -> bool {
+        self.unprotect();
         // Check before the length is stored: an alarm that still reads the word of the previous long range
         // must read that range's length.
-        if self.hold.is_wiped() {
+        if self.protected.is_wiped() {
             return false;
         }
-        self.hold.set_long(at, length);
-        if self.hold.is_wiped() {
-            self.let_go();
+        self.protected.set_long(at, length);
+        if self.protected.is_wiped() {
+            self.unprotect();
             return false;
         }
         true
@@ -125,17 +125,17 @@ impl OwnStorage {
 
     /// Ends the protection of [`OwnStorage::hold`], after the slice was dropped.
     #[inline]
-    pub(crate) fn let_go(&self) {
-        let before = self.hold.clear();
-        if before != 0 && self.hold.is_wiped() {
-            self.wipe_late(before);
+    pub(crate) fn unprotect(&self) {
+        let previous = self.protected.clear();
+        if previous != 0 && self.protected.is_wiped() {
+            self.wipe_skipped(previous);
         }
     }
 
-    /// Wipes the range of a [`HeldRange`] word, which the wipe may have skipped.
+    /// Wipes the range of a [`ProtectedRange`] word, which the wipe may have skipped.
     #[cold]
-    fn wipe_late(&self, word: u64) {
-        if let Some((at, length)) = self.hold.read(word)
+    fn wipe_skipped(&self, word: u64) {
+        if let Some((at, length)) = self.protected.read(word)
             && self.storage.is_here()
         {
             self.fill(at, at + length);
@@ -145,13 +145,13 @@ impl OwnStorage {
     /// Wipes the ring now, even while the peer reads it, and again when this mapping is dropped. The range
     /// that the producer has handed out is wiped when the producer releases it.
     pub(crate) fn wipe(&self) {
-        self.kept_from.store(NOTHING_KEPT, Ordering::Release);
-        let held = self.hold.alarm();
+        self.unread_from.store(NOTHING_UNREAD, Ordering::Release);
+        let protected = self.protected.alarm();
         if self.capacity == 0 {
             return;
         }
         let end = self.size();
-        let (at, length) = held.unwrap_or((end, 0));
+        let (at, length) = protected.unwrap_or((end, 0));
         self.fill(layout::DATA, at);
         self.fill(at + length, end);
     }
@@ -166,14 +166,14 @@ impl OwnStorage {
 
 impl Drop for OwnStorage {
     fn drop(&mut self) {
-        let head = *self.kept_from.get_mut();
+        let head = *self.unread_from.get_mut();
         if *self.used.get_mut() && self.capacity > 0 && self.storage.is_here() {
             // SAFETY: a word of the mapping, to which no other reference in this process exists any longer.
             let tail = unsafe { AtomicU64::from_ptr(self.base().add(layout::TAIL).cast()) };
             // With shm the peer may have written this word. Any value only selects parts of the ring. Their
             // ends depend on the capacity, which is not read from the mapping.
             let tail = tail.load(Ordering::Acquire);
-            for (from, to) in read_already(self.capacity, head, tail) {
+            for (from, to) in consumed_parts(self.capacity, head, tail) {
                 self.fill(from, to);
             }
         }
@@ -182,7 +182,7 @@ impl Drop for OwnStorage {
 
 /// Returns the parts of a ring, as offsets in its region, that the peer no longer reads once it has read up
 /// to `head`. Returns the whole ring if `head` is not a valid position.
-fn read_already(capacity: u64, head: u64, tail: u64) -> Vec<(usize, usize)> {
+fn consumed_parts(capacity: u64, head: u64, tail: u64) -> Vec<(usize, usize)> {
     let end = capacity + layout::OVERHANG as u64;
     let unread = tail.wrapping_sub(head);
     let (from, to) = (head & (capacity - 1), tail & (capacity - 1));
@@ -217,15 +217,15 @@ fn read_already(capacity: u64, head: u64, tail: u64) -> Vec<(usize, usize)> {
 // finds the flag wipes both ranges.
 
 /// The number of bits for the length of a short range.
-const LENGTH: u32 = 20;
+const LENGTH_BITS: u32 = 20;
 /// The value of those bits for a longer range, whose length has a word of its own.
-const LONG: usize = (1 << LENGTH) - 1;
+const LONG: usize = (1 << LENGTH_BITS) - 1;
 
 /// The range and the flag, as described above. A range is an offset in the region, a multiple of eight, and a
 /// length in bytes.
 #[derive(Debug, Default)]
-pub(super) struct HeldRange {
-    /// The offset divided by eight, above [`LENGTH`] bits of the length. 0 means no range, because no ring
+pub(super) struct ProtectedRange {
+    /// The offset divided by eight, above [`LENGTH_BITS`] bits of the length. 0 means no range, because no ring
     /// starts at offset 0.
     range: AtomicU64,
     /// The length of a long range. It is stored before the range, while there is no range.
@@ -235,7 +235,7 @@ pub(super) struct HeldRange {
     has_barriers: AtomicBool,
 }
 
-impl HeldRange {
+impl ProtectedRange {
     pub(super) fn use_barriers(&self, can: bool) {
         self.has_barriers.store(can, Ordering::Relaxed);
     }
@@ -252,17 +252,17 @@ impl HeldRange {
             "a valid start of a record's bytes"
         );
         // Offsets have 47 bits, because a ring has at most 2^46 bytes.
-        let word = ((at as u64) << (LENGTH - 3)) | length as u64;
+        let word = ((at as u64) << (LENGTH_BITS - 3)) | length as u64;
         self.range.store(word, Ordering::Release);
         self.fence_of_producer();
     }
 
-    /// Called by the producer: sets a short range. Returns the previous word, for [`HeldRange::read`].
+    /// Called by the producer: sets a short range. Returns the previous word, for [`ProtectedRange::read`].
     #[inline]
     pub(super) fn replace(&self, at: usize, length: usize) -> u64 {
-        let before = self.range.load(Ordering::Relaxed);
+        let previous = self.range.load(Ordering::Relaxed);
         self.store(at, length);
-        before
+        previous
     }
 
     /// Called by the producer: sets a long range. No range may be set.
@@ -271,16 +271,16 @@ impl HeldRange {
         self.store(at, LONG);
     }
 
-    /// Called by the producer: removes the range. Returns the previous word for [`HeldRange::read`], or 0 if there
+    /// Called by the producer: removes the range. Returns the previous word for [`ProtectedRange::read`], or 0 if there
     /// was none.
     #[inline]
     pub(super) fn clear(&self) -> u64 {
-        let before = self.range.load(Ordering::Relaxed);
-        if before != 0 {
+        let previous = self.range.load(Ordering::Relaxed);
+        if previous != 0 {
             self.range.store(0, Ordering::Release);
             self.fence_of_producer();
         }
-        before
+        previous
     }
 
     /// Called by the producer after each change of the range: whether the ring was wiped.
@@ -309,7 +309,7 @@ impl HeldRange {
             return None;
         }
         let length = as_offset(word) & LONG;
-        let at = as_offset(word >> LENGTH << 3);
+        let at = as_offset(word >> LENGTH_BITS << 3);
         if length == LONG {
             return Some((at, self.length.load(Ordering::Relaxed)));
         }
@@ -327,12 +327,12 @@ impl HeldRange {
 
     fn fence_of_alarm(&self) {
         /// A processor completes its pending stores in far less time.
-        const STORES_ARE_OUT: Duration = Duration::from_millis(100);
+        const STORE_DRAIN: Duration = Duration::from_millis(100);
         fence(Ordering::SeqCst);
         // The barrier fails if the kernel has no memory for it, or if a system call filter was installed
         // later.
         if self.has_barriers.load(Ordering::Relaxed) && sys::process::issue_barrier().is_err() {
-            thread::sleep(STORES_ARE_OUT);
+            thread::sleep(STORE_DRAIN);
         }
     }
 }
@@ -373,7 +373,7 @@ mod tests {
             (128, 64, vec![(0, end)]),
             (0, 8192, vec![(0, end)]),
             (4, 64, vec![(0, end)]),
-            (NOTHING_KEPT, 64, vec![(0, end)]),
+            (NOTHING_UNREAD, 64, vec![(0, end)]),
             // Data in the middle, across the end, up to the exact end, and a full ring.
             (8, 64, vec![(0, 8), (64, end)]),
             (4000, 4200, vec![(104, 4000)]),
@@ -384,7 +384,7 @@ mod tests {
                 .into_iter()
                 .map(|(from, to)| (data + from, data + to))
                 .collect();
-            assert_eq!(read_already(4096, head, tail), wiped, "{head} {tail}");
+            assert_eq!(consumed_parts(4096, head, tail), wiped, "{head} {tail}");
         }
     }
 
@@ -401,9 +401,9 @@ mod tests {
             bytes
         };
         // A range that was released no longer counts.
-        assert!(own.hold(layout::DATA, 8));
-        own.let_go();
-        assert!(own.hold(AT, 100));
+        assert!(own.protect(layout::DATA, 8));
+        own.unprotect();
+        assert!(own.protect(AT, 100));
         let alarm = own.clone();
         // SAFETY: the range lies in the ring, and no other reference to it exists.
         let slice = unsafe { own.claimed(AT, 100) };
@@ -412,8 +412,11 @@ mod tests {
         let mut wanted = vec![0; 4104];
         wanted[80..180].fill(7);
         assert_eq!(found(&own), wanted);
-        assert!(!own.hold(layout::DATA, 8), "nothing is handed out after a wipe");
-        own.let_go();
+        assert!(
+            !own.protect(layout::DATA, 8),
+            "nothing is handed out after a wipe"
+        );
+        own.unprotect();
         assert_eq!(found(&own), [0; 4104]);
     }
 
@@ -437,18 +440,18 @@ mod tests {
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
     fn new_range_replaces_the_previous_one() {
         let (own, found) = full(4096);
-        assert!(own.hold(layout::DATA + 8, 100));
-        assert!(own.hold(layout::DATA + 120, 16));
+        assert!(own.protect(layout::DATA + 8, 100));
+        assert!(own.protect(layout::DATA + 120, 16));
         own.wipe();
         let mut wanted = vec![0; 4096 + layout::OVERHANG];
         wanted[120..136].fill(7);
         assert_eq!(found(&own), wanted, "only the last range is skipped");
-        assert!(!own.hold(layout::DATA + 144, 8));
+        assert!(!own.protect(layout::DATA + 144, 8));
         assert!(
             found(&own).iter().all(|byte| *byte == 0),
             "the replaced range is wiped"
         );
-        own.let_go();
+        own.unprotect();
     }
 
     #[test]
@@ -463,8 +466,8 @@ mod tests {
             (8 * MIB - 64, 3 * MIB + 5),
         ] {
             let (own, found) = full(16 << 20);
-            assert!(own.hold(layout::DATA + 16, 3 * MIB), "a previous long range");
-            assert!(own.hold(layout::DATA + at, length));
+            assert!(own.protect(layout::DATA + 16, 3 * MIB), "a previous long range");
+            assert!(own.protect(layout::DATA + at, length));
             own.wipe();
             let left = found(&own);
             assert!(
@@ -473,10 +476,10 @@ mod tests {
             );
             let others = left[..at].iter().chain(&left[at + length..]);
             assert_eq!(others.filter(|byte| **byte != 0).count(), 0, "{at} {length}");
-            own.let_go();
+            own.unprotect();
             assert!(found(&own).iter().all(|byte| *byte == 0), "{at} {length}");
             assert!(
-                !own.hold(layout::DATA + 16, 3 * MIB),
+                !own.protect(layout::DATA + 16, 3 * MIB),
                 "nothing is handed out after a wipe"
             );
         }
@@ -502,7 +505,7 @@ mod tests {
                     Ok(4104)
                 );
                 // Computed with the true capacity and that tail.
-                let wiped = read_already(4096, 8, tail);
+                let wiped = consumed_parts(4096, 8, tail);
                 for (at, byte) in (layout::DATA..).zip(left) {
                     let is_wiped = wiped.iter().any(|(from, to)| (*from..*to).contains(&at));
                     assert_eq!(byte == 0, is_wiped, "{capacity} {tail}, at {at}");
@@ -538,16 +541,16 @@ mod tests {
 
     #[test]
     fn range_encoding_round_trips() {
-        let hold = HeldRange::default();
+        let hold = ProtectedRange::default();
         assert_eq!(hold.range(), None);
         for at in [8, layout::DATA + 8, (1 << 46) + layout::DATA + 56] {
             for length in [0, 1, 64, LONG - 1] {
-                assert!(HeldRange::is_short(length));
+                assert!(ProtectedRange::is_short(length));
                 hold.replace(at, length);
                 assert_eq!(hold.range(), Some((at, length)));
             }
             for length in [LONG, LONG + 1, 1 << 45] {
-                assert!(!HeldRange::is_short(length));
+                assert!(!ProtectedRange::is_short(length));
                 hold.clear();
                 hold.set_long(at, length);
                 assert_eq!(hold.range(), Some((at, length)));

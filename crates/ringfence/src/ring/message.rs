@@ -422,7 +422,7 @@ mod tests {
         let own = OwnRegion::private(8192);
         let bytes: Vec<u8> = (0..8192_u32).map(|n| (n * 11 % 253) as u8).collect();
         own.copy_in(layout::DATA, &bytes);
-        let peer = own.seen_by_peer();
+        let peer = own.peer_view();
         let lengths: Vec<usize> = if cfg!(miri) {
             vec![0, 9, 700]
         } else {

@@ -35,7 +35,7 @@ const SMALLEST: u64 = 4096;
 
 fn pair(capacity: u64, longest: u64) -> Pair {
     let (writer, reader) = (OwnRegion::private(capacity), OwnRegion::private(SMALLEST));
-    let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
+    let (written, read) = (writer.peer_view(), reader.peer_view());
     Pair {
         producer: SpscWriter::new(writer, read, capacity),
         consumer: SpscReader::new(reader, written, capacity, longest),

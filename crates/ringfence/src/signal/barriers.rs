@@ -13,14 +13,14 @@ static ACCEPTED: PerProcess<OnceLock<bool>> = PerProcess::new();
 
 /// Registers a process with one thread, unless it is registered already. The kernel does not wait in that case, and would if there
 /// was a second thread.
-pub(crate) fn begin() {
+pub(crate) fn register_early() {
     if ACCEPTED.get().is_ok_and(|accepted| accepted.get().is_none()) && process::has_one_thread() {
-        complete();
+        register();
     }
 }
 
 /// Registers the process, and returns whether it is registered. Waits for the kernel.
-pub(crate) fn complete() -> bool {
+pub(crate) fn register() -> bool {
     let Ok(accepted) = ACCEPTED.get() else {
         return false;
     };
@@ -28,7 +28,7 @@ pub(crate) fn complete() -> bool {
 }
 
 /// Whether the process is registered now.
-pub(crate) fn are_accepted() -> bool {
+pub(crate) fn is_registered() -> bool {
     ACCEPTED.existing().and_then(OnceLock::get) == Some(&true)
 }
 
@@ -38,9 +38,9 @@ static ISSUED: PerProcess<OnceLock<()>> = PerProcess::new();
 /// Whether this process can issue barriers, and receives them or will. The program may have installed a filter that denies membarrier(2)
 /// in the meantime, so each handshake queries it. Only the first one also issues a barrier, which a filter may deny by itself: a barrier
 /// interrupts each processor that runs a registered process.
-pub(crate) fn are_offered() -> bool {
+pub(crate) fn is_offered() -> bool {
     let accepted = ACCEPTED.existing().and_then(OnceLock::get);
-    if accepted == Some(&false) || process::knows_barriers() != Ok(true) {
+    if accepted == Some(&false) || process::supports_barriers() != Ok(true) {
         return false;
     }
     let Ok(issued) = ISSUED.get() else { return false };
@@ -57,14 +57,14 @@ mod tests {
 
     #[test]
     fn multithreaded_process_is_registered_after_the_wait() {
-        let known = process::knows_barriers().unwrap();
+        let known = process::supports_barriers().unwrap();
         // The test runs beside the thread that has started it.
         assert!(!process::has_one_thread());
-        begin();
-        assert_eq!(are_offered(), known);
-        assert_eq!(complete(), known);
-        assert_eq!((are_accepted(), are_offered()), (known, known));
-        begin();
-        assert_eq!(complete(), known);
+        register_early();
+        assert_eq!(is_offered(), known);
+        assert_eq!(register(), known);
+        assert_eq!((is_registered(), is_offered()), (known, known));
+        register_early();
+        assert_eq!(register(), known);
     }
 }

@@ -80,7 +80,7 @@ pub(crate) struct SignalClaim {
     /// Whether all data of a queued signal arrive on this system; true if unknown.
     pub(crate) carries_all: bool,
     /// Whether that was observed.
-    hears_marks: bool,
+    marks_arrive: bool,
     progress: Arc<ThreadProgress>,
     /// A forked child has a copy of the claim but not the thread.
     birth: Birth,
@@ -91,15 +91,15 @@ struct SignalThread {
     claims: usize,
     thread: libc::pid_t,
     carries_all: bool,
-    hears_marks: bool,
-    over: Arc<AtomicBool>,
+    marks_arrive: bool,
+    is_over: Arc<AtomicBool>,
     progress: Arc<ThreadProgress>,
     join: JoinHandle<()>,
 }
 
 thread_local! {
     /// Whether this is a signal thread. Two signal threads that waited for each other would deadlock.
-    static HEARS: Cell<bool> = const { Cell::new(false) };
+    static IS_SIGNAL_THREAD: Cell<bool> = const { Cell::new(false) };
 }
 
 /// The number of received signals that were for no channel, by signal number, since this process started.
@@ -140,11 +140,11 @@ fn own_handler() -> libc::sighandler_t {
 
 /// A number from the middle of the range: C libraries use the first numbers, and programs mostly use either
 /// end.
-const USUAL: c_int = 50;
+const DEFAULT_NUMBER: c_int = 50;
 
 /// The numbers to try, in this order, if none is requested.
 fn candidates() -> impl Iterator<Item = c_int> {
-    (USUAL..=libc::SIGRTMAX()).chain(libc::SIGRTMIN()..USUAL)
+    (DEFAULT_NUMBER..=libc::SIGRTMAX()).chain(libc::SIGRTMIN()..DEFAULT_NUMBER)
 }
 
 /// Checks that a number may be claimed, or that any may be claimed if `number` is `None`.
@@ -165,7 +165,7 @@ pub(crate) fn unused() -> Result<c_int> {
     let threads = CLAIMED.get()?.threads.lock();
     candidates()
         .find(|number| check_claimable(&threads, *number).is_ok())
-        .ok_or_else(none_free)
+        .ok_or_else(all_in_use)
 }
 
 fn check_claimable(threads: &[SignalThread], number: c_int) -> Result<()> {
@@ -175,7 +175,7 @@ fn check_claimable(threads: &[SignalThread], number: c_int) -> Result<()> {
     check_free(number)
 }
 
-fn none_free() -> Error {
+fn all_in_use() -> Error {
     Error::invalid("every realtime signal is in use: this process has handlers for all, or ignores them")
 }
 
@@ -221,7 +221,7 @@ impl SignalClaim {
         // A listener that was registered before is of the same kind, and so the same function.
         let _ = match listener {
             Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
-            Handler::Queued(hear) => numbers.queued.set(hear).is_ok(),
+            Handler::Queued(handle) => numbers.queued.set(handle).is_ok(),
         };
         let mut threads = numbers.threads.lock();
         if let Some(number) = number {
@@ -234,7 +234,7 @@ impl SignalClaim {
                 outcome => return outcome,
             }
         }
-        Err(none_free())
+        Err(all_in_use())
     }
 
     fn of(threads: &mut Vec<SignalThread>, number: c_int, birth: Birth) -> Result<Self> {
@@ -260,10 +260,10 @@ impl SignalClaim {
     /// Waits until the thread has handled every signal that was directed at it before this call. Returns
     /// immediately on a signal thread, because that must not wait for another one.
     pub(crate) fn catch_up(&self) {
-        if HEARS.get() || !self.birth.is_here() {
+        if IS_SIGNAL_THREAD.get() || !self.birth.is_here() {
             return;
         }
-        let ticket = self.progress.ask();
+        let ticket = self.progress.request();
         // SIGIO needs no room in the queue and carries no data. Sending it fails only if the thread has
         // ended.
         if !self.queue_mark(ticket) && sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
@@ -276,7 +276,7 @@ impl SignalClaim {
     /// signal's data, a mark would be unrecognizable, and waiting for it would never end.
     fn queue_mark(&self, ticket: u64) -> bool {
         let mark = self.progress.mark(self.number, ticket);
-        self.hears_marks && sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_ok()
+        self.marks_arrive && sys::signal::queue_signal(getpid().as_raw(), self.thread, &mark).is_ok()
     }
 }
 
@@ -287,7 +287,7 @@ impl SignalThread {
             number: self.number,
             thread: self.thread,
             carries_all: self.carries_all,
-            hears_marks: self.hears_marks,
+            marks_arrive: self.marks_arrive,
             progress: Arc::clone(&self.progress),
             birth,
         }
@@ -309,14 +309,14 @@ impl Drop for SignalClaim {
             return;
         }
         let thread = threads.swap_remove(index);
-        thread.over.store(true, Ordering::Release);
+        thread.is_over.store(true, Ordering::Release);
         // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
-        let told = sys::signal::signal_thread(thread.thread, libc::SIGIO);
+        let stop = sys::signal::signal_thread(thread.thread, libc::SIGIO);
         restore_disposition(self.number);
         drop(threads);
         // A handler that runs on a signal thread may drop the last claim of this or of another number. Then
         // the thread ends without being joined.
-        if told.is_ok() && !HEARS.get() {
+        if stop.is_ok() && !IS_SIGNAL_THREAD.get() {
             // The panic of that thread was reported when it happened.
             let _ = thread.join.join();
         }
@@ -345,10 +345,10 @@ struct ThreadProgress {
 
 #[derive(Default)]
 struct ProgressState {
-    asked: u64,
+    requested: u64,
     reached: u64,
     /// The thread has ended.
-    over: bool,
+    is_over: bool,
 }
 
 impl fmt::Debug for ThreadProgress {
@@ -367,14 +367,14 @@ impl ThreadProgress {
         })
     }
 
-    fn ask(&self) -> u64 {
+    fn request(&self) -> u64 {
         let mut state = self.state.lock();
-        state.asked += 1;
-        state.asked
+        state.requested += 1;
+        state.requested
     }
 
-    fn asked(&self) -> u64 {
-        self.state.lock().asked
+    fn requested(&self) -> u64 {
+        self.state.lock().requested
     }
 
     /// Makes a mark: a signal that only shows that the thread has reached it. A thread receives signals of
@@ -390,8 +390,8 @@ impl ThreadProgress {
     }
 
     /// Returns the number of a mark, or `None` for any other signal.
-    fn ticket(&self, heard: &SignalInfo) -> Option<u64> {
-        (*heard == self.mark(heard.signal, heard.value)).then_some(heard.value)
+    fn ticket(&self, received: &SignalInfo) -> Option<u64> {
+        (*received == self.mark(received.signal, received.value)).then_some(received.value)
     }
 
     fn reached(&self, ticket: u64) {
@@ -404,48 +404,48 @@ impl ThreadProgress {
 
     fn wait_for(&self, ticket: u64) {
         let mut state = self.state.lock();
-        while state.reached < ticket && !state.over {
+        while state.reached < ticket && !state.is_over {
             state = self.changed.wait(state);
         }
     }
 }
 
 /// Marks the end of the thread, even after a panic, so that no caller waits for it any longer.
-struct Ending(Arc<ThreadProgress>);
+struct EndGuard(Arc<ThreadProgress>);
 
-impl Drop for Ending {
+impl Drop for EndGuard {
     fn drop(&mut self) {
-        self.0.state.lock().over = true;
+        self.0.state.lock().is_over = true;
         self.0.changed.notify_all();
     }
 }
 
 fn start(number: c_int) -> Result<SignalThread> {
-    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::new(AtomicBool::new(false));
     let progress = Arc::new(ThreadProgress::new()?);
     let (ready, started) = mpsc::channel();
-    let told = Arc::clone(&over);
-    let ending = Ending(Arc::clone(&progress));
+    let stop = Arc::clone(&is_over);
+    let end_guard = EndGuard(Arc::clone(&progress));
     let no_thread = |reason: String| Error::no_space("a thread for a realtime signal", reason);
     let join = thread::Builder::new()
         .name("ringfence-signal".into())
         .spawn(move || {
-            HEARS.set(true);
+            IS_SIGNAL_THREAD.set(true);
             mark_own_thread();
-            let progress = &ending.0;
+            let progress = &end_guard.0;
             let begun = sys::signal::block_signals()
-                .map(|()| (gettid().as_raw(), arrives_whole(&progress.mark(number, 0))));
+                .map(|()| (gettid().as_raw(), arrives_complete(&progress.mark(number, 0))));
             let fine = begun.is_ok();
             // Without a receiver, the caller no longer waits for this thread.
             let _ = ready.send(begun);
             if fine {
                 // Takes up to 30 ms in a process that is not registered. Signals wait in the queue.
-                barriers::complete();
-                listen(number, &told, progress);
+                barriers::register();
+                listen(number, &stop, progress);
             }
         })
         .map_err(|error| no_thread(error.to_string()))?;
-    let (thread, whole) = started
+    let (thread, is_complete) = started
         .recv()
         .map_err(|error| no_thread(error.to_string()))?
         .or_system("blocking signals in a thread (pthread_sigmask)")?;
@@ -455,9 +455,9 @@ fn start(number: c_int) -> Result<SignalThread> {
         thread,
         // A full queue leaves the question open. If the assumption is wrong, arriving signals do not match
         // any secret.
-        carries_all: whole.unwrap_or_else(|errno| errno == Errno::EAGAIN),
-        hears_marks: whole == Ok(true),
-        over,
+        carries_all: is_complete.unwrap_or_else(|errno| errno == Errno::EAGAIN),
+        marks_arrive: is_complete == Ok(true),
+        is_over,
         progress,
         join,
     })
@@ -468,7 +468,7 @@ const ARRIVAL: Duration = Duration::from_secs(1);
 
 /// Sends a signal to this thread, which is new and blocks all signals, and compares what arrives. Some
 /// systems that run Linux programs lose the bytes behind the value.
-fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
+fn arrives_complete(sent: &SignalInfo) -> Result<bool, Errno> {
     sys::signal::queue_signal(getpid().as_raw(), gettid().as_raw(), sent)?;
     // Signals directed at a thread are delivered before those directed at its process.
     let arrived = sys::signal::wait_for_signal(&[sent.signal], Some(ARRIVAL));
@@ -476,7 +476,7 @@ fn arrives_whole(sent: &SignalInfo) -> Result<bool, Errno> {
 }
 
 /// Makes the same test on a temporary thread, whatever the process does with the signal.
-pub(crate) fn carry_all() -> Result<bool, Errno> {
+pub(crate) fn carries_all() -> Result<bool, Errno> {
     let sent = SignalInfo {
         signal: libc::SIGRTMAX(),
         errno: 1,
@@ -487,60 +487,60 @@ pub(crate) fn carry_all() -> Result<bool, Errno> {
     let thread = thread::Builder::new()
         .spawn(move || {
             sys::signal::block_signals()?;
-            arrives_whole(&sent)
+            arrives_complete(&sent)
         })
         .map_err(|_| Errno::EAGAIN)?;
     thread.join().unwrap_or(Err(Errno::EAGAIN))
 }
 
-fn listen(number: c_int, over: &AtomicBool, progress: &ThreadProgress) {
+fn listen(number: c_int, is_over: &AtomicBool, progress: &ThreadProgress) {
     // The time of the next call of the alarm handler. Signals are handled in the meantime.
-    let mut again: Option<Instant> = None;
+    let mut next_alarm: Option<Instant> = None;
     loop {
-        let left = again.map(|at| at.saturating_duration_since(Instant::now()));
-        let heard = sys::signal::wait_for_signal(&[number, libc::SIGIO], left);
-        if over.load(Ordering::Acquire) {
+        let left = next_alarm.map(|at| at.saturating_duration_since(Instant::now()));
+        let received = sys::signal::wait_for_signal(&[number, libc::SIGIO], left);
+        if is_over.load(Ordering::Acquire) {
             return;
         }
-        match heard {
-            Ok(heard) if heard.signal == libc::SIGIO => {
-                let asked = progress.asked();
-                again = alarm();
+        match received {
+            Ok(received) if received.signal == libc::SIGIO => {
+                let requested = progress.requested();
+                next_alarm = alarm();
                 // Of two pending signals the lower number is delivered first, so realtime signals that were
                 // queued earlier may still be pending.
-                empty(number, progress, &mut again);
-                progress.reached(asked);
+                drain(number, progress, &mut next_alarm);
+                progress.reached(requested);
                 forward_io();
             }
-            Ok(heard) => hear(&heard, progress, &mut again),
-            Err(Errno::EAGAIN) => again = alarm(),
+            Ok(received) => handle(&received, progress, &mut next_alarm),
+            Err(Errno::EAGAIN) => next_alarm = alarm(),
             // Interrupted, for example by SIGSTOP and SIGCONT.
             Err(_) => {}
         }
     }
 }
 
-fn hear(heard: &SignalInfo, progress: &ThreadProgress, again: &mut Option<Instant>) {
-    if heard.code > 0 {
-        *again = alarm();
-    } else if let Some(ticket) = progress.ticket(heard) {
+fn handle(received: &SignalInfo, progress: &ThreadProgress, next_alarm: &mut Option<Instant>) {
+    if received.code > 0 {
+        *next_alarm = alarm();
+    } else if let Some(ticket) = progress.ticket(received) {
         progress.reached(ticket);
     } else {
         let queued = CLAIMED.existing().and_then(|numbers| numbers.queued.get());
-        if queued.is_none_or(|hear| !hear(heard)) {
-            count_stray(heard.signal);
+        if queued.is_none_or(|handle| !handle(received)) {
+            count_stray(received.signal);
         }
     }
 }
 
 /// Handles the signals that are queued now. The limit keeps a sender that queues continuously from blocking
 /// callers.
-fn empty(number: c_int, progress: &ThreadProgress, again: &mut Option<Instant>) {
+fn drain(number: c_int, progress: &ThreadProgress, next_alarm: &mut Option<Instant>) {
     /// More than the kernel queues for one user by default, on most machines.
-    const MOST: usize = 1 << 17;
-    for _ in 0..MOST {
+    const MAX_SIGNALS: usize = 1 << 17;
+    for _ in 0..MAX_SIGNALS {
         match sys::signal::wait_for_signal(&[number], Some(Duration::ZERO)) {
-            Ok(heard) => hear(&heard, progress, again),
+            Ok(received) => handle(&received, progress, next_alarm),
             Err(Errno::EINTR) => {}
             Err(_) => return,
         }
@@ -571,17 +571,17 @@ mod tests {
         let held = open.claim().unwrap();
         drop(open);
         let mut claim = Arc::into_inner(held).unwrap();
-        assert!(claim.hears_marks && claim.carries_all);
-        claim.hears_marks = false;
+        assert!(claim.marks_arrive && claim.carries_all);
+        claim.marks_arrive = false;
         // A mark that arrives under another number is not recognized as a mark.
         claim.number = CLAIMED[1];
-        let (tell, told) = mpsc::channel();
+        let (tell, stop) = mpsc::channel();
         thread::spawn(move || {
             claim.catch_up();
             claim.number = CLAIMED[0];
             tell.send(claim)
         });
-        told.recv_timeout(Duration::from_secs(60))
+        stop.recv_timeout(Duration::from_secs(60))
             .expect("catch_up returns");
     }
 }

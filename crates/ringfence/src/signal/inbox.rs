@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The maximum number of tokens that wait for the program to take them.
-const MOST: usize = 65_536;
+const MAX_WAITING: usize = 65_536;
 
 /// The received tokens of one channel. It outlives the channel while a caller still takes tokens.
 #[derive(Debug)]
@@ -48,33 +48,33 @@ pub(crate) struct TokenInbox {
 struct TokenQueue {
     waiting: VecDeque<u64>,
     /// The number of tokens that arrived, including those that were dropped.
-    heard: u64,
+    received: u64,
     /// No more tokens will arrive.
-    over: bool,
+    is_over: bool,
 }
 
 /// All open inboxes of this process, by number.
-struct Open {
-    boxes: BTreeMap<u32, Arc<TokenInbox>>,
+struct Inboxes {
+    by_id: BTreeMap<u32, Arc<TokenInbox>>,
     next: u32,
 }
 
-impl Default for Open {
+impl Default for Inboxes {
     fn default() -> Self {
         Self {
-            boxes: BTreeMap::new(),
+            by_id: BTreeMap::new(),
             next: 1,
         }
     }
 }
 
-static OPEN: PerProcess<Mutex<Open>> = PerProcess::new();
+static OPEN: PerProcess<Mutex<Inboxes>> = PerProcess::new();
 
 impl TokenInbox {
-    fn put(&self, token: u64) {
+    fn push(&self, token: u64) {
         let Ok(mut state) = self.state.lock() else { return };
-        state.heard += 1;
-        if state.waiting.len() >= MOST {
+        state.received += 1;
+        if state.waiting.len() >= MAX_WAITING {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -86,7 +86,7 @@ impl TokenInbox {
 
     fn end(&self) {
         let Ok(mut state) = self.state.lock() else { return };
-        state.over = true;
+        state.is_over = true;
         if let Some(wakeup) = self.wakeup.get() {
             wakeup.signal();
         }
@@ -96,7 +96,7 @@ impl TokenInbox {
     pub(crate) fn pop(&self) -> Option<u64> {
         let mut state = self.state.lock().ok()?;
         let token = state.waiting.pop_front()?;
-        if let (true, false, Some(wakeup)) = (state.waiting.is_empty(), state.over, self.wakeup.get()) {
+        if let (true, false, Some(wakeup)) = (state.waiting.is_empty(), state.is_over, self.wakeup.get()) {
             wakeup.clear();
         }
         Some(token)
@@ -106,7 +106,7 @@ impl TokenInbox {
     pub(crate) fn is_over(&self) -> bool {
         self.state
             .lock()
-            .map_or(true, |state| state.over && state.waiting.is_empty())
+            .map_or(true, |state| state.is_over && state.waiting.is_empty())
     }
 
     /// Returns a descriptor that is readable while a token waits or the inbox is closed. It is created at the
@@ -118,7 +118,7 @@ impl TokenInbox {
             wakeup
         } else {
             let wakeup = Wakeup::new()?;
-            if state.over || !state.waiting.is_empty() {
+            if state.is_over || !state.waiting.is_empty() {
                 wakeup.signal();
             }
             self.wakeup.get_or_init(|| wakeup)
@@ -149,17 +149,17 @@ impl TokenInbox {
 }
 
 /// Delivers a token to its inbox, and returns whether the signal was one. Called on the signal thread.
-fn deliver(heard: &SignalInfo) -> bool {
-    if heard.code != libc::SI_QUEUE {
+fn deliver(received: &SignalInfo) -> bool {
+    if received.code != libc::SI_QUEUE {
         return false;
     }
-    let id = heard.errno.cast_unsigned();
+    let id = received.errno.cast_unsigned();
     let inbox = OPEN
         .existing()
-        .and_then(|open| open.lock().boxes.get(&id).cloned());
+        .and_then(|open| open.lock().by_id.get(&id).cloned());
     match inbox {
-        Some(inbox) if inbox.secret == Secret(heard.rest) => {
-            inbox.put(heard.value);
+        Some(inbox) if inbox.secret == Secret(received.rest) => {
+            inbox.push(received.value);
             true
         }
         _ => false,
@@ -226,7 +226,7 @@ impl OpenInbox {
     fn register(number: i32, secret: Secret, claim: Option<Arc<SignalClaim>>) -> Result<Self> {
         let birth = Birth::now()?;
         let mut open = OPEN.get()?.lock();
-        while open.next == 0 || open.boxes.contains_key(&open.next) {
+        while open.next == 0 || open.by_id.contains_key(&open.next) {
             open.next = open.next.wrapping_add(1);
         }
         let id = open.next;
@@ -238,7 +238,7 @@ impl OpenInbox {
             dropped: AtomicU64::new(0),
             wakeup: OnceLock::new(),
         });
-        open.boxes.insert(id, Arc::clone(&inbox));
+        open.by_id.insert(id, Arc::clone(&inbox));
         open.next = id.wrapping_add(1);
         drop(open);
         Ok(Self { inbox, claim })
@@ -265,9 +265,9 @@ impl OpenInbox {
 
     /// Returns the claim that must catch up if the peer reports a different number of sent tokens than have
     /// arrived.
-    pub(crate) fn is_behind(&self, sent: u64) -> Option<Arc<SignalClaim>> {
-        let heard = self.inbox.state.lock().ok()?.heard;
-        self.claim().filter(|_| heard != sent)
+    pub(crate) fn lagging_claim(&self, sent: u64) -> Option<Arc<SignalClaim>> {
+        let received = self.inbox.state.lock().ok()?.received;
+        self.claim().filter(|_| received != sent)
     }
 
     /// Returns the claim that delivers tokens to this inbox.
@@ -280,7 +280,7 @@ impl Drop for OpenInbox {
     fn drop(&mut self) {
         // In a forked child, the number may belong to another inbox.
         if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth().is_here()) {
-            open.lock().boxes.remove(&self.inbox.id);
+            open.lock().by_id.remove(&self.inbox.id);
             self.inbox.end();
         }
     }
@@ -314,7 +314,7 @@ impl TokenSender {
     }
 
     /// Makes a sender whose peer cannot be reached, whatever address the peer has stated.
-    pub(crate) fn out_of_reach(mut self) -> Self {
+    pub(crate) fn without_address(mut self) -> Self {
         self.address = TokenAddress::default();
         self
     }
@@ -367,12 +367,12 @@ fn queue(
     is_there: impl Fn() -> bool,
 ) -> Result<(), Errno> {
     match sys::process::pidfd_open_thread(thread) {
-        Ok(held) => {
+        Ok(pidfd) => {
             sys::signal::may_signal(process, thread)?;
             if !is_there() {
                 return Err(Errno::ESRCH);
             }
-            sys::signal::pidfd_queue_signal(&held, info)
+            sys::signal::pidfd_queue_signal(&pidfd, info)
         }
         Err(Errno::ESRCH) => Err(Errno::ESRCH),
         // Before Linux 6.9, or no descriptor is left. A wrong delivery would need both numbers to be reused
@@ -419,8 +419,8 @@ mod tests {
             send(to_one, token).unwrap();
         }
         send(to_other, 4).unwrap();
-        one.is_behind(u64::MAX).unwrap().catch_up();
-        assert!(one.is_behind(3).is_none() && other.is_behind(1).is_none());
+        one.lagging_claim(u64::MAX).unwrap().catch_up();
+        assert!(one.lagging_claim(3).is_none() && other.lagging_claim(1).is_none());
         let taken = |open: &OpenInbox| std::iter::from_fn(|| open.inbox().pop()).collect::<Vec<_>>();
         assert_eq!(taken(&one), [0, u64::MAX, 3]);
         assert_eq!(taken(&other), [4]);
@@ -437,9 +437,9 @@ mod tests {
     #[test]
     fn number_used_only_by_channels_counts_as_free() {
         const OTHER: i32 = 61;
-        let over = AtomicBool::new(false);
+        let is_over = AtomicBool::new(false);
         let look = || {
-            while !over.load(Ordering::Relaxed) {
+            while !is_over.load(Ordering::Relaxed) {
                 crate::signal::claim::check(Some(OTHER))?;
             }
             Ok::<_, Error>(())
@@ -449,7 +449,7 @@ mod tests {
             for _ in 0..2000 {
                 drop(OpenInbox::open(Some(OTHER)).unwrap());
             }
-            over.store(true, Ordering::Relaxed);
+            is_over.store(true, Ordering::Relaxed);
             for thread in looking {
                 thread.join().unwrap().unwrap();
             }
@@ -464,8 +464,8 @@ mod tests {
     fn full_inbox_drops_and_counts_tokens() {
         let open = OpenInbox::unreachable();
         let inbox = open.inbox();
-        for token in 0..MOST as u64 + 3 {
-            inbox.put(token);
+        for token in 0..MAX_WAITING as u64 + 3 {
+            inbox.push(token);
         }
         assert_eq!(inbox.dropped(), 3);
         let mut wanted = 0;
@@ -473,7 +473,7 @@ mod tests {
             assert_eq!(token, wanted);
             wanted += 1;
         }
-        assert_eq!(wanted, MOST as u64);
+        assert_eq!(wanted, MAX_WAITING as u64);
     }
 
     #[test]
@@ -485,15 +485,15 @@ mod tests {
             let mut polled = [PollFd::new(inbox.wakeup().unwrap(), PollFlags::POLLIN)];
             poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
         };
-        inbox.put(1);
+        inbox.push(1);
         // The descriptor is created while a token already waits.
         assert!(readable());
-        inbox.put(2);
+        inbox.push(2);
         assert_eq!(inbox.pop(), Some(1));
         assert!(readable());
         assert_eq!(inbox.pop(), Some(2));
         assert!(!readable());
-        inbox.put(3);
+        inbox.push(3);
         assert!(readable());
         drop(open);
         assert_eq!(inbox.pop(), Some(3));

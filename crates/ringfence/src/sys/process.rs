@@ -172,7 +172,7 @@ pub(crate) fn issue_barrier() -> Result<(), Errno> {
 }
 
 /// Whether the kernel supports the barriers that this crate uses (membarrier(2), `MEMBARRIER_CMD_QUERY`).
-pub(crate) fn knows_barriers() -> Result<bool, Errno> {
+pub(crate) fn supports_barriers() -> Result<bool, Errno> {
     const QUERY: c_int = 0;
     // SAFETY: membarrier takes integers and touches no memory of ours.
     let known = Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) })?;

@@ -103,7 +103,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
             assert!(size.is_none_or(|size| size as u64 <= MAX_LENGTH));
         }
         Call::End(position) => victim.end_at(position),
-        Call::Settle => victim.freeze_tail(OwnRegion::nowhere()),
+        Call::Settle => victim.freeze_tail(OwnRegion::detached()),
     }
     Ok(())
 }

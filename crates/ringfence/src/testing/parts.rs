@@ -77,7 +77,7 @@ pub(crate) fn end(
     (capacity, longest): (u64, u64),
     options: &Options,
 ) -> Channel {
-    let mut parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), capacity, longest);
+    let mut parts = without_a_peer(line, own.clone(), peer.peer_view(), capacity, longest);
     parts.terms.attachments_in = options.attachments;
     parts.terms.attachments_out = options.attachments;
     Channel::assemble(parts, None, options)

@@ -193,7 +193,7 @@ impl<O: Writable, P: Readable> Waker<O, P> {
         self.are_received = None;
         if self.spot.fenced == ParkingSpot::READER.fenced {
             // This side writes the ring.
-            self.own.receives_barriers();
+            self.own.enable_barriers();
         }
         true
     }

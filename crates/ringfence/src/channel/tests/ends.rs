@@ -46,7 +46,7 @@ impl Side {
             ended: Arc::clone(&ended),
             succeeds,
         };
-        let parts = without_a_peer(line, own.clone(), peer.seen_by_peer(), CAPACITY, LONGEST);
+        let parts = without_a_peer(line, own.clone(), peer.peer_view(), CAPACITY, LONGEST);
         Self {
             channel: Channel::assemble(parts, Some(Box::new(recorder)), &Options::new()),
             own,
@@ -207,7 +207,7 @@ fn final_phase_of_the_peer_determines_the_state() {
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn receiver_unmaps_after_reporting_the_end() {
-    let keeps = |receiver: &Receiver| !receiver.ring.consumer.peer().is_nowhere();
+    let keeps = |receiver: &Receiver| !receiver.ring.consumer.peer().is_detached();
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     };

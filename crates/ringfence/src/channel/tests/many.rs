@@ -152,7 +152,7 @@ fn merge_counts_only_its_own_messages() {
 fn barrier_is_needed_until_the_peer_issues_fences() {
     let (line, _other) = crate::sys::socket::new_line().expect("a line");
     let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
-    let mut parts = without_a_peer(line, own, peer.seen_by_peer(), CAPACITY, LONGEST);
+    let mut parts = without_a_peer(line, own, peer.peer_view(), CAPACITY, LONGEST);
     parts.barriers = true;
     let (_sender, mut receiver) = Channel::assemble(parts, None, &Options::new()).split();
     assert!(announce(&mut receiver).expect("open"));

@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn reader_without_a_position_is_not_listed() {
         let ring = OwnRegion::private(4096);
-        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 1);
+        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::detached(), 1);
         let (number, _) = readers.add_entry(Delivery::Reliable).unwrap();
         let mut positions = Vec::new();
         readers.reliable(&mut positions);
@@ -398,12 +398,12 @@ mod tests {
     #[test]
     fn active_reader_is_not_released_as_inactive() {
         let ring = OwnRegion::private(4096);
-        let readers = Readers::new(ring, OwnRegion::nowhere(), 2);
+        let readers = Readers::new(ring, OwnRegion::detached(), 2);
         let [early, late] = [(); 2].map(|()| {
             let held = readers.reserve_slot(Delivery::Reliable, StartFrom::Now).unwrap();
             held.number
         });
-        let control = OwnRegion::private(0).seen_by_peer();
+        let control = OwnRegion::private(0).peer_view();
         assert!(readers.activate(late, control.clone(), ()));
         assert!(readers.release_inactive(early) && !readers.release_inactive(late));
         assert!(!readers.release_inactive(early), "it is released already");
@@ -414,7 +414,7 @@ mod tests {
     #[test]
     fn slots_are_reused_and_numbers_are_not() {
         let ring = OwnRegion::private(4096);
-        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::nowhere(), 2);
+        let readers = Readers::<_, PeerRegion, ()>::new(ring, OwnRegion::detached(), 2);
         let enter = || readers.add_entry(Delivery::BestEffort);
         let [(first, _), (second, _)] = [(); 2].map(|()| enter().unwrap());
         assert_eq!([slot_of(first), slot_of(second)], [0, 1]);
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn position_set_after_a_list_update_is_respected() {
         let ring = OwnRegion::private(4096);
-        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1));
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::detached(), 1));
         let mut writer = FanOutWriter::<_, PeerRegion, ()>::new(ring, Arc::clone(&readers), 4096);
         let (number, _) = readers.add_entry(Delivery::Reliable).unwrap();
         assert_eq!(writer.changes().count(), 0);

@@ -43,7 +43,7 @@ struct Hub {
 impl Hub {
     fn new(capacity: u64) -> Self {
         let ring = OwnRegion::private(capacity);
-        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 70));
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::detached(), 70));
         Self {
             writer: FanOutWriter::new(ring.clone(), Arc::clone(&readers), capacity),
             readers,
@@ -65,9 +65,9 @@ impl Hub {
     fn join(&self, delivery: Delivery, from: StartFrom) -> (u64, Reader) {
         let held = self.readers.reserve_slot(delivery, from).unwrap();
         let control = OwnRegion::private(0);
-        let seen = control.seen_by_peer();
+        let seen = control.peer_view();
         let terms = self.terms(delivery, held);
-        let mut reader = FanOutReader::new(self.ring.seen_by_peer(), control, (), terms).unwrap();
+        let mut reader = FanOutReader::new(self.ring.peer_view(), control, (), terms).unwrap();
         self.readers.activate(held.number, seen, ());
         reader.begin(from, u64::MAX).unwrap();
         (held.number, reader)

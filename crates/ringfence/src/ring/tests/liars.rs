@@ -76,7 +76,7 @@ fn words() -> Words {
     let region = OwnRegion::private(SMALLEST);
     let victim = SpscReader::new(
         OwnRegion::private(SMALLEST),
-        region.seen_by_peer(),
+        region.peer_view(),
         SMALLEST,
         MAX_LENGTH,
     );
@@ -140,7 +140,7 @@ fn invalid_heads_are_corrupt() {
         (0, 48),
     ] {
         let reader = OwnRegion::private(SMALLEST);
-        let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), reader.seen_by_peer(), SMALLEST);
+        let mut producer = SpscWriter::new(OwnRegion::private(SMALLEST), reader.peer_view(), SMALLEST);
         // 32 bytes are published. 16 more are written, which no reader can have read.
         assert!(producer.push(&[0; 24], Tag::NONE).unwrap());
         producer.publish();
@@ -336,7 +336,7 @@ fn invalid_record_after_valid_ones_is_corrupt() {
         let mut words = Words {
             victim: SpscReader::new(
                 OwnRegion::private(SMALLEST),
-                region.seen_by_peer(),
+                region.peer_view(),
                 SMALLEST,
                 longest,
             ),
@@ -422,7 +422,7 @@ fn invalid_final_tail_is_corrupt_after_known_records() {
         let first = words.victim.next_record().unwrap().unwrap();
         words.victim.consume(first);
         words.tail(lie);
-        words.victim.freeze_tail(OwnRegion::nowhere());
+        words.victim.freeze_tail(OwnRegion::detached());
         // The tail that another process writes to the same memory no longer has any effect.
         words.tail(32);
         let second = words.victim.next_record().unwrap().unwrap();

@@ -172,8 +172,8 @@ fn counts_are_published_on_empty_poll_and_at_end() {
     assert!(pair.send(&[0; 10]));
     deliver(&mut pair);
     // A successor takes over and continues with the tally.
-    let seen = mem::replace(pair.producer.own_mut(), OwnRegion::nowhere()).seen_by_peer();
-    pair.consumer.detach(OwnRegion::nowhere(), seen);
+    let seen = mem::replace(pair.producer.own_mut(), OwnRegion::detached()).peer_view();
+    pair.consumer.detach(OwnRegion::detached(), seen);
     assert_eq!(tally.get(), (4, 25));
     assert_eq!(pair.consumer.counted(), (4, 25));
 }

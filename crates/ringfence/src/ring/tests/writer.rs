@@ -16,7 +16,7 @@ use crate::{
 #[test]
 fn every_write_counts_messages_and_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
-    let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
+    let mut producer = SpscWriter::new(own, peer.peer_view(), SMALLEST);
     let tally = Arc::new(Tally::default());
     producer.count_in(&tally);
     assert!(producer.push(&[7; 100], Tag::NONE).unwrap());
@@ -55,7 +55,7 @@ fn dropped_producer_publishes_its_counts() {
 #[test]
 fn used_bytes_are_unread_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
-    let mut producer = SpscWriter::new(own, peer.seen_by_peer(), SMALLEST);
+    let mut producer = SpscWriter::new(own, peer.peer_view(), SMALLEST);
     assert_eq!(producer.used(), 0);
     for _ in 0..3 {
         assert!(producer.push_now(&[7; 24], Tag::NONE).unwrap());

@@ -84,7 +84,7 @@ pub(super) fn what_a_host_has(publishes: bool, backing: Backing) -> (Options, Op
 fn published() -> PublishedRing {
     let object = memfd_create("fuzzed", MFdFlags::MFD_CLOEXEC).expect("a memfd");
     let readers = Readers::new(OwnRegion::private(CAPACITY_MIN), OwnRegion::private(0), 4);
-    let kept = InFlightDescriptor::keep(object).expect("a descriptor in flight");
+    let kept = InFlightDescriptor::new(object).expect("a descriptor in flight");
     PublishedRing::new(Arc::new(readers), kept, || ()).expect("memory")
 }
 

@@ -123,7 +123,7 @@ fn overtaken_reader_finds_the_message_before_padding() {
         .reserve_slot(Delivery::Latest, StartFrom::Oldest)
         .unwrap();
     let control = OwnRegion::private(0);
-    hub.readers.activate(held.number, control.seen_by_peer(), ());
+    hub.readers.activate(held.number, control.peer_view(), ());
     let (ring, terms) = (hub.ring.clone(), hub.terms(Delivery::Latest, held));
     let goes_on = || {
         for number in 101..=504 {

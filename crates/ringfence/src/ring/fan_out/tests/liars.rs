@@ -107,7 +107,7 @@ fn words(delivery: Delivery, held: ReaderSlot) -> Words {
         delivery,
         slot: held,
     };
-    let victim = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+    let victim = FanOutReader::new(ring.peer_view(), OwnRegion::private(0), (), terms).unwrap();
     Words { ring, victim }
 }
 
@@ -146,7 +146,7 @@ fn invalid_start_positions_are_corrupt() {
                 sequence,
             },
         };
-        let ring = OwnRegion::private(SMALLEST).seen_by_peer();
+        let ring = OwnRegion::private(SMALLEST).peer_view();
         let reader = FanOutReader::new(ring, OwnRegion::private(0), (), terms);
         assert!(is_corrupt(&reader), "{position} {sequence}");
     }
@@ -340,7 +340,7 @@ fn invalid_head_is_reported_once_and_stops_blocking() {
             .reserve_slot(Delivery::Reliable, StartFrom::Now)
             .unwrap();
         let liar = OwnRegion::private(0);
-        assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
+        assert!(hub.readers.activate(held.number, liar.peer_view(), ()));
         let (_, mut honest) = hub.join(Delivery::Reliable, StartFrom::Now);
         let (mut sent, mut got, mut lies) = (0, 0, 0);
         let mut tell = |hub: &mut Hub, head, honest: &mut super::Reader| {

@@ -302,7 +302,7 @@ impl Rig {
         self.evict(which);
         let published = self.published;
         if let Some(case) = self.cases.get_mut(which) {
-            case.reader.freeze_tail(super::OwnRegion::nowhere());
+            case.reader.freeze_tail(super::OwnRegion::detached());
             case.last = case.last.or(Some(published));
         }
     }

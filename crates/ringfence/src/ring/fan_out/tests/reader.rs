@@ -32,8 +32,8 @@ fn send(hub: &mut Hub, numbers: std::ops::RangeInclusive<u64>) {
 fn held(hub: &Hub, delivery: Delivery) -> Reader {
     let held = hub.readers.reserve_slot(delivery, StartFrom::Now).unwrap();
     let control = OwnRegion::private(0);
-    let seen = control.seen_by_peer();
-    let reader = FanOutReader::new(hub.ring.seen_by_peer(), control, (), hub.terms(delivery, held)).unwrap();
+    let seen = control.peer_view();
+    let reader = FanOutReader::new(hub.ring.peer_view(), control, (), hub.terms(delivery, held)).unwrap();
     assert!(hub.readers.activate(held.number, seen, ()));
     reader
 }
@@ -235,7 +235,7 @@ fn detached_reader_finds_nothing_and_keeps_its_counts() {
     );
     send(&mut hub, 1..=3);
     assert_eq!(receive(&mut reader), Some(bytes(1, 24)));
-    reader.detach(OwnRegion::nowhere(), PeerRegion::nowhere());
+    reader.detach(OwnRegion::detached(), PeerRegion::detached());
     assert_eq!(receive(&mut reader), None);
     assert!(reader.is_drained());
     assert_eq!(
@@ -291,7 +291,7 @@ fn lowest_position_is_never_below_the_floor() {
     assert_eq!(hub.readers.lowest_position(), Some(floor));
     let liar = OwnRegion::private(0);
     liar.store(layout::head_of(held.slot), 200 * 32 - 3, Ordering::Release);
-    assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
+    assert!(hub.readers.activate(held.number, liar.peer_view(), ()));
     assert_eq!(hub.readers.lowest_position(), Some(199 * 32 + 24));
 }
 
@@ -433,7 +433,7 @@ fn invalid_second_record_is_corrupt_for_every_read() {
                     slot: BEGINNING,
                 };
                 let mut reader =
-                    FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+                    FanOutReader::new(ring.peer_view(), OwnRegion::private(0), (), terms).unwrap();
                 for (at, word) in [
                     (layout::DATA, header(24, WHOLE)),
                     (layout::DATA + 32, header(length, flags)),
@@ -485,7 +485,7 @@ fn judged(count: u64, length: usize, valid: u32) -> (Hub, FanOutReader<PeerRegio
     }
     let terms = hub.terms(Delivery::Reliable, BEGINNING);
     let (ring, own, valid) = (
-        hub.ring.seen_by_peer(),
+        hub.ring.peer_view(),
         OwnRegion::private(0),
         Valid(Cell::new(valid)),
     );
@@ -601,7 +601,7 @@ fn mark_must_leave_room_for_its_messages() {
             delivery: Delivery::BestEffort,
             slot: held,
         };
-        let mut reader = FanOutReader::new(ring.seen_by_peer(), OwnRegion::private(0), (), terms).unwrap();
+        let mut reader = FanOutReader::new(ring.peer_view(), OwnRegion::private(0), (), terms).unwrap();
         let set = |at, word| ring.store(at, word, Ordering::Release);
         for place in (0..as_offset(SMALLEST)).step_by(32) {
             set(layout::DATA + place, header(24, WHOLE));

@@ -101,7 +101,7 @@ fn pair() -> (
     Waker<OwnRegion, PeerRegion>,
 ) {
     let (writer, reader) = (OwnRegion::private(CAPACITY), OwnRegion::private(4096));
-    let (written, read) = (writer.seen_by_peer(), reader.seen_by_peer());
+    let (written, read) = (writer.peer_view(), reader.peer_view());
     (
         SpscWriter::new(writer.clone(), read.clone(), CAPACITY),
         SpscReader::new(reader, written, CAPACITY, CAPACITY),

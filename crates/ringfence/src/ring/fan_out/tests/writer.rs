@@ -128,7 +128,7 @@ fn head_past_the_tail_is_a_violation_despite_list_changes() {
         .reserve_slot(Delivery::Reliable, StartFrom::Now)
         .unwrap();
     let liar = OwnRegion::private(0);
-    assert!(hub.readers.activate(held.number, liar.seen_by_peer(), ()));
+    assert!(hub.readers.activate(held.number, liar.peer_view(), ()));
     assert!(hub.send(&[7; 24]) && hub.send(&[7; 24]));
     liar.store(head_of(held.slot), 32, Ordering::Release);
     assert_eq!(hub.writer.used(), 32);
@@ -174,7 +174,7 @@ fn list_change_cost_is_independent_of_reader_count() {
     let readers_there = if cfg!(miri) { 40 } else { 4000 };
     for delivery in Delivery::ALL {
         let ring = OwnRegion::private(SMALLEST);
-        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::nowhere(), 1 << 20));
+        let readers = Arc::new(Readers::new(ring.clone(), OwnRegion::detached(), 1 << 20));
         let mut writer = FanOutWriter::new(ring, Arc::clone(&readers), SMALLEST);
         let steps = Arc::new(AtomicU64::new(0));
         let join = || {

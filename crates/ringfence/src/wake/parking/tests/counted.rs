@@ -46,7 +46,7 @@ impl Words {
         self.0.barriers.take()
     }
 
-    /// Counts calls of [`Writable::receives_barriers`], as [`Words::fences`].
+    /// Counts calls of [`Writable::enable_barriers`], as [`Words::fences`].
     fn receivers(&self) -> u32 {
         self.0.receivers.take()
     }
@@ -80,7 +80,7 @@ impl Writable for Words {
         unreachable!("no ring");
     }
 
-    fn receives_barriers(&self) {
+    fn enable_barriers(&self) {
         self.0.receivers.set(self.0.receivers.get() + 1);
     }
 }
