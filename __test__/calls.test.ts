@@ -147,13 +147,13 @@ test('the error of a handler arrives with its name, message and code', async (t)
   t.is(await partner.run((kit) => kit.channel.stats().callsInFlight), 0)
 })
 
-test('a caller is told that the handler has returned what cannot be sent', async (t) => {
+test('a caller is told that the handler has returned a value that cannot be sent', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => void kit.channel.serve((() => undefined) as any))
   await t.throwsAsync(channel.call('x'), {
     instanceOf: RemoteError,
     message:
-      /^the handler of this call has returned what cannot be sent: a message must be bytes or a string, not undefined/,
+      /^the handler of this call has returned a value that cannot be sent: a message must be bytes or a string, not undefined/,
   })
 })
 

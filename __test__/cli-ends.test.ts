@@ -123,9 +123,9 @@ async function collecting(t: ExecutionContext) {
 test.serial('collect reports how a sender that had not sent everything ended, and writes its last line', async (t) => {
   for (const [reason, said] of [
     ['closed', ''],
-    ['lost', 'ringfence: process 12 has ended before it had said that it has sent all\n'],
-    ['corrupt', 'ringfence: process 12 is gone (corrupt) before it had said that it has sent all\n'],
-    ['exposed', 'ringfence: process 12 is gone (exposed) before it had said that it has sent all\n'],
+    ['lost', 'ringfence: process 12 has ended before it had ended its sending\n'],
+    ['corrupt', 'ringfence: process 12 is gone (corrupt) before it had ended its sending\n'],
+    ['exposed', 'ringfence: process 12 is gone (exposed) before it had ended its sending\n'],
   ] as const) {
     const { output, errors, stop, over, sender } = await collecting(t)
     const one = await sender('a line\nand its rest')
@@ -159,7 +159,7 @@ test.serial('collect that cannot accept clients fails once the connected ones ha
   standing.failing = { code: 'NO_SPACE', message: 'as this test has it' }
   standing.fail()
   await until(() => errors.text !== '', 'it is told')
-  t.is(errors.text, 'ringfence: no sender can come any more: as this test has it\n')
+  t.is(errors.text, 'ringfence: no further sender can connect: as this test has it\n')
   one.from.come(Buffer.from('another\n'))
   one.heard()
   await until(() => output.text === 'a line\nanother\n', 'it is written')
@@ -261,7 +261,7 @@ test.serial('a receiver that has ended its side at once is sent everything, and 
 test.serial('if the receiver ends after everything was sent, only a close counts as success', async (t) => {
   for (const [reason, wanted] of [
     ['closed', null],
-    ['lost', { ...codeOf('PEER_LOST'), message: /before it had said that it has everything/ }],
+    ['lost', { ...codeOf('PEER_LOST'), message: /before it had confirmed that it has everything/ }],
     ['exposed', exposed],
     ['corrupt', codeOf('RING_CORRUPT')],
   ] as const) {

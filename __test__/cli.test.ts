@@ -166,7 +166,7 @@ for (const command of ['receive', 'send'] as const) {
       'its end',
     )
     t.is(code, 6)
-    t.regex(complaints, command === 'receive' ? /no process came to read/ : /no process came/)
+    t.regex(complaints, command === 'receive' ? /no process opened .* for reading/ : /no process connected/)
   })
 }
 

@@ -108,7 +108,7 @@ test('a killed sender does not affect the others, and is reported', async (t) =>
   child.kill('SIGINT')
   await soon(exited, 'the end of the collector')
   t.is(output(), 'whole\nhalf\nof another\n')
-  t.regex(complaints(), new RegExp(`process ${doomed.child.pid} has ended before it had said that it has sent all`))
+  t.regex(complaints(), new RegExp(`process ${doomed.child.pid} has ended before it had ended its sending`))
 })
 
 test('a line that waits for a slow reader stays whole if another sender is killed', async (t) => {
@@ -186,7 +186,7 @@ test('a sender with an endless line is disconnected, and learns why', async (t) 
     if (!endless.child.stdin.write(chunk))
       await Promise.race([once(endless.child.stdin, 'drain').catch(() => {}), endless.exited])
   t.deepEqual(await soon(endless.exited, 'its end'), [5, null])
-  t.regex(complaints(), new RegExp(`process ${endless.child.pid} sends a line of more than 64 MiB`))
+  t.regex(complaints(), new RegExp(`process ${endless.child.pid} sent a line of more than 64 MiB`))
   t.is(output(), '')
   child.kill('SIGINT')
 })

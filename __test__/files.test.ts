@@ -321,7 +321,7 @@ test('a FIFO is written once it has a reader, and a signal cancels the wait', as
   never.abort()
   await t.throwsAsync(waiting, {
     code: 'ERR_RINGFENCE_TIMEOUT',
-    message: `no process came to read from ${fifo} in time`,
+    message: `no process opened ${fifo} for reading in time`,
   })
   const opening = openTarget(fifo)
   const reader = text(createReadStream(fifo))

@@ -50,7 +50,7 @@ test('cores: shared, near, far, unknown; processes that hardly ran have no findi
     ['same core', 'slow', 'take turns on one core'],
     ['near', 'good', 'share a cache'],
     ['far', 'slow', 'share no cache'],
-    ['unknown', 'unknown', 'does not tell'],
+    ['unknown', 'unknown', 'does not report'],
   ] as const)
     says(t, checkCores([1, 2], [on(3), on(4)], distance), ['cores', status, [1, 2], `cores 3 and 4: ${distance}`], part)
   for (const [one, other, status] of [
@@ -67,7 +67,7 @@ test('cores: shared, near, far, unknown; processes that hardly ran have no findi
 })
 
 test('a ring is full if it was full in both samples, or if the sender waits for room', (t) => {
-  says(t, checkRing(quiet), ['ring', 'unknown', [1, 2], '1.00 kB'], 'process 1 tells no figures')
+  says(t, checkRing(quiet), ['ring', 'unknown', [1, 2], '1.00 kB'], 'process 1 publishes no figures')
   const found = (fill: number, waiting: number) =>
     `${fill} % of 1.00 kB full; the sender waits for room for ${waiting} % of the time`
   for (const [used, usedBefore, waiting, fill, status] of [
@@ -100,7 +100,7 @@ test('a reader that is stopped, sleeps although the ring is full, or is always b
 })
 
 test('a reader that is woken for nearly each message, by its statistics or by the samples', (t) => {
-  says(t, checkWakeups(quiet), ['wake-ups', 'unknown', [1, 2], 'not to be seen'], 'does not show the reader')
+  says(t, checkWakeups(quiet), ['wake-ups', 'unknown', [1, 2], 'not visible'], 'does not show the reader')
   const flow = (messagesPerSecond: number) => ({ messagesPerSecond, size: 100 })
   for (const [stream, seen, status, found] of [
     [{ flow: flow(1000), sleepsPerSecond: 501 }, 0, 'slow', 'the reader sleeps 501 times a second, for 1000 messages'],

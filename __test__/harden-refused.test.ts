@@ -86,7 +86,7 @@ test.serial('nothing is done in a worker thread, or if the inspector is open or 
   const url = () => {
     throw cause
   }
-  t.is(refused({ url }, 'UNSUPPORTED', /does not tell whether its inspector is open/).cause, cause)
+  t.is(refused({ url }, 'UNSUPPORTED', /does not report whether its inspector is open/).cause, cause)
   // A runtime without an inspector cannot have it open.
   t.is(hardening(t, { hasInspector: false, url }).error, null)
 })

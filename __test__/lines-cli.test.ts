@@ -224,7 +224,7 @@ test.serial(
       const count = output.text.split('\n').length - 1
       t.is(output.text, `${message}\n`.repeat(count))
       if (delivery === 'reliable') t.is(errors.text, '')
-      else t.is(errors.text, `ringfence: ${100 - count} messages were passed over\n`)
+      else t.is(errors.text, `ringfence: ${100 - count} messages were skipped\n`)
     }
   },
 )
@@ -316,7 +316,7 @@ test.serial('a sender that closes or is killed has its last line written, and af
   const { pid } = partner
   await partner.kill()
   await until(() => output.text === 'closed\nkilled\n', 'its line is written')
-  t.is(errors.text, `ringfence: process ${pid} has ended before it had said that it has sent all\n`)
+  t.is(errors.text, `ringfence: process ${pid} has ended before it had ended its sending\n`)
   const another = await Partner.start(t)
   await another.connect(address)
   await another.run(async (kit) => {
@@ -392,7 +392,7 @@ test.serial('a sender with an endless line is disconnected, and its earlier line
   t.is(errors.text, '')
   await endless('send', 'x')
   await until(() => errors.text !== '', 'it is told of')
-  t.is(errors.text, `ringfence: process ${partner.pid} sends a line of more than 64 MiB: it is let go of\n`)
+  t.is(errors.text, `ringfence: process ${partner.pid} sent a line of more than 64 MiB, and is disconnected\n`)
   await t.throwsAsync(endless('receive'), { code: 'ERR_RINGFENCE_PEER_LOST' })
   stop.abort()
   await over

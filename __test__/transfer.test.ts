@@ -156,7 +156,7 @@ test.serial('a receiver that is destroyed or killed is PEER_LOST, during the tra
     await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.destroy()))
     await t.throwsAsync(soon(over, 'its end'), {
       code: 'ERR_RINGFENCE_PEER_LOST',
-      message: /left before it had said that it has everything/,
+      message: /left before it had confirmed that it has everything/,
     })
   }
   for (const how of ['close', 'kill'] as const) {
@@ -205,7 +205,7 @@ test.serial('a timeout and an invalid address are reported', async (t) => {
     const options = { signal: AbortSignal.timeout(1) }
     await t.throwsAsync(run({ address, file: '/dev/null', options }), {
       code: 'ERR_RINGFENCE_TIMEOUT',
-      message: `no process came to ${address} in time`,
+      message: `no process connected to ${address} in time`,
     })
     const directory = temporaryDirectory(t)
     const file = join(mkdtempSync(join(directory, 'x')), 'file')

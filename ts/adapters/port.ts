@@ -115,7 +115,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
       throw new RingfenceError('MESSAGE_TOO_LARGE', text)
     }
     if (bufferedAmount > MAX_BUFFERED) {
-      const text = `the peer does not read: ${bufferedAmount} bytes that were posted before wait still`
+      const text = `the peer does not read: ${bufferedAmount} bytes of earlier messages are still waiting`
       throw new RingfenceError('NO_SPACE', text)
     }
   }

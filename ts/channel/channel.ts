@@ -311,7 +311,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     } catch (cause) {
       throw new RingfenceError(
         'INVALID_ARGUMENT',
-        `the handler of this call has returned what cannot be sent: ${messageOf(cause)}`,
+        `the handler of this call has returned a value that cannot be sent: ${messageOf(cause)}`,
         {
           cause,
         },

@@ -143,4 +143,4 @@ export function protocolError(what: string): RingfenceError {
   return new RingfenceError('RING_CORRUPT', `the peer violated the protocol of calls: ${what}`)
 }
 
-const malformedError = () => protocolError('an error that is no error')
+const malformedError = () => protocolError('a malformed error')

@@ -446,7 +446,7 @@ export class SendQueue {
     }
     if (typeof length !== 'number' || !Number.isInteger(length) || length < 0 || length > size) {
       throw invalid(
-        `what fills a message returns how many bytes it has written, from 0 to ${size}, and not ${show(length)}`,
+        `the function that fills a message must return the number of written bytes, from 0 to ${size}, not ${show(length)}`,
       )
     }
     if (this.#blockReason !== null) throw (this.#blockReason as () => RingfenceError)()

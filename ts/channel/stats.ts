@@ -191,7 +191,7 @@ export const FIGURES: Readonly<Record<FigureName, Figure>> = {
     '{attachment}',
     'Attachments that subscribers did not get with their message.',
   ),
-  lost: counter('lost', '{message}', 'Messages that were passed over.', 'messages_lost'),
+  lost: counter('lost', '{message}', 'Messages that were skipped.', 'messages_lost'),
   evicted: counter('evicted', '{subscriber}', 'Subscribers that were evicted because they were too slow.'),
   accepted: counter('accepted', '{peer}', 'Peers that were accepted.'),
   refused: counter('refused', '{peer}', 'Peers that were refused.'),

@@ -67,7 +67,7 @@ export async function publish({ address, file, raw, audience, evidence, options 
     await finish(publisher, options.stall ?? STALL)
     if (published > 0 && !hasAudience)
       printMessage(
-        `no process has subscribed: no message (of ${published}) reached anybody; --audience 1 waits for a subscriber`,
+        `no process has subscribed: no message (of ${published}) reached a subscriber; --audience 1 waits for a subscriber`,
       )
   } finally {
     await source.close()
@@ -90,9 +90,7 @@ async function finish(publisher: Publisher, stall: number): Promise<void> {
   await publisher.end()
   await withTimeout(stall, reliableHaveRead(publisher))
   for (const { peer } of reliableSubscribers(publisher))
-    printMessage(
-      `process ${peer.pid} has not read everything after ${stall / 1000} s: what is left stays readable to it`,
-    )
+    printMessage(`process ${peer.pid} has not read everything after ${stall / 1000} s; it can still read the remainder`)
   await publisher.close()
   const { error } = await publisher.closed
   if (error !== undefined) throw error
@@ -160,5 +158,5 @@ export async function subscribe({ address, count, raw, evidence, options }: Subs
     await written()
   }
   const { lost } = subscription
-  if (lost > 0n) printMessage(`${lost} messages were passed over`)
+  if (lost > 0n) printMessage(`${lost} messages were skipped`)
 }

@@ -76,7 +76,7 @@ class Collector {
       allowEnd(this.#merged, null)
     } catch (error) {
       // Connected senders may continue for a long time, so report the failure now.
-      printMessage(`no sender can come any more: ${(error as Error).message}`)
+      printMessage(`no further sender can connect: ${(error as Error).message}`)
       allowEnd(this.#merged, error as Error)
     }
   }
@@ -86,7 +86,7 @@ class Collector {
     if (lines === undefined) return
     const whole = lines.add(bytes)
     if (lines.size > MAX_LINE) {
-      printMessage(`process ${channel.peer.pid} sends a line of more than ${MAX_LINE >> 20} MiB: it is let go of`)
+      printMessage(`process ${channel.peer.pid} sent a line of more than ${MAX_LINE >> 20} MiB, and is disconnected`)
       this.#lines.delete(channel)
       channel.destroy()
     }
@@ -106,8 +106,7 @@ class Collector {
 
   #end(channel: Channel, reason: Closed['reason']): void {
     const outcome = reason === 'lost' ? 'has ended' : reason === 'closed' ? undefined : `is gone (${reason})`
-    if (outcome !== undefined)
-      printMessage(`process ${channel.peer.pid} ${outcome} before it had said that it has sent all`)
+    if (outcome !== undefined) printMessage(`process ${channel.peer.pid} ${outcome} before it had ended its sending`)
     this.#finish(channel).catch((error: unknown) => allowEnd(this.#merged, error as Error))
   }
 

@@ -32,6 +32,6 @@ export async function writeFifo(path: string, signal: AbortSignal | undefined): 
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'ENXIO') throw error
     }
-    await pause(PERIOD, undefined, { signal }).catch(asTimeout(`no process came to read from ${path}`))
+    await pause(PERIOD, undefined, { signal }).catch(asTimeout(`no process opened ${path} for reading`))
   }
 }

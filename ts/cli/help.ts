@@ -30,13 +30,13 @@ const flag = (name: FlagName): [string, string] => {
 }
 
 const EXIT_CODES = [
-  ['0', 'everything went through'],
+  ['0', 'success'],
   ['1', 'another failure'],
   ['2', 'usage'],
   ['3', 'the address cannot be used, or is taken'],
   ['4', 'this side refused the peer, or the peer refused this side'],
-  ['5', 'the peer was lost before everything had gone through'],
-  ['6', 'no process came in time'],
+  ['5', 'the peer was lost before everything was transferred'],
+  ['6', 'no process connected in time'],
   ['7', 'the peer violated the protocol'],
   ['8', 'no space'],
   ['9', 'this system does not offer what is needed'],

@@ -59,7 +59,7 @@ async function sendAll(channel: Channel, source: Source, answer: Promise<unknown
     const closed = await channel.closed
     // A receiver that disconnects without ending its side has not written everything.
     if (closed.reason !== 'closed')
-      throw closeError(closed, 'the receiver left before it had said that it has everything')
+      throw closeError(closed, 'the receiver left before it had confirmed that it has everything')
   } finally {
     progress.done()
   }
@@ -75,7 +75,8 @@ async function rejectIfPeerSends(answer: Promise<unknown>, address: string): Pro
 /** The error for the end of a channel. */
 function closeError({ reason }: Closed, lost: string): RingfenceError {
   if (reason === 'exposed') return exposedError()
-  if (reason === 'corrupt') return new RingfenceError('RING_CORRUPT', 'the peer has spoilt the shared memory')
+  if (reason === 'corrupt')
+    return new RingfenceError('RING_CORRUPT', 'the peer violated the protocol of the shared memory')
   return new RingfenceError('PEER_LOST', lost)
 }
 
@@ -126,7 +127,7 @@ function hasCode(error: unknown, name: ErrorName): boolean {
 /** Joins a pair. The receiver's end confirms that everything is written, long after the sender's end, so half-open channels are allowed. */
 async function joinPair(address: string, options: Options, evidence: boolean): Promise<Channel> {
   return withEvidence(
-    await join(address, { ...options, allowHalfOpen: true }).catch(asTimeout(`no process came to ${address}`)),
+    await join(address, { ...options, allowHalfOpen: true }).catch(asTimeout(`no process connected to ${address}`)),
     evidence,
   )
 }

@@ -21,7 +21,9 @@ export function harden(): void {
 /** Keeps the inspector closed. The other steps of hardening may follow later, within a handshake. */
 export function closeInspector(): void {
   if (!builtin.threads.isMainThread) {
-    throw invalid('a worker thread cannot harden the process: it sees neither the inspector nor who listens to SIGUSR1')
+    throw invalid(
+      'a worker thread cannot harden the process: it sees neither the inspector nor the listeners of SIGUSR1',
+    )
   }
   const url = openInspector()
   if (url !== undefined) {
@@ -40,7 +42,7 @@ function openInspector(): string | undefined {
   try {
     return builtin.inspector.url()
   } catch (error) {
-    const reason = 'this process cannot be hardened: it does not tell whether its inspector is open'
+    const reason = 'this process cannot be hardened: it does not report whether its inspector is open'
     throw new RingfenceError('UNSUPPORTED', reason, { cause: error })
   }
 }

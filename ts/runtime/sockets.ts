@@ -91,5 +91,5 @@ export function nullIfGone<Result>(read: () => Result): Result | null {
 export function throwIfResourceShortage(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException
   if (isResourceShortage(code))
-    throw new RingfenceError('NO_SPACE', `this process cannot look into /proc: ${message}`, { cause: error })
+    throw new RingfenceError('NO_SPACE', `this process cannot read /proc: ${message}`, { cause: error })
 }

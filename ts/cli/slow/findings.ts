@@ -66,7 +66,7 @@ const DISTANCES: Record<Distance, [status: PairFinding['status'], meaning: strin
     'they share no cache: each message travels between chips, which takes two to five times as long; pin both to cores below one cache (lscpu -e, taskset)',
   ],
   near: ['good', 'they share a cache'],
-  unknown: ['unknown', 'the kernel does not tell which cores share a cache'],
+  unknown: ['unknown', 'the kernel does not report which cores share a cache'],
 }
 
 /** Checks the cores on which two processes run. */
@@ -83,7 +83,7 @@ export function checkRing({ writer, reader, capacity, sent }: Stream): PairFindi
   if (sent === null)
     return verdict(
       'unknown',
-      `process ${writer} tells no figures: start it with RINGFENCE_OBSERVE=1; if it was, it is stopped or busy`,
+      `process ${writer} publishes no figures: start it with RINGFENCE_OBSERVE=1; if it was, it is stopped or busy`,
     )
   // A best-effort subscriber may lag by more than the ring holds.
   const fill = Math.min(sent.used, sent.usedBefore, capacity) / capacity
@@ -125,7 +125,7 @@ export function checkWakeups({ writer, reader, flow, sleepsPerSecond }: Stream, 
     [writer, reader],
     `the reader sleeps ${sleeps?.toFixed(0)} times a second${rate}`,
   )
-  if (sleeps === undefined) return verdict('unknown', '/proc does not show the reader', 'not to be seen')
+  if (sleeps === undefined) return verdict('unknown', '/proc does not show the reader', 'not visible')
   const isOften = sleeps > MANY_PER_SECOND && (flow === null || sleeps > SLEEPS_PER_MESSAGE * flow.messagesPerSecond)
   if (!isOften) return verdict('good', 'few messages wake it')
   return verdict(
