@@ -123,7 +123,7 @@ impl OwnStorage {
         true
     }
 
-    /// Ends the protection of [`OwnStorage::hold`], after the slice was dropped.
+    /// Ends the protection of [`OwnStorage::protect`], after the slice was dropped.
     #[inline]
     pub(crate) fn unprotect(&self) {
         let previous = self.protected.clear();

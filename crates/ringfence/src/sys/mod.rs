@@ -28,7 +28,7 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Re
     loop {
         match call() {
             Err(Errno::EINTR) => {}
-            told => return told,
+            other => return other,
         }
     }
 }

@@ -151,21 +151,21 @@ impl FairShare {
     pub(crate) const OF_ONE_PROCESS: usize = 16;
 
     /// Whether one more thread may run for this process.
-    pub(crate) fn may_begin(&self, who: Credentials) -> bool {
+    pub(crate) fn may_begin(&self, peer: Credentials) -> bool {
         let count = |is_same: fn(&Credentials, &Credentials) -> bool| {
-            self.0.iter().filter(|other| is_same(other, &who)).count()
+            self.0.iter().filter(|other| is_same(other, &peer)).count()
         };
         self.0.len() < Self::ALL
             && count(|one, other| one.uid == other.uid) < Self::OF_ONE_USER
             && count(|one, other| one.pid == other.pid) < Self::OF_ONE_PROCESS
     }
 
-    pub(crate) fn begin(&mut self, who: Credentials) {
-        self.0.push(who);
+    pub(crate) fn begin(&mut self, peer: Credentials) {
+        self.0.push(peer);
     }
 
-    pub(crate) fn end(&mut self, who: Credentials) {
-        if let Some(index) = self.0.iter().position(|other| *other == who) {
+    pub(crate) fn end(&mut self, peer: Credentials) {
+        if let Some(index) = self.0.iter().position(|other| *other == peer) {
             self.0.swap_remove(index);
         }
     }
@@ -192,21 +192,21 @@ mod tests {
     #[test]
     fn threads_are_limited_per_process_user_and_in_total() {
         let mut calls = FairShare::default();
-        let who = |pid, uid| Credentials { pid, uid, gid: 0 };
+        let peer = |pid, uid| Credentials { pid, uid, gid: 0 };
         for pid in 0..16 {
-            assert!(calls.may_begin(who(1, 1)), "{pid}");
-            calls.begin(who(1, 1));
+            assert!(calls.may_begin(peer(1, 1)), "{pid}");
+            calls.begin(peer(1, 1));
         }
-        assert!(!calls.may_begin(who(1, 1)) && !calls.may_begin(who(1, 2)));
+        assert!(!calls.may_begin(peer(1, 1)) && !calls.may_begin(peer(1, 2)));
         for pid in 16..48 {
-            assert!(calls.may_begin(who(pid, 1)), "{pid}");
-            calls.begin(who(pid, 1));
+            assert!(calls.may_begin(peer(pid, 1)), "{pid}");
+            calls.begin(peer(pid, 1));
         }
-        assert!(!calls.may_begin(who(50, 1)));
+        assert!(!calls.may_begin(peer(50, 1)));
         for pid in 50..66 {
-            assert!(calls.may_begin(who(pid, 2)), "{pid}");
-            calls.begin(who(pid, 2));
+            assert!(calls.may_begin(peer(pid, 2)), "{pid}");
+            calls.begin(peer(pid, 2));
         }
-        assert!(!calls.may_begin(who(70, 3)));
+        assert!(!calls.may_begin(peer(70, 3)));
     }
 }
