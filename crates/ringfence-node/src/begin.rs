@@ -68,7 +68,7 @@ impl<T: Send + 'static> Undelivered<T> {
     /// Drops the result if JavaScript has not received it, and waits briefly for that.
     fn discard(&self) {
         if let Some(Ok(made)) = self.take() {
-            task::wait_a_moment(&task::let_go(made));
+            task::wait_a_moment(&task::drop_in_background(made));
         }
     }
 }
@@ -83,7 +83,7 @@ struct Rest<T> {
 }
 
 impl<T: Send + 'static> Rest<T> {
-    fn let_go(&self) {
+    fn drop_in_background(&self) {
         self.under_way.cancel();
         // After a delivery, the thread has already finished.
         task::wait_a_moment(&self.over);
@@ -309,12 +309,12 @@ impl AsyncCall<'_> {
                     drop(delivered.take());
                     task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
                 },
-                move || at_end.let_go(),
+                move || at_end.drop_in_background(),
             )
         }?;
         Ok(Joining {
             under_way,
-            vacate: Box::new(move || at_exit.let_go()),
+            vacate: Box::new(move || at_exit.drop_in_background()),
             questions,
         })
     }

@@ -58,7 +58,7 @@ const CLOSED: ringfence::Error = ringfence::Error::Closed("the channel is closed
 impl State for Endpoint {
     fn panicked(&mut self) {
         self.let_tokens_go();
-        self.let_go();
+        self.drop_in_background();
         self.handle.panicked("the channel was closed");
     }
 }
@@ -122,7 +122,7 @@ impl Endpoint {
     }
 
     /// Closes the channel at once and releases the line. The peer gets a clean end only if the sending had ended.
-    fn let_go(&mut self) {
+    fn drop_in_background(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(Halves {
@@ -141,7 +141,7 @@ impl Endpoint {
         }
     }
 
-    /// Like [`Endpoint::let_go`], but keeps the peer's unread messages readable.
+    /// Like [`Endpoint::drop_in_background`], but keeps the peer's unread messages readable.
     fn outlive(&mut self) {
         self.handle.stop();
         if let Some(Halves {
@@ -292,7 +292,7 @@ fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 
 fn close(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     cancel_open(endpoint, call.env);
-    endpoint.let_go();
+    endpoint.drop_in_background();
     Answer::Nothing
 }
 
@@ -404,7 +404,7 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 impl Drop for Endpoint {
     fn drop(&mut self) {
         self.let_tokens_go();
-        self.let_go();
+        self.drop_in_background();
     }
 }
 

@@ -27,7 +27,7 @@ struct MembershipState {
 
 impl State for MembershipState {
     fn panicked(&mut self) {
-        self.let_go();
+        self.drop_in_background();
         self.handle.panicked("the membership was left");
     }
 }
@@ -47,17 +47,17 @@ impl MembershipState {
     }
 
     /// Leaves without waiting: the partner may be slow, and the event loop must not block.
-    fn let_go(&mut self) {
+    fn drop_in_background(&mut self) {
         if let Some(membership) = self.take() {
             binding::destroy_on_drop(&membership);
-            self.going = Some(task::let_go(membership));
+            self.going = Some(task::drop_in_background(membership));
         }
     }
 
-    /// Like `let_go`, and waits briefly until the address is left, because the process or its environment
+    /// Like `drop_in_background`, and waits briefly until the address is left, because the process or its environment
     /// ends.
     fn leave_at_once(&mut self) {
-        self.let_go();
+        self.drop_in_background();
         if let Some(going) = self.going.take() {
             task::wait_a_moment(&going);
         }
@@ -144,7 +144,7 @@ fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
 }
 
 fn close(slot: &mut MembershipState, _call: &mut Call) -> Answer {
-    slot.let_go();
+    slot.drop_in_background();
     Answer::Nothing
 }
 

@@ -23,7 +23,7 @@ struct ListenerState {
 
 impl State for ListenerState {
     fn panicked(&mut self) {
-        self.let_go();
+        self.drop_in_background();
         self.handle.panicked("the listener was closed");
     }
 }
@@ -35,7 +35,7 @@ impl Object for ListenerState {
 }
 
 impl ListenerState {
-    fn let_go(&mut self) {
+    fn drop_in_background(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(listener) = self.listener.take() {
@@ -47,7 +47,7 @@ impl ListenerState {
 
 impl Drop for ListenerState {
     fn drop(&mut self) {
-        self.let_go();
+        self.drop_in_background();
     }
 }
 
@@ -94,7 +94,7 @@ fn watch(reception: &mut ListenerState, call: &mut Call) -> Answer {
 }
 
 fn close(reception: &mut ListenerState, _call: &mut Call) -> Answer {
-    reception.let_go();
+    reception.drop_in_background();
     Answer::Nothing
 }
 

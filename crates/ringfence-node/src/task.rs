@@ -28,7 +28,7 @@ pub(crate) type Release = mpsc::Receiver<()>;
 
 /// Drops a value at an address on a thread, without waiting: the partner may be slow, and the event loop must
 /// not block.
-pub(crate) fn let_go(made: impl Send + 'static) -> Release {
+pub(crate) fn drop_in_background(made: impl Send + 'static) -> Release {
     let (going, gone) = mpsc::channel();
     let leave = move || {
         drop(made);

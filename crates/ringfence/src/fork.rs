@@ -70,7 +70,7 @@ fn unmap(page: NonNull<c_void>) {
 static HERE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 
 /// The number of the last process that has made something, of this one and those that it descends from.
-static BEGUN: AtomicU64 = AtomicU64::new(0);
+static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The process that made a value: this one, or one from which it was forked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,13 +85,13 @@ impl Birth {
     fn try_now() -> Result<Self, Errno> {
         let word = match here() {
             Some(word) => word,
-            None => begin()?,
+            None => make_word()?,
         };
         let own = word.load(Ordering::Acquire);
         if own != 0 {
             return Ok(Self(own));
         }
-        let next = BEGUN.fetch_add(1, Ordering::Relaxed) + 1;
+        let next = LAST_NUMBER.fetch_add(1, Ordering::Relaxed) + 1;
         // Another thread may have been first.
         let first = word.compare_exchange(0, next, Ordering::AcqRel, Ordering::Acquire);
         Ok(Self(first.map_or_else(|other| other, |_| next)))
@@ -120,8 +120,8 @@ fn here() -> Option<&'static AtomicU64> {
 }
 
 #[cold]
-fn begin() -> Result<&'static AtomicU64, Errno> {
-    static TOLD: AtomicBool = AtomicBool::new(false);
+fn make_word() -> Result<&'static AtomicU64, Errno> {
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
     let page = wiped_page()?;
     let made = page.as_ptr().cast();
     let first = HERE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
@@ -133,7 +133,7 @@ fn begin() -> Result<&'static AtomicU64, Errno> {
         |_| made,
     );
     // Best effort: without it, a child leaks a few descriptors.
-    if !TOLD.swap(true, Ordering::AcqRel) {
+    if !REGISTERED.swap(true, Ordering::AcqRel) {
         let _ = sys::process::in_each_child(in_child);
     }
     // SAFETY: as in `here`.

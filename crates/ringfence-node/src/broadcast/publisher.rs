@@ -59,7 +59,7 @@ impl Sends for PublisherState {
 
 impl State for PublisherState {
     fn panicked(&mut self) {
-        self.let_go();
+        self.drop_in_background();
         self.handle.panicked("the publisher was closed");
     }
 }
@@ -71,7 +71,7 @@ impl Object for PublisherState {
 }
 
 impl PublisherState {
-    fn let_go(&mut self) {
+    fn drop_in_background(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         self.room = None;
@@ -98,7 +98,7 @@ impl PublisherState {
 
 impl Drop for PublisherState {
     fn drop(&mut self) {
-        self.let_go();
+        self.drop_in_background();
     }
 }
 
@@ -278,7 +278,7 @@ fn watch_room(publishing: &mut PublisherState, call: &mut Call) -> Answer {
 
 fn close(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     cancel_open(publishing, call.env);
-    publishing.let_go();
+    publishing.drop_in_background();
     Answer::Nothing
 }
 

@@ -42,7 +42,7 @@ const CLOSED: ringfence::Error = ringfence::Error::Closed("the subscription is c
 
 impl State for SubscriptionState {
     fn panicked(&mut self) {
-        self.let_go(false);
+        self.drop_in_background(false);
         self.handle.panicked("the subscription was closed");
     }
 }
@@ -109,7 +109,7 @@ impl SubscriptionState {
     }
 
     /// Without a clean end, the publisher reports the subscriber as lost.
-    fn let_go(&mut self, is_clean: bool) {
+    fn drop_in_background(&mut self, is_clean: bool) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(mut subscription) = self.subscription.take() {
@@ -125,7 +125,7 @@ impl SubscriptionState {
 
 impl Drop for SubscriptionState {
     fn drop(&mut self) {
-        self.let_go(false);
+        self.drop_in_background(false);
     }
 }
 
@@ -212,7 +212,7 @@ fn outlive(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
 
 /// Argument: 1 to close without a clean end.
 fn close(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
-    reading.let_go(call.size(0) == 0);
+    reading.drop_in_background(call.size(0) == 0);
     Answer::Nothing
 }
 
