@@ -68,7 +68,7 @@ impl<T: Send + 'static> Undelivered<T> {
     /// Drops the result if JavaScript has not received it, and waits briefly for that.
     fn discard(&self) {
         if let Some(Ok(made)) = self.take() {
-            task::wait_a_moment(&task::drop_in_background(made));
+            task::wait_briefly(&task::drop_in_background(made));
         }
     }
 }
@@ -86,7 +86,7 @@ impl<T: Send + 'static> Rest<T> {
     fn drop_in_background(&self) {
         self.under_way.cancel();
         // After a delivery, the thread has already finished.
-        task::wait_a_moment(&self.over);
+        task::wait_briefly(&self.over);
         // A result that was created before that still occupies its address.
         self.undelivered.discard();
     }

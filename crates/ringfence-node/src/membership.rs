@@ -21,7 +21,7 @@ struct MembershipState {
     /// `None` once the address was left.
     membership: Option<ringfence::Membership>,
     /// The leave in progress, which may not be finished.
-    going: Option<Release>,
+    release: Option<Release>,
     handle: Handle,
 }
 
@@ -50,7 +50,7 @@ impl MembershipState {
     fn drop_in_background(&mut self) {
         if let Some(membership) = self.take() {
             binding::destroy_on_drop(&membership);
-            self.going = Some(task::drop_in_background(membership));
+            self.release = Some(task::drop_in_background(membership));
         }
     }
 
@@ -58,8 +58,8 @@ impl MembershipState {
     /// ends.
     fn leave_at_once(&mut self) {
         self.drop_in_background();
-        if let Some(going) = self.going.take() {
-            task::wait_a_moment(&going);
+        if let Some(release) = self.release.take() {
+            task::wait_briefly(&release);
         }
     }
 }
@@ -123,8 +123,8 @@ fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
     if call.size(1) == 0 {
         binding::destroy_on_drop(&membership);
     }
-    let (going, gone) = mpsc::channel();
-    slot.going = Some(gone);
+    let (sender, receiver) = mpsc::channel();
+    slot.release = Some(receiver);
     // SAFETY: this runs in a callback of the environment, and the function is its argument.
     let started = unsafe {
         task::run(
@@ -133,7 +133,7 @@ fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
             "ringfence-leave",
             move || {
                 membership.leave();
-                drop::<mpsc::Sender<()>>(going);
+                drop::<mpsc::Sender<()>>(sender);
             },
             |env, ()| task::nothing(env),
             || {},
@@ -183,7 +183,7 @@ pub(crate) unsafe fn to_object(
     }
     let slot = MembershipState {
         membership: Some(membership),
-        going: None,
+        release: None,
         handle: Handle::new(use_libuv),
     };
     // SAFETY: env and object are live.

@@ -21,27 +21,27 @@ use crate::{convert::Failure, raw::check, threadsafe::Threadsafe};
 /// Longest wait for the release of an address when a process or an environment ends. The release normally
 /// takes a moment; a process that exits earlier would leave its files behind. A stopped partner must not
 /// delay the exit any longer.
-const A_MOMENT: Duration = Duration::from_secs(1);
+const MAX_EXIT_DELAY: Duration = Duration::from_secs(1);
 
 /// A release in progress; disconnected once it is complete.
 pub(crate) type Release = mpsc::Receiver<()>;
 
 /// Drops a value at an address on a thread, without waiting: the partner may be slow, and the event loop must
 /// not block.
-pub(crate) fn drop_in_background(made: impl Send + 'static) -> Release {
-    let (going, gone) = mpsc::channel();
-    let leave = move || {
-        drop(made);
-        drop(going);
+pub(crate) fn drop_in_background(value: impl Send + 'static) -> Release {
+    let (sender, receiver) = mpsc::channel();
+    let job = move || {
+        drop(value);
+        drop(sender);
     };
     // If no thread can be started, dropping the closure releases the value here.
-    let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(leave);
-    gone
+    let _ = thread::Builder::new().name("ringfence-leave".into()).spawn(job);
+    receiver
 }
 
-pub(crate) fn wait_a_moment(for_it: &Release) {
+pub(crate) fn wait_briefly(release: &Release) {
     // Nothing is ever sent: the channel disconnects, or the wait times out.
-    let _ = for_it.recv_timeout(A_MOMENT);
+    let _ = release.recv_timeout(MAX_EXIT_DELAY);
 }
 
 /// Creates the arguments of the JavaScript callback from a result, on the environment's thread.
@@ -51,7 +51,7 @@ type Convert<T> = Box<dyn FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_va
 struct Context<T> {
     threadsafe: Arc<Threadsafe>,
     convert: Cell<Option<Convert<T>>>,
-    gone: Cell<Option<Box<dyn FnOnce()>>>,
+    on_end: Cell<Option<Box<dyn FnOnce()>>>,
 }
 
 /// The only reference to the function. It is released even if no thread was started, because an unreleased
@@ -61,7 +61,7 @@ struct Reply<T>(Arc<Threadsafe>, PhantomData<fn(T)>);
 /// Runs `work` on a thread with this name, and then calls `callback` once with what `convert` returns,
 /// asynchronously.
 ///
-/// The event loop is kept alive until then. `gone` runs when nothing waits for the thread any longer: the
+/// The event loop is kept alive until then. `on_end` runs when nothing waits for the thread any longer: the
 /// result was delivered, or the environment ends.
 ///
 /// # Safety
@@ -72,13 +72,13 @@ pub(crate) unsafe fn run<T: Send + 'static>(
     name: &'static str,
     work: impl FnOnce() -> T + Send + 'static,
     convert: impl FnOnce(sys::napi_env, T) -> napi::Result<[sys::napi_value; 2]> + 'static,
-    gone: impl FnOnce() + 'static,
+    on_end: impl FnOnce() + 'static,
 ) -> napi::Result<()> {
     let reply = Reply(Arc::default(), PhantomData);
     let context = Box::into_raw(Box::new(Context::<T> {
         threadsafe: Arc::clone(&reply.0),
         convert: Cell::new(Some(Box::new(convert))),
-        gone: Cell::new(Some(Box::new(gone))),
+        on_end: Cell::new(Some(Box::new(on_end))),
     }));
     // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it
     // expects.
@@ -171,13 +171,13 @@ pub(crate) unsafe fn create(
 /// On the environment's thread, inside a handle scope; the function and the arguments are live values of
 /// `env`.
 pub(crate) unsafe fn call(env: sys::napi_env, function: sys::napi_value, arguments: &[sys::napi_value]) {
-    let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
+    let (mut on_end, mut result) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: the caller guarantees the values.
     unsafe {
-        sys::napi_get_global(env, &raw mut receiver);
+        sys::napi_get_global(env, &raw mut on_end);
         sys::napi_call_function(
             env,
-            receiver,
+            on_end,
             function,
             arguments.len(),
             arguments.as_ptr(),
@@ -207,8 +207,8 @@ unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *m
     // SAFETY: data is the box from `run`, and the engine calls this once.
     let context = unsafe { Box::from_raw(data.cast::<Context<T>>()) };
     context.threadsafe.forget();
-    if let Some(gone) = context.gone.take() {
-        gone();
+    if let Some(on_end) = context.on_end.take() {
+        on_end();
     }
 }
 
@@ -230,8 +230,8 @@ unsafe extern "C" fn deliver<T>(
         return;
     };
     let converted = convert(env, outcome);
-    if let Some(gone) = context.gone.take() {
-        gone();
+    if let Some(on_end) = context.on_end.take() {
+        on_end();
     }
     // On an error, JavaScript has run out of memory or is ending.
     let Ok(arguments) = converted else { return };
