@@ -22,12 +22,12 @@ def begin(address, executable):
     _, (fd,) = line.hear(wire.OFFER, 1)
     os.close(fd)
     os.set_inheritable(line.sock.fileno(), True)
-    words = [executable, __file__, "goes-on", str(line.sock.fileno()), theirs.nonce.hex(), *map(str, line.speaker)]
+    words = [executable, __file__, "goes-on", str(line.sock.fileno()), theirs.nonce.hex(), *map(str, line.sender)]
     os.execve(executable, words, {**os.environ, "PYTHONHOME": sys.base_prefix})
 
 
-def go_on(number, nonce, *speaker):
-    line = wire.Line(socket.socket(fileno=int(number)), tuple(map(int, speaker)), time.monotonic() + 60)
+def go_on(number, nonce, *sender):
+    line = wire.Line(socket.socket(fileno=int(number)), tuple(map(int, sender)), time.monotonic() + 60)
     try:
         # The peer may have noticed already.
         line.say(wire.READY, bytes.fromhex(nonce))

@@ -48,7 +48,7 @@ class Subscription:
             line.close()
             raise
         parcels = attachments.Parcels(hello, numbered=True) if max_attachments else None
-        self.bell = Bell(line.sock, line.speaker[0], parcels)
+        self.bell = Bell(line.sock, line.sender[0], parcels)
         # Of the last record: how many it announces, and those of the last message that was taken.
         self.announced, self.attached = 0, []
         self.parked = 0
@@ -64,7 +64,7 @@ class Subscription:
         body, fds = line.hear(wire.OFFER, 2)
         try:
             offer = meet.check_offer(Offer.unpack(body), mine, theirs)
-            owner = line.speaker[1]
+            owner = line.sender[1]
             self.control = memory.accept(fds[0], 0, memory.CONTROL, owner)
             self.ring = memory.accept(fds[1], theirs.capacity, offer.size, owner)
         finally:
@@ -287,13 +287,13 @@ class Reader:
         body, (fd,) = line.hear(wire.OFFER, 1)
         try:
             offer = meet.check_offer(Offer.unpack(body), mine, theirs)
-            self.peer = memory.accept(fd, 0, offer.size, line.speaker[1])
+            self.peer = memory.accept(fd, 0, offer.size, line.sender[1])
         finally:
             os.close(fd)
         # The memory in which hostile subclasses write.
         self.own, self.ring = self.control, publisher.ring
         meet.ready(self, True)
-        self.bell = Bell(line.sock, line.speaker[0])
+        self.bell = Bell(line.sock, line.sender[0])
         memory.fence()
         self.bell.ring()
 

@@ -142,9 +142,9 @@ def dial(address):
         return None
 
 
-def check_speaker(speaker):
+def check_sender(sender):
     """The policy of this end: the same user, and the same pid namespace."""
-    pid, uid, _ = speaker
+    pid, uid, _ = sender
     if uid != os.geteuid():
         raise Violation(f"uid {uid}")
     pidfd = os.pidfd_open(pid)
@@ -171,26 +171,26 @@ def guest(address, hello=None, tongue=None, limit=30):
             sock.close()
 
 
-def guest_on(agreed, hello, tongue, deadline, speaker=None):
+def guest_on(agreed, hello, tongue, deadline, sender=None):
     """The guest's side of the order, from a connected socket."""
-    line, theirs = begin_as_guest(agreed, hello, tongue, deadline, speaker)
+    line, theirs = begin_as_guest(agreed, hello, tongue, deadline, sender)
     return finish(line, hello, theirs, False)
 
 
-def host_on(agreed, hello, tongue, deadline, speaker=None):
+def host_on(agreed, hello, tongue, deadline, sender=None):
     """The host's side of the order, from an accepted socket."""
-    line, theirs = begin_as_host(agreed, hello, tongue, deadline, speaker)
+    line, theirs = begin_as_host(agreed, hello, tongue, deadline, sender)
     return finish(line, hello, theirs, True)
 
 
-def begin_as_guest(agreed, hello, tongue, deadline, speaker=None):
+def begin_as_guest(agreed, hello, tongue, deadline, sender=None):
     """Until both have said HELLO: the private line, and what the host has said."""
     tongue = tongue or Honest()
-    speaker = speaker or wire.peer_credentials(agreed)
-    check_speaker(speaker)
+    sender = sender or wire.peer_credentials(agreed)
+    check_sender(sender)
     ours, passed = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    line = Line(ours, speaker, deadline, tongue)
-    outer = Line(agreed, speaker, deadline, tongue)
+    line = Line(ours, sender, deadline, tongue)
+    outer = Line(agreed, sender, deadline, tongue)
     try:
         with passed:
             tongue.before("hello", line)
@@ -214,19 +214,19 @@ def begin_as_guest(agreed, hello, tongue, deadline, speaker=None):
         raise
 
 
-def begin_as_host(agreed, hello, tongue, deadline, speaker=None):
+def begin_as_host(agreed, hello, tongue, deadline, sender=None):
     """Until both have said HELLO: the private line, and what the guest has said."""
     tongue = tongue or Honest()
-    speaker = speaker or wire.peer_credentials(agreed)
-    check_speaker(speaker)
+    sender = sender or wire.peer_credentials(agreed)
+    check_sender(sender)
     is_parent = hello.meeting == wire.CHILD
-    body, fds = Line(agreed, speaker, deadline, tongue).hear(wire.HELLO, 2 if is_parent else 1)
-    line, *others = [Line(socket.socket(fileno=fd), speaker, deadline, tongue) for fd in fds]
+    body, fds = Line(agreed, sender, deadline, tongue).hear(wire.HELLO, 2 if is_parent else 1)
+    line, *others = [Line(socket.socket(fileno=fd), sender, deadline, tongue) for fd in fds]
     for other in others:
         other.close()
     try:
         sock = line.sock
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or wire.peer_credentials(sock) != speaker:
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or wire.peer_credentials(sock) != sender:
             raise Violation("no line, or made by another process")
         sock.getpeername()
         theirs = Hello.unpack(body)
@@ -264,7 +264,7 @@ def finish(line, mine, theirs, is_host, shares=()):
             body, (fd,) = line.hear(wire.OFFER, 1)
             try:
                 offer = check_offer(Offer.unpack(body), mine, theirs)
-                peer = memory.accept(fd, theirs.capacity, offer.size, line.speaker[1], mine.backing == wire.SHM)
+                peer = memory.accept(fd, theirs.capacity, offer.size, line.sender[1], mine.backing == wire.SHM)
                 line.tongue.before("object", fd)
             finally:
                 os.close(fd)
@@ -291,12 +291,12 @@ def ready(met, is_host, shares=()):
     line = met.line
     line.tongue.before("ready", met)
     if not is_host:
-        check_speaker(line.speaker)
+        check_sender(line.sender)
         line.say(wire.READY, met.theirs.nonce)
     body, met.passed = line.hear(wire.READY, 0 if is_host else shares or 0)
     if body != met.mine.nonce:
         raise Violation("another nonce")
-    check_speaker(line.speaker)
+    check_sender(line.sender)
     if is_host:
         line.say(wire.READY, met.theirs.nonce, shares)
     line.tongue.before("open", met)
@@ -377,8 +377,8 @@ def bequeath(start):
 def host_of_child(agreed, pid, hello=None, tongue=None, limit=30):
     hello = hello or Hello()
     hello.meeting = wire.CHILD
-    speaker = (pid, os.geteuid(), os.getegid())
+    sender = (pid, os.geteuid(), os.getegid())
     with agreed:
-        return host_on(agreed, hello, tongue, time.monotonic() + limit, speaker)
+        return host_on(agreed, hello, tongue, time.monotonic() + limit, sender)
 
 

@@ -228,7 +228,7 @@ class Channel:
     def __init__(self, met, parcels=None):
         self.met = met
         self.own, self.peer = met.own, met.peer
-        self.bell = Bell(met.line.sock, met.line.speaker[0], parcels)
+        self.bell = Bell(met.line.sock, met.line.sender[0], parcels)
         self.sends = Producer(met.own, met.own.capacity, met.theirs.longest)
         self.reads = Consumer(met.peer, met.peer.capacity, met.mine.longest)
         if parcels:

@@ -66,7 +66,7 @@ class Post:
         if not 32 <= offer.number <= 64:
             raise Violation(f"tokens by signal {offer.number}")
         self.offer, self.own = offer, channel.own
-        self.process = channel.met.line.speaker[0]
+        self.process = channel.met.line.sender[0]
         self.sent = 0
 
     def send(self, token, announce=True):

@@ -144,7 +144,7 @@ def peer_credentials(sock):
 
 
 class Honest:
-    """What a speaker does with a frame before it goes out. A liar is another one."""
+    """Prepares frames for sending. A hostile peer substitutes its own."""
 
     def frame(self, kind, frame, fds):
         """The frame's bytes and descriptors, as they go out; None says nothing at all."""
@@ -160,9 +160,9 @@ class Honest:
 class Line:
     """A connected socket, and the only process that may speak on it."""
 
-    def __init__(self, sock, speaker, deadline, tongue=None):
+    def __init__(self, sock, sender, deadline, tongue=None):
         self.sock = sock
-        self.speaker = speaker
+        self.sender = sender
         self.deadline = deadline
         self.tongue = tongue or Honest()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
@@ -229,8 +229,8 @@ class Line:
                 raise Lost("the line has ended")
             if flags & socket.MSG_CTRUNC:
                 raise Violation("descriptors were cut off")
-            if credentials != self.speaker:
-                raise Violation(f"line: {credentials} speaks, and not {self.speaker}")
+            if credentials != self.sender:
+                raise Violation(f"line: sent by {credentials}, expected {self.sender}")
             got += data
         return got
 
