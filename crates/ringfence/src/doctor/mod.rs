@@ -70,7 +70,7 @@ pub fn doctor() -> Diagnosis {
 }
 
 named! {
-    /// Whether the promises that rest on something hold.
+    /// Whether the promises that depend on a feature hold.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Status {
         /// They hold.
@@ -86,11 +86,11 @@ named! {
 #[non_exhaustive]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// Its name for programs: small letters and hyphens. Names are kept from version to version.
+    /// The name for programs: lowercase letters and hyphens. Names are stable across versions.
     pub name: &'static str,
-    /// Its name for people.
+    /// The name for people.
     pub title: &'static str,
-    /// Whether the promises that rest on it hold.
+    /// Whether the promises that depend on it hold.
     pub status: Status,
     /// The observation.
     pub found: String,
@@ -213,11 +213,7 @@ mod tests {
             ]
         );
         let titles: BTreeSet<_> = diagnosis.findings.iter().map(|finding| finding.title).collect();
-        assert_eq!(
-            titles.len(),
-            names.len(),
-            "a title tells one finding from the others"
-        );
+        assert_eq!(titles.len(), names.len(), "duplicate titles");
         for Finding {
             name, found, meaning, ..
         } in &diagnosis.findings
@@ -261,7 +257,7 @@ mod tests {
             let links = fs::read_dir("/proc/self/fd")
                 .unwrap()
                 .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
-            // The directory that is being read is itself one of them.
+            // Excludes the descriptor of /proc/self/fd itself.
             links.filter(|link| !link.starts_with("/proc")).collect()
         };
         let objects = || -> usize {

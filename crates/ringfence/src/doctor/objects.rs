@@ -1,4 +1,4 @@
-//! The object of the default backing: what its seals refuse, and that it is never executed.
+//! Probes of shared memory: seals, leases, the tripwire, and the available space.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
@@ -43,15 +43,15 @@ use crate::{
 pub(super) fn memfd() -> Result<OwnedFd, String> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let raw = memfd_create("ringfence-doctor", flags).map_err(failed("memfd_create"))?;
-    reopen(&raw, OFlag::O_RDWR).map_err(failed("reopening it through /proc/self/fd"))
+    reopen(&raw, OFlag::O_RDWR).map_err(failed("reopening a memfd through /proc/self/fd"))
 }
 
-/// The failed call, and the reason.
+/// Names the failed call, and the reason.
 pub(super) fn failed(what: &'static str) -> impl FnOnce(Errno) -> String {
     move |errno| format!("{what}: {}", errno.desc())
 }
 
-/// Opens the same object once more.
+/// Opens the same object again.
 pub(super) fn reopen(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     let path = format!("/proc/self/fd/{}", object.as_raw_fd());
     open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
@@ -62,20 +62,19 @@ const SEALS: About = About("memfd-seals", "Sealed memory (memfd)");
 pub(super) fn memfd_seals() -> Finding {
     match broken_seals() {
         Ok(open) if open.is_empty() => SEALS.good(
-            "a second writable mapping, mprotect, a write, shrinking, growing, punching a hole and further seals are \
-             refused; the first mapping still writes, and a reader sees it",
-            "with the memfd backing, a peer that has passed and turns hostile cannot write, cut or grow this side's \
-             memory",
+            "a second writable mapping, mprotect, writing, shrinking, growing, punching a hole and further seals \
+             are refused; the first mapping still writes, and a reader sees the data",
+            "with the memfd backing, an accepted peer that turns hostile cannot write, truncate or grow this \
+             side's memory",
         ),
         Ok(open) => SEALS.missing(
-            format!("possible in spite of the seals: {}", open.join(", ")),
-            "a peer could change this side's memory behind its back; share it only with processes that you trust as \
-             yourself",
+            format!("possible despite the seals: {}", open.join(", ")),
+            "a peer could change this side's memory unnoticed; connect only to processes that you trust completely",
         ),
         Err(why) => SEALS.missing(
             why,
-            "the memfd backing cannot be used here; it takes Linux 5.1, files of more than 12 KiB (ulimit -f), and a \
-             sandbox that allows memfd_create and /proc/self/fd",
+            "the memfd backing cannot be used here; it needs Linux 5.1, files of more than 12 KiB (ulimit -f), and \
+             a sandbox that allows memfd_create and /proc/self/fd",
         ),
     }
 }
@@ -85,7 +84,7 @@ fn broken_seals() -> Result<Vec<&'static str>, String> {
     let object = memfd()?;
     let size = region_size(CAPACITY_MIN);
     let length = libc::off_t::try_from(size).map_err(|error| error.to_string())?;
-    // The object is also grown, by a byte. Beyond the limit of file sizes the kernel would send SIGXFSZ, before it asks for the seals.
+    // The object is also grown, by a byte. Beyond the file size limit the kernel would send SIGXFSZ before it checks the seals.
     check_room(size + 1).map_err(|error| error.to_string())?;
     ftruncate(&object, length).map_err(failed("ftruncate"))?;
     let own = OwnRegion::map(&object, CAPACITY_MIN).map_err(|error| error.to_string())?;
@@ -94,9 +93,9 @@ fn broken_seals() -> Result<Vec<&'static str>, String> {
 
     own.store(layout::DATA, 42, Ordering::Release);
     let live = peer.peek(layout::DATA) == 42;
-    let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping it to read"))?;
+    let mapping = Mapping::new(&object, 4096, false).map_err(failed("mapping a memfd read-only"))?;
     let writable = NonNull::new(mapping.as_mut_ptr().cast()).is_some_and(|address| {
-        // SAFETY: the range is that mapping, which no other code knows of and none reads. If the call succeeds, it
+        // SAFETY: the range is that mapping, to which no other code has a pointer. If the call succeeds, it
         // is writable until it is unmapped a few lines further down.
         unsafe {
             mprotect(
@@ -109,7 +108,7 @@ fn broken_seals() -> Result<Vec<&'static str>, String> {
     });
     let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     let tried = [
-        ("the owner's mapping writes nothing any more", !live),
+        ("writes of the owner's mapping are lost", !live),
         (
             "a second writable mapping",
             Mapping::new(&object, 4096, true).is_ok(),
@@ -131,17 +130,17 @@ fn broken_seals() -> Result<Vec<&'static str>, String> {
         .collect())
 }
 
-const NOEXEC: About = About("memfd-noexec", "Memory that is never executed (MFD_NOEXEC_SEAL)");
+const NOEXEC: About = About("memfd-noexec", "Non-executable memory (MFD_NOEXEC_SEAL)");
 
 pub(super) fn memfd_noexec() -> Finding {
-    /// Linux 6.3, of which nix has no names: the flag of memfd_create, and the seal that it sets.
+    /// The flag of memfd_create and the seal that it sets (Linux 6.3). nix does not define them.
     const NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(8);
     const SEAL_EXEC: i32 = 0x20;
     let sysctl = number_in("/proc/sys/vm/memfd_noexec");
     let rule = match sysctl {
-        Some(2) => "vm.memfd_noexec=2: no other kind can be made",
-        Some(1) => "vm.memfd_noexec=1: the default for all",
-        Some(_) => "vm.memfd_noexec=0: for those who ask, as this does",
+        Some(2) => "vm.memfd_noexec=2: required for all memfds",
+        Some(1) => "vm.memfd_noexec=1: the default for all memfds",
+        Some(_) => "vm.memfd_noexec=0: on request only",
         None => "no vm.memfd_noexec",
     };
     let flags = MFdFlags::MFD_CLOEXEC | NOEXEC_SEAL;
@@ -150,16 +149,16 @@ pub(super) fn memfd_noexec() -> Finding {
     match sealed {
         Ok(true) => NOEXEC.good(
             format!("granted and sealed; {rule}"),
-            "what lies in shared memory cannot be executed through its descriptor",
+            "the content of shared memory cannot be executed through its descriptor",
         ),
         Ok(false) => NOEXEC.limited(
             format!("granted, but not sealed; {rule}"),
-            "a process that has the descriptor may make the object executable; nothing else rests on it",
+            "a process that has the descriptor may make the object executable; no other promise depends on this",
         ),
         Err(errno) => NOEXEC.limited(
             format!("not granted: {} (Linux 6.3); {rule}", errno.desc()),
-            "the memory is made without it: a process that has the descriptor may execute what lies there; nothing else \
-             rests on it",
+            "the memory is made without the flag, so a process that has the descriptor may execute its content; no \
+             other promise depends on this",
         ),
     }
 }
@@ -170,13 +169,13 @@ pub(super) fn memfd_lease() -> Finding {
     match memfd().and_then(|object| probe_lease(&object)) {
         Ok(found) => MEMFD_LEASE.good(
             found,
-            "the kernel confirms that no other process has the object open when it is passed on, and keeps later openers \
-             waiting for the lease-break time",
+            "the kernel confirms that no other process has the object open when it is passed to the peer, and \
+             delays later opens by the lease-break time",
         ),
         Err(why) => MEMFD_LEASE.missing(
             why,
-            "the memfd backing cannot prove its object exclusive, so no channel is made; look for a sandbox that \
-             forbids fcntl(2) F_SETLEASE, or a /proc that cannot be read",
+            "the memfd backing cannot prove that its object is exclusive, so no channel can be made; check for a \
+             sandbox that forbids fcntl(2) F_SETLEASE, or an unreadable /proc",
         ),
     }
 }
@@ -187,17 +186,17 @@ pub(super) fn shm_lease() -> Finding {
     match shm_object().and_then(|object| probe_lease(&object)) {
         Ok(found) => SHM_LEASE.good(
             found,
-            "with the shm backing, a process that got in before the lease is noticed, unless with O_PATH; the peer itself can \
-             write and cut the object: prefer memfd, which has no name and is sealed",
+            "with the shm backing, an open before the lease is detected, except with O_PATH; the peer itself can \
+             write and truncate the object: prefer memfd, which has no name and is sealed",
         ),
         Err(why) => SHM_LEASE.missing(
             why,
-            "the shm backing cannot be used here; the memfd backing, which is the default, needs none of it",
+            "the shm backing cannot be used here; the memfd backing, which is the default, does not need this",
         ),
     }
 }
 
-/// A shm object as the channel makes it, but with a mode that lets the probe open it once more.
+/// A shm object as the channel makes it, but with a mode that lets the probe open it again.
 fn shm_object() -> Result<OwnedFd, String> {
     let random: [u8; 16] = sys::process::bytes().map_err(failed("getrandom"))?;
     let name = format!("/ringfence-doctor-{:032x}", u128::from_le_bytes(random));
@@ -208,10 +207,10 @@ fn shm_object() -> Result<OwnedFd, String> {
     Ok(object)
 }
 
-/// Tries whether a write lease tells that another process has an object open.
+/// Tests whether a write lease detects that another process has an object open.
 fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
-    let second = reopen(object, open).map_err(failed("opening it once more"))?;
+    let second = reopen(object, open).map_err(failed("opening the object again"))?;
     match sys::file::take_lease(object) {
         Err(Errno::EAGAIN) => {}
         Ok(()) => return Err("granted although the object was open twice".into()),
@@ -233,14 +232,14 @@ fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     }
     match reopen(object, open) {
         Err(Errno::EWOULDBLOCK) => {}
-        Ok(_) => return Err("granted, but a later opener is let in at once".into()),
-        Err(errno) => return Err(failed("opening it under the lease")(errno)),
+        Ok(_) => return Err("granted, but a later open succeeds immediately".into()),
+        Err(errno) => return Err(failed("opening the object under the lease")(errno)),
     }
     let seconds = number_in("/proc/sys/fs/lease-break-time")
         .map_or_else(|| "unknown".into(), |seconds| format!("{seconds} s"));
     Ok(format!(
-        "granted alone, refused (EAGAIN) while a second open exists, later openers are kept waiting (lease-break \
-         time: {seconds})"
+        "granted for a single open, refused (EAGAIN) while a second open exists; later opens are delayed \
+         (lease-break time: {seconds})"
     ))
 }
 
@@ -249,18 +248,18 @@ const TRIPWIRE: About = About("tripwire", "Alarm when a shared object is opened"
 pub(super) fn tripwire() -> Finding {
     match triggers_alarm() {
         Ok((number, true)) => TRIPWIRE.good(
-            format!("sounded (signal {number}) when the object was opened under its lease"),
-            "a process that opens the memory of a channel ends it: its owner wipes it first, and both sides see it (exposed)",
+            format!("triggered (signal {number}) when the object was opened under its lease"),
+            "if a process opens the memory of a channel, the owner wipes it first, and the channel ends on both sides \
+             (exposed)",
         ),
         Ok((number, false)) => TRIPWIRE.missing(
-            format!("signal {number} did not come within {} s", ALARM.as_secs()),
-            "a process that opens the memory of a channel is kept waiting for the lease-break time, and neither side is \
-             told; look for a \
-             sandbox that forbids fcntl(2) F_SETSIG or F_SETOWN_EX, or hides /proc/locks",
+            format!("signal {number} did not arrive within {} s", ALARM.as_secs()),
+            "a process that opens the memory of a channel is delayed by the lease-break time, and neither side is \
+             notified; check for a sandbox that forbids fcntl(2) F_SETSIG or F_SETOWN_EX, or hides /proc/locks",
         ),
         Err(why) => TRIPWIRE.missing(
             why,
-            "no channel is made",
+            "no channel can be made",
         ),
     }
 }
@@ -268,34 +267,34 @@ pub(super) fn tripwire() -> Finding {
 /// The time limit of the wait for the alarm. The signal is sent immediately, but the thread may wait for a processor.
 const ALARM: Duration = Duration::from_secs(2);
 
-/// Whether an alarm sounds when a process opens an object of this one's own, and by which signal.
+/// Opens an object that has a tripwire. Returns the alarm's signal, and whether it arrived.
 fn triggers_alarm() -> Result<(i32, bool), String> {
     let object = memfd()?;
     let refused = |error: crate::error::Error| error.to_string();
     let number = claim::unused().map_err(refused)?;
     let wire = Tripwire::arm(&object, number).map_err(refused)?;
-    let (sounded, alarm) = mpsc::channel();
+    let (triggered, alarm) = mpsc::channel();
     wire.on_alarm(move || {
-        // Without a receiver, no call waits for the result.
-        let _ = sounded.send(());
+        // Fails if the receiver has timed out.
+        let _ = triggered.send(());
         None
     });
     match reopen(&object, OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
         Err(Errno::EWOULDBLOCK) => {}
-        Ok(_) => return Err("an opener is let in at once".into()),
-        Err(errno) => return Err(failed("opening it under the lease")(errno)),
+        Ok(_) => return Err("an open succeeds immediately".into()),
+        Err(errno) => return Err(failed("opening the object under the lease")(errno)),
     }
     Ok((number, alarm.recv_timeout(ALARM).is_ok()))
 }
 
-const SHARED_MEMORY: About = About("dev-shm", "Room in /dev/shm");
+const SHARED_MEMORY: About = About("dev-shm", "Space in /dev/shm");
 
 pub(super) fn shared_memory() -> Finding {
     let none =
         "the shm backing cannot be used here; the memfd backing, which is the default, does not need it";
     match statfs("/dev/shm").map(|found| found.filesystem_type()) {
         Ok(TMPFS_MAGIC) => {}
-        Ok(_) => return SHARED_MEMORY.missing("it is no tmpfs", none),
+        Ok(_) => return SHARED_MEMORY.missing("not a tmpfs", none),
         Err(errno) => return SHARED_MEMORY.missing(errno.desc(), none),
     }
     let found = match statvfs("/dev/shm") {
@@ -305,10 +304,10 @@ pub(super) fn shared_memory() -> Finding {
     let size = found.blocks().saturating_mul(found.fragment_size());
     let free = found.blocks_available().saturating_mul(found.fragment_size());
     let pair = default_region() * 2;
-    // A tmpfs that is mounted with size=0 has no limit but memory, and says so with no blocks.
+    // A tmpfs that is mounted with size=0 has no limit except memory, and reports zero blocks.
     let room = if size == 0 { pair } else { free };
     let text = if size == 0 {
-        "no limit of its own".to_owned()
+        "no size limit".to_owned()
     } else {
         format!("{} free of {}", bytes(free), bytes(size))
     };
@@ -316,7 +315,7 @@ pub(super) fn shared_memory() -> Finding {
         SHARED_MEMORY.good(
             text,
             format!(
-                "a pair with the shm backing takes {} of it with default rings; memfd takes nothing of it",
+                "a pair with the shm backing and default rings uses {}; the memfd backing uses none",
                 bytes(pair)
             ),
         )
@@ -324,8 +323,8 @@ pub(super) fn shared_memory() -> Finding {
         SHARED_MEMORY.limited(
             text,
             format!(
-                "the shm backing has no room for a pair with default rings ({}): give /dev/shm more (a container's \
-                 shm-size), ask for a smaller capacity, or use memfd, which takes nothing of it",
+                "the shm backing has no space for a pair with default rings ({}): enlarge /dev/shm (a container's \
+                 shm-size), choose a smaller capacity, or use memfd, which does not use /dev/shm",
                 bytes(pair)
             ),
         )
@@ -338,22 +337,23 @@ pub(super) fn memory() -> Finding {
     let region = default_region();
     let found = match room::available_memory() {
         Ok(Some(available)) => format!("{} available to this process", bytes(available)),
-        Ok(None) => "neither /proc/meminfo nor the cgroup says".into(),
+        Ok(None) => "in neither /proc/meminfo nor the cgroup".into(),
         Err(errno) => format!("/proc/meminfo cannot be read: {}", errno.desc()),
     };
     match room::check_room(region) {
         Ok(()) => MEMORY.good(
             found,
             format!(
-                "a ring takes all its memory at once ({} by default, at each side): what cannot be had is an error \
-                 when the channel is made, not a signal later",
+                "each side allocates its ring in full ({} by default) when the channel is made, so a lack of \
+                 memory is an error then, not a signal later",
                 bytes(region)
             ),
         ),
         Err(error) => MEMORY.missing(
             format!("{found}; {error}"),
             format!(
-                "a default ring ({}) is refused with NO_SPACE; ask for a smaller capacity, or give this process more",
+                "a default ring ({}) fails with NO_SPACE; choose a smaller capacity, or give this process more \
+                 memory",
                 bytes(region)
             ),
         ),

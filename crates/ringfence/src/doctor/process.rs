@@ -18,19 +18,19 @@ use crate::{
     sys::{self, socket::new_line},
 };
 
-const PIDFD: About = About("pidfd", "Holding on to a process (pidfd_open)");
+const PIDFD: About = About("pidfd", "Process handles (pidfd_open)");
 
 pub(super) fn pidfd() -> Finding {
     match sys::process::pidfd_open(getpid()) {
         Ok(_) => PIDFD.good(
             "works",
-            "what is read of a peer in /proc is read between two looks that show that very process alive, and its \
-             death is noticed even where its end of the line is kept open",
+            "a pidfd check before and after each read of a peer's /proc confirms that the same process is alive; \
+             its death is detected even if another process holds its end of the line open",
         ),
         Err(errno) => PIDFD.limited(
             format!("{} (Linux 5.3)", errno.desc()),
-            "a peer is held by its number and its directory in /proc; its death is noticed by the end of the line \
-             alone",
+            "a peer is identified by its pid and its /proc directory; its death is detected only when the line \
+             closes",
         ),
     }
 }
@@ -41,13 +41,12 @@ pub(super) fn peer_pidfd() -> Finding {
     match new_line().and_then(|(one, _other)| getsockopt(&one, sockopt::PeerPidfd)) {
         Ok(_) => PEER_PIDFD.good(
             "works",
-            "the process that is looked at is the one that connected, even if its number has been given to another \
-             since",
+            "checks apply to the process that connected, even if its pid has been reused since",
         ),
         Err(errno) => PEER_PIDFD.limited(
             format!("{} (Linux 6.5)", errno.desc()),
-            "the peer's process is found by its number; one that ended in that moment could be taken for its \
-             successor, who then still lacks the private line",
+            "the peer's process is found by its pid; if the peer exits at that moment, a process that reuses the \
+             pid could be checked instead, but it does not have the private line",
         ),
     }
 }
@@ -58,60 +57,62 @@ pub(super) fn peer_groups() -> Finding {
     match new_line().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
         Ok(groups) => PEER_GROUPS.good(
             format!("works; this process has {}", groups.len()),
-            "a policy that asks for a gid finds it among the peer's supplementary groups as well",
+            "a policy that requires a gid also accepts the peer's supplementary groups",
         ),
         Err(errno) => PEER_GROUPS.limited(
             format!("{} (Linux 4.13)", errno.desc()),
-            "a policy that asks for a gid finds the peer's effective one alone",
+            "a policy that requires a gid checks only the peer's effective gid",
         ),
     }
 }
 
-const PIDFD_INFO: About = About("pidfd-info", "What a pidfd says of its process (PIDFD_GET_INFO)");
+const PIDFD_INFO: About = About("pidfd-info", "Process details from a pidfd (PIDFD_GET_INFO)");
 
 pub(super) fn pidfd_information() -> Finding {
     match sys::process::pidfd_open(getpid()).and_then(sys::process::pidfd_info) {
         Ok(info) => PIDFD_INFO.good(
             format!("works: pid {}, effective uid {}, gid {}", info.pid, info.uid, info.gid),
-            "a peer's user, group and cgroup are looked at again through its pidfd, which names no other process",
+            "a peer's user, group and cgroup are re-checked through its pidfd, which never refers to another \
+             process",
         ),
         Err(errno) => PIDFD_INFO.limited(
             format!("{} (Linux 6.13)", errno.desc()),
-            "a peer's user, group and cgroup are looked at again in /proc alone, between two looks that find it alive",
+            "a peer's user, group and cgroup are re-checked only in /proc, between two checks that it is alive",
         ),
     }
 }
 
-const MEMBARRIER: About = About("membarrier", "Barriers for other processes (membarrier)");
+const MEMBARRIER: About = About("membarrier", "Memory barriers for other processes (membarrier)");
 
 pub(super) fn membarrier() -> Finding {
     match sys::process::supports_barriers().and_then(|known| sys::process::issue_barrier().map(|()| known)) {
         Ok(true) => MEMBARRIER.good(
             "global expedited: works",
-            "sending takes no fence: the side that goes to sleep makes the barrier for both",
+            "sending needs no fence: the side that goes to sleep issues the barrier for both",
         ),
         Ok(false) | Err(_) => MEMBARRIER.limited(
-            "global expedited: not here (Linux 4.16, and a sandbox that allows it)",
-            "every send makes a full fence of its own: slower, and just as right",
+            "global expedited: not available (needs Linux 4.16 and a sandbox that allows it)",
+            "every send issues a full fence: slower, but equally correct",
         ),
     }
 }
 
-const PROC: About = About("proc", "Looking at processes (/proc)");
+const PROC: About = About("proc", "Process inspection (/proc)");
 
 pub(super) fn proc() -> Finding {
-    let refused = "no peer can be looked at, so every one is refused; mount /proc where this process runs";
+    let refused = "no peer can be inspected, so every peer is refused; mount /proc where this process runs";
     match statfs("/proc").map(|found| found.filesystem_type()) {
         Ok(PROC_SUPER_MAGIC) => {}
-        Ok(_) => return PROC.missing("something else is mounted there", refused),
+        Ok(_) => return PROC.missing("another filesystem is mounted there", refused),
         Err(errno) => return PROC.missing(errno.desc(), refused),
     }
     let own = match process::own_executable() {
         Ok(own) => own,
         Err(errno) => {
             return PROC.missing(
-                format!("/proc/self/exe cannot be looked at: {}", errno.desc()),
-                "a policy that asks for the same executable refuses every peer; ask for uid, gid, cgroup or label",
+                format!("/proc/self/exe cannot be inspected: {}", errno.desc()),
+                "a policy that requires the same executable refuses every peer; require a uid, gid, cgroup or \
+                 label instead",
             );
         }
     };
@@ -122,13 +123,13 @@ pub(super) fn proc() -> Finding {
     match hidepid() {
         Some(hidden) => PROC.limited(
             format!("readable, own executable {own}; mounted with {hidden}"),
-            "of another user's peer, the executable and supplementary groups cannot be seen, and a policy that asks for \
-             them refuses it (before Linux 6.13 each policy does); mount /proc without hidepid, or give this process the \
-             group that its gid= names",
+            "the executable and supplementary groups of another user's peer are hidden, so a policy that requires \
+             them refuses it (before Linux 6.13 every policy does); mount /proc without hidepid, or add this \
+             process to the group in the gid= mount option",
         ),
         None => PROC.good(
             format!("readable, own executable {own}"),
-            "a peer's executable and cgroup can be asked for",
+            "a policy can require an executable or a cgroup",
         ),
     }
 }
@@ -136,7 +137,7 @@ pub(super) fn proc() -> Finding {
 /// The mount option that hides other users' processes, if it is in effect (proc(5)).
 fn hidepid() -> Option<String> {
     let text = sys::file::read_whole_text("/proc/self/mountinfo").ok()?;
-    // proc(5), mountinfo: the fifth field is the mount point; what is mounted last hides the others.
+    // proc(5), mountinfo: the fifth field is the mount point; the last mount hides earlier ones.
     let line = text
         .lines()
         .rfind(|line| line.split(' ').nth(4) == Some("/proc"))?;
@@ -156,22 +157,23 @@ pub(super) fn pid_namespace() -> Finding {
     let shown = fs::read_link("/proc/self").unwrap_or_else(|_| "nothing".into());
     if shown.as_os_str() != pid.to_string().as_str() {
         return PID_NAMESPACE.missing(
-            format!("this process is {pid}, and /proc calls it {}", shown.display()),
-            "/proc shows another pid namespace, so a peer's number names a stranger there; mount a /proc of this \
-             namespace",
+            format!("this process is {pid}, but /proc reports {}", shown.display()),
+            "/proc shows another pid namespace, in which a peer's pid refers to a different process; mount a /proc \
+             of this namespace",
         );
     }
     let namespace = fs::read_link("/proc/self/ns/pid").ok();
     let (which, meaning) = if namespace.as_deref() == Some(Path::new("pid:[4026531836]")) {
         (
-            "the machine's own",
-            "peers in a container's namespace are seen from here, but live in another: they are refused, unless the policy's namespace is any",
+            "the initial one",
+            "peers in a container's pid namespace are visible from here, but refused unless the policy sets \
+             namespace to any",
         )
     } else {
         (
-            "one of its own",
-            "a peer outside of this pid namespace is refused; let both share one (a container's pid option), or let any in \
-             (the policy's namespace)",
+            "not the initial one",
+            "a peer outside this pid namespace is refused; share one pid namespace (a container's pid option), or \
+             set namespace to any in the policy",
         )
     };
     PID_NAMESPACE.good(
@@ -185,9 +187,9 @@ const USER: About = About("user", "The user this process runs as");
 pub(super) fn user() -> Finding {
     let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
     let namespace = match sys::file::read_whole_text("/proc/self/uid_map") {
-        Ok(map) if map.split_whitespace().eq(["0", "0", "4294967295"]) => "the machine's own user namespace",
-        Ok(_) => "a user namespace of its own",
-        Err(_) => "its user namespace cannot be told",
+        Ok(map) if map.split_whitespace().eq(["0", "0", "4294967295"]) => "the initial user namespace",
+        Ok(_) => "a user namespace other than the initial one",
+        Err(_) => "unknown user namespace",
     };
     let found = format!(
         "uid {real}, effective {effective}; gid {}, effective {}; {namespace}",
@@ -196,55 +198,57 @@ pub(super) fn user() -> Finding {
     );
     if number_in("/proc/sys/kernel/overflowuid") == Some(u64::from(effective)) {
         return USER.missing(
-            format!("{found}; that is the overflow uid"),
-            "every user who is not mapped here looks like this one, so peers refuse it; run it as a user that is \
-             mapped and is no system's default",
+            format!("{found}; this is the overflow uid"),
+            "every unmapped user appears as this uid, so peers refuse it; run this process as a mapped user other \
+             than the overflow uid",
         );
     }
     if real != effective {
         return USER.limited(
             found,
-            "real and effective uid differ, so a policy that asks for the same uid refuses every peer; name the uids",
+            "real and effective uid differ, so a policy that requires the same uid refuses every peer; list the \
+             uids in the policy",
         );
     }
     if effective == 0 {
         return USER.limited(
             found,
-            "a policy that asks for the same uid lets every process of root in, and root may read any memory; run \
-             the two as a user of their own",
+            "a policy that requires the same uid accepts every process of root, and root may read any memory; run \
+             both processes as a dedicated user",
         );
     }
     USER.good(
         found,
-        "other users are kept out by the kernel; processes of this user are told apart only by what a policy asks \
-         besides, so give the two a user of their own",
+        "the kernel keeps other users out; only further policy requirements distinguish the processes of this \
+         user, so run both sides as a dedicated user",
     )
 }
 
 const LABEL: About = About("label", "Security label (SO_PEERSEC)");
 
 pub(super) fn label() -> Finding {
-    let none = "a policy cannot ask for a label: it would refuse every peer";
+    let none = "a policy that requires a label refuses every peer";
     match new_line().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
         Ok(label) if label.is_empty() => LABEL.limited("empty", none),
         Ok(label) if label.starts_with("unconfined") => LABEL.limited(
             label,
-            "this process has no profile: its label tells it from no other process; confine it, and let the policy ask for that",
+            "this process has no profile, so its label does not distinguish it from other processes; confine it, \
+             and require its label in the policy",
         ),
         Ok(label) => LABEL.good(
             label,
-            "a policy can ask for it: a label is given by the administrator, not by the user",
+            "a policy can require it: the administrator assigns labels, not the user",
         ),
         Err(errno) => LABEL.limited(
-            format!("{}: no security module gives one", errno.desc()),
+            format!("{}: no security module provides one", errno.desc()),
             none,
         ),
     }
 }
 
-const EXECUTABLE: About = About("executable", "What \"the same executable\" says here");
+const EXECUTABLE: About = About("executable", "Meaning of \"the same executable\"");
 
-/// Programs that run other programs: what they execute is in an argument, or in an environment variable.
+/// Programs that run other programs, named by an argument or an environment variable.
 const INTERPRETERS: &str = "bash beam.smp bun busybox dash deno dotnet electron java julia ksh lua luajit mono \
     node nodejs perl php pwsh pypy python qemu-aarch64 qemu-x86_64 R ruby sh tclsh wine64-preloader zsh";
 
@@ -253,7 +257,7 @@ fn is_interpreter(path: &Path) -> bool {
         .file_name()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default();
-    // A file that was replaced since it was started.
+    // The kernel appends this if the file was replaced after the process started.
     let name = name.strip_suffix(" (deleted)").unwrap_or(&name);
     // python3.12, php8.2, ruby3.1, node20, qemu-x86_64-static.
     let name = name.strip_suffix("-static").unwrap_or(name);
@@ -267,22 +271,23 @@ pub(super) fn executable() -> Finding {
     match process::own_executable() {
         Ok(own) if is_interpreter(&own.path) => EXECUTABLE.limited(
             format!("{}, which runs any script", own.path.display()),
-            "\"same executable\" proves nothing here: every script of the same user runs it; use a user, a group or a \
-             cgroup of their own, or build a single executable",
+            "\"same executable\" proves nothing here, because every script of the same user runs in it; use a \
+             dedicated user, group or cgroup, or build a single executable",
         ),
         Ok(own) => EXECUTABLE.good(
             own.path.display().to_string(),
-            "\"same executable\" keeps accidents out; it is no boundary against the same user, who can load other \
+            "\"same executable\" prevents accidents; it is no boundary against the same user, who can load other \
              code into it (LD_PRELOAD, ptrace)",
         ),
         Err(errno) => EXECUTABLE.missing(
             errno.desc(),
-            "a policy that asks for the same executable refuses every peer; ask for uid, gid, cgroup or label",
+            "a policy that requires the same executable refuses every peer; require a uid, gid, cgroup or label \
+             instead",
         ),
     }
 }
 
-/// Soft and hard limit, or what kept them from being read.
+/// The soft limit, the hard limit, and both as text. Fails with the reason why they cannot be read.
 pub(super) fn limits(of: Resource) -> Result<(u64, u64, String), String> {
     let shown = |limit: u64| {
         if limit == RLIM_INFINITY {
@@ -296,7 +301,7 @@ pub(super) fn limits(of: Resource) -> Result<(u64, u64, String), String> {
         .map_err(|errno| errno.desc().to_owned())
 }
 
-pub(super) const UNREADABLE: &str = "the limit cannot be read, so it is found out when it is hit";
+pub(super) const UNREADABLE: &str = "the limit cannot be read, so it shows only when a call fails";
 
 const FILE_SIZE: About = About("limit-file-size", "Largest file (RLIMIT_FSIZE)");
 
@@ -304,13 +309,13 @@ pub(super) fn file_size() -> Finding {
     let region = default_region();
     match limits(Resource::RLIMIT_FSIZE) {
         Ok((soft, _, found)) if soft >= region => {
-            FILE_SIZE.good(found, "shared objects are files to the kernel, and a default ring is below the limit")
+            FILE_SIZE.good(found, "shared objects count as files, and a default ring is below the limit")
         }
         Ok((_, _, found)) => FILE_SIZE.limited(
             found,
             format!(
-                "a default ring takes an object of {region} bytes and is refused with NO_SPACE; raise it (ulimit -f), \
-                 or ask for a smaller capacity"
+                "a default ring needs an object of {region} bytes and fails with NO_SPACE; raise the limit (ulimit \
+                 -f), or choose a smaller capacity"
             ),
         ),
         Err(why) => FILE_SIZE.limited(why, UNREADABLE),
@@ -328,13 +333,14 @@ pub(super) fn descriptors() -> Finding {
     match limits(Resource::RLIMIT_NOFILE) {
         Ok((soft, _, found)) if soft.saturating_sub(used) >= DESCRIPTORS_WANTED => DESCRIPTORS.good(
             format!("{found}; {used} open"),
-            "an open channel holds two (the line and the pidfd), its host one or two more (the address and its lock)",
+            "an open channel holds two (the line and the pidfd), and its host one or two more (the address and its \
+             lock)",
         ),
         Ok((_, _, found)) => DESCRIPTORS.limited(
             format!("{found}; {used} open"),
             format!(
-                "a host with many newcomers at once may need {DESCRIPTORS_WANTED} more and fails with NO_SPACE; raise \
-                 it (ulimit -n)"
+                "a host with many clients connecting at once may need {DESCRIPTORS_WANTED} more and fail with \
+                 NO_SPACE; raise the limit (ulimit -n)"
             ),
         ),
         Err(why) => DESCRIPTORS.limited(why, UNREADABLE),
@@ -344,35 +350,39 @@ pub(super) fn descriptors() -> Finding {
 const SIGNALS: About = About("limit-signals", "Queued signals (RLIMIT_SIGPENDING)");
 
 pub(super) fn signals() -> Finding {
-    let meaning = "as many tokens may be on their way to processes of this user, other signals included; an alarm needs none \
-                   of that room";
+    let meaning = "the maximum number of tokens in transit to processes of this user, shared with other signals; \
+         alarms do not count";
     match limits(Resource::RLIMIT_SIGPENDING) {
-        Ok((0, _, found)) => SIGNALS.limited(found, "there is no room for a token to this process: NO_SPACE"),
+        Ok((0, _, found)) => SIGNALS.limited(
+            found,
+            "no token can be queued for this process: sending fails with \
+             NO_SPACE",
+        ),
         Ok((_, _, found)) => SIGNALS.good(found, meaning),
         Err(why) => SIGNALS.limited(why, UNREADABLE),
     }
 }
 
-const TOKENS: About = About("tokens", "Tokens (what comes with a realtime signal)");
+const TOKENS: About = About("tokens", "Tokens (data of a realtime signal)");
 
 pub(super) fn tokens() -> Finding {
     match claim::carries_all() {
         Ok(true) if sys::process::pidfd_open_thread(gettid().as_raw()).is_ok() => TOKENS.good(
-            "all of it arrives; threads are held (PIDFD_THREAD)",
-            "a token carries the secret that tells it from what others make up, and goes to the peer's thread alone",
+            "data arrives in full; threads have handles (PIDFD_THREAD)",
+            "a token carries a secret that distinguishes it from forgeries, and goes only to the peer's thread",
         ),
         Ok(true) => TOKENS.limited(
-            "all of it arrives; threads cannot be held (Linux 6.9)",
-            "a token carries the secret that tells it from what others make up, and goes to the peer's thread by its \
-             number, which is looked at in the moment before",
+            "data arrives in full; no thread handles (Linux 6.9)",
+            "a token carries a secret that distinguishes it from forgeries, and goes to the peer's thread by \
+             thread id, which is checked immediately before",
         ),
         Ok(false) => TOKENS.missing(
-            "what lies behind the value is lost",
-            "this process can be sent no tokens: UNSUPPORTED for its peers",
+            "data after the signal value is lost",
+            "this process cannot receive tokens: its peers get UNSUPPORTED",
         ),
         Err(errno) => TOKENS.limited(
             errno.desc(),
-            "whether this process can be sent tokens cannot be tried now",
+            "cannot test now whether this process can receive tokens",
         ),
     }
 }
@@ -391,41 +401,42 @@ pub(super) fn ptrace_scope() -> Finding {
             } else {
                 "no Yama in this kernel"
             },
-            "any process of the same user may read and write this one's memory, channel included; run the two under \
-             a user of their own",
+            "any process of the same user may read and write this process's memory, including its channels; run \
+             both processes as a dedicated user",
         ),
         Some(1) => PTRACE.good(
             "kernel.yama.ptrace_scope=1",
-            "processes of the same user cannot attach to this one, but those that started it can; the kernel still \
-             shows them its open files",
+            "processes of the same user cannot attach to this process, but its ancestors can; the kernel still \
+             shows all of them its open files",
         ),
         Some(scope) => PTRACE.good(
             format!("kernel.yama.ptrace_scope={scope}"),
-            "processes of the same user cannot attach to this one; the kernel still shows them its open files",
+            "processes of the same user cannot attach to this process; the kernel still shows them its open files",
         ),
     }
 }
 
-const DUMPABLE: About = About("dumpable", "Whether this process shows itself (dumpable)");
+const DUMPABLE: About = About("dumpable", "Access by the same user (dumpable)");
 
 pub(super) fn dumpable() -> Finding {
     match sys::process::dumpable() {
         Ok(1) if yama().is_some_and(|scope| scope > 0) => DUMPABLE.good(
             "dumpable",
-            "a peer of the same user can look up this process's executable; against that user's other processes its \
-             memory has Yama alone",
+            "a peer of the same user can read this process's executable path; only Yama protects its memory from \
+             that user's other processes",
         ),
         Ok(1) => DUMPABLE.limited(
             "dumpable",
-            "a peer of the same user can look up this process's executable, and every process of that user can read \
-             its memory; run it under a user of its own",
+            "a peer of the same user can read this process's executable path, and every process of that user can \
+             read its memory; run it as a dedicated user",
         ),
         Ok(value) => DUMPABLE.limited(
             format!("not dumpable ({value})"),
-            "memory and open files are closed to the same user, and so is the executable: a peer whose policy asks \
-             for it refuses this process unless it has CAP_SYS_PTRACE; let policies ask for uid, gid, cgroup or label",
+            "memory, open files and the executable path are hidden from the same user: a peer whose policy \
+             requires the executable refuses this process unless the peer has CAP_SYS_PTRACE; require a uid, gid, \
+             cgroup or label instead",
         ),
-        Err(errno) => DUMPABLE.limited(errno.desc(), "it cannot be told who may read this process's memory"),
+        Err(errno) => DUMPABLE.limited(errno.desc(), "unknown which processes may read this process's memory"),
     }
 }
 
@@ -436,42 +447,43 @@ pub(super) fn core() -> Finding {
     let piped = pattern.starts_with('|');
     let dumpable = sys::process::dumpable().is_ok_and(|value| value == 1);
     match limits(Resource::RLIMIT_CORE) {
-        Ok((_, _, found)) if !dumpable => CORE.good(found, "this process is not dumpable, so it leaves no core"),
-        Ok((0, 0, found)) if !piped => CORE.good(found, "a crash of this process leaves nothing of its memory"),
+        Ok((_, _, found)) if !dumpable => CORE.good(found, "this process is not dumpable, so a crash writes no \
+             core"),
+        Ok((0, 0, found)) if !piped => CORE.good(found, "a crash of this process writes none of its memory to disk"),
         Ok((_, _, found)) => CORE.limited(
             if piped {
-                format!("{found}; cores go to a program ({})", pattern.trim())
+                format!("{found}; cores are piped to a program ({})", pattern.trim())
             } else {
                 found
             },
             if piped {
-                "a core does not hold the rings (MADV_DONTDUMP), but it holds what was copied out of them, and goes to \
-                 that program whatever the limit"
+                "a core excludes the rings (MADV_DONTDUMP), but includes data copied out of them; the program \
+                 receives it regardless of the limit"
             } else {
-                "a core does not hold the rings (MADV_DONTDUMP), but it holds what was copied out of them; a process of \
-                 the same user may raise the limit: set the hard one to 0 (ulimit -Hc 0)"
+                "a core excludes the rings (MADV_DONTDUMP), but includes data copied out of them; a process of the \
+                 same user may raise the soft limit: set the hard limit to 0 (ulimit -Hc 0)"
             },
         ),
         Err(why) => CORE.limited(why, UNREADABLE),
     }
 }
 
-const SECCOMP: About = About("seccomp", "Filter of system calls (seccomp)");
+const SECCOMP: About = About("seccomp", "System call filter (seccomp)");
 
 pub(super) fn seccomp() -> Finding {
     match status_line("Seccomp").as_deref() {
-        Some("0") => SECCOMP.good("none", "no system call is kept from this process"),
+        Some("0") => SECCOMP.good("none", "no filter blocks system calls of this process"),
         Some("2") => SECCOMP.good(
-            "a filter is in force",
-            "what it keeps from this process shows in the findings above: they were tried under it",
+            "a filter is active",
+            "the findings above show what it blocks: they were tested under it",
         ),
         Some(other) => SECCOMP.limited(
             format!("mode {other}"),
-            "this process may make hardly any system call, so no channel can be made",
+            "this process may make almost no system calls, so it cannot make a channel",
         ),
         None => SECCOMP.limited(
-            "/proc/self/status does not say",
-            "what it may keep from this process shows in the findings above: they were tried under it",
+            "not in /proc/self/status",
+            "the findings above show what a filter may block: they were tested under it",
         ),
     }
 }
@@ -490,12 +502,12 @@ pub(super) fn container() -> Finding {
         )
         .collect();
     if hints.is_empty() {
-        CONTAINER.good("no sign of one", "every process of this machine is within reach")
+        CONTAINER.good("not detected", "every process of this machine can be a peer")
     } else {
         CONTAINER.good(
-            format!("signs of one: {}", hints.join(", ")),
-            "a peer in another container must share what the address lives in (a directory for a path, the network \
-             namespace for @name), the pid namespace, and the user namespace",
+            format!("detected: {}", hints.join(", ")),
+            "a peer in another container must share the location of the address (a directory for a path, the \
+             network namespace for @name), the pid namespace and the user namespace",
         )
     }
 }
