@@ -176,7 +176,7 @@ test.serial('--timeout cancels the wait, with its own exit code', async (t) => {
     all[0]?.done({ code: 'ABORTED', message: 'called off' }, null)
     await ended(ends)
     t.deepEqual(ends, ['exit 6'])
-    t.regex(complaints.text, /^ringfence: no process (came to|published at) @x in time\n$/)
+    t.regex(complaints.text, /^ringfence: no process (connected to|published at) @x in time\n$/)
     t.deepEqual([readFileSync(file, 'utf8'), readdirSync(join(file, '..'))], ['as it was', ['file']])
   }
 })
