@@ -131,7 +131,7 @@ test('pending messages are flushed before any wait or check', async (t) => {
     void channel.send('first')
     binding.told()
     void deed(channel)
-    t.is(binding.told('flush', 'stats', 'pullHeld', 'pull')[0], first, String(deed))
+    t.is(binding.told('flush', 'stats', 'pullRetained', 'pull')[0], first, String(deed))
     t.is(binding.ring.got.length, 1)
     const idle = open()
     void deed(idle.channel)
@@ -471,9 +471,9 @@ test.serial('a stream of a channel lets the event loop turn', async (t) => {
   t.not(fairness.due, null)
   stream.on('data', () => {})
   for (let number = 0; number < 9; number += 1) await new Promise((resolve) => process.nextTick(resolve))
-  t.deepEqual(binding.told('pullHeld'), [])
+  t.deepEqual(binding.told('pullRetained'), [])
   await turns(2)
-  t.true(binding.told('pullHeld').length > 0)
+  t.true(binding.told('pullRetained').length > 0)
 })
 
 test.serial(

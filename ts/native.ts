@@ -126,14 +126,14 @@ export interface NativeReader {
    * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `alone` is 0, a single
    * message is not held.
    */
-  pullHeld?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
-  /** Like `pullHeld`, but spins like `pullBusy`. */
-  pullHeldBusy?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  pullRetained?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  /** Like `pullRetained`, but spins like `pullBusy`. */
+  pullRetainedBusy?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
   /** Like `pull`, but only for call frames of `least` to `most` bytes. Returns `OTHER` if a message is next. */
   pullCalls?(into: Uint8Array, from: number, least: number, most: number): number
   /** Like `pullCalls`, but spins like `pullBusy`. */
   pullCallsBusy?(into: Uint8Array, from: number, least: number, most: number): number
-  /** Copies the records of the last `pullHeld` again, without the first `passed` bytes, as far as they fit. */
+  /** Copies the records of the last `pullRetained` again, without the first `passed` bytes, as far as they fit. */
   pullAgain?(into: Uint8Array, passed: number): number
   release?(): void
   wake(): void
@@ -143,10 +143,10 @@ export interface NativeReader {
   attachments(): (NativeSealed | NativeDescriptor)[]
   /** Returns 1 if armed: the line wakes this side later. Returns 0 if there is something to read, or nothing more will arrive. */
   armReader(): number
-  /** The first half of `armReader`. Returns 1 if `barrier` must be called before the second half, `lookParked`; else 0. */
+  /** The first half of `armReader`. Returns 1 if `barrier` must be called before the second half, `checkParked`; else 0. */
   parkReader(): number
   /** The second half of `armReader`; returns the same values. */
-  lookParked(): number
+  checkParked(): number
   failure(): Failure | null
 }
 

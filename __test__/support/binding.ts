@@ -120,7 +120,7 @@ export class Subscribed extends Noted {
   readonly wake = () => this.ring.wake()
   readonly armReader = () => this.ring.armReader()
   readonly parkReader = () => this.ring.parkReader()
-  readonly lookParked = () => this.ring.lookParked()
+  readonly checkParked = () => this.ring.checkParked()
   readonly failure = () => this.failing ?? this.ring.failure()
   readonly hasMessage = () => {
     this.asked.push('has a message')

@@ -86,7 +86,7 @@ export class Ring {
   ended = false
   /** The error of the next calls. */
   failing: string | null = null
-  /** A barrier is required between `park` and `lookParked`. */
+  /** A barrier is required between `park` and `checkParked`. */
   needsBarrier = true
   /** Called at each check that finds nothing. */
   onNothing: () => void = () => {}
@@ -216,7 +216,7 @@ export class Ring {
     return this.failing === null ? Number(this.needsBarrier) : FAILED
   }
 
-  lookParked(): number {
+  checkParked(): number {
     this.asked.push('look')
     return this.#armed()
   }
@@ -247,12 +247,12 @@ export class HeldRing extends Ring {
     return super.pullBusy(into, from, goesOn)
   }
 
-  pullHeld(into: Buffer, from: number, least: number, most: number, alone: number): number {
+  pullRetained(into: Buffer, from: number, least: number, most: number, alone: number): number {
     this.asked.push(alone === 0 ? 'fetch' : 'fetch to look')
     return this.#pull(into, from, least, most, alone)
   }
 
-  pullHeldBusy(into: Buffer, from: number, least: number, most: number, alone: number): number {
+  pullRetainedBusy(into: Buffer, from: number, least: number, most: number, alone: number): number {
     this.asked.push(alone === 0 ? 'fetch busily' : 'fetch to look, busily')
     return this.#pull(into, from, least, most, alone)
   }

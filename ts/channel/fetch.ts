@@ -391,7 +391,7 @@ export class Fetched {
    */
   #fetch(spin: boolean, holdSingle: number): boolean {
     if (this.backlog.count > 0) return this.#fetchBacklog()
-    return this.#native.pullHeld === undefined ? this.#fetchChunk(spin) : this.#fetchHeld(spin, holdSingle)
+    return this.#native.pullRetained === undefined ? this.#fetchChunk(spin) : this.#fetchHeld(spin, holdSingle)
   }
 
   #fetchHeld(spin: boolean, holdSingle: number): boolean {
@@ -426,8 +426,8 @@ export class Fetched {
         ? native.pullCallsBusy!(memory, used, minLength, maxLength)
         : native.pullCalls!(memory, used, minLength, maxLength)
     return busy
-      ? native.pullHeldBusy!(memory, used, minLength, maxLength, holdSingle)
-      : native.pullHeld!(memory, used, minLength, maxLength, holdSingle)
+      ? native.pullRetainedBusy!(memory, used, minLength, maxLength, holdSingle)
+      : native.pullRetained!(memory, used, minLength, maxLength, holdSingle)
   }
 
   /** Reads from a block that has received this number of bytes. */

@@ -576,7 +576,7 @@ export class ReceiveBuffer {
 
   /** The second half of {@link arm}. */
   checkParked(): boolean {
-    return this.#fetched.endState === null && this.#setArmed(this.#native.lookParked())
+    return this.#fetched.endState === null && this.#setArmed(this.#native.checkParked())
   }
 
   #setArmed(answer: number): boolean {

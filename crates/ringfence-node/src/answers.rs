@@ -15,22 +15,22 @@ pub(crate) const WHOLE: i32 = -2;
 /// No more messages will arrive, and all were read.
 pub(crate) const ENDED: i32 = -3;
 /// The next message is not the one that the memory was allocated for, or no call frame.
-pub(crate) const OTHER: i32 = -4;
+pub(crate) const MISMATCH: i32 = -4;
 /// The next message is a call frame.
-pub(crate) const CALLS: i32 = -5;
+pub(crate) const CALL_NEXT: i32 = -5;
 /// As `WHOLE`, and the message has attachments.
 pub(crate) const ATTACHED: i32 = -6;
-/// `LARGE - size` answers that a message of `size` bytes does not fit.
-pub(crate) const LARGE: i32 = -16;
+/// `TOO_LARGE - size` answers that a message of `size` bytes does not fit.
+pub(crate) const TOO_LARGE: i32 = -16;
 /// Argument of `pull`: a further call of the same round, or the first call of a round.
 pub(crate) const MORE: u32 = 1;
 pub(crate) const FIRST: u32 = 2;
 
-/// Reason why a channel has ended, by number: its index in [`Ended::ALL`].
+/// Reason why a channel has ended, by number: its index in [`EndReason::ALL`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Ended {
+pub(crate) enum EndReason {
     /// The channel is open.
-    No,
+    Open,
     Closed,
     Lost,
     Corrupt,
@@ -41,9 +41,9 @@ pub(crate) enum Ended {
     Evicted,
 }
 
-impl Ended {
+impl EndReason {
     const ALL: [Self; 7] = [
-        Self::No,
+        Self::Open,
         Self::Closed,
         Self::Lost,
         Self::Corrupt,
@@ -59,7 +59,7 @@ impl Ended {
     /// The name in JavaScript's `closed` promise.
     const fn name(self) -> Option<&'static str> {
         match self {
-            Self::No => None,
+            Self::Open => None,
             Self::Closed => Some("closed"),
             Self::Lost => Some("lost"),
             Self::Corrupt => Some("corrupt"),
@@ -70,9 +70,9 @@ impl Ended {
     }
 }
 
-impl From<Option<CloseReason>> for Ended {
+impl From<Option<CloseReason>> for EndReason {
     fn from(reason: Option<CloseReason>) -> Self {
-        let Some(reason) = reason else { return Self::No };
+        let Some(reason) = reason else { return Self::Open };
         match reason {
             CloseReason::Closed => Self::Closed,
             CloseReason::Lost => Self::Lost,
@@ -113,15 +113,15 @@ pub fn answers() -> Answers {
         failed: FAILED,
         whole: WHOLE,
         ended: ENDED,
-        large: LARGE,
-        other: OTHER,
-        calls: CALLS,
+        large: TOO_LARGE,
+        other: MISMATCH,
+        calls: CALL_NEXT,
         attached: ATTACHED,
         more: MORE,
         first: FIRST,
         header: u32::try_from(binding::HEADER).expect("a header is small"),
         flags: binding::WHOLE,
         call: binding::Tag::CALL.bits(),
-        reasons: Ended::ALL.map(Ended::name).into(),
+        reasons: EndReason::ALL.map(EndReason::name).into(),
     }
 }

@@ -16,13 +16,13 @@ use napi_derive::napi;
 use ringfence::{Attachment, AttachmentRef, SealedBuffer, binding};
 
 use crate::{
-    convert::{Failure, whole},
+    convert::{Failure, to_u64},
     raw::{detach, expose},
     task,
 };
 
 /// Bytes that JavaScript gets to see.
-pub enum Shown {
+pub enum ExposedBytes {
     /// An external array buffer.
     Memory(sys::napi_value),
     /// The engine allows no external memory: JavaScript copies the bytes.
@@ -30,9 +30,9 @@ pub enum Shown {
     Failed(Box<Failure>),
 }
 
-impl ToNapiValue for Shown {
-    unsafe fn to_napi_value(env: sys::napi_env, shown: Self) -> Result<sys::napi_value> {
-        match shown {
+impl ToNapiValue for ExposedBytes {
+    unsafe fn to_napi_value(env: sys::napi_env, exposed: Self) -> Result<sys::napi_value> {
+        match exposed {
             Self::Memory(value) => Ok(value),
             // SAFETY: the caller guarantees env.
             Self::Copy => unsafe { Null::to_napi_value(env, Null) },
@@ -66,25 +66,25 @@ impl SealedMemory {
         self.size
     }
 
-    /// Maps the buffer as private memory. Null if the engine allows no external memory, or if it is `forbidden`;
+    /// Maps the buffer as private memory. Null if the engine allows no external memory, or with `no_external`;
     /// `copy` then copies the bytes.
     #[napi(catch_unwind, ts_return_type = "ArrayBuffer | Failure | null")]
-    pub fn bytes(&self, env: Env, forbidden: bool) -> Shown {
+    pub fn bytes(&self, env: Env, no_external: bool) -> ExposedBytes {
         let Some(buffer) = &self.buffer else {
-            return Shown::Failed(Box::new(closed()));
+            return ExposedBytes::Failed(Box::new(closed()));
         };
         match binding::copy_on_write(buffer) {
             Ok(Some(mut map)) => {
                 let (bytes, length) = (map.as_mut_ptr(), map.len());
                 // SAFETY: the bytes stay mapped, at the same address, as long as the mapping, and nothing else uses
                 // them.
-                match unsafe { expose(env.raw(), bytes, length, map, forbidden) } {
-                    Some(value) => Shown::Memory(value),
-                    None => Shown::Copy,
+                match unsafe { expose(env.raw(), bytes, length, map, no_external) } {
+                    Some(value) => ExposedBytes::Memory(value),
+                    None => ExposedBytes::Copy,
                 }
             }
-            Ok(None) => Shown::Copy,
-            Err(error) => Shown::Failed(Box::new(Failure::from(&error))),
+            Ok(None) => ExposedBytes::Copy,
+            Err(error) => ExposedBytes::Failed(Box::new(Failure::from(&error))),
         }
     }
 
@@ -138,7 +138,7 @@ pub struct SealedDraft {
     ts_args_type = "size: number, done: (failure: Failure | null, draft: SealedDraft | null) => void"
 )]
 pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Option<Failure> {
-    let size = usize::try_from(whole(size)).unwrap_or(usize::MAX);
+    let size = usize::try_from(to_u64(size)).unwrap_or(usize::MAX);
     // SAFETY: env runs this function, and the callback is its argument.
     let started = unsafe {
         task::run(
@@ -147,7 +147,7 @@ pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Option<Failure> {
             "ringfence-draft",
             move || binding::Draft::new(size),
             |env, made| {
-                task::outcome(env, made, |draft| {
+                task::result_arguments(env, made, |draft| {
                     let draft = Some(draft);
                     // SAFETY: this runs on the environment's thread, which is about to call the callback.
                     SealedDraft::to_napi_value(env, SealedDraft { draft })
@@ -166,20 +166,20 @@ pub fn sealed_draft(env: Env, size: f64, done: Unknown<'_>) -> Option<Failure> {
 #[napi]
 impl SealedDraft {
     /// Returns the memory, for JavaScript to fill; null if the engine allows no external memory, or if it is
-    /// `forbidden`.
+    /// `no_external`.
     #[napi(catch_unwind, ts_return_type = "ArrayBuffer | null")]
-    pub fn bytes(&mut self, env: Env, forbidden: bool) -> Shown {
+    pub fn bytes(&mut self, env: Env, no_external: bool) -> ExposedBytes {
         let Some(draft) = &mut self.draft else {
-            return Shown::Copy;
+            return ExposedBytes::Copy;
         };
         let (bytes, length) = (draft.bytes().as_mut_ptr(), draft.bytes().len());
         if length == 0 {
-            return Shown::Copy;
+            return ExposedBytes::Copy;
         }
         // SAFETY: the handle keeps the bytes mapped. Rust accesses them only in `seal`.
-        match unsafe { expose(env.raw(), bytes, length, draft.memory(), forbidden) } {
-            Some(value) => Shown::Memory(value),
-            None => Shown::Copy,
+        match unsafe { expose(env.raw(), bytes, length, draft.memory(), no_external) } {
+            Some(value) => ExposedBytes::Memory(value),
+            None => ExposedBytes::Copy,
         }
     }
 
@@ -288,15 +288,15 @@ impl Drop for Bundle {
 /// Collects sealed buffers and the numbers of descriptors, which are duplicated.
 #[napi(catch_unwind)]
 pub fn bundle(attachments: Vec<Either<ClassInstance<'_, SealedMemory>, i32>>) -> Either<Bundle, Failure> {
-    let items: ringfence::Result<_> = attachments.iter().map(item).collect();
+    let items: ringfence::Result<_> = attachments.iter().map(to_item).collect();
     match items {
         Ok(items) => Either::A(Bundle { items }),
         Err(error) => Either::B(Failure::from(&error)),
     }
 }
 
-fn item(given: &Either<ClassInstance<'_, SealedMemory>, i32>) -> ringfence::Result<Item> {
-    match given {
+fn to_item(attachment: &Either<ClassInstance<'_, SealedMemory>, i32>) -> ringfence::Result<Item> {
+    match attachment {
         Either::A(sealed) => match &sealed.buffer {
             Some(buffer) => Ok(Item::Sealed(Arc::clone(buffer))),
             None => Err(ringfence::Error::InvalidArgument(

@@ -19,7 +19,6 @@ use crate::{
     broadcast::{publisher, subscription},
     channel,
     convert::{Failure, Options},
-    handle::failure_of,
     membership,
     notifier::{Notifier, argument},
     service,
@@ -51,9 +50,9 @@ impl<T> Slot<T> {
 }
 
 /// The token that cancels a handshake, while it is in progress.
-type UnderWay = Slot<ringfence::CancelToken>;
+type CancelSlot = Slot<ringfence::CancelToken>;
 
-impl UnderWay {
+impl CancelSlot {
     fn cancel(&self) {
         if let Some(cancel_token) = self.take() {
             cancel_token.cancel();
@@ -62,40 +61,40 @@ impl UnderWay {
 }
 
 /// The result, until JavaScript receives it.
-type Undelivered<T> = Slot<ringfence::Result<T>>;
+type PendingResult<T> = Slot<ringfence::Result<T>>;
 
-impl<T: Send + 'static> Undelivered<T> {
+impl<T: Send + 'static> PendingResult<T> {
     /// Drops the result if JavaScript has not received it, and waits briefly for that.
     fn discard(&self) {
-        if let Some(Ok(made)) = self.take() {
-            task::wait_briefly(&task::drop_in_background(made));
+        if let Some(Ok(endpoint)) = self.take() {
+            task::wait_briefly(&task::drop_in_background(endpoint));
         }
     }
 }
 
 /// Releases a handshake when the process exits or its environment ends. Each of the two has one, and either
 /// may run first.
-struct Rest<T> {
-    under_way: UnderWay,
+struct Cleanup<T> {
+    cancel_slot: CancelSlot,
     /// Disconnected once the thread has stored its result.
-    over: Release,
-    undelivered: Undelivered<T>,
+    thread_done: Release,
+    pending_result: PendingResult<T>,
 }
 
-impl<T: Send + 'static> Rest<T> {
-    fn drop_in_background(&self) {
-        self.under_way.cancel();
+impl<T: Send + 'static> Cleanup<T> {
+    fn run(&self) {
+        self.cancel_slot.cancel();
         // After a delivery, the thread has already finished.
-        task::wait_briefly(&self.over);
+        task::wait_briefly(&self.thread_done);
         // A result that was created before that still occupies its address.
-        self.undelivered.discard();
+        self.pending_result.discard();
     }
 }
 
 /// A handshake in progress.
 #[napi]
 pub struct Joining {
-    under_way: UnderWay,
+    cancel_slot: CancelSlot,
     vacate: Box<dyn Fn() + Send>,
     questions: Option<Arc<Questions>>,
 }
@@ -106,7 +105,7 @@ impl Joining {
     /// moment.
     #[napi]
     pub fn cancel(&self) {
-        self.under_way.cancel();
+        self.cancel_slot.cancel();
     }
 
     /// Cancels the handshake, and waits briefly until the address is free. For an exiting process, which no
@@ -118,15 +117,15 @@ impl Joining {
 
     /// Answers question `id` of the policy's callback; see `Questions::answer`.
     #[napi]
-    pub fn answer(&self, id: u32, verdict: u32, found: String) {
+    pub fn answer(&self, id: u32, verdict: u32, detail: String) {
         if let Some(questions) = &self.questions {
-            questions.answer(id, verdict, found);
+            questions.answer(id, verdict, detail);
         }
     }
 }
 
 /// Starts a blocking call at an address. `endpoint` names the function of the core, and `ask` is the policy's
-/// callback, if any. `refused` is called for each guest that the host of a `join` refuses.
+/// callback, if any. `on_refused` is called for each guest that the host of a `join` refuses.
 ///
 /// The callback `done` receives a failure, or null and the result: a channel, listener, membership, publisher
 /// or subscription. It is called once, asynchronously, and keeps the event loop alive until then.
@@ -134,7 +133,7 @@ impl Joining {
 /// # Errors
 /// Throws a plain `Error` if a thread or a function cannot be created.
 #[napi(
-    ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void, refused?: (failure: Failure) => void"
+    ts_args_type = "endpoint: string, address: string, options: Options, done: (failure: Failure | null, made: unknown) => void, ask?: (id: number, identity: Identity) => void, onRefused?: (failure: Failure) => void"
 )]
 pub fn begin(
     env: Env,
@@ -143,9 +142,9 @@ pub fn begin(
     options: Options,
     done: Unknown<'_>,
     ask: Option<Unknown<'_>>,
-    refused: Option<Unknown<'_>>,
+    on_refused: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
-    let given = AsyncCall {
+    let call = AsyncCall {
         env,
         options,
         done,
@@ -153,41 +152,42 @@ pub fn begin(
     };
     match endpoint.as_str() {
         "join" => {
-            let refusals = match refused {
-                // SAFETY: env is live, and the callback a value of it; what is no function is refused by the engine.
-                Some(refused) => Some(unsafe { refusals(env.raw(), refused.raw()) }?),
+            let notifier = match on_refused {
+                // SAFETY: env is live, and the callback is a value of it; the engine refuses a value that is not a
+                // function.
+                Some(callback) => Some(unsafe { refusal_notifier(env.raw(), callback.raw()) }?),
                 None => None,
             };
             let join = move |address: &ringfence::Address, options: &ringfence::Options| {
                 ringfence::binding::join_reporting(address, options, &|refused| {
-                    // Beyond that the event loop does not turn, and what is kept for it must not grow.
-                    if let Some(refusals) = refusals
+                    // A blocked event loop must not let the queue grow without limit.
+                    if let Some(notifier) = notifier
                         .as_ref()
-                        .filter(|refusals| refusals.pending() < MOST_PENDING)
+                        .filter(|notifier| notifier.pending() < MAX_PENDING_REFUSALS)
                     {
-                        refusals.send(failure_of(refused));
+                        notifier.send(Failure::from(refused));
                     }
                 })
             };
-            given.meet(&address, ("ringfence-join", join, channel::to_object))
+            call.run_at(&address, ("ringfence-join", join, channel::to_object))
         }
-        "connect" => given.meet(
+        "connect" => call.run_at(
             &address,
             ("ringfence-connect", ringfence::connect, channel::to_object),
         ),
-        "listen" => given.meet(
+        "listen" => call.run_at(
             &address,
             ("ringfence-listen", ringfence::listen, service::to_object),
         ),
-        "member" => given.meet(
+        "member" => call.run_at(
             &address,
             ("ringfence-member", ringfence::member, membership::to_object),
         ),
-        "publish" => given.meet(
+        "publish" => call.run_at(
             &address,
             ("ringfence-publish", ringfence::publish, publisher::to_object),
         ),
-        "subscribe" => given.meet(
+        "subscribe" => call.run_at(
             &address,
             (
                 "ringfence-subscribe",
@@ -200,22 +200,22 @@ pub fn begin(
 }
 
 /// Refusals that JavaScript has not been notified of; further ones are dropped.
-const MOST_PENDING: usize = 1024;
+const MAX_PENDING_REFUSALS: usize = 1024;
 
 /// Notifies JavaScript of refused guests.
 ///
 /// # Safety
 /// As [`Notifier::new`].
-unsafe fn refusals(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Notifier<Failure>> {
+unsafe fn refusal_notifier(env: sys::napi_env, callback: sys::napi_value) -> napi::Result<Notifier<Failure>> {
     let convert = |env, failure| Ok(vec![argument(env, failure)?]);
     // SAFETY: passed on from the caller.
     unsafe { Notifier::new(env, callback, "ringfence-refused", convert) }
 }
 
 /// Name of the thread, the blocking call, and the conversion of its result to a JavaScript object.
-type Way<M, T> = (
+type BlockingCall<F, T> = (
     &'static str,
-    M,
+    F,
     unsafe fn(sys::napi_env, T, bool) -> napi::Result<sys::napi_value>,
 );
 
@@ -228,10 +228,10 @@ pub(crate) struct AsyncCall<'env> {
 }
 
 impl AsyncCall<'_> {
-    fn meet<T: Send + 'static>(
+    fn run_at<T: Send + 'static>(
         self,
         address: &str,
-        (name, meet, to_object): Way<
+        (name, blocking_call, to_object): BlockingCall<
             impl FnOnce(&ringfence::Address, &ringfence::Options) -> ringfence::Result<T> + Send + 'static,
             T,
         >,
@@ -243,7 +243,7 @@ impl AsyncCall<'_> {
             .map(|address| address.absolute());
         self.run((
             name,
-            move |options: &ringfence::Options| meet(&address?, options),
+            move |options: &ringfence::Options| blocking_call(&address?, options),
             to_object,
         ))
     }
@@ -251,7 +251,7 @@ impl AsyncCall<'_> {
     /// Runs the blocking call on its own thread.
     pub(crate) fn run<T: Send + 'static>(
         self,
-        (name, meet, to_object): Way<
+        (name, blocking_call, to_object): BlockingCall<
             impl FnOnce(&ringfence::Options) -> ringfence::Result<T> + Send + 'static,
             T,
         >,
@@ -264,7 +264,7 @@ impl AsyncCall<'_> {
         } = self;
         let cancel_token =
             ringfence::CancelToken::new().map_err(|error| napi::Error::from_reason(error.to_string()))?;
-        let under_way = UnderWay::new(Some(cancel_token.clone()));
+        let cancel_slot = CancelSlot::new(Some(cancel_token.clone()));
         let authorize = match ask {
             // SAFETY: env is live and the callback is a value of it; the engine refuses a value that is not a
             // function.
@@ -273,23 +273,24 @@ impl AsyncCall<'_> {
         };
         let questions = authorize.as_ref().map(Authorize::questions);
         let with_callback = |policy| match authorize {
-            Some(authorize) => authorize.of(policy),
+            Some(authorize) => authorize.apply_to(policy),
             None => policy,
         };
         let use_libuv = options.use_libuv;
-        let undelivered = Undelivered::<T>::new(None);
-        let [made, waiting] = [(); 2].map(|()| undelivered.clone());
-        let delivered = under_way.clone();
-        let [(busy, at_exit), (busy_too, at_end)] = [(); 2].map(|()| {
-            let (busy, over) = mpsc::channel::<()>();
-            let (under_way, undelivered) = (under_way.clone(), undelivered.clone());
-            let rest = Rest {
-                under_way,
-                over,
-                undelivered,
+        let pending_result = PendingResult::<T>::new(None);
+        let [thread_result, delivered_result] = [(); 2].map(|()| pending_result.clone());
+        let delivered_cancel_slot = cancel_slot.clone();
+        let [(exit_sender, exit_cleanup), (env_sender, env_cleanup)] = [(); 2].map(|()| {
+            let (sender, thread_done) = mpsc::channel::<()>();
+            let (cancel_slot, pending_result) = (cancel_slot.clone(), pending_result.clone());
+            let cleanup = Cleanup {
+                cancel_slot,
+                thread_done,
+                pending_result,
             };
-            (busy, rest)
+            (sender, cleanup)
         });
+        let done_senders = (exit_sender, env_sender);
         // SAFETY: env is live and the callback is a value of it; the engine refuses a value that is not a
         // function.
         unsafe {
@@ -298,23 +299,22 @@ impl AsyncCall<'_> {
                 done.raw(),
                 name,
                 move || {
-                    let meet = || meet(&options.to_core(with_callback)?.cancel_token(cancel_token));
-                    let outcome = meet();
-                    made.put(outcome);
-                    drop((busy, busy_too));
+                    let call = || blocking_call(&options.to_core(with_callback)?.cancel_token(cancel_token));
+                    thread_result.put(call());
+                    drop(done_senders);
                 },
                 move |env, ()| {
-                    let outcome = waiting.take().unwrap_or(Err(ringfence::Error::Aborted));
+                    let outcome = delivered_result.take().unwrap_or(Err(ringfence::Error::Aborted));
                     // Once there is a result, there is nothing to cancel: a listener is closed instead.
-                    drop(delivered.take());
-                    task::outcome(env, outcome, |made| to_object(env, made, use_libuv))
+                    drop(delivered_cancel_slot.take());
+                    task::result_arguments(env, outcome, |endpoint| to_object(env, endpoint, use_libuv))
                 },
-                move || at_end.drop_in_background(),
+                move || env_cleanup.run(),
             )
         }?;
         Ok(Joining {
-            under_way,
-            vacate: Box::new(move || at_exit.drop_in_background()),
+            cancel_slot,
+            vacate: Box::new(move || exit_cleanup.run()),
             questions,
         })
     }

@@ -11,18 +11,19 @@ use ringfence::{
 };
 
 use crate::{
-    answers::{ATTACHED, ENDED, Ended, OTHER, WHOLE},
+    answers::{ATTACHED, ENDED, EndReason, MISMATCH, WHOLE},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, attachments, check_parked, evidence, hear, is_lost, lost_as, nothing, park_reader,
-        pull, pull_busy, spin, told, told_size, verify, wake, watch,
+        ReadEndpoint, arm_reader, attachments, check_parked, empty_answer, error_answer, evidence, is_lost,
+        packed_answer, packed_size_answer, park_reader, poll_line, pull, pull_busy, spin, verify, wake,
+        watch,
     },
     sending::{
-        Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
-        send, sent_part, try_send, with_bundle,
+        Reservation, SendEndpoint, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room,
+        progress_answer, reserve, send, try_send, with_bundle,
     },
 };
 
@@ -30,15 +31,15 @@ struct Endpoint {
     /// `None` once the channel is closed and everything is released, including the line.
     halves: Option<Halves>,
     /// Unread messages of a peer that has ended, until they are read.
-    left: Option<Receiver>,
+    leftover: Option<Receiver>,
     handle: Handle,
     /// `None` once all tokens were taken after the channel's end, or the rest was dropped.
     tokens: Option<Tokens>,
     /// Watches the doorbell of the tokens, which must not be closed while it is watched.
     token_poll: Option<Poll>,
     /// Counts of stray and dropped tokens, once `tokens` is `None`.
-    counted: (u64, u64),
-    /// See [`Reads::evidence`].
+    final_token_counts: (u64, u64),
+    /// See [`ReadEndpoint::evidence`].
     evidence: Vec<ringfence::Evidence>,
     reservation: Reservation,
     /// Statistics of sending, once there is no sender.
@@ -57,8 +58,8 @@ const CLOSED: ringfence::Error = ringfence::Error::Closed("the channel is closed
 
 impl State for Endpoint {
     fn panicked(&mut self) {
-        self.let_tokens_go();
-        self.drop_in_background();
+        self.drop_tokens();
+        self.close();
         self.handle.panicked("the channel was closed");
     }
 }
@@ -69,7 +70,7 @@ impl Object for Endpoint {
     }
 }
 
-impl Sends for Endpoint {
+impl SendEndpoint for Endpoint {
     type Ring = Spsc;
 
     fn sender(&mut self) -> ringfence::Result<&mut Sender> {
@@ -84,7 +85,7 @@ impl Sends for Endpoint {
     }
 }
 
-impl Reads for Endpoint {
+impl ReadEndpoint for Endpoint {
     type Ring = PairInlet;
 
     const ALWAYS_WAKES: bool = false;
@@ -92,7 +93,7 @@ impl Reads for Endpoint {
     fn reader(&mut self) -> ringfence::Result<&mut Receiver> {
         match &mut self.halves {
             Some(halves) => Some(&mut halves.receiver),
-            None => self.left.as_mut(),
+            None => self.leftover.as_mut(),
         }
         .ok_or(CLOSED)
     }
@@ -115,14 +116,14 @@ impl Endpoint {
     /// Returns the reason why the channel has ended, or 0 while it is open.
     fn reason(&self) -> Answer {
         let ended = match &self.halves {
-            None => Ended::Closed,
+            None => EndReason::Closed,
             Some(Halves { sender, .. }) => sender.close_reason().into(),
         };
         Answer::from(ended.number())
     }
 
     /// Closes the channel at once and releases the line. The peer gets a clean end only if the sending had ended.
-    fn drop_in_background(&mut self) {
+    fn close(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(Halves {
@@ -136,13 +137,13 @@ impl Endpoint {
             sender.destroy();
             receiver.close();
         }
-        if let Some(mut left) = self.left.take() {
-            self.received = left.stats();
+        if let Some(mut leftover) = self.leftover.take() {
+            self.received = leftover.stats();
         }
     }
 
-    /// Like [`Endpoint::drop_in_background`], but keeps the peer's unread messages readable.
-    fn outlive(&mut self) {
+    /// Like [`Endpoint::close`], but keeps the peer's unread messages readable.
+    fn close_keeping_unread(&mut self) {
         self.handle.stop();
         if let Some(Halves {
             mut sender, receiver, ..
@@ -150,7 +151,7 @@ impl Endpoint {
         {
             self.sent = sender.stats();
             sender.destroy();
-            self.left = Some(receiver);
+            self.leftover = Some(receiver);
         }
     }
 
@@ -158,10 +159,10 @@ impl Endpoint {
         self.tokens.as_ref().ok_or(CLOSED)
     }
 
-    fn let_tokens_go(&mut self) {
+    fn drop_tokens(&mut self) {
         self.token_poll = None;
         if let Some(tokens) = self.tokens.take() {
-            self.counted = (tokens.strays(), tokens.dropped());
+            self.final_token_counts = (tokens.strays(), tokens.dropped());
         }
     }
 }
@@ -171,28 +172,28 @@ impl Endpoint {
 fn pull_retained(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let block = unsafe { call.bytes(0) };
-    let from = call.size(1).min(block.len());
+    let offset = call.size(1).min(block.len());
     let lengths = call.size(2)..=call.size(3);
-    let keep = if call.size(4) == 0 {
+    let retain = if call.size(4) == 0 {
         Retain::Several
     } else {
         Retain::Each
     };
     let pulled = endpoint
         .reader()
-        .and_then(|receiver| binding::pull_retained(receiver, &mut block[from..], lengths, keep));
-    told(endpoint, pulled)
+        .and_then(|receiver| binding::pull_retained(receiver, &mut block[offset..], lengths, retain));
+    packed_answer(endpoint, pulled)
 }
 
 /// Arguments: memory, and the number of bytes of the last pull that must not be returned again.
 fn pull_again(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
-    let passed = call.size(1);
+    let consumed = call.size(1);
     let pulled = endpoint
         .reader()
-        .and_then(|receiver| binding::pull_again(receiver, into, passed));
-    told(endpoint, pulled)
+        .and_then(|receiver| binding::pull_again(receiver, into, consumed));
+    packed_answer(endpoint, pulled)
 }
 
 fn release(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
@@ -202,7 +203,7 @@ fn release(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-fn pull_held_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
+fn pull_retained_busy(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     spin(endpoint, call, pull_retained)
 }
 
@@ -216,22 +217,22 @@ fn gather(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
                 .is_ok_and(|receiver| receiver.tag().attachments() > 0);
             Answer::from(if attached { ATTACHED } else { WHOLE })
         }
-        Ok(Progress::Part(bytes)) => match nothing(endpoint) {
+        Ok(Progress::Part(bytes)) => match empty_answer(endpoint) {
             Answer::Number(0.0) => bytes.into(),
             answer => answer,
         },
-        Err(error) => lost_as(endpoint, error, ENDED),
+        Err(error) => error_answer(endpoint, error, ENDED),
     }
 }
 
 /// Arguments: the message, and its attachments. Answers as `send`; 0 if nothing was sent yet.
 fn send_attached(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+    // SAFETY: the slice is used within this call only, and requested once.
     let message = unsafe { call.bytes(0) };
     let sent = with_bundle(call, 1, |attachments| {
         endpoint.sender()?.send_part_with(message, attachments)
     });
-    sent_part(endpoint, sent)
+    progress_answer(endpoint, sent)
 }
 
 /// Arguments: the size of the message, and its attachments. Answers as `armWriter`.
@@ -243,19 +244,19 @@ fn arm_attached(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     endpoint.answer(armed.map(i32::from))
 }
 
-/// Arguments: memory, the offset in it, and the lengths of the shortest and the longest frame. Answers as `pull`, and with `OTHER` if a
+/// Arguments: memory, the offset in it, and the lengths of the shortest and the longest frame. Answers as `pull`, and with `MISMATCH` if a
 /// message is next.
 fn pull_calls(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let block = unsafe { call.bytes(0) };
-    let from = call.size(1).min(block.len());
+    let offset = call.size(1).min(block.len());
     let lengths = call.size(2)..=call.size(3);
     let pulled = endpoint
         .reader()
-        .and_then(|receiver| binding::pull_calls(receiver, &mut block[from..], lengths));
+        .and_then(|receiver| binding::pull_calls(receiver, &mut block[offset..], lengths));
     match pulled {
-        Ok(Packed::Large(_)) if !endpoint.is_call_next() => OTHER.into(),
-        pulled => told_size(endpoint, pulled),
+        Ok(Packed::Large(_)) if !endpoint.is_call_next() => MISMATCH.into(),
+        pulled => packed_size_answer(endpoint, pulled),
     }
 }
 
@@ -275,7 +276,7 @@ fn disarm(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 /// after it has closed.
 fn listen(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     if endpoint.halves.is_some() {
-        hear(endpoint);
+        poll_line(endpoint);
     }
     if let Some(Halves { sender, .. }) = &mut endpoint.halves {
         sender.refresh();
@@ -292,13 +293,13 @@ fn end(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 
 fn close(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     cancel_open(endpoint, call.env);
-    endpoint.drop_in_background();
+    endpoint.close();
     Answer::Nothing
 }
 
 fn outlive(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     cancel_open(endpoint, call.env);
-    endpoint.outlive();
+    endpoint.close_keeping_unread();
     Answer::Nothing
 }
 
@@ -325,7 +326,7 @@ fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
         if !tokens.is_ended() {
             return Answer::from(0);
         }
-        endpoint.let_tokens_go();
+        endpoint.drop_tokens();
         return Answer::from(ENDED);
     };
     Answer::bigint(call.env, token)
@@ -334,13 +335,13 @@ fn token(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 /// Calls the callback while a token is available, or once no more will arrive. Does not keep the event loop
 /// alive, since the channel does.
 fn watch_tokens(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
-    let bell = match endpoint.tokens().and_then(Tokens::bell) {
-        Ok(bell) => bell.as_raw_fd(),
+    let doorbell = match endpoint.tokens().and_then(Tokens::bell) {
+        Ok(doorbell) => doorbell.as_raw_fd(),
         Err(error) => return endpoint.fail(error),
     };
     // SAFETY: the doorbell stays open as long as the tokens, whose poll handle is stopped before they are
     // dropped.
-    match unsafe { endpoint.handle.start(call, bell) } {
+    match unsafe { endpoint.handle.start_poll(call, doorbell) } {
         Ok(poll) => {
             poll.keep_alive(call.env, false);
             endpoint.token_poll = Some(poll);
@@ -356,7 +357,7 @@ fn unwatch_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
 }
 
 fn end_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
-    endpoint.let_tokens_go();
+    endpoint.drop_tokens();
     Answer::Nothing
 }
 
@@ -365,7 +366,7 @@ fn stray_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let count = endpoint
         .tokens
         .as_ref()
-        .map_or(endpoint.counted.0, Tokens::strays);
+        .map_or(endpoint.final_token_counts.0, Tokens::strays);
     Answer::Number(count as f64)
 }
 
@@ -374,7 +375,7 @@ fn dropped_tokens(endpoint: &mut Endpoint, _call: &mut Call) -> Answer {
     let count = endpoint
         .tokens
         .as_ref()
-        .map_or(endpoint.counted.1, Tokens::dropped);
+        .map_or(endpoint.final_token_counts.1, Tokens::dropped);
     Answer::Number(count as f64)
 }
 
@@ -383,8 +384,8 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
     if let Some(Halves { sender, receiver, .. }) = &mut endpoint.halves {
         endpoint.received = receiver.stats();
         endpoint.sent = sender.stats();
-    } else if let Some(left) = &mut endpoint.left {
-        endpoint.received = left.stats();
+    } else if let Some(leftover) = &mut endpoint.leftover {
+        endpoint.received = leftover.stats();
     }
     let Endpoint { sent, received, .. } = endpoint;
     let figures = [
@@ -403,8 +404,8 @@ fn stats(endpoint: &mut Endpoint, call: &mut Call) -> Answer {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        self.let_tokens_go();
-        self.drop_in_background();
+        self.drop_tokens();
+        self.close();
     }
 }
 
@@ -418,8 +419,8 @@ const OPERATIONS: [(&str, Function<Endpoint>); 45] = [
     ("armAttached", arm_attached),
     ("pull", pull),
     ("pullBusy", pull_busy),
-    ("pullHeld", pull_retained),
-    ("pullHeldBusy", pull_held_busy),
+    ("pullRetained", pull_retained),
+    ("pullRetainedBusy", pull_retained_busy),
     ("pullAgain", pull_again),
     ("release", release),
     ("wake", wake),
@@ -432,7 +433,7 @@ const OPERATIONS: [(&str, Function<Endpoint>); 45] = [
     ("armWriter", arm_writer),
     ("armReader", arm_reader),
     ("parkReader", park_reader),
-    ("lookParked", check_parked),
+    ("checkParked", check_parked),
     ("disarm", disarm),
     ("listen", listen),
     ("isLost", is_lost),
@@ -514,9 +515,9 @@ pub(crate) unsafe fn to_object(
         handle: Handle::new(use_libuv),
         tokens: Some(tokens),
         token_poll: None,
-        counted: (0, 0),
+        final_token_counts: (0, 0),
         evidence,
-        left: None,
+        leftover: None,
         reservation: Reservation::NONE,
         sent: ChannelStats::default(),
         received: ChannelStats::default(),

@@ -42,10 +42,10 @@ impl PrivateLine {
     pub fn started(&mut self, pid: u32, admit: String) -> Option<Failure> {
         self.child = None;
         let parent = self.parent.take()?;
-        let named = admit
+        let started = admit
             .parse()
             .and_then(|admit| self.parent.insert(parent.admit(admit)).started(pid));
-        named.err().as_ref().map(Failure::from)
+        started.err().as_ref().map(Failure::from)
     }
 
     /// Kills the processes of the child, on a thread: that reads /proc. Calls `done` with whether the child itself was killed.
@@ -128,14 +128,14 @@ pub fn adopt(
         .parent
         .take()
         .ok_or_else(|| napi::Error::from_reason("the line was already used"))?;
-    let meet = move |options: &ringfence::Options| parent.channel(options);
+    let open = move |options: &ringfence::Options| parent.channel(options);
     AsyncCall {
         env,
         options,
         done,
         ask,
     }
-    .run(("ringfence-adopt", meet, channel::to_object))
+    .run(("ringfence-adopt", open, channel::to_object))
 }
 
 /// Opens the channel with the parent. Otherwise like `join`.
@@ -151,12 +151,12 @@ pub fn from_parent(
     done: Unknown<'_>,
     ask: Option<Unknown<'_>>,
 ) -> napi::Result<Joining> {
-    let meet = ringfence::from_parent;
+    let open = ringfence::from_parent;
     AsyncCall {
         env,
         options,
         done,
         ask,
     }
-    .run(("ringfence-parent", meet, channel::to_object))
+    .run(("ringfence-parent", open, channel::to_object))
 }

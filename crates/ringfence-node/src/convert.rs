@@ -48,7 +48,7 @@ impl std::error::Error for Thrown {}
 
 /// Returns the name of a check. A peer may invent names, and programs count refusals by name, so unknown ones
 /// become `other`. The error's sentence has the actual name.
-fn name_of(check: &ringfence::Check) -> &str {
+fn check_name(check: &ringfence::Check) -> &str {
     match check {
         ringfence::Check::Other(_) => "other",
         known => known.as_str(),
@@ -65,7 +65,7 @@ impl From<&ringfence::Error> for Failure {
                 Some(found.clone()),
             ),
             _ => (
-                refusal.map(|refusal| name_of(&refusal.check).to_owned()),
+                refusal.map(|refusal| check_name(&refusal.check).to_owned()),
                 refusal.map(|refusal| refusal.wanted.clone()),
                 refusal.map(|refusal| refusal.found.clone()),
             ),
@@ -84,6 +84,14 @@ impl From<&ringfence::Error> for Failure {
                 .and_then(|cause| cause.downcast_ref::<Thrown>())
                 .map(|thrown| thrown.question),
         }
+    }
+}
+
+impl From<&ringfence::Refused> for Failure {
+    fn from(refused: &ringfence::Refused) -> Self {
+        let mut failure = Self::from(&refused.error);
+        failure.identity = refused.identity.as_ref().map(Identity::from);
+        failure
     }
 }
 
@@ -240,14 +248,14 @@ pub struct Attachments {
 }
 
 impl From<&Attachments> for ringfence::Attachments {
-    fn from(given: &Attachments) -> Self {
+    fn from(attachments: &Attachments) -> Self {
         let mut accepted = Self::none()
-            .sealed(given.sealed.unwrap_or(false))
-            .descriptors(given.descriptors.unwrap_or(false));
-        if let Some(bytes) = given.max_bytes {
-            accepted = accepted.max_bytes(whole(bytes));
+            .sealed(attachments.sealed.unwrap_or(false))
+            .descriptors(attachments.descriptors.unwrap_or(false));
+        if let Some(bytes) = attachments.max_bytes {
+            accepted = accepted.max_bytes(to_u64(bytes));
         }
-        if let Some(count) = given.max_count {
+        if let Some(count) = attachments.max_count {
             accepted = accepted.max_count(count);
         }
         accepted
@@ -306,7 +314,7 @@ pub struct Options {
     clippy::cast_sign_loss,
     reason = "TypeScript passes safe non-negative integers"
 )]
-pub(crate) fn whole(number: f64) -> u64 {
+pub(crate) fn to_u64(number: f64) -> u64 {
     number as u64
 }
 
@@ -322,13 +330,13 @@ impl Options {
             options = options.backing(backing.parse()?);
         }
         if let Some(capacity) = self.capacity {
-            options = options.capacity(whole(capacity));
+            options = options.capacity(to_u64(capacity));
         }
         if let Some(size) = self.max_message_size {
-            options = options.max_message_size(whole(size));
+            options = options.max_message_size(to_u64(size));
         }
         if let Some(size) = self.max_peer_capacity {
-            options = options.max_peer_capacity(whole(size));
+            options = options.max_peer_capacity(to_u64(size));
         }
         if let Some(attachments) = &self.attachments {
             options = options.attachments(attachments.into());
@@ -345,27 +353,27 @@ impl Options {
             None => {}
         }
         if let Some(timeout) = self.handshake_timeout {
-            options = options.handshake_timeout(std::time::Duration::from_micros(whole(timeout * 1000.0)));
+            options = options.handshake_timeout(std::time::Duration::from_micros(to_u64(timeout * 1000.0)));
         }
-        let count = |count: f64| usize::try_from(whole(count)).unwrap_or(usize::MAX);
-        if let Some(most) = self.max_peers {
-            options = options.max_peers(count(most));
+        let count = |count: f64| usize::try_from(to_u64(count)).unwrap_or(usize::MAX);
+        if let Some(max) = self.max_peers {
+            options = options.max_peers(count(max));
         }
-        if let Some(most) = self.max_peers_per_process {
-            options = options.max_peers_per_process(count(most));
+        if let Some(max) = self.max_peers_per_process {
+            options = options.max_peers_per_process(count(max));
         }
-        if let Some(most) = self.max_peers_per_user {
-            options = options.max_peers_per_user(count(most));
+        if let Some(max) = self.max_peers_per_user {
+            options = options.max_peers_per_user(count(max));
         }
         if let Some(busy_poll) = self.busy_poll_micros {
-            options = options.busy_poll(std::time::Duration::from_micros(whole(busy_poll)));
+            options = options.busy_poll(std::time::Duration::from_micros(to_u64(busy_poll)));
         }
         if let Some(number) = self.realtime_signal {
             options = options.realtime_signal(number);
         }
         if let Some(stall) = self.stall {
             options = options.stall(if stall.is_finite() {
-                std::time::Duration::from_micros(whole(stall * 1000.0))
+                std::time::Duration::from_micros(to_u64(stall * 1000.0))
             } else {
                 std::time::Duration::MAX
             });

@@ -3,11 +3,10 @@
 use std::os::fd::RawFd;
 
 use napi::sys;
-use ringfence::Refused;
 
 use crate::{
     answers::FAILED,
-    convert::{Failure, Identity},
+    convert::Failure,
     poll::Poll,
     raw::{Answer, Call, State},
     task,
@@ -78,7 +77,7 @@ impl Handle {
     /// The descriptor stays open until [`Handle::stop`].
     pub(crate) unsafe fn watch(&mut self, call: &Call, descriptor: RawFd) -> Answer {
         // SAFETY: the caller guarantees it.
-        match unsafe { self.start(call, descriptor) } {
+        match unsafe { self.start_poll(call, descriptor) } {
             Ok(poll) => {
                 self.poll = Some(poll);
                 Answer::from(0)
@@ -91,7 +90,7 @@ impl Handle {
     ///
     /// # Safety
     /// The descriptor stays open until the poll handle is dropped.
-    pub(crate) unsafe fn start(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Poll> {
+    pub(crate) unsafe fn start_poll(&self, call: &Call, descriptor: RawFd) -> ringfence::Result<Poll> {
         // SAFETY: a call exists only within a callback of its environment; the caller guarantees the rest.
         let started = unsafe { Poll::start(call.env, descriptor, call.value(0), self.use_libuv) };
         // Only memory, a thread or an epoll watch can be short; everything else existed when the process
@@ -105,7 +104,7 @@ impl Handle {
     /// Runs `work` on a thread, and then calls the function in the call's argument with what `convert`
     /// returns, once. Answers 0 if the thread was started. The names are the thread's name and the text for
     /// an error.
-    pub(crate) fn later<T: Send + 'static>(
+    pub(crate) fn run_on_thread<T: Send + 'static>(
         &mut self,
         call: &Call,
         (thread, what): (&'static str, &str),
@@ -122,9 +121,9 @@ impl Handle {
         }
     }
 
-    /// Returns whether a wakeup has called the function since the last query: see [`Poll::was_rung`].
-    pub(crate) fn was_rung(&self) -> bool {
-        self.poll.as_ref().is_some_and(Poll::was_rung)
+    /// Returns whether a wakeup has called the function since the last query: see [`Poll::take_wakeup`].
+    pub(crate) fn take_wakeup(&self) -> bool {
+        self.poll.as_ref().is_some_and(Poll::take_wakeup)
     }
 
     fn keep_alive(&self, call: &Call) -> Answer {
@@ -139,8 +138,8 @@ impl Handle {
     }
 
     /// Answers with the JavaScript object that was created for an event.
-    pub(crate) fn made(&mut self, made: napi::Result<sys::napi_value>, what: &str) -> Answer {
-        match made {
+    pub(crate) fn object_answer(&mut self, object: napi::Result<sys::napi_value>, what: &str) -> Answer {
+        match object {
             Ok(value) => Answer::Value(value),
             // The engine is out of memory or is ending. A channel was closed with its object.
             Err(error) => self.fail(ringfence::Error::NoSpace {
@@ -149,11 +148,4 @@ impl Handle {
             }),
         }
     }
-}
-
-/// Returns the failure of a refused peer, with its identity.
-pub(crate) fn failure_of(refused: &Refused) -> Failure {
-    let mut failure = Failure::from(&refused.error);
-    failure.identity = refused.identity.as_ref().map(Identity::from);
-    failure
 }

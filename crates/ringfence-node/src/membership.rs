@@ -12,7 +12,8 @@ use ringfence::{Change, binding};
 
 use crate::{
     channel,
-    handle::{Handle, Object, failure, failure_of, keep_alive},
+    convert::Failure,
+    handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_property},
     task::{self, Release},
 };
@@ -27,7 +28,7 @@ struct MembershipState {
 
 impl State for MembershipState {
     fn panicked(&mut self) {
-        self.drop_in_background();
+        self.leave_in_background();
         self.handle.panicked("the membership was left");
     }
 }
@@ -47,17 +48,17 @@ impl MembershipState {
     }
 
     /// Leaves without waiting: the partner may be slow, and the event loop must not block.
-    fn drop_in_background(&mut self) {
+    fn leave_in_background(&mut self) {
         if let Some(membership) = self.take() {
             binding::destroy_on_drop(&membership);
             self.release = Some(task::drop_in_background(membership));
         }
     }
 
-    /// Like `drop_in_background`, and waits briefly until the address is left, because the process or its environment
+    /// Like `leave_in_background`, and waits briefly until the address is left, because the process or its environment
     /// ends.
-    fn leave_at_once(&mut self) {
-        self.drop_in_background();
+    fn leave_and_wait(&mut self) {
+        self.leave_in_background();
         if let Some(release) = self.release.take() {
             task::wait_briefly(&release);
         }
@@ -66,46 +67,46 @@ impl MembershipState {
 
 impl Drop for MembershipState {
     fn drop(&mut self) {
-        self.leave_at_once();
+        self.leave_and_wait();
     }
 }
 
 /// Answers with the next change: a channel, a role, or the failure of a refused client. Answers 0 if there is
 /// none now.
-fn next(slot: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = &slot.membership else {
+fn next(state: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = &state.membership else {
         return Answer::from(0);
     };
     let change = match membership.try_next() {
         Ok(Some(change)) => change,
         Ok(None) => return Answer::from(0),
-        Err(error) => return slot.fail(error),
+        Err(error) => return state.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
-    let made = unsafe {
+    let object = unsafe {
         match change {
-            Change::Channel(channel) => channel::to_object(call.env, channel, slot.handle.use_libuv),
+            Change::Channel(channel) => channel::to_object(call.env, channel, state.handle.use_libuv),
             Change::Role(role) => ToNapiValue::to_napi_value(call.env, role.to_string()),
-            Change::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
+            Change::Refused(refused) => ToNapiValue::to_napi_value(call.env, Failure::from(&refused)),
             _ => return Answer::from(0),
         }
     };
-    slot.handle.made(made, "a change")
+    state.handle.object_answer(object, "a change")
 }
 
-fn watch(slot: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = &slot.membership else {
+fn watch(state: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = &state.membership else {
         return Answer::from(0);
     };
     let events = membership.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the membership, and the poll handle is stopped before that is
     // dropped.
-    unsafe { slot.handle.watch(call, events) }
+    unsafe { state.handle.watch(call, events) }
 }
 
 /// Argument: 1 to let new clients wait, 0 to accept them.
-fn pause(slot: &mut MembershipState, call: &mut Call) -> Answer {
-    match &slot.membership {
+fn pause(state: &mut MembershipState, call: &mut Call) -> Answer {
+    match &state.membership {
         Some(membership) if call.size(0) != 0 => membership.pause(),
         Some(membership) => membership.resume(),
         None => {}
@@ -116,15 +117,15 @@ fn pause(slot: &mut MembershipState, call: &mut Call) -> Answer {
 /// Leaves on a thread, because it waits for the partner's answer. Arguments: the callback, and 1 if everything that was
 /// sent is in the ring, so that the partner gets a clean end. Answers 1 if the callback will be called, later and once, and
 /// 0 if the address was already left.
-fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
-    let Some(membership) = slot.take() else {
+fn leave(state: &mut MembershipState, call: &mut Call) -> Answer {
+    let Some(membership) = state.take() else {
         return Answer::from(0);
     };
     if call.size(1) == 0 {
         binding::destroy_on_drop(&membership);
     }
     let (sender, receiver) = mpsc::channel();
-    slot.release = Some(receiver);
+    state.release = Some(receiver);
     // SAFETY: this runs in a callback of the environment, and the function is its argument.
     let started = unsafe {
         task::run(
@@ -135,7 +136,7 @@ fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
                 membership.leave();
                 drop::<mpsc::Sender<()>>(sender);
             },
-            |env, ()| task::nothing(env),
+            |env, ()| task::no_result(env),
             || {},
         )
     };
@@ -143,13 +144,13 @@ fn leave(slot: &mut MembershipState, call: &mut Call) -> Answer {
     Answer::from(i32::from(started.is_ok()))
 }
 
-fn close(slot: &mut MembershipState, _call: &mut Call) -> Answer {
-    slot.drop_in_background();
+fn close(state: &mut MembershipState, _call: &mut Call) -> Answer {
+    state.leave_in_background();
     Answer::Nothing
 }
 
-fn vacate(slot: &mut MembershipState, _call: &mut Call) -> Answer {
-    slot.leave_at_once();
+fn vacate(state: &mut MembershipState, _call: &mut Call) -> Answer {
+    state.leave_and_wait();
     Answer::Nothing
 }
 
@@ -181,12 +182,12 @@ pub(crate) unsafe fn to_object(
         let role = ToNapiValue::to_napi_value(env, membership.role().to_string())?;
         set_property(env, object, c"role", role)?;
     }
-    let slot = MembershipState {
+    let state = MembershipState {
         membership: Some(membership),
         release: None,
         handle: Handle::new(use_libuv),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, slot) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, state) }?;
     Ok(object)
 }

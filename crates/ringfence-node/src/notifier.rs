@@ -48,11 +48,19 @@ impl<T: Send + 'static> Notifier<T> {
             pending: Arc::clone(&notifier.pending),
             convert,
         }));
-        // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it expects.
-        let function =
-            unsafe { task::create(env, callback, name, context.cast(), forget::<T>, deliver::<T>) };
+        // SAFETY: the caller guarantees env and callback. `finalize_context` frees the context, which has the type it expects.
+        let function = unsafe {
+            task::create(
+                env,
+                callback,
+                name,
+                context.cast(),
+                finalize_context::<T>,
+                deliver::<T>,
+            )
+        };
         match function {
-            Ok(function) => notifier.threadsafe.take_over(function),
+            Ok(function) => notifier.threadsafe.set(function),
             Err(error) => {
                 // SAFETY: no function was created, so nothing else frees the context.
                 drop(unsafe { Box::from_raw(context) });
@@ -89,7 +97,7 @@ impl<T> Drop for Notifier<T> {
 }
 
 /// Called when the function is freed or its environment ends.
-unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
+unsafe extern "C" fn finalize_context<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: the box of `new`; the engine calls this once.
     let context = *unsafe { Box::from_raw(data.cast::<Context<T>>()) };
     context.threadsafe.forget();
@@ -106,7 +114,7 @@ unsafe extern "C" fn deliver<T>(
     if env.is_null() {
         return;
     }
-    // SAFETY: alive until `forget`, which comes after the last delivery.
+    // SAFETY: alive until `finalize_context`, which runs after the last delivery.
     let context = unsafe { &*context.cast_const().cast::<Context<T>>() };
     context.pending.fetch_sub(1, Ordering::Relaxed);
     // On an error, JavaScript has run out of memory or is ending.
@@ -121,6 +129,6 @@ pub(crate) fn argument<T: napi::bindgen_prelude::ToNapiValue>(
     env: sys::napi_env,
     value: T,
 ) -> napi::Result<sys::napi_value> {
-    // SAFETY: `deliver` alone has values converted, on the environment's thread, inside the handle scope that the engine has opened.
+    // SAFETY: only `deliver` calls this, on the environment's thread, inside the handle scope that the engine has opened.
     unsafe { T::to_napi_value(env, value) }
 }

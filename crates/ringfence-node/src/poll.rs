@@ -54,11 +54,11 @@ fn symbol(name: &CStr) -> Option<*mut c_void> {
 impl Libuv {
     /// Looked up once: the symbols of a process do not move.
     fn find() -> Option<Self> {
-        static FOUND: OnceLock<Option<Libuv>> = OnceLock::new();
-        *FOUND.get_or_init(Self::look_up)
+        static LIBUV: OnceLock<Option<Libuv>> = OnceLock::new();
+        *LIBUV.get_or_init(Self::resolve)
     }
 
-    fn look_up() -> Option<Self> {
+    fn resolve() -> Option<Self> {
         // SAFETY: each symbol is transmuted to the type that libuv's headers declare for it. Those have not
         // changed since libuv 1.19 (2018), and every supported Node is newer than that.
         unsafe {
@@ -130,9 +130,9 @@ impl Poll {
     /// Returns whether the function was called for a wakeup since the last call of this. If so, the line may
     /// be left unread: the event loop calls the function again soon, for no other reason. If the line has
     /// also ended, reading it reports that.
-    pub(crate) fn was_rung(&self) -> bool {
+    pub(crate) fn take_wakeup(&self) -> bool {
         match self {
-            Self::Loop(LoopPoll(poll)) => poll.rung.take(),
+            Self::Loop(LoopPoll(poll)) => poll.woken.take(),
             // The thread would post a message to the event loop each time.
             Self::Thread(_) => false,
         }
@@ -162,9 +162,9 @@ struct LoopState {
     size: usize,
     callback: Cell<sys::napi_ref>,
     context: Cell<sys::napi_async_context>,
-    hook: Cell<sys::napi_async_cleanup_hook_handle>,
-    /// See [`Poll::was_rung`].
-    rung: Cell<bool>,
+    cleanup_hook: Cell<sys::napi_async_cleanup_hook_handle>,
+    /// See [`Poll::take_wakeup`].
+    woken: Cell<bool>,
 }
 
 impl LoopPoll {
@@ -204,14 +204,15 @@ impl LoopPoll {
             size,
             callback: Cell::new(ptr::null_mut()),
             context: Cell::new(ptr::null_mut()),
-            hook: Cell::new(ptr::null_mut()),
-            rung: Cell::new(false),
+            cleanup_hook: Cell::new(ptr::null_mut()),
+            woken: Cell::new(false),
         });
         // The handle's own share of the state, released when libuv has closed the handle.
         // SAFETY: the handle is initialised.
         unsafe { (libuv.set_data)(handle, Rc::into_raw(Rc::clone(&poll)).cast_mut().cast()) };
         let poll = Self(poll);
-        let (mut reference, mut context, mut hook) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        let (mut reference, mut context, mut cleanup_hook) =
+            (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
         // SAFETY: callback is a live function of env.
         let status = unsafe { sys::napi_create_reference(env, callback, 1, &raw mut reference) };
         check(status, "keeping the callback")?;
@@ -227,12 +228,13 @@ impl LoopPoll {
         let data = Rc::as_ptr(&poll.0).cast_mut().cast();
         // SAFETY: the state outlives the hook: the handle's share of it is released after the hook is
         // removed.
-        let status =
-            unsafe { sys::napi_add_async_cleanup_hook(env, Some(environment_ends), data, &raw mut hook) };
+        let status = unsafe {
+            sys::napi_add_async_cleanup_hook(env, Some(on_environment_end), data, &raw mut cleanup_hook)
+        };
         check(status, "a cleanup hook")?;
-        poll.0.hook.set(hook);
+        poll.0.cleanup_hook.set(cleanup_hook);
         // SAFETY: the handle is initialised and not closing.
-        let status = unsafe { (libuv.poll_start)(handle, UV_READABLE | UV_DISCONNECT, readable) };
+        let status = unsafe { (libuv.poll_start)(handle, UV_READABLE | UV_DISCONNECT, on_readable) };
         if status != 0 {
             return Err(napi::Error::from_reason(format!(
                 "the event loop does not watch the line (libuv error {status})"
@@ -270,11 +272,11 @@ impl LoopState {
         // SAFETY: the handle is initialised and not closing; libuv calls back once it is done with it.
         unsafe { (self.libuv.poll_stop)(handle) };
         // SAFETY: as above.
-        unsafe { (self.libuv.close)(handle, Some(closed)) };
+        unsafe { (self.libuv.close)(handle, Some(on_closed)) };
     }
 }
 
-unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_int) {
+unsafe extern "C" fn on_readable(handle: *mut UvHandle, status: c_int, events: c_int) {
     let Some(libuv) = Libuv::find() else { return };
     // SAFETY: libuv passes the handle that was started, whose data was set to a share of the state.
     let poll = unsafe { (libuv.get_data)(handle) }
@@ -286,7 +288,7 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
         Rc::from_raw(poll)
     };
     // libuv calls exactly once more for a line that has failed.
-    poll.rung.set(status >= 0 && events & UV_DISCONNECT == 0);
+    poll.woken.set(status >= 0 && events & UV_DISCONNECT == 0);
     let (env, mut scope) = (poll.env, ptr::null_mut());
     // SAFETY: libuv runs its callbacks on the loop's thread, which is the environment's, and the environment
     // ends only after this handle is closed.
@@ -326,12 +328,12 @@ unsafe extern "C" fn readable(handle: *mut UvHandle, status: c_int, events: c_in
 
 /// Runs when the environment ends. The engine waits until the hook is removed, which happens once libuv has
 /// closed the handle.
-unsafe extern "C" fn environment_ends(_hook: sys::napi_async_cleanup_hook_handle, data: *mut c_void) {
-    // SAFETY: the data is the state, alive until `closed` releases the handle's share.
+unsafe extern "C" fn on_environment_end(_hook: sys::napi_async_cleanup_hook_handle, data: *mut c_void) {
+    // SAFETY: the data is the state, alive until `on_closed` releases the handle's share.
     unsafe { &*data.cast_const().cast::<LoopState>() }.stop();
 }
 
-unsafe extern "C" fn closed(handle: *mut UvHandle) {
+unsafe extern "C" fn on_closed(handle: *mut UvHandle) {
     let Some(libuv) = Libuv::find() else { return };
     // SAFETY: the handle's data is its share of the state, released here, once.
     let poll = unsafe { Rc::from_raw((libuv.get_data)(handle).cast_const().cast::<LoopState>()) };
@@ -350,23 +352,23 @@ unsafe extern "C" fn closed(handle: *mut UvHandle) {
         if !context.is_null() {
             sys::napi_async_destroy(poll.env, context);
         }
-        let hook = poll.hook.replace(ptr::null_mut());
-        if !hook.is_null() {
-            sys::napi_remove_async_cleanup_hook(hook);
+        let cleanup_hook = poll.cleanup_hook.replace(ptr::null_mut());
+        if !cleanup_hook.is_null() {
+            sys::napi_remove_async_cleanup_hook(cleanup_hook);
         }
     }
 }
 
 /// A thread that waits for the line, and a thread-safe function that carries the events.
-pub(crate) struct ThreadPoll(Arc<Waiting>);
+pub(crate) struct ThreadPoll(Arc<ThreadState>);
 
-struct Waiting {
+struct ThreadState {
     threadsafe: Threadsafe,
-    /// Cancelled to end the thread.
-    over: ringfence::CancelToken,
+    /// Ends the thread.
+    cancel_token: ringfence::CancelToken,
     stopped: AtomicBool,
     /// The event was delivered and read: the thread may poll the line again.
-    heard: Mutex<bool>,
+    delivered: Mutex<bool>,
     changed: Condvar,
 }
 
@@ -379,20 +381,20 @@ impl ThreadPoll {
         let line = unsafe { std::os::fd::BorrowedFd::borrow_raw(descriptor) }
             .try_clone_to_owned()
             .map_err(|error| failed(&error.to_string()))?;
-        let over = ringfence::CancelToken::new().map_err(|error| failed(&error.to_string()))?;
+        let cancel_token = ringfence::CancelToken::new().map_err(|error| failed(&error.to_string()))?;
         let (mut name, mut function) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: env is live and the name's length is given.
         let status = unsafe { sys::napi_create_string_utf8(env, c"ringfence".as_ptr(), 9, &raw mut name) };
         check(status, "a name")?;
-        let waiting = Arc::new(Waiting {
+        let state = Arc::new(ThreadState {
             threadsafe: Threadsafe::default(),
-            over,
+            cancel_token,
             stopped: AtomicBool::new(false),
-            heard: Mutex::new(false),
+            delivered: Mutex::new(false),
             changed: Condvar::new(),
         });
-        let share = Arc::into_raw(Arc::clone(&waiting)).cast_mut().cast();
-        // SAFETY: env, callback and name are live. `gone` releases the share of the state: the engine calls
+        let share = Arc::into_raw(Arc::clone(&state)).cast_mut().cast();
+        // SAFETY: env, callback and name are live. `finalize` releases the share of the state: the engine calls
         // it once, when it destroys the function. Without a function, the share is released below.
         let status = unsafe {
             sys::napi_create_threadsafe_function(
@@ -403,7 +405,7 @@ impl ThreadPoll {
                 0,
                 1,
                 share,
-                Some(gone),
+                Some(finalize),
                 ptr::null_mut(),
                 Some(deliver),
                 &raw mut function,
@@ -411,19 +413,19 @@ impl ThreadPoll {
         };
         if let Err(error) = check(status, "a thread-safe function") {
             // SAFETY: there is no function whose finalizer would release the share.
-            drop(unsafe { Arc::from_raw(share.cast_const().cast::<Waiting>()) });
+            drop(unsafe { Arc::from_raw(share.cast_const().cast::<ThreadState>()) });
             return Err(error);
         }
-        waiting.threadsafe.take_over(function);
-        let shared = Arc::clone(&waiting);
+        state.threadsafe.set(function);
+        let shared = Arc::clone(&state);
         thread::Builder::new()
             .name("ringfence-line".into())
             .spawn(move || shared.run(&line))
             .map_err(|error| {
-                waiting.threadsafe.release();
+                state.threadsafe.release();
                 failed(&error.to_string())
             })?;
-        Ok(Self(waiting))
+        Ok(Self(state))
     }
 
     fn keep_alive(&self, env: sys::napi_env, alive: bool) {
@@ -437,42 +439,47 @@ impl Drop for ThreadPoll {
     }
 }
 
-impl Waiting {
+impl ThreadState {
     fn run(self: Arc<Self>, line: &std::os::fd::OwnedFd) {
-        while ringfence::wait_readable(line, &self.over).is_ok() && !self.stopped.load(Ordering::Acquire) {
+        while ringfence::wait_readable(line, &self.cancel_token).is_ok()
+            && !self.stopped.load(Ordering::Acquire)
+        {
             let data = Arc::into_raw(Arc::clone(&self)).cast_mut().cast();
             if !self.threadsafe.send(data) {
                 // SAFETY: it was not sent, so the share is still this thread's.
                 drop(unsafe { Arc::from_raw(data.cast_const().cast::<Self>()) });
                 break;
             }
-            let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-            while !*heard {
-                heard = self.changed.wait(heard).unwrap_or_else(PoisonError::into_inner);
+            let mut delivered = self.delivered.lock().unwrap_or_else(PoisonError::into_inner);
+            while !*delivered {
+                delivered = self
+                    .changed
+                    .wait(delivered)
+                    .unwrap_or_else(PoisonError::into_inner);
             }
-            *heard = false;
+            *delivered = false;
         }
         self.threadsafe.release();
     }
 
     fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
-        self.over.cancel();
-        self.hear();
+        self.cancel_token.cancel();
+        self.mark_delivered();
     }
 
-    fn hear(&self) {
-        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    fn mark_delivered(&self) {
+        *self.delivered.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.changed.notify_all();
     }
 }
 
 /// Runs when the thread-safe function is destroyed: the thread has released it, or the environment ends.
-unsafe extern "C" fn gone(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
+unsafe extern "C" fn finalize(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: this is the share that `start` passed, and the engine calls this once.
-    let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
-    waiting.threadsafe.forget();
-    waiting.stop();
+    let state = unsafe { Arc::from_raw(data.cast_const().cast::<ThreadState>()) };
+    state.threadsafe.forget();
+    state.stop();
 }
 
 unsafe extern "C" fn deliver(
@@ -483,8 +490,8 @@ unsafe extern "C" fn deliver(
 ) {
     // SAFETY: this is the share that `run` queued. The engine delivers each share once, with a null env if
     // the environment is ending.
-    let waiting = unsafe { Arc::from_raw(data.cast_const().cast::<Waiting>()) };
-    if !env.is_null() && !waiting.stopped.load(Ordering::Acquire) {
+    let state = unsafe { Arc::from_raw(data.cast_const().cast::<ThreadState>()) };
+    if !env.is_null() && !state.stopped.load(Ordering::Acquire) {
         let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
         // SAFETY: the engine calls on the environment's thread, inside a handle scope and a callback scope of
         // its own; an exception stays pending, and the engine reports it as uncaught.
@@ -493,5 +500,5 @@ unsafe extern "C" fn deliver(
             sys::napi_call_function(env, receiver, callback, 0, ptr::null(), &raw mut result);
         }
     }
-    waiting.hear();
+    state.mark_delivered();
 }

@@ -154,7 +154,7 @@ pub(crate) trait State {
 }
 
 /// Data of a JavaScript function: the state of its object, and the Rust function to call.
-struct Bound<T> {
+struct BoundFunction<T> {
     state: Rc<RefCell<T>>,
     function: Function<T>,
 }
@@ -183,7 +183,7 @@ pub(crate) unsafe fn add_functions<T: State + 'static>(
 ) -> napi::Result<()> {
     let state = Rc::new(RefCell::new(state));
     for (name, function) in functions {
-        let bound = Bound {
+        let bound = BoundFunction {
             state: Rc::clone(&state),
             function: *function,
         };
@@ -201,7 +201,7 @@ unsafe fn add_function<T: State + 'static>(
     env: sys::napi_env,
     object: sys::napi_value,
     name: &CStr,
-    bound: Bound<T>,
+    bound: BoundFunction<T>,
 ) -> napi::Result<()> {
     let bound = Box::into_raw(Box::new(bound));
     let mut value = ptr::null_mut();
@@ -248,7 +248,7 @@ unsafe fn add_function<T: State + 'static>(
 
 unsafe extern "C" fn finalize<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: data is the box from `add_function`, and the engine calls a finalizer once.
-    drop(unsafe { Box::from_raw(data.cast::<Bound<T>>()) });
+    drop(unsafe { Box::from_raw(data.cast::<BoundFunction<T>>()) });
 }
 
 unsafe extern "C" fn trampoline<T: State>(
@@ -276,7 +276,7 @@ unsafe extern "C" fn trampoline<T: State>(
     }
     // SAFETY: the data pointer is the box from `add_function`, which lives as long as the function that is
     // called.
-    let bound = unsafe { &*data.cast::<Bound<T>>() };
+    let bound = unsafe { &*data.cast::<BoundFunction<T>>() };
     // JavaScript never runs inside a call, so nothing else can borrow the state. If something does, that is a
     // defect, which must not become a panic in Node.
     let Ok(mut state) = bound.state.try_borrow_mut() else {
@@ -346,22 +346,22 @@ pub(crate) unsafe fn set_number(
 }
 
 /// Exposes memory to JavaScript as an external array buffer. `None` if the engine does not allow external memory
-/// (Electron), or if it is `forbidden`. `keep` is dropped once JavaScript no longer uses the memory.
+/// (Electron), or with `no_external`. `owner` is dropped once JavaScript no longer uses the memory.
 ///
 /// # Safety
-/// `env` is the environment that runs now, on this thread. The bytes stay valid until `keep` is dropped, and Rust does
+/// `env` is the environment that runs now, on this thread. The bytes stay valid until `owner` is dropped, and Rust does
 /// not access them while JavaScript runs.
 pub(crate) unsafe fn expose<T: Send>(
     env: sys::napi_env,
     bytes: *mut u8,
     length: usize,
-    keep: T,
-    forbidden: bool,
+    owner: T,
+    no_external: bool,
 ) -> Option<sys::napi_value> {
-    if forbidden {
+    if no_external {
         return None;
     }
-    let keep = Box::into_raw(Box::new(keep));
+    let owner = Box::into_raw(Box::new(owner));
     let mut value = ptr::null_mut();
     // SAFETY: the caller guarantees env and the bytes; the finalizer frees exactly the box that is passed here.
     let status = unsafe {
@@ -369,8 +369,8 @@ pub(crate) unsafe fn expose<T: Send>(
             env,
             bytes.cast(),
             length,
-            Some(drop_keep::<T>),
-            keep.cast(),
+            Some(drop_owner::<T>),
+            owner.cast(),
             &raw mut value,
         )
     };
@@ -378,13 +378,13 @@ pub(crate) unsafe fn expose<T: Send>(
         return Some(value);
     }
     // SAFETY: without a buffer there is no finalizer.
-    drop(unsafe { Box::from_raw(keep) });
+    drop(unsafe { Box::from_raw(owner) });
     None
 }
 
-unsafe extern "C" fn drop_keep<T>(_env: sys::napi_env, _data: *mut c_void, keep: *mut c_void) {
+unsafe extern "C" fn drop_owner<T>(_env: sys::napi_env, _data: *mut c_void, owner: *mut c_void) {
     // SAFETY: the box from `expose`; the engine finalizes a buffer once.
-    drop(unsafe { Box::from_raw(keep.cast::<T>()) });
+    drop(unsafe { Box::from_raw(owner.cast::<T>()) });
 }
 
 /// Detaches an array buffer. Other values stay as they are.

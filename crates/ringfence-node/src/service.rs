@@ -11,7 +11,8 @@ use ringfence::{Arrival, Channels};
 
 use crate::{
     channel,
-    handle::{Handle, Object, failure, failure_of, keep_alive},
+    convert::Failure,
+    handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object},
 };
 
@@ -23,7 +24,7 @@ struct ListenerState {
 
 impl State for ListenerState {
     fn panicked(&mut self) {
-        self.drop_in_background();
+        self.close();
         self.handle.panicked("the listener was closed");
     }
 }
@@ -35,7 +36,7 @@ impl Object for ListenerState {
 }
 
 impl ListenerState {
-    fn drop_in_background(&mut self) {
+    fn close(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(listener) = self.listener.take() {
@@ -47,35 +48,35 @@ impl ListenerState {
 
 impl Drop for ListenerState {
     fn drop(&mut self) {
-        self.drop_in_background();
+        self.close();
     }
 }
 
 /// Answers with the next event: a channel, or the failure of a refused client. Answers 0 if there is none
 /// now.
-fn accept(reception: &mut ListenerState, call: &mut Call) -> Answer {
-    let Some(listener) = &reception.listener else {
+fn accept(state: &mut ListenerState, call: &mut Call) -> Answer {
+    let Some(listener) = &state.listener else {
         return Answer::from(0);
     };
     let arrival = match listener.try_accept() {
         Ok(Some(arrival)) => arrival,
         Ok(None) => return Answer::from(0),
-        Err(error) => return reception.fail(error),
+        Err(error) => return state.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
-    let made = unsafe {
+    let object = unsafe {
         match arrival {
-            Arrival::Accepted(channel) => channel::to_object(call.env, channel, reception.handle.use_libuv),
-            Arrival::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
+            Arrival::Accepted(channel) => channel::to_object(call.env, channel, state.handle.use_libuv),
+            Arrival::Refused(refused) => ToNapiValue::to_napi_value(call.env, Failure::from(&refused)),
             _ => return Answer::from(0),
         }
     };
-    reception.handle.made(made, "an agent")
+    state.handle.object_answer(object, "a channel")
 }
 
 /// Argument: 1 to let new clients wait, 0 to accept them.
-fn pause(reception: &mut ListenerState, call: &mut Call) -> Answer {
-    match &reception.listener {
+fn pause(state: &mut ListenerState, call: &mut Call) -> Answer {
+    match &state.listener {
         Some(listener) if call.size(0) != 0 => listener.pause(),
         Some(listener) => listener.resume(),
         None => {}
@@ -83,18 +84,18 @@ fn pause(reception: &mut ListenerState, call: &mut Call) -> Answer {
     Answer::Nothing
 }
 
-fn watch(reception: &mut ListenerState, call: &mut Call) -> Answer {
-    let Some(listener) = &reception.listener else {
+fn watch(state: &mut ListenerState, call: &mut Call) -> Answer {
+    let Some(listener) = &state.listener else {
         return Answer::from(0);
     };
     let events = listener.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the listener, and the poll handle is stopped before that is
     // dropped.
-    unsafe { reception.handle.watch(call, events) }
+    unsafe { state.handle.watch(call, events) }
 }
 
-fn close(reception: &mut ListenerState, _call: &mut Call) -> Answer {
-    reception.drop_in_background();
+fn close(state: &mut ListenerState, _call: &mut Call) -> Answer {
+    state.close();
     Answer::Nothing
 }
 
@@ -119,11 +120,11 @@ pub(crate) unsafe fn to_object(
 ) -> napi::Result<sys::napi_value> {
     // SAFETY: env is live.
     let object = unsafe { new_object(env) }?;
-    let reception = ListenerState {
+    let state = ListenerState {
         listener: Some(listener),
         handle: Handle::new(use_libuv),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, reception) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, state) }?;
     Ok(object)
 }

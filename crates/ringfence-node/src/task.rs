@@ -80,11 +80,20 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         convert: Cell::new(Some(Box::new(convert))),
         on_end: Cell::new(Some(Box::new(on_end))),
     }));
-    // SAFETY: the caller guarantees env and callback. `forget` frees the context, which has the type it
+    // SAFETY: the caller guarantees env and callback. `finalize_context` frees the context, which has the type it
     // expects.
-    let function = unsafe { create(env, callback, name, context.cast(), forget::<T>, deliver::<T>) };
+    let function = unsafe {
+        create(
+            env,
+            callback,
+            name,
+            context.cast(),
+            finalize_context::<T>,
+            deliver::<T>,
+        )
+    };
     match function {
-        Ok(function) => reply.0.take_over(function),
+        Ok(function) => reply.0.set(function),
         Err(error) => {
             // SAFETY: no function was created, so nothing else frees the context.
             drop(unsafe { Box::from_raw(context) });
@@ -98,20 +107,20 @@ pub(crate) unsafe fn run<T: Send + 'static>(
         .map_err(|error| napi::Error::from_reason(format!("could not start thread {name}: {error}")))
 }
 
-/// Returns the arguments of a callback: a failure, or null and what `show` returns.
+/// Returns the arguments of a callback: a failure, or null and what `convert` returns.
 ///
 /// # Errors
 /// If JavaScript has run out of memory or is ending.
-pub(crate) fn outcome<T>(
+pub(crate) fn result_arguments<T>(
     env: sys::napi_env,
-    outcome: ringfence::Result<T>,
-    show: impl FnOnce(T) -> napi::Result<sys::napi_value>,
+    result: ringfence::Result<T>,
+    convert: impl FnOnce(T) -> napi::Result<sys::napi_value>,
 ) -> napi::Result<[sys::napi_value; 2]> {
     // SAFETY: env is the environment of this thread, which is about to call the callback.
     unsafe {
         let null = ToNapiValue::to_napi_value(env, Null)?;
-        match outcome {
-            Ok(found) => Ok([null, show(found)?]),
+        match result {
+            Ok(value) => Ok([null, convert(value)?]),
             Err(error) => Ok([ToNapiValue::to_napi_value(env, Failure::from(&error))?, null]),
         }
     }
@@ -120,9 +129,9 @@ pub(crate) fn outcome<T>(
 /// Returns the arguments of a callback that only reports completion.
 ///
 /// # Errors
-/// As for [`outcome`].
-pub(crate) fn nothing(env: sys::napi_env) -> napi::Result<[sys::napi_value; 2]> {
-    // SAFETY: as in `outcome`.
+/// As for [`result_arguments`].
+pub(crate) fn no_result(env: sys::napi_env) -> napi::Result<[sys::napi_value; 2]> {
+    // SAFETY: as in `result_arguments`.
     let null = unsafe { ToNapiValue::to_napi_value(env, Null) }?;
     Ok([null, null])
 }
@@ -171,13 +180,13 @@ pub(crate) unsafe fn create(
 /// On the environment's thread, inside a handle scope; the function and the arguments are live values of
 /// `env`.
 pub(crate) unsafe fn call(env: sys::napi_env, function: sys::napi_value, arguments: &[sys::napi_value]) {
-    let (mut on_end, mut result) = (ptr::null_mut(), ptr::null_mut());
+    let (mut receiver, mut result) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: the caller guarantees the values.
     unsafe {
-        sys::napi_get_global(env, &raw mut on_end);
+        sys::napi_get_global(env, &raw mut receiver);
         sys::napi_call_function(
             env,
-            on_end,
+            receiver,
             function,
             arguments.len(),
             arguments.as_ptr(),
@@ -203,7 +212,7 @@ impl<T> Drop for Reply<T> {
 }
 
 /// Called when the function is freed or its environment ends: nothing waits for the thread any longer.
-unsafe extern "C" fn forget<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
+unsafe extern "C" fn finalize_context<T>(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
     // SAFETY: data is the box from `run`, and the engine calls this once.
     let context = unsafe { Box::from_raw(data.cast::<Context<T>>()) };
     context.threadsafe.forget();
@@ -224,7 +233,7 @@ unsafe extern "C" fn deliver<T>(
     if env.is_null() {
         return;
     }
-    // SAFETY: the context lives until `forget`, which the engine calls after the last delivery.
+    // SAFETY: the context lives until `finalize_context`, which the engine calls after the last delivery.
     let context = unsafe { &*context.cast_const().cast::<Context<T>>() };
     let Some(convert) = context.convert.take() else {
         return;

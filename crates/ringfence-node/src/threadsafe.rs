@@ -23,20 +23,20 @@ struct Function(sys::napi_threadsafe_function);
 unsafe impl Send for Function {}
 
 impl Threadsafe {
-    fn function(&self) -> MutexGuard<'_, Option<Function>> {
+    fn lock(&self) -> MutexGuard<'_, Option<Function>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stores a function with the one reference that creating it returned. Its finalizer must call
     /// [`Threadsafe::forget`].
-    pub(crate) fn take_over(&self, function: sys::napi_threadsafe_function) {
-        *self.function() = Some(Function(function));
+    pub(crate) fn set(&self, function: sys::napi_threadsafe_function) {
+        *self.lock() = Some(Function(function));
     }
 
     /// Sends `data` to JavaScript. Returns `false` if it was not sent; the caller still owns it then.
     pub(crate) fn send(&self, data: *mut c_void) -> bool {
-        let mut held = self.function();
-        let Some(Function(function)) = *held else {
+        let mut slot = self.lock();
+        let Some(Function(function)) = *slot else {
             return false;
         };
         let mode = sys::ThreadsafeFunctionCallMode::nonblocking;
@@ -44,14 +44,14 @@ impl Threadsafe {
         let status = unsafe { sys::napi_call_threadsafe_function(function, data, mode) };
         if status == sys::Status::napi_closing {
             // With this status, the engine has already released the reference.
-            *held = None;
+            *slot = None;
         }
         status == sys::Status::napi_ok
     }
 
     /// Sets whether the function keeps the event loop alive. Must be called on the environment's thread.
     pub(crate) fn keep_alive(&self, env: sys::napi_env, alive: bool) {
-        if let Some(Function(function)) = *self.function() {
+        if let Some(Function(function)) = *self.lock() {
             // SAFETY: as in `send`; the caller is on the environment's thread.
             unsafe {
                 if alive {
@@ -65,8 +65,8 @@ impl Threadsafe {
 
     /// Releases the reference, after which nothing can be sent.
     pub(crate) fn release(&self) {
-        let mut held = self.function();
-        if let Some(Function(function)) = held.take() {
+        let mut slot = self.lock();
+        if let Some(Function(function)) = slot.take() {
             // SAFETY: as in `send`. The reference is released only once, because it was taken out.
             unsafe {
                 sys::napi_release_threadsafe_function(function, sys::ThreadsafeFunctionReleaseMode::release)
@@ -76,6 +76,6 @@ impl Threadsafe {
 
     /// Removes the function, which the engine is about to free.
     pub(crate) fn forget(&self) {
-        *self.function() = None;
+        *self.lock() = None;
     }
 }

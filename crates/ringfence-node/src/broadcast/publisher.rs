@@ -13,14 +13,15 @@ use ringfence::{
 };
 
 use crate::{
-    answers::Ended,
+    answers::EndReason,
     broadcast::subscriber,
-    handle::{Handle, Object, failure, failure_of, keep_alive},
+    convert::Failure,
+    handle::{Handle, Object, failure, keep_alive},
     poll::Poll,
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number},
     sending::{
-        Reservation, Sends, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room, reserve,
-        send, sent_part, try_send, with_bundle,
+        Reservation, SendEndpoint, arm_writer, cancel, cancel_open, commit, flush, has_room, packed_room,
+        progress_answer, reserve, send, try_send, with_bundle,
     },
     task,
 };
@@ -32,11 +33,11 @@ struct PublisherState {
     /// Watches the events.
     handle: Handle,
     /// Watches for free space, for a waiting sender.
-    room: Option<Poll>,
+    room_poll: Option<Poll>,
     reservation: Reservation,
     /// Subscribers that JavaScript knows, with their numbers.
-    told: Vec<(u32, Subscriber)>,
-    last: u32,
+    known_subscribers: Vec<(u32, Subscriber)>,
+    last_number: u32,
     /// Number of the last message, once there is no sender.
     sequence: u64,
     /// Statistics, once there is no sender.
@@ -45,7 +46,7 @@ struct PublisherState {
 
 const CLOSED: ringfence::Error = ringfence::Error::Closed("the publisher is closed");
 
-impl Sends for PublisherState {
+impl SendEndpoint for PublisherState {
     type Ring = FanOut;
 
     fn sender(&mut self) -> ringfence::Result<&mut Broadcaster> {
@@ -59,7 +60,7 @@ impl Sends for PublisherState {
 
 impl State for PublisherState {
     fn panicked(&mut self) {
-        self.drop_in_background();
+        self.close();
         self.handle.panicked("the publisher was closed");
     }
 }
@@ -71,10 +72,10 @@ impl Object for PublisherState {
 }
 
 impl PublisherState {
-    fn drop_in_background(&mut self) {
+    fn close(&mut self) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
-        self.room = None;
+        self.room_poll = None;
         // Read before the subscribers are disconnected.
         if let Some(sender) = &mut self.sender {
             self.stats = sender.stats();
@@ -91,53 +92,56 @@ impl PublisherState {
 
     /// Removes an ended subscriber, and returns the number by which JavaScript knows it.
     fn forget(&mut self, gone: &Subscriber) -> u32 {
-        let place = self.told.iter().position(|(_, subscriber)| subscriber.is(gone));
-        place.map_or(0, |place| self.told.swap_remove(place).0)
+        let index = self
+            .known_subscribers
+            .iter()
+            .position(|(_, subscriber)| subscriber.is(gone));
+        index.map_or(0, |index| self.known_subscribers.swap_remove(index).0)
     }
 }
 
 impl Drop for PublisherState {
     fn drop(&mut self) {
-        self.drop_in_background();
+        self.close();
     }
 }
 
 /// Answers with the next event: a subscriber, `{ gone, reason }` with an ended subscriber's number, or the
 /// failure of a refused client. Answers 0 if there is none now.
-fn next(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    let Some(audience) = &publishing.audience else {
-        return publishing.fail(CLOSED);
+fn next(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    let Some(audience) = &endpoint.audience else {
+        return endpoint.fail(CLOSED);
     };
     let event = match audience.try_next() {
         Ok(Some(event)) => event,
         Ok(None) => return Answer::from(0),
-        Err(error) => return publishing.fail(error),
+        Err(error) => return endpoint.fail(error),
     };
     // SAFETY: this runs in a callback of the environment.
-    let made = unsafe {
+    let object = unsafe {
         match event {
             PublisherEvent::Subscriber(subscriber) => {
-                publishing.last += 1;
-                let number = publishing.last;
-                publishing.told.push((number, subscriber.clone()));
+                endpoint.last_number += 1;
+                let number = endpoint.last_number;
+                endpoint.known_subscribers.push((number, subscriber.clone()));
                 subscriber::to_object(call.env, subscriber, number)
             }
             PublisherEvent::Gone(subscriber, reason) => {
-                let number = publishing.forget(&subscriber);
-                gone(call.env, number, Some(reason).into())
+                let number = endpoint.forget(&subscriber);
+                gone_object(call.env, number, Some(reason).into())
             }
-            PublisherEvent::Refused(refused) => ToNapiValue::to_napi_value(call.env, failure_of(&refused)),
+            PublisherEvent::Refused(refused) => ToNapiValue::to_napi_value(call.env, Failure::from(&refused)),
             _ => return Answer::from(0),
         }
     };
-    publishing.handle.made(made, "a subscriber")
+    endpoint.handle.object_answer(object, "a subscriber")
 }
 
 /// Creates the `{ gone, reason }` object.
 ///
 /// # Safety
 /// `env` is the environment that runs now, on this thread, inside a handle scope.
-unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<sys::napi_value> {
+unsafe fn gone_object(env: sys::napi_env, number: u32, reason: EndReason) -> napi::Result<sys::napi_value> {
     // SAFETY: env is live.
     let object = unsafe { new_object(env) }?;
     // SAFETY: env and object are live.
@@ -149,64 +153,64 @@ unsafe fn gone(env: sys::napi_env, number: u32, reason: Ended) -> napi::Result<s
 }
 
 /// Arguments: the message, and its attachments. Answers as `send`; 0 if it was not sent.
-fn send_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    // SAFETY: used within this call, and asked for once.
+fn send_attached(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    // SAFETY: the slice is used within this call only, and requested once.
     let message = unsafe { call.bytes(0) };
     let sent = with_bundle(call, 1, |attachments| {
-        publishing.sender()?.try_send_with(message, attachments)
+        endpoint.sender()?.try_send_with(message, attachments)
     });
     let sent = sent.map(|sent| if sent { Progress::Whole } else { Progress::Part(0) });
-    sent_part(publishing, sent)
+    progress_answer(endpoint, sent)
 }
 
 /// Arguments: the size of the message that `sendAttached` has not sent, and its attachments. Answers as `armWriter`.
-fn arm_attached(publishing: &mut PublisherState, call: &mut Call) -> Answer {
+fn arm_attached(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
     let size = call.size(0);
     let armed = with_bundle(call, 1, |attachments| {
-        publishing.sender()?.arm_with(size, attachments)
+        endpoint.sender()?.arm_with(size, attachments)
     });
-    publishing.answer(armed.map(i32::from))
+    endpoint.answer(armed.map(i32::from))
 }
 
-fn disarm(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
-    if let Some(sender) = &mut publishing.sender {
+fn disarm(endpoint: &mut PublisherState, _call: &mut Call) -> Answer {
+    if let Some(sender) = &mut endpoint.sender {
         sender.disarm();
     }
     Answer::Nothing
 }
 
 /// Reads the subscribers' notifications, and checks for ended subscribers. Answers like `reason`.
-fn listen(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    if let Some(sender) = &mut publishing.sender {
+fn listen(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut endpoint.sender {
         sender.poll_line();
     }
-    reason(publishing, call)
+    reason(endpoint, call)
 }
 
 /// Answers with the reason why the publisher has ended, or 0 while it is open.
-fn reason(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
-    let ended = match &publishing.audience {
-        None => Ended::Closed,
+fn reason(endpoint: &mut PublisherState, _call: &mut Call) -> Answer {
+    let ended = match &endpoint.audience {
+        None => EndReason::Closed,
         Some(audience) => audience.close_reason().into(),
     };
     Answer::from(ended.number())
 }
 
 /// Answers with the number of published messages, as a bigint.
-fn sequence(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    let sequence = publishing
+fn sequence(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    let sequence = endpoint
         .sender
         .as_ref()
-        .map_or(publishing.sequence, Broadcaster::sequence);
+        .map_or(endpoint.sequence, Broadcaster::sequence);
     Answer::bigint(call.env, sequence)
 }
 
 /// Answers with the statistics so far, in the order of TypeScript's `Published`.
-fn stats(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    if let Some(sender) = &mut publishing.sender {
-        publishing.stats = sender.stats();
+fn stats(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut endpoint.sender {
+        endpoint.stats = sender.stats();
     }
-    let stats = &publishing.stats;
+    let stats = &endpoint.stats;
     let figures = [
         stats.published,
         stats.bytes_published,
@@ -219,66 +223,66 @@ fn stats(publishing: &mut PublisherState, call: &mut Call) -> Answer {
     Answer::numbers(call.env, &figures)
 }
 
-fn end(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    if let Some(sender) = &mut publishing.sender {
+fn end(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    if let Some(sender) = &mut endpoint.sender {
         sender.end();
     }
-    reason(publishing, call)
+    reason(endpoint, call)
 }
 
 /// Seals on a thread, because it waits for handshakes in progress. The callback receives two nulls, once,
 /// asynchronously.
-fn seal(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    let Some(audience) = publishing.audience.clone() else {
-        return publishing.fail(CLOSED);
+fn seal(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    let Some(audience) = endpoint.audience.clone() else {
+        return endpoint.fail(CLOSED);
     };
-    publishing.handle.later(
+    endpoint.handle.run_on_thread(
         call,
         ("ringfence-seal", "the thread of seal()"),
         move || audience.seal(),
-        |env, ()| task::nothing(env),
+        |env, ()| task::no_result(env),
     )
 }
 
 /// Frees the address and leaves the subscribers as they are, because the process is exiting.
-fn vacate(publishing: &mut PublisherState, _call: &mut Call) -> Answer {
-    if let Some(audience) = &publishing.audience {
+fn vacate(endpoint: &mut PublisherState, _call: &mut Call) -> Answer {
+    if let Some(audience) = &endpoint.audience {
         audience.seal();
     }
     Answer::Nothing
 }
 
-fn watch(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    let Some(audience) = &publishing.audience else {
-        return publishing.fail(CLOSED);
+fn watch(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    let Some(audience) = &endpoint.audience else {
+        return endpoint.fail(CLOSED);
     };
     let events = audience.as_fd().as_raw_fd();
     // SAFETY: the descriptor lives as long as the audience, and the poll handle is stopped before that is
     // dropped.
-    unsafe { publishing.handle.watch(call, events) }
+    unsafe { endpoint.handle.watch(call, events) }
 }
 
 /// Does not keep the event loop alive, since the publisher does.
-fn watch_room(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    let line = match publishing.sender() {
+fn watch_room(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    let line = match endpoint.sender() {
         Ok(sender) => sender.as_fd().as_raw_fd(),
-        Err(error) => return publishing.fail(error),
+        Err(error) => return endpoint.fail(error),
     };
     // SAFETY: the descriptor lives as long as the sender, and the poll handle is stopped before that is
     // dropped.
-    match unsafe { publishing.handle.start(call, line) } {
+    match unsafe { endpoint.handle.start_poll(call, line) } {
         Ok(poll) => {
             poll.keep_alive(call.env, false);
-            publishing.room = Some(poll);
+            endpoint.room_poll = Some(poll);
             Answer::from(0)
         }
-        Err(error) => publishing.fail(error),
+        Err(error) => endpoint.fail(error),
     }
 }
 
-fn close(publishing: &mut PublisherState, call: &mut Call) -> Answer {
-    cancel_open(publishing, call.env);
-    publishing.drop_in_background();
+fn close(endpoint: &mut PublisherState, call: &mut Call) -> Answer {
+    cancel_open(endpoint, call.env);
+    endpoint.close();
     Answer::Nothing
 }
 
@@ -334,18 +338,18 @@ pub(crate) unsafe fn to_object(
         unsafe { set_number(env, object, name, size) }?;
     }
     let (sender, audience) = publisher.split();
-    let publishing = PublisherState {
+    let endpoint = PublisherState {
         sender: Some(sender),
         audience: Some(Arc::new(audience)),
         handle: Handle::new(use_libuv),
-        room: None,
+        room_poll: None,
         reservation: Reservation::NONE,
-        told: Vec::new(),
-        last: 0,
+        known_subscribers: Vec::new(),
+        last_number: 0,
         sequence: 0,
         stats: PublisherStats::default(),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, publishing) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, endpoint) }?;
     Ok(object)
 }

@@ -30,33 +30,33 @@ impl Object for SubscriberState {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "sizes of memory are below 2^53")]
-fn lag(known: &mut SubscriberState, _call: &mut Call) -> Answer {
-    Answer::Number(known.subscriber.lag() as f64)
+fn lag(state: &mut SubscriberState, _call: &mut Call) -> Answer {
+    Answer::Number(state.subscriber.lag() as f64)
 }
 
-fn evidence(known: &mut SubscriberState, call: &mut Call) -> Answer {
-    Answer::value(call.env, Evidence::list(known.subscriber.evidence()))
+fn evidence(state: &mut SubscriberState, call: &mut Call) -> Answer {
+    Answer::value(call.env, Evidence::list(state.subscriber.evidence()))
 }
 
 /// Checks the subscriber again, on a thread, because hashing an executable may take long. The callback
 /// receives a failure, or null and the identity. It is called once, asynchronously.
-fn verify(known: &mut SubscriberState, call: &mut Call) -> Answer {
-    let subscriber = known.subscriber.clone();
-    known.handle.later(
+fn verify(state: &mut SubscriberState, call: &mut Call) -> Answer {
+    let subscriber = state.subscriber.clone();
+    state.handle.run_on_thread(
         call,
         ("ringfence-verify", "the thread of verify()"),
         move || subscriber.verify(),
         |env, found| {
             // SAFETY: this runs on the environment's thread, which is about to call the callback.
-            task::outcome(env, found, |found| unsafe {
+            task::result_arguments(env, found, |found| unsafe {
                 ToNapiValue::to_napi_value(env, Identity::from(&found))
             })
         },
     )
 }
 
-fn disconnect(known: &mut SubscriberState, _call: &mut Call) -> Answer {
-    known.subscriber.disconnect();
+fn disconnect(state: &mut SubscriberState, _call: &mut Call) -> Answer {
+    state.subscriber.disconnect();
     Answer::Nothing
 }
 
@@ -93,11 +93,11 @@ pub(super) unsafe fn to_object(
             ToNapiValue::to_napi_value(env, delivery)?,
         )?;
     }
-    let known = SubscriberState {
+    let state = SubscriberState {
         subscriber,
         handle: Handle::new(true),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, known) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, state) }?;
     Ok(object)
 }

@@ -6,13 +6,13 @@ use napi::{bindgen_prelude::*, sys};
 use ringfence::{Subscription, SubscriptionStats, Verifier, binding::BroadcastInlet};
 
 use crate::{
-    answers::{ATTACHED, ENDED, Ended, LARGE, OTHER, WHOLE},
+    answers::{ATTACHED, ENDED, EndReason, MISMATCH, TOO_LARGE, WHOLE},
     convert::Identity,
     handle::{Handle, Object, failure, keep_alive},
     raw::{Answer, Call, Function, State, add_functions, new_object, set_number, set_property},
     reading::{
-        Reads, arm_reader, attachments, check_parked, evidence, hear, is_lost, lost_as, nothing, park_reader,
-        pull, pull_busy, verify, wake, watch,
+        ReadEndpoint, arm_reader, attachments, check_parked, empty_answer, error_answer, evidence, is_lost,
+        park_reader, poll_line, pull, pull_busy, verify, wake, watch,
     },
 };
 
@@ -22,9 +22,9 @@ struct SubscriptionState {
     handle: Handle,
     evidence: Vec<ringfence::Evidence>,
     /// Counts before the last messages were fetched.
-    before: Counts,
+    previous: Counts,
     /// Counts after that.
-    now: Counts,
+    current: Counts,
     /// Statistics, once there is no subscription.
     stats: SubscriptionStats,
 }
@@ -42,7 +42,7 @@ const CLOSED: ringfence::Error = ringfence::Error::Closed("the subscription is c
 
 impl State for SubscriptionState {
     fn panicked(&mut self) {
-        self.drop_in_background(false);
+        self.close(false);
         self.handle.panicked("the subscription was closed");
     }
 }
@@ -53,7 +53,7 @@ impl Object for SubscriptionState {
     }
 }
 
-impl Reads for SubscriptionState {
+impl ReadEndpoint for SubscriptionState {
     type Ring = BroadcastInlet;
 
     const ALWAYS_WAKES: bool = true;
@@ -76,8 +76,8 @@ impl Reads for SubscriptionState {
     /// Updates the counts. Lost messages precede the first of the fetched ones.
     fn fetched(&mut self) {
         if let Some(subscription) = &self.subscription {
-            self.before = self.now;
-            self.now = Counts {
+            self.previous = self.current;
+            self.current = Counts {
                 sequence: subscription.sequence(),
                 lost: subscription.lost(),
             };
@@ -89,10 +89,10 @@ impl SubscriptionState {
     /// Returns the counts of delivered messages, if `unread` of the last fetched messages were not delivered
     /// yet.
     fn counts(&self, unread: u64) -> Counts {
-        let Counts { sequence, lost } = self.now;
-        let fetched = (sequence - self.before.sequence) - (lost - self.before.lost);
+        let Counts { sequence, lost } = self.current;
+        let fetched = (sequence - self.previous.sequence) - (lost - self.previous.lost);
         if unread > 0 && unread == fetched {
-            return self.before;
+            return self.previous;
         }
         Counts {
             sequence: sequence - unread.min(fetched),
@@ -102,14 +102,14 @@ impl SubscriptionState {
 
     fn reason(&self) -> Answer {
         let ended = match &self.subscription {
-            None => Ended::Closed,
+            None => EndReason::Closed,
             Some(subscription) => subscription.close_reason().into(),
         };
         Answer::from(ended.number())
     }
 
     /// Without a clean end, the publisher reports the subscriber as lost.
-    fn drop_in_background(&mut self, is_clean: bool) {
+    fn close(&mut self, is_clean: bool) {
         // Stop first, because a watched descriptor must not be closed.
         self.handle.stop();
         if let Some(mut subscription) = self.subscription.take() {
@@ -125,53 +125,53 @@ impl SubscriptionState {
 
 impl Drop for SubscriptionState {
     fn drop(&mut self) {
-        self.drop_in_background(false);
+        self.close(false);
     }
 }
 
 /// Reads a message that did not fit into `pull`'s memory, into memory of its size. The publisher may have
-/// overwritten it in the meantime. Then the next message has another size. The answer is `OTHER`, or `LARGE -
-/// size` if a shorter message was read.
-fn gather(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
+/// overwritten it in the meantime. Then the next message has another size. The answer is `MISMATCH`,
+/// or `TOO_LARGE - size` if a shorter message was read.
+fn gather(endpoint: &mut SubscriptionState, call: &mut Call) -> Answer {
     // SAFETY: the slice is used within this call only, and requested once.
     let into = unsafe { call.bytes(0) };
-    let size = reading.reader().and_then(Subscription::next_size);
+    let size = endpoint.reader().and_then(Subscription::next_size);
     match size {
         Ok(Some(size)) if size == into.len() => {}
-        Ok(Some(_)) => return Answer::from(OTHER),
-        Ok(None) => return nothing(reading),
-        Err(error) => return lost_as(reading, error, ENDED),
+        Ok(Some(_)) => return Answer::from(MISMATCH),
+        Ok(None) => return empty_answer(endpoint),
+        Err(error) => return error_answer(endpoint, error, ENDED),
     }
-    let received = reading
+    let received = endpoint
         .reader()
         .and_then(|subscription| subscription.try_receive(into));
     match received {
         Ok(Some(length)) if length == into.len() => {
-            reading.fetched();
-            let attached = reading.reader().is_ok_and(|reader| reader.has_attachments());
+            endpoint.fetched();
+            let attached = endpoint.reader().is_ok_and(|reader| reader.has_attachments());
             Answer::from(if attached { ATTACHED } else { WHOLE })
         }
         #[expect(clippy::cast_precision_loss, reason = "sizes of messages are below 2^53")]
         Ok(Some(length)) => {
-            reading.fetched();
-            Answer::Number(f64::from(LARGE) - length as f64)
+            endpoint.fetched();
+            Answer::Number(f64::from(TOO_LARGE) - length as f64)
         }
-        Ok(None) | Err(ringfence::Error::InvalidArgument(_)) => Answer::from(OTHER),
-        Err(error) => reading.fail(error),
+        Ok(None) | Err(ringfence::Error::InvalidArgument(_)) => Answer::from(MISMATCH),
+        Err(error) => endpoint.fail(error),
     }
 }
 
 /// Answers 1 if there is a message now. Otherwise answers as `pull` does without a message.
-fn has_message(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
-    match reading.reader().and_then(Subscription::has_message) {
+fn has_message(endpoint: &mut SubscriptionState, _call: &mut Call) -> Answer {
+    match endpoint.reader().and_then(Subscription::has_message) {
         Ok(true) => Answer::from(1),
-        Ok(false) => nothing(reading),
-        Err(error) => lost_as(reading, error, ENDED),
+        Ok(false) => empty_answer(endpoint),
+        Err(error) => error_answer(endpoint, error, ENDED),
     }
 }
 
-fn disarm(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
-    if let Some(subscription) = &mut reading.subscription {
+fn disarm(endpoint: &mut SubscriptionState, _call: &mut Call) -> Answer {
+    if let Some(subscription) = &mut endpoint.subscription {
         subscription.disarm();
     }
     Answer::Nothing
@@ -179,40 +179,40 @@ fn disarm(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
 
 /// Reads the line, or arranges a later read. Answers 0 while the subscription is open. Unread messages may
 /// remain after it has closed.
-fn listen(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
-    hear(reading);
-    reading.reason()
+fn listen(endpoint: &mut SubscriptionState, _call: &mut Call) -> Answer {
+    poll_line(endpoint);
+    endpoint.reason()
 }
 
 /// Argument: the number of messages of the last fetch that were not delivered yet.
-fn sequence(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
-    let counts = reading.counts(call.size(0) as u64);
+fn sequence(endpoint: &mut SubscriptionState, call: &mut Call) -> Answer {
+    let counts = endpoint.counts(call.size(0) as u64);
     Answer::bigint(call.env, counts.sequence)
 }
 
-fn lost(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
-    let counts = reading.counts(call.size(0) as u64);
+fn lost(endpoint: &mut SubscriptionState, call: &mut Call) -> Answer {
+    let counts = endpoint.counts(call.size(0) as u64);
     Answer::bigint(call.env, counts.lost)
 }
 
 /// Answers with the statistics that the TypeScript side does not count itself.
-fn stats(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
-    if let Some(subscription) = &reading.subscription {
-        reading.stats = subscription.stats();
+fn stats(endpoint: &mut SubscriptionState, call: &mut Call) -> Answer {
+    if let Some(subscription) = &endpoint.subscription {
+        endpoint.stats = subscription.stats();
     }
-    let stats = &reading.stats;
+    let stats = &endpoint.stats;
     Answer::numbers(call.env, &[stats.lag, stats.sleeps, stats.attachments_received])
 }
 
 /// Stops watching the line: the publisher has ended, and its remaining messages are read without it.
-fn outlive(reading: &mut SubscriptionState, _call: &mut Call) -> Answer {
-    reading.handle.stop();
+fn outlive(endpoint: &mut SubscriptionState, _call: &mut Call) -> Answer {
+    endpoint.handle.stop();
     Answer::Nothing
 }
 
 /// Argument: 1 to close without a clean end.
-fn close(reading: &mut SubscriptionState, call: &mut Call) -> Answer {
-    reading.drop_in_background(call.size(0) == 0);
+fn close(endpoint: &mut SubscriptionState, call: &mut Call) -> Answer {
+    endpoint.close(call.size(0) == 0);
     Answer::Nothing
 }
 
@@ -226,7 +226,7 @@ const FUNCTIONS: [(&CStr, Function<SubscriptionState>); 22] = [
     (c"hasMessage", has_message),
     (c"armReader", arm_reader),
     (c"parkReader", park_reader),
-    (c"lookParked", check_parked),
+    (c"checkParked", check_parked),
     (c"disarm", disarm),
     (c"listen", listen),
     (c"isLost", is_lost),
@@ -277,15 +277,15 @@ pub(crate) unsafe fn to_object(
         sequence: subscription.sequence(),
         lost: subscription.lost(),
     };
-    let reading = SubscriptionState {
+    let endpoint = SubscriptionState {
         evidence: subscription.evidence().to_vec(),
         subscription: Some(subscription),
         handle: Handle::new(use_libuv),
-        before: counts,
-        now: counts,
+        previous: counts,
+        current: counts,
         stats: SubscriptionStats::default(),
     };
     // SAFETY: env and object are live.
-    unsafe { add_functions(env, object, &FUNCTIONS, reading) }?;
+    unsafe { add_functions(env, object, &FUNCTIONS, endpoint) }?;
     Ok(object)
 }
