@@ -126,15 +126,15 @@ pub enum Error {
     },
 }
 
-/// The user of an address that this process itself holds.
-pub(crate) const HELD_HERE: &str = "this process holds it itself";
+/// The holder of an address that belongs to this process.
+pub(crate) const OWN_ADDRESS: &str = "this process already has it";
 
 /// The step of a handshake whose child has not sent anything.
 pub(crate) const SILENT_CHILD: &str = "the child's call of `from_parent`";
 
 /// Advice for an address that is taken. A process that waited for its own address would wait forever.
 fn remedy(by: &str) -> &'static str {
-    if by == HELD_HERE {
+    if by == OWN_ADDRESS {
         "connect from another process, or choose another address"
     } else {
         "wait for it with the `wait` option, or choose another"
@@ -544,7 +544,7 @@ impl std::error::Error for Refusal {
 }
 
 /// Replaces the required and the found value for a peer of another user.
-const UNTOLD: &str = "hidden from other users";
+const HIDDEN: &str = "hidden from other users";
 
 impl Refusal {
     pub(crate) fn new(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> Self {
@@ -559,17 +559,17 @@ impl Refusal {
     }
 
     /// Adds the credentials of the peer, if nothing more is known.
-    pub(crate) fn about(mut self, who: Credentials) -> Self {
-        self.identity = Some(Identity::of(who));
+    pub(crate) fn about(mut self, peer: Credentials) -> Self {
+        self.identity = Some(Identity::of(peer));
         self
     }
 
     /// Makes the refusal that a peer has sent. A peer of another user sends only the name of the check.
     pub(crate) fn by_peer(check: String, wanted: String, found: String) -> Self {
-        let told = |text: String| if text.is_empty() { UNTOLD.to_owned() } else { text };
+        let or_hidden = |text: String| if text.is_empty() { HIDDEN.to_owned() } else { text };
         Self {
             by_peer: true,
-            ..Self::new(Check::named(check), told(wanted), told(found))
+            ..Self::new(Check::named(check), or_hidden(wanted), or_hidden(found))
         }
     }
 }
@@ -587,7 +587,7 @@ impl fmt::Display for Refusal {
         let (check, wanted, found) = (Shown(check.as_str()), Shown(wanted), Shown(found));
         if *by_peer {
             f.write_str("the peer refused this process: ")?;
-            return if wanted.0 == UNTOLD {
+            return if wanted.0 == HIDDEN {
                 write!(
                     f,
                     "its policy checks {check}; the details are hidden from other users"

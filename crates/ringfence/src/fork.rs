@@ -2,7 +2,7 @@
 //! descriptors, and none of the parent's threads.
 //!
 //! Everything that the parent made still belongs to the parent. So each process has its own statics
-//! ([`PerProcess`]), every handle knows the process that made it ([`Birth`], or a [`ForkMark`] in a word that calls
+//! ([`PerProcess`]), every handle knows the process that made it ([`OwnerProcess`], or a [`ForkMark`] in a word that calls
 //! read anyway), and a lock refuses a child ([`ProcessMutex`]). In a child, handles of the parent do nothing.
 //!
 //! A word that the kernel sets to zero in children (`MADV_WIPEONFORK`, Linux 4.14) distinguishes a process from its
@@ -47,9 +47,9 @@ const PAGE: usize = 4096;
 fn wiped_page() -> Result<NonNull<c_void>, Errno> {
     let length = NonZeroUsize::new(PAGE).ok_or(Errno::EINVAL)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: the kernel chooses where.
+    // SAFETY: the kernel chooses the address.
     let page = unsafe { mmap_anonymous(None, length, access, MapFlags::MAP_PRIVATE) }?;
-    // SAFETY: it is that mapping, which no other code knows; what is advised changes nothing in this process.
+    // SAFETY: no other code has a pointer to that mapping, and the advice changes nothing in this process.
     if let Err(errno) = unsafe { madvise(page, PAGE, MmapAdvise::MADV_WIPEONFORK) } {
         unmap(page);
         return Err(errno);
@@ -58,32 +58,32 @@ fn wiped_page() -> Result<NonNull<c_void>, Errno> {
 }
 
 fn no_page(errno: Errno) -> Error {
-    Error::system("memory that a forked child finds empty", errno)
+    Error::system("memory that is zeroed in a forked child", errno)
 }
 
 fn unmap(page: NonNull<c_void>) {
-    // SAFETY: the mapping was just made, and there is no pointer into it. It fails for what is no mapping.
+    // SAFETY: the mapping was just made, and there is no pointer into it. munmap fails if the range is not a mapping.
     let _ = unsafe { munmap(page, PAGE) };
 }
 
-/// The word that is zero in a child, until that has made something.
-static HERE: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
+/// The word that is zero in a child until the child makes a value.
+static PROCESS_WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(ptr::null_mut());
 
-/// The number of the last process that has made something, of this one and those that it descends from.
+/// The number of the last process, among this one and its ancestors, that made a value.
 static LAST_NUMBER: AtomicU64 = AtomicU64::new(0);
 
 /// The process that made a value: this one, or one from which it was forked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Birth(u64);
+pub(crate) struct OwnerProcess(u64);
 
-impl Birth {
+impl OwnerProcess {
     /// Returns this process. Fails with [`Error::NoSpace`] if there is no memory to mark it with.
-    pub(crate) fn now() -> Result<Self> {
-        Self::try_now().map_err(no_page)
+    pub(crate) fn current() -> Result<Self> {
+        Self::try_current().map_err(no_page)
     }
 
-    fn try_now() -> Result<Self, Errno> {
-        let word = match here() {
+    fn try_current() -> Result<Self, Errno> {
+        let word = match process_word() {
             Some(word) => word,
             None => make_word()?,
         };
@@ -99,13 +99,17 @@ impl Birth {
 
     /// Whether it was made in this process.
     #[inline]
-    pub(crate) fn is_here(self) -> bool {
-        here().is_some_and(|word| word.load(Ordering::Relaxed) == self.0)
+    pub(crate) fn is_current(self) -> bool {
+        process_word().is_some_and(|word| word.load(Ordering::Relaxed) == self.0)
     }
 
     /// Fails with [`Error::Closed`] if it was made in another process.
     pub(crate) fn check(self) -> Result<()> {
-        if self.is_here() { Ok(()) } else { Err(inherited()) }
+        if self.is_current() {
+            Ok(())
+        } else {
+            Err(inherited())
+        }
     }
 }
 
@@ -114,9 +118,9 @@ pub(crate) fn inherited() -> Error {
 }
 
 #[inline]
-fn here() -> Option<&'static AtomicU64> {
-    // SAFETY: null, or a word of a page that stays for as long as the process does, and is in every child.
-    unsafe { HERE.load(Ordering::Acquire).as_ref() }
+fn process_word() -> Option<&'static AtomicU64> {
+    // SAFETY: null, or a word of a page that is never unmapped and that every child has.
+    unsafe { PROCESS_WORD.load(Ordering::Acquire).as_ref() }
 }
 
 #[cold]
@@ -124,7 +128,7 @@ fn make_word() -> Result<&'static AtomicU64, Errno> {
     static REGISTERED: AtomicBool = AtomicBool::new(false);
     let page = wiped_page()?;
     let made = page.as_ptr().cast();
-    let first = HERE.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
+    let first = PROCESS_WORD.compare_exchange(ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire);
     let word = first.map_or_else(
         |other| {
             unmap(page);
@@ -136,16 +140,16 @@ fn make_word() -> Result<&'static AtomicU64, Errno> {
     if !REGISTERED.swap(true, Ordering::AcqRel) {
         let _ = sys::process::in_each_child(in_child);
     }
-    // SAFETY: as in `here`.
+    // SAFETY: as in `process_word`.
     Ok(unsafe { &*word })
 }
 
 /// A static with one value per process, made on first use. The parent's value is neither read nor dropped, because
 /// another thread may have been changing it at the moment of the fork, and holds its lock forever.
-pub(crate) struct PerProcess<T>(AtomicPtr<Of<T>>);
+pub(crate) struct PerProcess<T>(AtomicPtr<OwnedValue<T>>);
 
-struct Of<T> {
-    birth: Birth,
+struct OwnedValue<T> {
+    owner: OwnerProcess,
     value: T,
 }
 
@@ -154,19 +158,19 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
         Self(AtomicPtr::new(ptr::null_mut()))
     }
 
-    /// Fails as [`Birth::now`] does.
+    /// Fails as [`OwnerProcess::current`] does.
     pub(crate) fn get(&self) -> Result<&'static T> {
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         loop {
             let found = self.0.load(Ordering::Acquire);
             // SAFETY: null, or one that was leaked here, by this process or before it was forked.
             if let Some(of) = unsafe { found.as_ref() }
-                && of.birth == birth
+                && of.owner == owner
             {
                 return Ok(&of.value);
             }
             let value = T::default();
-            let made = Box::into_raw(Box::new(Of { birth, value }));
+            let made = Box::into_raw(Box::new(OwnedValue { owner, value }));
             let placed = self
                 .0
                 .compare_exchange(found, made, Ordering::AcqRel, Ordering::Acquire);
@@ -181,7 +185,7 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
     pub(crate) fn existing(&self) -> Option<&'static T> {
         // SAFETY: as in `get`.
         let of = unsafe { self.0.load(Ordering::Acquire).as_ref() }?;
-        of.birth.is_here().then_some(&of.value)
+        of.owner.is_current().then_some(&of.value)
     }
 }
 
@@ -189,13 +193,13 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
 /// costs them nothing.
 pub(crate) struct ForkMark {
     cell: Cell,
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 #[derive(Clone, Copy)]
 struct Cell(NonNull<AtomicU8>);
 
-// SAFETY: it points to an atomic byte of a page that stays for as long as the process does.
+// SAFETY: it points to an atomic byte of a page that is never unmapped.
 unsafe impl Send for Cell {}
 // SAFETY: as above.
 unsafe impl Sync for Cell {}
@@ -210,21 +214,21 @@ impl ForkMark {
     pub(crate) const FRESH: u8 = u8::MAX;
 
     /// The process that made it.
-    pub(crate) fn birth(&self) -> Birth {
-        self.birth
+    pub(crate) fn owner(&self) -> OwnerProcess {
+        self.owner
     }
 
-    /// Errors as [`Birth::now`].
+    /// Errors as [`OwnerProcess::current`].
     pub(crate) fn new() -> Result<Self> {
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         let mut cells = CELLS.get()?.lock();
         if cells.is_empty() {
             let page = wiped_page().map_err(no_page)?.cast::<AtomicU8>();
-            // SAFETY: all within the page, whose zeros are as many atomic bytes.
+            // SAFETY: all offsets are within the page, and a zero byte is a valid atomic.
             cells.extend((0..PAGE).map(|at| Cell(unsafe { page.add(at) })));
         }
         let cell = cells.pop().ok_or_else(inherited)?;
-        let mark = Self { cell, birth };
+        let mark = Self { cell, owner };
         mark.store(Self::FRESH, Ordering::Release);
         Ok(mark)
     }
@@ -242,7 +246,7 @@ impl Deref for ForkMark {
 
 impl Drop for ForkMark {
     fn drop(&mut self) {
-        if let Some(cells) = CELLS.existing().filter(|_| self.birth.is_here()) {
+        if let Some(cells) = CELLS.existing().filter(|_| self.owner.is_current()) {
             cells.lock().push(self.cell);
         }
     }
@@ -261,64 +265,64 @@ impl fmt::Debug for ForkMark {
 #[derive(Debug)]
 pub(crate) struct ProcessMutex<T: Default> {
     mutex: Mutex<T>,
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 impl<T: Default> ProcessMutex<T> {
-    pub(crate) fn new(value: T, birth: Birth) -> Self {
+    pub(crate) fn new(value: T, owner: OwnerProcess) -> Self {
         Self {
             mutex: Mutex::new(value),
-            birth,
+            owner,
         }
     }
 
     /// Errors with [`Error::Closed`] in a child.
     pub(crate) fn lock(&self) -> Result<MutexGuard<'_, T>> {
-        self.birth.check()?;
+        self.owner.check()?;
         Ok(self.mutex.lock())
     }
 
     /// The process that made it.
-    pub(crate) fn birth(&self) -> Birth {
-        self.birth
+    pub(crate) fn owner(&self) -> OwnerProcess {
+        self.owner
     }
 }
 
 impl<T: Default> Drop for ProcessMutex<T> {
     fn drop(&mut self) {
-        if !self.birth.is_here() {
-            leave_torn(&mut self.mutex);
+        if !self.owner.is_current() {
+            leak_if_locked(&mut self.mutex);
         }
     }
 }
 
 /// In a child, leaks a value that another thread was changing at the moment of the fork.
-pub(crate) fn leave_torn<T: Default>(guarded: &mut Mutex<T>) {
-    if guarded.is_held() {
+pub(crate) fn leak_if_locked<T: Default>(guarded: &mut Mutex<T>) {
+    if guarded.is_locked() {
         mem::forget(mem::take(guarded.get_mut()));
     }
 }
 
 /// A list of work for each child. A child does it between the fork and its return, so it may not lock or allocate:
 /// another thread of the parent may have held any lock at the fork (pthread_atfork(3)).
-struct Chores<T: 'static> {
-    all: AtomicPtr<Chore<T>>,
+struct ChildTasks<T: 'static> {
+    all: AtomicPtr<ChildTask<T>>,
     /// The entries of this process that are free. A child visits all entries and does not read this list.
     idle: PerProcess<Mutex<Vec<&'static T>>>,
 }
 
-struct Chore<T: 'static> {
-    what: T,
-    next: *mut Chore<T>,
+struct ChildTask<T: 'static> {
+    work: T,
+    next: *mut ChildTask<T>,
 }
 
 /// A descriptor, or -1.
-static DESCRIPTORS: Chores<AtomicI32> = Chores::new();
+static DESCRIPTORS: ChildTasks<AtomicI32> = ChildTasks::new();
 
 /// The address and the length of a mapping. If the address is 0, the length means nothing.
-static MAPPINGS: Chores<(AtomicUsize, AtomicUsize)> = Chores::new();
+static MAPPINGS: ChildTasks<(AtomicUsize, AtomicUsize)> = ChildTasks::new();
 
-impl<T: Send + Sync> Chores<T> {
+impl<T: Send + Sync> ChildTasks<T> {
     const fn new() -> Self {
         Self {
             all: AtomicPtr::new(ptr::null_mut()),
@@ -331,11 +335,11 @@ impl<T: Send + Sync> Chores<T> {
         if let Some(taken) = self.idle.existing().and_then(|idle| idle.lock().pop()) {
             return taken;
         }
-        let made = Box::leak(Box::new(Chore {
-            what: idle(),
+        let made = Box::leak(Box::new(ChildTask {
+            work: idle(),
             next: self.all.load(Ordering::Acquire),
         }));
-        let what = &raw const made.what;
+        let what = &raw const made.work;
         loop {
             let next = made.next;
             match self
@@ -360,14 +364,14 @@ impl<T: Send + Sync> Chores<T> {
         let mut next = self.all.load(Ordering::Acquire);
         std::iter::from_fn(move || {
             // SAFETY: null, or an entry that was leaked and in which only atomics change.
-            let chore = unsafe { next.as_ref() }?;
-            next = chore.next;
-            Some(&chore.what)
+            let task = unsafe { next.as_ref() }?;
+            next = task.next;
+            Some(&task.work)
         })
     }
 
     /// Starts an empty list in a child, because the entries belong to the parent.
-    fn begin_anew(&self) {
+    fn clear_in_child(&self) {
         self.all.store(ptr::null_mut(), Ordering::Release);
     }
 }
@@ -380,12 +384,12 @@ extern "C" fn in_child() {
             let _ = close(number);
         }
     }
-    DESCRIPTORS.begin_anew();
+    DESCRIPTORS.clear_in_child();
     for (base, length) in MAPPINGS.iter() {
         let length = length.load(Ordering::Relaxed);
         fill(base.swap(0, Ordering::Acquire), length);
     }
-    MAPPINGS.begin_anew();
+    MAPPINGS.clear_in_child();
 }
 
 /// Maps zeros in a child where the parent had a mapping that the child does not get. Otherwise the kernel could place
@@ -406,26 +410,26 @@ fn fill(base: usize, length: usize) {
 #[derive(Debug)]
 pub(crate) struct Withheld {
     descriptor: Arc<OwnedFd>,
-    noted: &'static AtomicI32,
-    birth: Birth,
+    entry: &'static AtomicI32,
+    owner: OwnerProcess,
 }
 
 impl Withheld {
-    /// Errors as [`Birth::now`].
+    /// Errors as [`OwnerProcess::current`].
     pub(crate) fn new(descriptor: OwnedFd) -> Result<Self> {
-        let birth = Birth::now()?;
-        let noted = DESCRIPTORS.acquire(|| AtomicI32::new(-1));
-        noted.store(descriptor.as_raw_fd(), Ordering::Release);
+        let owner = OwnerProcess::current()?;
+        let entry = DESCRIPTORS.acquire(|| AtomicI32::new(-1));
+        entry.store(descriptor.as_raw_fd(), Ordering::Release);
         Ok(Self {
             descriptor: Arc::new(descriptor),
-            noted,
-            birth,
+            entry,
+            owner,
         })
     }
 
     /// Whether this process has the descriptor. A child has no copy.
-    pub(crate) fn is_here(&self) -> bool {
-        self.birth.is_here()
+    pub(crate) fn in_owner_process(&self) -> bool {
+        self.owner.is_current()
     }
 }
 
@@ -445,10 +449,10 @@ impl AsFd for Withheld {
 
 impl Drop for Withheld {
     fn drop(&mut self) {
-        if self.birth.is_here() {
+        if self.owner.is_current() {
             // Before it is closed, because another thread may get its number immediately afterwards.
-            self.noted.store(-1, Ordering::Release);
-            DESCRIPTORS.release(self.noted);
+            self.entry.store(-1, Ordering::Release);
+            DESCRIPTORS.release(self.entry);
         } else {
             // It is closed already. The additional reference keeps the number from being closed again.
             mem::forget(Arc::clone(&self.descriptor));
@@ -459,26 +463,26 @@ impl Drop for Withheld {
 /// Registers a mapping that a child does not get, so that the child fills the hole.
 #[derive(Debug)]
 pub(crate) struct Hole {
-    noted: &'static (AtomicUsize, AtomicUsize),
-    pub(crate) birth: Birth,
+    entry: &'static (AtomicUsize, AtomicUsize),
+    pub(crate) owner: OwnerProcess,
 }
 
 impl Hole {
     /// Fails if there is no memory for the registration.
     pub(crate) fn at(base: *mut u8, length: usize) -> Result<Self, Errno> {
-        let birth = Birth::try_now()?;
-        let noted = MAPPINGS.acquire(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
-        noted.1.store(length, Ordering::Relaxed);
+        let owner = OwnerProcess::try_current()?;
+        let entry = MAPPINGS.acquire(|| (AtomicUsize::new(0), AtomicUsize::new(0)));
+        entry.1.store(length, Ordering::Relaxed);
         // A child that finds this finds the length as well.
-        noted.0.store(base.expose_provenance(), Ordering::Release);
-        Ok(Self { noted, birth })
+        entry.0.store(base.expose_provenance(), Ordering::Release);
+        Ok(Self { entry, owner })
     }
 }
 
 impl Hole {
     /// Must be called before the mapping is unmapped, because another mapping may get its address immediately afterwards.
     pub(crate) fn close(&self) {
-        self.noted.0.store(0, Ordering::Release);
-        MAPPINGS.release(self.noted);
+        self.entry.0.store(0, Ordering::Release);
+        MAPPINGS.release(self.entry);
     }
 }

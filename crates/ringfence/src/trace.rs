@@ -15,9 +15,9 @@
 //! of this crate.
 
 #[cfg(not(feature = "tracing"))]
-pub(crate) use off::{Handshake, Tie, refused, step};
+pub(crate) use off::{Handshake, TraceContext, refused, step};
 #[cfg(feature = "tracing")]
-pub(crate) use on::{Handshake, Tie, refused, step};
+pub(crate) use on::{Handshake, TraceContext, refused, step};
 
 #[cfg(feature = "tracing")]
 mod on {
@@ -52,11 +52,11 @@ mod on {
     pub(crate) struct Handshake(Option<Span>);
 
     impl Handshake {
-        pub(crate) fn begin(address: &impl Display, role: &'static str, who: Option<Credentials>) -> Self {
+        pub(crate) fn begin(address: &impl Display, role: &'static str, peer: Option<Credentials>) -> Self {
             let span = catch_unwind(AssertUnwindSafe(|| {
                 let span = debug_span!(target: HANDSHAKE, "handshake", %address, role, peer_pid = Empty, peer_uid = Empty);
-                if let Some(who) = who {
-                    span.record("peer_pid", who.pid).record("peer_uid", who.uid);
+                if let Some(peer) = peer {
+                    span.record("peer_pid", peer.pid).record("peer_uid", peer.uid);
                 }
                 span
             }));
@@ -64,7 +64,7 @@ mod on {
         }
 
         pub(crate) fn within<T>(&self, steps: impl FnOnce() -> T) -> T {
-            let _entered = Within::enter(self.0.as_ref());
+            let _entered = EnteredSpan::enter(self.0.as_ref());
             steps()
         }
     }
@@ -83,15 +83,15 @@ mod on {
     }
 
     /// Keeps a span entered until it is dropped.
-    struct Within<'span>(Option<Entered<'span>>);
+    struct EnteredSpan<'span>(Option<Entered<'span>>);
 
-    impl<'span> Within<'span> {
+    impl<'span> EnteredSpan<'span> {
         fn enter(span: Option<&'span Span>) -> Self {
             Self(catch_unwind(AssertUnwindSafe(|| span.map(Span::enter))).unwrap_or_default())
         }
     }
 
-    impl Drop for Within<'_> {
+    impl Drop for EnteredSpan<'_> {
         fn drop(&mut self) {
             let entered = self.0.take();
             notify(|| drop(entered));
@@ -137,25 +137,25 @@ mod on {
     }
 
     /// Makes an event about a channel.
-    macro_rules! tell {
-        ($tie:expr, $target:expr, $level:expr, $($fields:tt)+) => {{
-            let Tie {
+    macro_rules! channel_event {
+        ($context:expr, $target:expr, $level:expr, $($fields:tt)+) => {{
+            let TraceContext {
                 address, pid, uid, ..
-            } = $tie;
+            } = $context;
             notify(|| event!(target: $target, $level, address, peer_pid = pid, peer_uid = uid, $($fields)+));
         }};
     }
 
     /// The peer of a channel, and the address. Plain data, because a span would end in a forked child as well.
     #[derive(Debug, Clone)]
-    pub(crate) struct Tie {
+    pub(crate) struct TraceContext {
         address: String,
         pid: i32,
         uid: u32,
         gid: u32,
     }
 
-    impl Tie {
+    impl TraceContext {
         pub(crate) fn with(address: &str, peer: &Identity) -> Self {
             Self {
                 address: address.to_owned(),
@@ -166,11 +166,11 @@ mod on {
         }
 
         pub(crate) fn opened(&self, role: &impl Display) {
-            tell!(self, CHANNEL, Level::INFO, %role, "open");
+            channel_event!(self, CHANNEL, Level::INFO, %role, "open");
         }
 
         pub(crate) fn closed(&self, reason: &impl Display) {
-            tell!(self, CHANNEL, Level::INFO, %reason, "closed");
+            channel_event!(self, CHANNEL, Level::INFO, %reason, "closed");
         }
 
         /// Reports that a later check of the peer has failed.
@@ -182,7 +182,7 @@ mod on {
 
         /// Reports the error of a handler.
         pub(crate) fn call_failed(&self, name: &str, code: Option<&str>, error: &str) {
-            tell!(
+            channel_event!(
                 self,
                 CALL,
                 Level::WARN,
@@ -196,7 +196,7 @@ mod on {
         /// Reports that the subscriber has delayed its publisher for longer than `stall`.
         pub(crate) fn evicted(&self, lag: u64, stall: Duration) {
             let stall_millis = u64::try_from(stall.as_millis()).unwrap_or(u64::MAX);
-            tell!(
+            channel_event!(
                 self,
                 EVICTED,
                 Level::WARN,
@@ -224,7 +224,11 @@ mod off {
 
     impl Handshake {
         #[inline]
-        pub(crate) fn begin(_address: &impl Display, _role: &'static str, _who: Option<Credentials>) -> Self {
+        pub(crate) fn begin(
+            _address: &impl Display,
+            _role: &'static str,
+            _peer: Option<Credentials>,
+        ) -> Self {
             Self
         }
 
@@ -247,9 +251,9 @@ mod off {
     }
 
     #[derive(Debug, Clone)]
-    pub(crate) struct Tie;
+    pub(crate) struct TraceContext;
 
-    impl Tie {
+    impl TraceContext {
         #[inline]
         pub(crate) fn with(_address: &str, _peer: &Identity) -> Self {
             Self

@@ -28,7 +28,7 @@ use crate::{
     address::Address,
     error::{Check, Error, OrSystem, Refusal, Result},
     evidence::EvidenceLog,
-    fork::{Birth, Withheld},
+    fork::{OwnerProcess, Withheld},
     sys::{self, uninterrupted},
 };
 
@@ -63,7 +63,7 @@ impl Drop for BoundAddress {
     /// pthread_atfork(3) handlers), the child has a copy of the socket until it executes that program. The
     /// copy must not accept connections into its queue, because no process would ever accept them.
     fn drop(&mut self) {
-        if !self.is_shared && self.listener.is_here() {
+        if !self.is_shared && self.listener.in_owner_process() {
             Self::shut_down(&self.listener);
         }
     }
@@ -81,12 +81,12 @@ pub(super) struct SocketFile {
     /// The same as [`BoundAddress::is_shared`].
     is_shared: bool,
     /// A forked child must not remove its parent's files.
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_shared || !self.birth.is_here() {
+        if self.is_shared || !self.owner.is_current() {
             return;
         }
         // Remove the files while the lock is held. A file that cannot be removed (for example because its
@@ -113,7 +113,7 @@ impl SocketFile {
             socket: None,
             lock: Withheld::new(lock)?,
             is_shared: false,
-            birth: Birth::now()?,
+            owner: OwnerProcess::current()?,
         })
     }
 

@@ -155,7 +155,7 @@ pub(crate) fn find(
             Err(Errno::ECONNREFUSED | Errno::EACCES) if attempts < 3 => {}
             Err(Errno::ECONNREFUSED | Errno::ENOENT) => return check_joinable(address).map(|()| None),
             // The backlog is full: a service exists and may accept more connections before the deadline.
-            Err(Errno::EAGAIN) if deadline.is_left() => {}
+            Err(Errno::EAGAIN) if deadline.has_time_left() => {}
             Err(Errno::EAGAIN) => return Err(queue_full(deadline)),
             Err(errno) => return Err(connect_error(address, errno)),
         }
@@ -191,7 +191,7 @@ fn no_socket(address: &Address) -> Error {
 }
 
 fn queue_full(deadline: &Deadline) -> Error {
-    deadline.late("the host accepts no connections, and its queue is full")
+    deadline.timed_out("the host accepts no connections, and its queue is full")
 }
 
 fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {

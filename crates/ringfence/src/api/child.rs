@@ -32,7 +32,7 @@ use crate::{
     channel::Channel,
     error::{Error, OrSystem, Result, SILENT_CHILD},
     evidence::{EvidenceLog, LINE_FROM_PARENT, LINE_TO_CHILD},
-    fork::Birth,
+    fork::OwnerProcess,
     handshake::frame::Meeting,
     handshake::line,
     handshake::parts::{ExpectedChild, Side},
@@ -159,7 +159,7 @@ fn free_descriptor_number() -> Result<RawFd> {
 /// # Errors
 /// [`Error::NoSpace`] if descriptors have run out.
 pub fn private_line() -> Result<(ParentLine, ChildLine)> {
-    let birth = Birth::now()?;
+    let owner = OwnerProcess::current()?;
     let (line, child_end) = socketpair(
         AddressFamily::Unix,
         SockType::Stream,
@@ -174,9 +174,9 @@ pub fn private_line() -> Result<(ParentLine, ChildLine)> {
     Ok((
         ParentLine {
             line,
-            processes: ChildProcesses::new(number, birth),
+            processes: ChildProcesses::new(number, owner),
             admit: Admit::Child,
-            birth,
+            owner,
         },
         ChildLine { line: child_end },
     ))
@@ -218,7 +218,7 @@ pub struct ParentLine {
     processes: ChildProcesses,
     admit: Admit,
     /// A forked child of this process has a copy, and must not use it.
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 /// The child's end of a line, close-on-exec. A program that starts the child leaves it a descriptor of this that is not
@@ -274,7 +274,7 @@ impl ParentLine {
     /// from the child. If this fails after a descendant has answered, that process is killed: the caller could not identify it.
     /// [`ChildProcesses::kill`] kills the others.
     pub fn channel(self, options: &Options) -> Result<Channel> {
-        self.birth.check()?;
+        self.owner.check()?;
         let mut options = options.clone().checked()?;
         if self.admit == Admit::Descendant {
             options.policy = options.policy.for_descendant();
@@ -326,7 +326,7 @@ impl ParentLine {
         deadline.wait_at(SILENT_CHILD, &awaited)?;
         // The child may have sent the reason before it exited.
         let now = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
-        if now.wait(&awaited[..1])? == Woken::Late {
+        if now.wait(&awaited[..1])? == Woken::TimedOut {
             return Err(Error::PeerLost(
                 "the child has exited and left its end of the line to another process; admit a descendant to let that one answer".into(),
             ));

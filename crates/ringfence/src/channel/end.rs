@@ -30,7 +30,7 @@ use crate::{
     region::peer::PeerRegion,
     region::phase::{Phase, Step},
     signal::inbox::{OpenInbox, TokenSender},
-    trace::Tie,
+    trace::TraceContext,
     wait::deadline::{Deadline, Woken},
     wake::doorbell::{Doorbell, LineEnds},
 };
@@ -241,7 +241,7 @@ pub(crate) struct Shared {
     pub(crate) busy_poll: Duration,
     /// Also held by the endpoint that adds up the figures of its channels.
     pub(crate) counters: Arc<Counters>,
-    pub(crate) tie: Tie,
+    pub(crate) trace: TraceContext,
 }
 
 /// A resource that a channel reserves until it ends, such as a pair's address or a slot of a service.
@@ -296,7 +296,7 @@ impl Resources {
 /// An end that is not reported yet. Dropping it notifies the tracing subscriber first, and then the program.
 #[derive(Debug)]
 pub(crate) struct UnreportedEnd {
-    tie: Tie,
+    trace: TraceContext,
     reason: Option<CloseReason>,
     /// Dropped in this order, and not under the lock: dropping the last handle of a region or of a mailbox waits for the thread
     /// that handles alarms, and that thread may wait for the lock.
@@ -307,7 +307,7 @@ pub(crate) struct UnreportedEnd {
 impl Drop for UnreportedEnd {
     fn drop(&mut self) {
         if let Some(reason) = &self.reason {
-            self.tie.closed(reason);
+            self.trace.closed(reason);
         }
     }
 }
@@ -327,7 +327,7 @@ impl Shared {
     /// Reports the channel as open, and sets the alarm that ends it.
     pub(super) fn opened(self: &Arc<Self>, own: &OwnRegion) {
         // Before the alarm is set, which may end the channel at once.
-        self.tie.opened(&self.role);
+        self.trace.opened(&self.role);
         if let Some(tripwire) = own.tripwire() {
             let shared = Arc::downgrade(self);
             tripwire.on_alarm(move || {
@@ -493,7 +493,7 @@ impl Shared {
         self.doorbell.shut_both();
         drop(guard);
         Some(UnreportedEnd {
-            tie: self.tie.clone(),
+            trace: self.trace.clone(),
             reason: self.close_reason(),
             _on_end: on_end,
             _resources: resources,
@@ -529,7 +529,7 @@ impl Shared {
         let resources = self.resources.lock().map(|mut resources| resources.take());
         // The tracing subscriber is notified before the program.
         if let Some(reason) = self.close_reason() {
-            self.tie.closed(&reason);
+            self.trace.closed(&reason);
         }
         drop((resources, on_end));
         match phase.map(|phase| phase.step) {

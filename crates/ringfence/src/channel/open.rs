@@ -40,8 +40,8 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
     let inbox = Arc::clone(parts.inbox.inbox());
     let is_registered = barriers::is_registered();
     let subscribes = parts.terms.own_capacity == 0;
-    let (process, birth) = (parts.process.pidfd(), parts.mark.birth());
-    let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, birth);
+    let (process, owner) = (parts.process.pidfd(), parts.mark.owner());
+    let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, owner);
     let resources = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
@@ -60,9 +60,9 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         sending_ended: AtomicBool::new(false),
         receiving_ended: AtomicBool::new(false),
         lost: AtomicBool::new(false),
-        resources: ProcessMutex::new(Some(resources), birth),
+        resources: ProcessMutex::new(Some(resources), owner),
         busy_poll: options.busy_poll,
-        tie: parts.tie,
+        trace: parts.trace,
     });
     own.in_use(parts.barriers && is_registered);
     shared.opened(&own);

@@ -101,7 +101,7 @@ impl Verifier {
         if let (Err(error @ Error::PeerRefused(_)), Some(shared)) = (&checked, self.0.shared.upgrade()) {
             // Cut off the peer before the process's observers are notified: their callbacks may block.
             let unreported = shared.end(ChannelState::Refused);
-            shared.tie.refused(error);
+            shared.trace.refused(error);
             drop(unreported);
         }
         Ok(Verified {

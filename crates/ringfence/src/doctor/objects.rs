@@ -211,7 +211,7 @@ fn shm_object() -> Result<OwnedFd, String> {
 fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     let open = OFlag::O_RDONLY | OFlag::O_NONBLOCK;
     let second = reopen(object, open).map_err(failed("opening the object again"))?;
-    match sys::file::take_lease(object) {
+    match sys::file::acquire_lease(object) {
         Err(Errno::EAGAIN) => {}
         Ok(()) => return Err("granted although the object was open twice".into()),
         Err(errno) => return Err(failed("F_SETLEASE")(errno)),
@@ -219,7 +219,7 @@ fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     drop(second);
     // A child that another thread of this process forks holds a copy of `second` until it execs.
     let deadline = Instant::now() + Duration::from_secs(1);
-    while let Err(errno) = sys::file::take_lease(object) {
+    while let Err(errno) = sys::file::acquire_lease(object) {
         if errno != Errno::EAGAIN || Instant::now() >= deadline {
             return Err(failed("F_SETLEASE on an object that no other process has open")(
                 errno,

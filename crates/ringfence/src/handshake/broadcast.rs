@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    fork::{Birth, Withheld},
+    fork::{OwnerProcess, Withheld},
     handshake::frame::{Hello, Start},
     identity::Credentials,
     region::create::InFlightDescriptor,
@@ -47,7 +47,7 @@ pub(crate) struct PublishedRing {
     /// `None` once no more subscribers are accepted.
     fd: Mutex<Option<Arc<InFlightDescriptor>>>,
     /// In a forked child, a thread that does not exist there may hold the lock of the readers.
-    birth: Birth,
+    owner: OwnerProcess,
     on_release: OnRelease,
 }
 
@@ -61,7 +61,7 @@ impl fmt::Debug for OnRelease {
 }
 
 impl PublishedRing {
-    /// Calls `on_release` whenever a subscriber's position is released. Fails as [`Birth::now`] does.
+    /// Calls `on_release` whenever a subscriber's position is released. Fails as [`OwnerProcess::current`] does.
     pub(crate) fn new(
         readers: Arc<RingReaders>,
         fd: InFlightDescriptor,
@@ -70,7 +70,7 @@ impl PublishedRing {
         Ok(Self {
             readers,
             fd: Mutex::new(Some(Arc::new(fd))),
-            birth: Birth::now()?,
+            owner: OwnerProcess::current()?,
             on_release: OnRelease(Box::new(on_release)),
         })
     }
@@ -93,7 +93,7 @@ impl PublishedRing {
             let result = fd.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
             match result {
                 // Another thread may close a descriptor, or a receiver may take some that are in flight.
-                Err(Error::NoSpace { .. }) if deadline.is_left() => deadline.pause(DESCRIPTOR_PAUSE)?,
+                Err(Error::NoSpace { .. }) if deadline.has_time_left() => deadline.pause(DESCRIPTOR_PAUSE)?,
                 other => return other,
             }
         }
@@ -147,7 +147,7 @@ impl ReservedStart {
 
 impl Drop for ReservedStart {
     fn drop(&mut self) {
-        if self.ring.birth.is_here() {
+        if self.ring.owner.is_current() {
             self.ring.readers.release(self.slot.number);
             (self.ring.on_release.0)();
         }

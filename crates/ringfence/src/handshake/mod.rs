@@ -16,7 +16,7 @@ mod steps;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
-    error::{Error, HELD_HERE, OrSystem, Result, SILENT_CHILD},
+    error::{Error, OWN_ADDRESS, OrSystem, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{enable_credentials, refuse},
@@ -50,7 +50,7 @@ impl Side<'_> {
         let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
-                return Err(self.occupied(HELD_HERE));
+                return Err(self.occupied(OWN_ADDRESS));
             }
             let policy = &self.options.policy;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;

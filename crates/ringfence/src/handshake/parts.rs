@@ -30,7 +30,7 @@ use crate::{
     signal::barriers,
     signal::inbox::{OpenInbox, TokenSender},
     sys,
-    trace::Tie,
+    trace::TraceContext,
     wait::deadline::Deadline,
     wake::attachments::Attachments,
 };
@@ -94,7 +94,7 @@ pub(crate) struct Parts {
     /// The ring of a broadcast. In a broadcast, `own` and `peer` are the control objects.
     pub(crate) ring: RingPart,
     /// The address and the peer, for tracing.
-    pub(crate) tie: Tie,
+    pub(crate) trace: TraceContext,
 }
 
 /// This side's region while no channel is open over it. If none will be, dropping it marks the region as

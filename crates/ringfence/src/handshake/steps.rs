@@ -44,7 +44,7 @@ use crate::{
     },
     signal::inbox::{OpenInbox, TokenSender},
     sys::{self, uninterrupted},
-    trace::Tie,
+    trace::TraceContext,
     wake::attachments::Attachments,
 };
 
@@ -855,7 +855,7 @@ impl Side<'_> {
             role,
             line: session.line,
             process: session.peer.into_open(),
-            tie: Tie::with(&self.address, &identity),
+            trace: TraceContext::with(&self.address, &identity),
             identity,
             evidence: record.into_list(),
             mark: objects.mark,

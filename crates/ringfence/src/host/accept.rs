@@ -565,7 +565,7 @@ impl Queue {
     /// Removes the clients whose deadline has passed.
     fn late(&mut self) -> Vec<Client> {
         self.waiting
-            .extract_if(.., |client| !client.deadline.is_left())
+            .extract_if(.., |client| !client.deadline.has_time_left())
             .collect()
     }
 

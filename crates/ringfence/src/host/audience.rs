@@ -197,7 +197,9 @@ impl Subscriber {
 
     /// `None` once the publisher is dropped, and in a forked child.
     fn publisher(&self) -> Option<Arc<Endpoint<Broadcast>>> {
-        self.publisher.upgrade().filter(|publisher| publisher.is_here())
+        self.publisher
+            .upgrade()
+            .filter(|publisher| publisher.in_owner_process())
     }
 }
 
@@ -298,7 +300,7 @@ impl Endpoint<Broadcast> {
             number,
             delivery,
             identity: (*known.identity).clone(),
-            verified: ProcessMutex::new(None, self.birth()),
+            verified: ProcessMutex::new(None, self.owner()),
             evidence: known.evidence,
             verifier: Arc::downgrade(&known.verifier.0),
             link: Arc::downgrade(&link),
@@ -378,7 +380,7 @@ impl Endpoint<Broadcast> {
     /// The number of connected and of evicted subscribers.
     pub(crate) fn counts(&self) -> (usize, u64) {
         let evicted = self.evicted.load(Ordering::Relaxed);
-        if !self.is_here() {
+        if !self.in_owner_process() {
             return (0, evicted);
         }
         let state = self.state();
@@ -438,7 +440,7 @@ impl Endpoint<Broadcast> {
 
     /// Ends each subscriber after what is published now. The address is free when this returns.
     pub(crate) fn end(&self) {
-        if !self.is_here() || self.ended.swap(true, Ordering::AcqRel) {
+        if !self.in_owner_process() || self.ended.swap(true, Ordering::AcqRel) {
             return;
         }
         self.seal();
@@ -613,7 +615,7 @@ impl Endpoint<Broadcast> {
         link.finish(ChannelState::Evicted);
         // Another end may have come first.
         if link.state.get() == ChannelState::Evicted {
-            link.tie.evicted(lag, stall);
+            link.trace.evicted(lag, stall);
         }
     }
 }
@@ -654,7 +656,7 @@ impl OnEnd for SubscriberGuard {
 impl Drop for SubscriberGuard {
     /// The subscriber can see the end already, so its unread messages may be overwritten.
     fn drop(&mut self) {
-        if !self.publisher.is_here() {
+        if !self.publisher.in_owner_process() {
             return;
         }
         drop(self.start.take());
@@ -671,7 +673,7 @@ impl Drop for SubscriberGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{fork::Birth, host::events::Events, identity::Credentials, wait::deadline::Wakeup};
+    use crate::{fork::OwnerProcess, host::events::Events, identity::Credentials, wait::deadline::Wakeup};
 
     fn subscriber(number: u64) -> Subscriber {
         let member = SubscriberRecord {
@@ -682,7 +684,7 @@ mod tests {
                 uid: 1,
                 gid: 1,
             }),
-            verified: ProcessMutex::new(None, Birth::now().unwrap()),
+            verified: ProcessMutex::new(None, OwnerProcess::current().unwrap()),
             evidence: Vec::new(),
             verifier: Weak::new(),
             link: Weak::new(),

@@ -201,7 +201,7 @@ impl Outlet for FanOut {
 
     fn release(outbound: &mut Broadcaster) {
         // In a forked child the ring is not mapped.
-        if outbound.shared.is_here() {
+        if outbound.shared.in_owner_process() {
             outbound.give_up();
             outbound.read_figures();
             outbound.writing = None;
@@ -209,7 +209,7 @@ impl Outlet for FanOut {
     }
 
     fn end(outbound: &mut Broadcaster) {
-        if outbound.shared.is_here() {
+        if outbound.shared.in_owner_process() {
             if let Some(writing) = &mut outbound.writing {
                 give_up(writing);
                 writing.publish();
@@ -220,7 +220,7 @@ impl Outlet for FanOut {
     }
 
     fn destroy(outbound: &mut Broadcaster) {
-        if outbound.shared.is_here() {
+        if outbound.shared.in_owner_process() {
             Self::release(outbound);
             outbound.shared.close(ChannelState::DestroyedHere);
         }
@@ -274,7 +274,7 @@ pub(super) fn charge(writing: &mut Writing<FanOut>, mut goal: Goal) {
 
 #[cold]
 fn give_up(writing: &mut Writing<FanOut>) {
-    if writing.link.stalled.take().is_some() && writing.shared.is_here() {
+    if writing.link.stalled.take().is_some() && writing.shared.in_owner_process() {
         writing.shared.end_stall();
     }
 }
@@ -308,7 +308,7 @@ impl Broadcaster {
 
     /// Returns the counters so far. The last figures stay after the end.
     pub fn stats(&mut self) -> PublisherStats {
-        if self.shared.is_here() {
+        if self.shared.in_owner_process() {
             self.read_figures();
         }
         let (subscribers, evicted) = self.shared.counts();
@@ -362,7 +362,7 @@ impl Broadcaster {
     /// Reports that this half is awake.
     pub fn disarm(&mut self) {
         if let Some(writing) = &mut self.writing
-            && self.shared.is_here()
+            && self.shared.in_owner_process()
         {
             writing.link.sleeper.unpark();
         }
@@ -370,7 +370,7 @@ impl Broadcaster {
 
     /// Reads the wakeups of the subscribers, and releases those that have gone.
     pub fn poll_line(&mut self) {
-        if self.shared.is_here() {
+        if self.shared.in_owner_process() {
             // If this fails, nothing was read, and the wakeups stay.
             let found = self.shared.watches.wait_for_room(Some(Instant::now()));
             self.check_subscribers(found.unwrap_or_default().as_deref());

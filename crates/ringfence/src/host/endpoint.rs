@@ -28,7 +28,7 @@ use crate::{
     channel::end::{Partner, Shared},
     error::{Error, Result},
     evidence::EvidenceLog,
-    fork::{Birth, leave_torn},
+    fork::{OwnerProcess, leak_if_locked},
     handshake::Slots,
     handshake::broadcast::PublishedRing,
     handshake::frame::Meeting,
@@ -125,7 +125,7 @@ pub(crate) struct Endpoint<K: EndpointKind> {
     /// Written by the program, read by the worker: connections wait in the kernel's backlog.
     paused: AtomicBool,
     /// A forked child has neither the worker nor a slot.
-    birth: Birth,
+    owner: OwnerProcess,
     kind: K,
 }
 
@@ -141,7 +141,7 @@ impl<K: EndpointKind> Endpoint<K> {
             events: Events::new(wakeup.clone(), K::CLOSED)?,
             wakeup,
             paused: AtomicBool::new(false),
-            birth: Birth::now()?,
+            owner: OwnerProcess::current()?,
             kind,
         }))
     }
@@ -153,13 +153,13 @@ impl<K: EndpointKind> Endpoint<K> {
     }
 
     /// The process that created the endpoint.
-    pub(crate) fn birth(&self) -> Birth {
-        self.birth
+    pub(crate) fn owner(&self) -> OwnerProcess {
+        self.owner
     }
 
     /// Whether this process created the endpoint, and is not a forked child of it.
-    pub(crate) fn is_here(&self) -> bool {
-        self.birth.is_here()
+    pub(crate) fn in_owner_process(&self) -> bool {
+        self.owner.is_current()
     }
 
     pub(crate) fn slots_taken(&self) -> usize {
@@ -206,10 +206,10 @@ impl<K: EndpointKind> Deref for Endpoint<K> {
 
 impl<K: EndpointKind> Drop for Endpoint<K> {
     fn drop(&mut self) {
-        if !self.is_here() {
-            leave_torn(&mut self.state);
-            leave_torn(&mut self.slots);
-            leave_torn(&mut self.ledger);
+        if !self.in_owner_process() {
+            leak_if_locked(&mut self.state);
+            leak_if_locked(&mut self.slots);
+            leak_if_locked(&mut self.ledger);
         }
     }
 }
@@ -238,7 +238,7 @@ impl<K: EndpointKind> fmt::Debug for SlotGuard<K> {
 
 impl<K: EndpointKind> Drop for SlotGuard<K> {
     fn drop(&mut self) {
-        if self.endpoint.is_here() {
+        if self.endpoint.in_owner_process() {
             K::release(&self.endpoint, self.peer);
         }
     }
@@ -424,7 +424,7 @@ impl<K: EndpointKind> Handle<K> {
 
     /// Fails with [`Error::Closed`] in a forked child.
     pub(crate) fn here(&self) -> Result<&Arc<Endpoint<K>>> {
-        self.endpoint.birth.check()?;
+        self.endpoint.owner.check()?;
         Ok(&self.endpoint)
     }
 

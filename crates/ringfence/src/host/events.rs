@@ -10,7 +10,7 @@ use nix::poll::PollFlags;
 
 use crate::{
     error::{Error, Result},
-    fork::{Birth, ProcessMutex},
+    fork::{OwnerProcess, ProcessMutex},
     wait::deadline::Wakeup,
     wait::deadline::{Deadline, Woken},
 };
@@ -63,7 +63,7 @@ impl<T> Events<T> {
     /// `room` wakes the thread that adds events, `closed` is the error of a call after the end.
     pub(crate) fn new(room: Wakeup, closed: &'static str) -> Result<Self> {
         Ok(Self {
-            queue: ProcessMutex::new(EventQueue::default(), Birth::now()?),
+            queue: ProcessMutex::new(EventQueue::default(), OwnerProcess::current()?),
             wakeup: Wakeup::new()?,
             room,
             closed,
@@ -104,7 +104,7 @@ impl<T> Events<T> {
             if let Some(event) = self.try_next()? {
                 return Ok(Some(event));
             }
-            if deadline.wait(&[(self.wakeup.as_fd(), PollFlags::POLLIN)])? == Woken::Late {
+            if deadline.wait(&[(self.wakeup.as_fd(), PollFlags::POLLIN)])? == Woken::TimedOut {
                 return Ok(None);
             }
         }

@@ -499,7 +499,7 @@ impl OnEnd for Successor {
 impl Drop for Successor {
     /// Runs after the host can see the end: a guest that joined again before that would be a third member to the host.
     fn drop(&mut self) {
-        if !self.endpoint.is_here() {
+        if !self.endpoint.in_owner_process() {
             return;
         }
         self.inheritance = None;

@@ -19,7 +19,7 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Cause, Check, Error, Refusal, Result},
     evidence::EvidenceLog,
-    fork::Birth,
+    fork::OwnerProcess,
     identity::{Credentials, Identity},
     sys::lock::Mutex,
     wait::deadline::{Deadline, Wakeup},
@@ -41,7 +41,7 @@ struct Callback {
     calls: Mutex<RunningCalls>,
     /// Where the callback was made. A forked child does not count calls: they belong to the parent, and a
     /// thread that does not exist in the child may hold the lock.
-    birth: Option<Birth>,
+    owner: Option<OwnerProcess>,
 }
 
 /// Written under the lock, by handshakes that start a call and by the threads of those calls.
@@ -125,7 +125,7 @@ impl Decision {
     pub fn is_awaited(&self) -> bool {
         self.question
             .upgrade()
-            .is_some_and(|question| question.answered.is_here())
+            .is_some_and(|question| question.answered.in_owner_process())
     }
 
     /// Consumes this decision without answering. Another [`Decision`] answers the question.
@@ -136,7 +136,7 @@ impl Decision {
     fn answer(&self, answer: Answer) {
         // In a forked child no handshake waits, and the child must not answer for its parent.
         let question = self.question.upgrade();
-        if let Some(question) = question.filter(|question| question.answered.is_here()) {
+        if let Some(question) = question.filter(|question| question.answered.in_owner_process()) {
             let mut slot = question.answer.lock();
             slot.get_or_insert(answer);
             question.answered.signal();
@@ -182,7 +182,7 @@ impl Panicked {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.callback.birth.is_some_and(Birth::is_here) {
+        if !self.callback.owner.is_some_and(OwnerProcess::is_current) {
             return;
         }
         let mut calls = self.callback.calls.lock();
@@ -200,7 +200,7 @@ impl Authorize {
         Self(Arc::new(Callback {
             call: Box::new(ask),
             calls: Mutex::default(),
-            birth: Birth::now().ok(),
+            owner: OwnerProcess::current().ok(),
         }))
     }
 
@@ -271,7 +271,7 @@ impl Authorize {
     ) -> Result<()> {
         let Identity { pid, uid, gid, .. } = *identity;
         let peer = Credentials { pid, uid, gid };
-        while self.0.birth.is_some_and(Birth::is_here) {
+        while self.0.owner.is_some_and(OwnerProcess::is_current) {
             let mut calls = self.0.calls.lock();
             if calls.running.may_begin(peer) {
                 calls.running.begin(peer);

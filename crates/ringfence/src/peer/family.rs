@@ -25,7 +25,7 @@ use nix::{
 
 use crate::{
     error::{Error, Result},
-    fork::{Birth, PerProcess},
+    fork::{OwnerProcess, PerProcess},
     peer::namespace::{FixedNamespaces, InProc, cgroup_directories, proc_number},
     sys::{self, lock::Mutex, uninterrupted},
 };
@@ -45,7 +45,7 @@ struct Family {
     /// The cgroup that the policy names.
     cgroup: OnceLock<String>,
     /// A forked child of this process has a copy, and must kill nothing.
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 /// The families of this process whose policy names a cgroup.
@@ -142,19 +142,19 @@ impl SearchEnd {
 const DEPTH: usize = 16;
 
 impl ChildProcesses {
-    pub(crate) fn new(line: u64, birth: Birth) -> Self {
+    pub(crate) fn new(line: u64, owner: OwnerProcess) -> Self {
         Self(Arc::new(Family {
             line,
             started: OnceLock::new(),
             peer: OnceLock::new(),
             cgroup: OnceLock::new(),
-            birth,
+            owner,
         }))
     }
 
     /// Names the process that was started. The first call counts.
     pub(crate) fn start(&self, pid: u32) -> Result<()> {
-        self.0.birth.check()?;
+        self.0.owner.check()?;
         let started = Started::open(pid)?;
         let _ = self.0.started.set(started);
         Ok(())
@@ -209,7 +209,7 @@ impl ChildProcesses {
     /// [`Error::Closed`] in a forked child of the process that started them.
     pub fn kill(&self) -> Result<bool> {
         let family = &*self.0;
-        family.birth.check()?;
+        family.owner.check()?;
         let Some(started) = family.started.get() else {
             return Ok(false);
         };

@@ -303,7 +303,7 @@ mod tests {
             (passed, Some("layout"))
         );
         let leased = shm();
-        sys::file::take_lease(&leased).unwrap();
+        sys::file::acquire_lease(&leased).unwrap();
         let mut record = EvidenceLog::default();
         assert!(accept(&sealed, &agreed(Backing::Memfd), &mut record).is_err());
         let kind = &record.into_list()[0];

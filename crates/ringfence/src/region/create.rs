@@ -144,7 +144,7 @@ impl SharedObject {
         record.met(UNLINKED, "shm, 0 names");
         match signal {
             Some(signal) => region.guard(Tripwire::arm(&descriptor, signal)?),
-            None => sys::file::take_lease(&descriptor).map_err(lease_error)?,
+            None => sys::file::acquire_lease(&descriptor).map_err(lease_error)?,
         }
         record_lease(signal, record);
         Ok(Self { descriptor, region })

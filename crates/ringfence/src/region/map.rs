@@ -57,8 +57,8 @@ impl Mapping {
     }
 
     /// Whether this process made the mapping. A forked child has no share in it.
-    pub(crate) fn is_here(&self) -> bool {
-        self.hole.birth.is_here()
+    pub(crate) fn in_owner_process(&self) -> bool {
+        self.hole.owner.is_current()
     }
 }
 
@@ -91,7 +91,7 @@ fn populate(map: &MmapRaw, writable: bool) {
 impl Drop for Mapping {
     fn drop(&mut self) {
         // In a forked child, something else may be mapped at this address.
-        if self.is_here() {
+        if self.in_owner_process() {
             // Before another mapping can use the same address.
             self.hole.close();
             // SAFETY: the mapping is no longer used, and it is dropped only here.
@@ -128,9 +128,9 @@ impl Storage {
 
     /// Whether the memory belongs to this process. A mapping does not belong to a child that was forked
     /// later.
-    pub(super) fn is_here(&self) -> bool {
+    pub(super) fn in_owner_process(&self) -> bool {
         match self {
-            Self::Mapped(map) => map.is_here(),
+            Self::Mapped(map) => map.in_owner_process(),
             Self::Private(_) => true,
         }
     }
@@ -209,7 +209,7 @@ mod tests {
         };
         for writable in [true, false] {
             let mapping = Mapping::new(&object, 8192, writable).unwrap();
-            assert!(mapping.is_here());
+            assert!(mapping.in_owner_process());
             assert_eq!(mapping.len(), 8192);
             let flags = found().expect("the mapping");
             // From proc(5): writable, not dumped, not inherited by a fork.

@@ -217,7 +217,7 @@ impl Tripwire {
         });
         wires.lock().add(&wire, LockTable::open)?;
         let tripwire = Self { wire, claim };
-        sys::file::take_watched_lease(&object, tripwire.claim.thread, signal).map_err(lease_error)?;
+        sys::file::acquire_watched_lease(&object, tripwire.claim.thread, signal).map_err(lease_error)?;
         tripwire.wire.armed.store(true, Ordering::SeqCst);
         // Check again: a process may have opened the object between the lease and arming, and that alarm was
         // ignored.

@@ -136,7 +136,7 @@ impl OwnStorage {
     #[cold]
     fn wipe_skipped(&self, word: u64) {
         if let Some((at, length)) = self.protected.read(word)
-            && self.storage.is_here()
+            && self.storage.in_owner_process()
         {
             self.fill(at, at + length);
         }
@@ -167,7 +167,7 @@ impl OwnStorage {
 impl Drop for OwnStorage {
     fn drop(&mut self) {
         let head = *self.unread_from.get_mut();
-        if *self.used.get_mut() && self.capacity > 0 && self.storage.is_here() {
+        if *self.used.get_mut() && self.capacity > 0 && self.storage.in_owner_process() {
             // SAFETY: a word of the mapping, to which no other reference in this process exists any longer.
             let tail = unsafe { AtomicU64::from_ptr(self.base().add(layout::TAIL).cast()) };
             // With shm the peer may have written this word. Any value only selects parts of the ring. Their

@@ -32,7 +32,7 @@ use nix::{
 
 use crate::{
     error::{Error, OrSystem, Result},
-    fork::{Birth, PerProcess},
+    fork::{OwnerProcess, PerProcess},
     signal::barriers,
     sys::lock::{Condvar, Mutex},
     sys::{self, signal::SignalInfo},
@@ -83,7 +83,7 @@ pub(crate) struct SignalClaim {
     marks_arrive: bool,
     progress: Arc<ThreadProgress>,
     /// A forked child has a copy of the claim but not the thread.
-    birth: Birth,
+    owner: OwnerProcess,
 }
 
 struct SignalThread {
@@ -216,7 +216,7 @@ impl SignalClaim {
     ///
     /// [`Error::InvalidArgument`] as for [`check`]. [`Error::NoSpace`] if no thread can be created.
     pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         let numbers = CLAIMED.get()?;
         // A listener that was registered before is of the same kind, and so the same function.
         let _ = match listener {
@@ -226,10 +226,10 @@ impl SignalClaim {
         let mut threads = numbers.threads.lock();
         if let Some(number) = number {
             check_range(number)?;
-            return Self::of(&mut threads, number, birth);
+            return Self::of(&mut threads, number, owner);
         }
         for number in candidates() {
-            match Self::of(&mut threads, number, birth) {
+            match Self::of(&mut threads, number, owner) {
                 Err(Error::InvalidArgument(_)) => {}
                 outcome => return outcome,
             }
@@ -237,16 +237,16 @@ impl SignalClaim {
         Err(all_in_use())
     }
 
-    fn of(threads: &mut Vec<SignalThread>, number: c_int, birth: Birth) -> Result<Self> {
+    fn of(threads: &mut Vec<SignalThread>, number: c_int, owner: OwnerProcess) -> Result<Self> {
         if let Some(thread) = threads.iter_mut().find(|thread| thread.number == number) {
-            return Ok(thread.claim(birth));
+            return Ok(thread.claim(owner));
         }
         check_free(number)?;
         sys::signal::set_disposition(number, &sys::signal::disposition(own_handler()))
             .or_system("a handler of a realtime signal (sigaction)")?;
         match start(number) {
             Ok(mut thread) => {
-                let claim = thread.claim(birth);
+                let claim = thread.claim(owner);
                 threads.push(thread);
                 Ok(claim)
             }
@@ -260,7 +260,7 @@ impl SignalClaim {
     /// Waits until the thread has handled every signal that was directed at it before this call. Returns
     /// immediately on a signal thread, because that must not wait for another one.
     pub(crate) fn catch_up(&self) {
-        if IS_SIGNAL_THREAD.get() || !self.birth.is_here() {
+        if IS_SIGNAL_THREAD.get() || !self.owner.is_current() {
             return;
         }
         let ticket = self.progress.request();
@@ -281,7 +281,7 @@ impl SignalClaim {
 }
 
 impl SignalThread {
-    fn claim(&mut self, birth: Birth) -> SignalClaim {
+    fn claim(&mut self, owner: OwnerProcess) -> SignalClaim {
         self.claims += 1;
         SignalClaim {
             number: self.number,
@@ -289,7 +289,7 @@ impl SignalThread {
             carries_all: self.carries_all,
             marks_arrive: self.marks_arrive,
             progress: Arc::clone(&self.progress),
-            birth,
+            owner,
         }
     }
 }
@@ -297,7 +297,7 @@ impl SignalThread {
 impl Drop for SignalClaim {
     fn drop(&mut self) {
         // In a forked child, the number may have been claimed again.
-        let Some(numbers) = CLAIMED.existing().filter(|_| self.birth.is_here()) else {
+        let Some(numbers) = CLAIMED.existing().filter(|_| self.owner.is_current()) else {
             return;
         };
         let mut threads = numbers.threads.lock();

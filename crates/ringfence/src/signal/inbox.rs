@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::{
     error::{Error, OrSystem, Result},
-    fork::{Birth, PerProcess, ProcessMutex},
+    fork::{OwnerProcess, PerProcess, ProcessMutex},
     signal::claim::{Handler, SignalClaim, strays},
     sys::lock::Mutex,
     sys::{self, signal::SignalInfo},
@@ -129,11 +129,11 @@ impl TokenInbox {
 
     /// Fails with [`Error::Closed`] in a forked child of the process that opened the inbox.
     pub(crate) fn check(&self) -> Result<()> {
-        self.birth().check()
+        self.owner().check()
     }
 
-    fn birth(&self) -> Birth {
-        self.state.birth()
+    fn owner(&self) -> OwnerProcess {
+        self.state.owner()
     }
 
     /// Returns the number of tokens that were dropped because the inbox was full.
@@ -224,7 +224,7 @@ impl OpenInbox {
     }
 
     fn register(number: i32, secret: Secret, claim: Option<Arc<SignalClaim>>) -> Result<Self> {
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         let mut open = OPEN.get()?.lock();
         while open.next == 0 || open.by_id.contains_key(&open.next) {
             open.next = open.next.wrapping_add(1);
@@ -234,7 +234,7 @@ impl OpenInbox {
             number,
             id,
             secret,
-            state: ProcessMutex::new(TokenQueue::default(), birth),
+            state: ProcessMutex::new(TokenQueue::default(), owner),
             dropped: AtomicU64::new(0),
             wakeup: OnceLock::new(),
         });
@@ -279,7 +279,7 @@ impl OpenInbox {
 impl Drop for OpenInbox {
     fn drop(&mut self) {
         // In a forked child, the number may belong to another inbox.
-        if let Some(open) = OPEN.existing().filter(|_| self.inbox.birth().is_here()) {
+        if let Some(open) = OPEN.existing().filter(|_| self.inbox.owner().is_current()) {
             open.lock().by_id.remove(&self.inbox.id);
             self.inbox.end();
         }

@@ -87,7 +87,7 @@ const WRITE_LEASE: i16 = libc::F_WRLCK as i16;
 /// file open. Breaking the lease must send no signal, because the default, SIGIO, would terminate the
 /// process. The kernel makes the caller the signal's recipient, and that can be changed only afterwards.
 /// Until then breaking the lease sends SIGURG, which is ignored by default.
-pub(crate) fn take_lease(file: impl AsFd) -> Result<(), Errno> {
+pub(crate) fn acquire_lease(file: impl AsFd) -> Result<(), Errno> {
     let fd = file.as_fd().as_raw_fd();
     // SAFETY: F_SETSIG takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) })?;
@@ -98,10 +98,14 @@ pub(crate) fn take_lease(file: impl AsFd) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Takes a write lease like [`take_lease`], and makes the kernel send a realtime signal to one thread of this
+/// Takes a write lease like [`acquire_lease`], and makes the kernel send a realtime signal to one thread of this
 /// process when another process opens the file. Because the signal is directed at a thread (`F_OWNER_TID`),
 /// it does not matter what other threads block.
-pub(crate) fn take_watched_lease(file: impl AsFd, thread: libc::pid_t, signal: c_int) -> Result<(), Errno> {
+pub(crate) fn acquire_watched_lease(
+    file: impl AsFd,
+    thread: libc::pid_t,
+    signal: c_int,
+) -> Result<(), Errno> {
     /// `F_SETOWN_EX` of fcntl(2), Linux 2.6.32, which libc does not define everywhere.
     const F_SETOWN_EX: c_int = 15;
     #[repr(C)]

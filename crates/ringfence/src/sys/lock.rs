@@ -68,7 +68,7 @@ impl<T> Mutex<T> {
 
     /// Whether a guard was leaked: with `mem::forget`, or because the guard's thread does not exist in a
     /// forked child.
-    pub(crate) fn is_held(&mut self) -> bool {
+    pub(crate) fn is_locked(&mut self) -> bool {
         self.try_lock().is_none()
     }
 }
@@ -135,9 +135,9 @@ mod tests {
     #[test]
     fn leaked_guard_is_detected() {
         let mut guarded = Mutex::new(1);
-        assert!(!guarded.is_held());
+        assert!(!guarded.is_locked());
         std::mem::forget(guarded.lock());
-        assert!(guarded.is_held());
+        assert!(guarded.is_locked());
         assert_eq!(*guarded.get_mut(), 1);
     }
 }

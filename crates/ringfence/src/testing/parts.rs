@@ -13,7 +13,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::inbox::{OpenInbox, TokenAddress, TokenSender},
-    trace::Tie,
+    trace::TraceContext,
     wake::attachments::Attachments,
 };
 
@@ -52,7 +52,7 @@ pub(crate) fn without_a_peer(
         token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
         inheritance: None,
         ring: RingPart::PerSide,
-        tie: Tie::with("none", &Identity::of(no_process)),
+        trace: TraceContext::with("none", &Identity::of(no_process)),
     }
 }
 

@@ -83,7 +83,7 @@ pub type Calls = calls::DrivenCalls<Tasks>;
 #[derive(Debug)]
 pub struct Tasks;
 
-/// The task that reads the ring, and that sends what has found no room.
+/// The task that reads the ring, and sends frames that had no room earlier.
 struct Driver {
     core: Arc<Core>,
     line: Arc<Line>,
@@ -132,7 +132,7 @@ impl Drop for Driver {
     }
 }
 
-/// Sends and reads what can be. `false`: the task must wait. Fails only for local reasons.
+/// Sends and reads as much as possible. `false`: the task must wait. Fails only for local reasons.
 fn turn_of(inner: &mut Inner, line: &Line, receiver: &mut Receiver, cx: &Context<'_>) -> Result<bool> {
     inner.waits_for_room = true;
     inner.flush()?;

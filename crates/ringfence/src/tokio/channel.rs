@@ -15,7 +15,7 @@ use crate::{
     channel::receiver,
     error::{Error, Result},
     region::layout::as_offset,
-    tokio::inbound::{Receiver, poll_take_on},
+    tokio::inbound::{Receiver, poll_receive_on},
     tokio::line::Line,
     tokio::sender::{Sender, poll_send, send_from},
 };
@@ -61,14 +61,14 @@ impl Channel {
     /// Receives the next message into the beginning of `into`: see [`Receiver::receive`].
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         let Self { line, inner } = self;
-        poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, |receiver| receiver.try_receive(into))).await
+        poll_fn(|cx| poll_receive_on(line, inner.receiver(), cx, |receiver| receiver.try_receive(into))).await
     }
 
     /// Receives the next message in memory of its own size: see [`Receiver::receive_vec`].
     pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
         let Self { line, inner } = self;
-        let take = receiver::Receiver::try_receive_vec;
-        poll_fn(|cx| poll_take_on(line, inner.receiver(), cx, take)).await
+        let try_receive = receiver::Receiver::try_receive_vec;
+        poll_fn(|cx| poll_receive_on(line, inner.receiver(), cx, try_receive)).await
     }
 
     /// Turns the channel into a stream of bytes, for code that expects a socket:
@@ -271,7 +271,7 @@ impl AsyncRead for ByteStream {
         // budget.
         while into.remaining() > 0 && into.filled().len() == before {
             let fill = |receiver: &mut receiver::Receiver| unread.fill(receiver, into);
-            if ready!(poll_take_on(&this.line, receiver, cx, fill))?.is_none() {
+            if ready!(poll_receive_on(&this.line, receiver, cx, fill))?.is_none() {
                 break;
             }
         }

@@ -122,7 +122,7 @@ impl<S: EventSource> Events<S> {
             if let Some(event) = self.source.try_event()? {
                 return Ok(event);
             }
-            readable.was_read();
+            readable.clear();
         }
     }
 
@@ -205,7 +205,7 @@ impl<S: EventSource + Unpin> Stream for Events<S> {
             let readable = ready!(this.watched.poll(cx));
             match readable.and_then(|readable| Ok((readable, this.source.try_event()?))) {
                 Ok((_, Some(event))) => break Ok(event),
-                Ok((readable, None)) => readable.was_read(),
+                Ok((readable, None)) => readable.clear(),
                 Err(error) => break Err(error),
             }
         };

@@ -78,7 +78,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`receive`](crate::Inbound::receive).
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
-        self.take(|half| half.try_receive(into)).await
+        self.receive_with(|half| half.try_receive(into)).await
     }
 
     /// Waits for the next message, and returns it in memory of its own. `None`: the peer sends nothing more,
@@ -87,7 +87,7 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`receive_vec`](crate::Inbound::receive_vec).
     pub async fn receive_vec(&mut self) -> Result<Option<Vec<u8>>> {
-        self.take(inbound::Inbound::try_receive_vec).await
+        self.receive_with(inbound::Inbound::try_receive_vec).await
     }
 
     /// Waits until there is something to read, for a caller that reads it in the peer's memory
@@ -97,17 +97,17 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`wait_readable`](crate::Inbound::wait_readable).
     pub async fn wait_readable(&mut self) -> Result<bool> {
-        let there = self.take(|half| Ok(half.has_message()?.then_some(())));
+        let there = self.receive_with(|half| Ok(half.has_message()?.then_some(())));
         Ok(there.await?.is_some())
     }
 
-    /// Waits until `take` finds something. `None`: the peer sends nothing more.
-    async fn take<T>(
+    /// Waits until `try_receive` returns something. `None`: the peer sends nothing more.
+    async fn receive_with<T>(
         &mut self,
-        mut take: impl FnMut(&mut inbound::Inbound<R>) -> Result<Option<T>>,
+        mut try_receive: impl FnMut(&mut inbound::Inbound<R>) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
         let Self { line, inner, .. } = self;
-        poll_fn(|cx| poll_take_on(line, inner, cx, &mut take)).await
+        poll_fn(|cx| poll_receive_on(line, inner, cx, &mut try_receive)).await
     }
 
     /// Closes the whole channel from this half. Unread messages are dropped.
@@ -144,37 +144,37 @@ impl<R: Inlet + Unpin> Stream for Inbound<R> {
         if *failed {
             return Poll::Ready(None);
         }
-        let found = ready!(poll_take_on(line, inner, cx, Reading::try_receive_vec));
+        let found = ready!(poll_receive_on(line, inner, cx, Reading::try_receive_vec));
         // After a local error, unread messages of the peer are still there.
         *failed = found.as_ref().is_err_and(|error| !error.is_local()) && inner.end_reason().is_some();
         Poll::Ready(found.transpose())
     }
 }
 
-/// Like [`poll_take`], for a half that waits on a line.
-pub(super) fn poll_take_on<R: Waits<For = ()>, T>(
+/// Like [`poll_receive`], for a half that waits on a line.
+pub(super) fn poll_receive_on<R: Waits<For = ()>, T>(
     line: &Line,
     reader: &mut R,
     cx: &mut Context<'_>,
-    take: impl FnMut(&mut R) -> Result<Option<T>>,
+    try_receive: impl FnMut(&mut R) -> Result<Option<T>>,
 ) -> Poll<Result<Option<T>>> {
     let poll_ready = |reader: &mut R, cx: &mut Context<'_>| line.poll_ready(Half::Receiver, reader, cx, ());
-    poll_take(reader, cx, take, poll_ready)
+    poll_receive(reader, cx, try_receive, poll_ready)
 }
 
-/// Polls until `take` finds something. `None`: the peer sends nothing more.
-pub(super) fn poll_take<R: SpinThenPark, T>(
+/// Polls until `try_receive` returns something. `None`: the peer sends nothing more.
+pub(super) fn poll_receive<R: SpinThenPark, T>(
     reader: &mut R,
     cx: &mut Context<'_>,
-    mut take: impl FnMut(&mut R) -> Result<Option<T>>,
+    mut try_receive: impl FnMut(&mut R) -> Result<Option<T>>,
     mut poll_ready: impl FnMut(&mut R, &mut Context<'_>) -> Poll<Result<()>>,
 ) -> Poll<Result<Option<T>>> {
     let turn = ready!(coop::poll_proceed(cx));
     loop {
-        let taken = take(reader)?;
-        if taken.is_some() || reader.is_finished()? {
+        let received = try_receive(reader)?;
+        if received.is_some() || reader.is_finished()? {
             turn.made_progress();
-            return Poll::Ready(Ok(taken));
+            return Poll::Ready(Ok(received));
         }
         ready!(poll_ready(reader, cx))?;
     }
@@ -232,7 +232,7 @@ impl<S: Source> Merge<S> {
     /// # Errors
     /// As [`crate::Merge::receive`].
     pub async fn receive(&mut self, into: &mut [u8]) -> Result<Option<Merged>> {
-        poll_fn(|cx| self.poll_take(cx, |merge| merge.try_receive(into))).await
+        poll_fn(|cx| self.poll_receive(cx, |merge| merge.try_receive(into))).await
     }
 
     /// As [`Merge::receive`], but returns the message in memory of its own size. Safe to cancel.
@@ -240,21 +240,21 @@ impl<S: Source> Merge<S> {
     /// # Errors
     /// As [`crate::Merge::receive_vec`].
     pub async fn receive_vec(&mut self) -> Result<Option<MergedVec>> {
-        poll_fn(|cx| self.poll_take(cx, merge::Merge::try_receive_vec)).await
+        poll_fn(|cx| self.poll_receive(cx, merge::Merge::try_receive_vec)).await
     }
 
-    fn poll_take<T>(
+    fn poll_receive<T>(
         &mut self,
         cx: &mut Context<'_>,
-        take: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
+        try_receive: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
     ) -> Poll<Result<Option<T>>> {
         let Self { watched, inner } = self;
-        poll_take(inner, cx, take, |inner, cx| {
+        poll_receive(inner, cx, try_receive, |inner, cx| {
             while inner.arm()? {
                 let readable = ready!(watched.poll(cx))?;
                 inner.poll()?;
-                // One poll handles a limited number of events, so some may be left.
-                readable.may_be_read(&*inner);
+                // One poll handles a limited number of events, so events may remain.
+                readable.clear_if_drained(&*inner);
             }
             Poll::Ready(Ok(()))
         })
@@ -280,7 +280,7 @@ impl<S: Source + Unpin> Stream for Merge<S> {
     type Item = Result<MergedVec>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let found = ready!(self.get_mut().poll_take(cx, merge::Merge::try_receive_vec));
+        let found = ready!(self.get_mut().poll_receive(cx, merge::Merge::try_receive_vec));
         Poll::Ready(found.transpose())
     }
 }

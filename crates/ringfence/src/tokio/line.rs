@@ -23,7 +23,7 @@ use crate::{
     channel::end::Shared,
     channel::waiting::Waits,
     error::{Error, OrSystem, Result, errno},
-    fork::Birth,
+    fork::OwnerProcess,
     wait::deadline::readable,
     wake::doorbell::Doorbell,
 };
@@ -41,16 +41,16 @@ pub(super) struct Line {
     bell: Watched,
     /// The line alone does not suffice: it stays open while another process holds the peer's end.
     exit: Option<Watched>,
-    both: Arc<Both>,
+    half_wakers: Arc<HalfWakers>,
     /// Wakes the tasks of both halves.
     waker: Waker,
 }
 
 /// The tasks in which the halves wait.
 #[derive(Debug, Default)]
-struct Both(Mutex<[Option<Waker>; 2]>);
+struct HalfWakers(Mutex<[Option<Waker>; 2]>);
 
-impl Both {
+impl HalfWakers {
     fn set(&self, half: Half, waker: &Waker) {
         let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut wakers[half as usize] {
@@ -59,7 +59,7 @@ impl Both {
         }
     }
 
-    fn wake_the_other(&self, half: Half) {
+    fn wake_other(&self, half: Half) {
         let mut wakers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let other = wakers[1 - half as usize].take();
         drop(wakers);
@@ -69,7 +69,7 @@ impl Both {
     }
 }
 
-impl Wake for Both {
+impl Wake for HalfWakers {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
@@ -82,24 +82,24 @@ impl Wake for Both {
 
 /// The reason why a half has woken.
 #[derive(Debug)]
-enum Heard<'a> {
+enum LineEvent<'a> {
     /// The line is readable or has ended, or the peer's process has exited.
     Line {
         bell: Option<Readable<'a>>,
         exit: Option<Readable<'a>>,
     },
     /// The other half has read the line in the meantime.
-    Before,
+    ReadByOtherHalf,
 }
 
 impl Line {
     pub(super) fn new(shared: &Arc<Shared>) -> Result<Arc<Self>> {
-        let both = Arc::new(Both::default());
+        let half_wakers = Arc::new(HalfWakers::default());
         Ok(Arc::new(Self {
             bell: Watched::line_of(shared)?,
             exit: Watched::process_of(shared)?,
-            waker: Waker::from(Arc::clone(&both)),
-            both,
+            waker: Waker::from(Arc::clone(&half_wakers)),
+            half_wakers,
         }))
     }
 
@@ -117,8 +117,8 @@ impl Line {
                 return Poll::Ready(Ok(()));
             }
             let doorbell = &waits.parking().shared.doorbell;
-            let heard = ready!(self.poll_heard(cx, half, doorbell, generation))?;
-            let read = self.hear(heard, half, waits);
+            let event = ready!(self.poll_event(cx, half, doorbell, generation))?;
+            let read = self.handle_event(event, half, waits);
             waits.unpark();
             read?;
         }
@@ -132,62 +132,62 @@ impl Line {
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
         let doorbell = &waits.parking().shared.doorbell;
-        let heard = ready!(self.poll_heard(cx, half, doorbell, doorbell.generation()))?;
-        Poll::Ready(self.hear(heard, half, waits))
+        let event = ready!(self.poll_event(cx, half, doorbell, doorbell.generation()))?;
+        Poll::Ready(self.handle_event(event, half, waits))
     }
 
     /// Polls until an event has arrived after `generation`.
-    fn poll_heard(
+    fn poll_event(
         &self,
         cx: &Context<'_>,
         half: Half,
         doorbell: &Doorbell,
         generation: u64,
-    ) -> Poll<Result<Heard<'_>>> {
-        self.both.set(half, cx.waker());
+    ) -> Poll<Result<LineEvent<'_>>> {
+        self.half_wakers.set(half, cx.waker());
         // tokio keeps only the most recent waker, so register a shared one.
         let cx = &mut Context::from_waker(&self.waker);
-        let bell = now(self.bell.poll(cx))?;
+        let bell = ready_now(self.bell.poll(cx))?;
         let exit = match &self.exit {
-            Some(exit) => now(exit.poll(cx))?,
+            Some(exit) => ready_now(exit.poll(cx))?,
             None => None,
         };
         if bell.is_some() || exit.is_some() {
-            return Poll::Ready(Ok(Heard::Line { bell, exit }));
+            return Poll::Ready(Ok(LineEvent::Line { bell, exit }));
         }
         // Check after registering the waker. A half that has read the line earlier has already moved the
         // generation, and one that reads the line later finds the waker.
         if doorbell.generation() != generation || doorbell.is_gone() {
-            return Poll::Ready(Ok(Heard::Before));
+            return Poll::Ready(Ok(LineEvent::ReadByOtherHalf));
         }
         Poll::Pending
     }
 
     /// Handles the event on behalf of a half.
-    fn hear<W: Waits>(&self, heard: Heard<'_>, half: Half, waits: &mut W) -> Result<()> {
+    fn handle_event<W: Waits>(&self, event: LineEvent<'_>, half: Half, waits: &mut W) -> Result<()> {
         let doorbell = &waits.parking().shared.doorbell;
-        let Heard::Line { bell, exit } = heard else {
+        let LineEvent::Line { bell, exit } = event else {
             waits.parking().shared.end_if_gone();
             return Ok(());
         };
         if let Some(exit) = exit {
             doorbell.check_peer();
             if doorbell.is_gone() {
-                exit.was_read();
+                exit.clear();
             }
         }
         let read = waits.read_line();
         if let Some(bell) = bell {
-            bell.was_read();
+            bell.clear();
         }
-        // Wake only after the generation has moved: see `poll_heard`.
-        self.both.wake_the_other(half);
+        // Wake only after the generation has moved: see `poll_event`.
+        self.half_wakers.wake_other(half);
         read
     }
 }
 
 /// Returns the result of a poll, or `None` if it is pending.
-fn now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
+fn ready_now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
     match polled {
         Poll::Ready(found) => found.map(Some),
         Poll::Pending => Ok(None),
@@ -196,12 +196,12 @@ fn now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
 
 /// A descriptor, and the value that keeps it open: a copy, or the state of the channel that it belongs to.
 #[derive(Debug)]
-struct Kept {
+struct RetainedFd {
     number: RawFd,
-    _by: Box<dyn Any + Send + Sync>,
+    _owner: Box<dyn Any + Send + Sync>,
 }
 
-impl AsRawFd for Kept {
+impl AsRawFd for RetainedFd {
     fn as_raw_fd(&self) -> RawFd {
         self.number
     }
@@ -210,15 +210,15 @@ impl AsRawFd for Kept {
 /// A descriptor that the runtime watches.
 #[derive(Debug)]
 pub(super) struct Watched {
-    registered: ManuallyDrop<AsyncFd<Kept>>,
-    birth: Birth,
+    registered: ManuallyDrop<AsyncFd<RetainedFd>>,
+    owner: OwnerProcess,
 }
 
 impl Drop for Watched {
     fn drop(&mut self) {
         // A forked child shares the event loop's epoll instance with its parent: deregistering here would
         // silence the parent.
-        if self.birth.is_here() {
+        if self.owner.is_current() {
             // SAFETY: nothing uses it after this.
             unsafe { ManuallyDrop::drop(&mut self.registered) }
         }
@@ -229,20 +229,20 @@ impl Watched {
     /// Watches the line of a channel.
     pub(super) fn line_of(shared: &Arc<Shared>) -> Result<Self> {
         let number = shared.doorbell.try_line()?.as_raw_fd();
-        Self::new(Kept {
+        Self::new(RetainedFd {
             number,
-            _by: Box::new(Arc::clone(shared)),
+            _owner: Box::new(Arc::clone(shared)),
         })
     }
 
     /// Watches the pidfd of the peer's process, if the kernel has pidfds.
     pub(super) fn process_of(shared: &Arc<Shared>) -> Result<Option<Self>> {
         let pidfd = shared.doorbell.pidfd();
-        let kept = pidfd.map(|pidfd| Kept {
+        let retained = pidfd.map(|pidfd| RetainedFd {
             number: pidfd.as_raw_fd(),
-            _by: Box::new(Arc::clone(shared)),
+            _owner: Box::new(Arc::clone(shared)),
         });
-        kept.map(Self::new).transpose()
+        retained.map(Self::new).transpose()
     }
 
     /// Watches a copy of any other descriptor, since its owner may be replaced or dropped before this. The
@@ -250,65 +250,65 @@ impl Watched {
     pub(super) fn copy_of(descriptor: impl AsFd) -> Result<Self> {
         let own = descriptor.as_fd().try_clone_to_owned();
         let own = own.or_system("a descriptor for the runtime")?;
-        Self::new(Kept {
+        Self::new(RetainedFd {
             number: own.as_raw_fd(),
-            _by: Box::new(own),
+            _owner: Box::new(own),
         })
     }
 
-    fn new(kept: Kept) -> Result<Self> {
-        let birth = Birth::now()?;
-        // SAFETY: the number is that of an open descriptor. The keeper keeps it open, and is dropped together
+    fn new(retained: RetainedFd) -> Result<Self> {
+        let owner = OwnerProcess::current()?;
+        // SAFETY: the number is that of an open descriptor. `_owner` keeps it open, and is dropped together
         // with the registration. A channel has one line and one pidfd, and neither is closed or replaced
         // before the channel is dropped.
-        let registered = unsafe { AsyncFd::register_with_interest(kept, Interest::READABLE) };
+        let registered = unsafe { AsyncFd::register_with_interest(retained, Interest::READABLE) };
         let registered = registered.map_err(|error| {
-            let (_kept, error) = error.into_parts();
+            let (_retained, error) = error.into_parts();
             Error::system("the runtime's event loop", errno(&error))
         })?;
         Ok(Self {
             registered: ManuallyDrop::new(registered),
-            birth,
+            owner,
         })
     }
 
     /// Polls until the descriptor is readable. Only the task that polled last is woken.
     pub(super) fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Readable<'_>>> {
         let guard = ready!(self.registered.poll_read_ready(cx));
-        Poll::Ready(guard.map(Readable).map_err(|error| is_over(&error)))
+        Poll::Ready(guard.map(Readable).map_err(|error| runtime_has_ended(&error)))
     }
 
     /// Waits until the descriptor is readable. Any number of tasks may wait.
     pub(super) async fn readable(&self) -> Result<Readable<'_>> {
         let guard = self.registered.readable().await;
-        guard.map(Readable).map_err(|error| is_over(&error))
+        guard.map(Readable).map_err(|error| runtime_has_ended(&error))
     }
 }
 
 /// A descriptor that was readable. The runtime reports changes only, so it considers the descriptor readable
 /// until readiness is cleared.
 #[derive(Debug)]
-pub(super) struct Readable<'a>(AsyncFdReadyGuard<'a, Kept>);
+pub(super) struct Readable<'a>(AsyncFdReadyGuard<'a, RetainedFd>);
 
 impl Readable<'_> {
     /// Clears readiness once everything was read. Call it after reading: an event that arrives in between is
     /// a change, and this does not clear it.
-    pub(super) fn was_read(mut self) {
+    pub(super) fn clear(mut self) {
         self.0.clear_ready();
     }
 
-    /// As [`Readable::was_read`], if `descriptor` is no longer readable. `descriptor` is the one that was
+    /// As [`Readable::clear`], if `descriptor` is no longer readable. `descriptor` is the one that was
     /// read.
-    pub(super) fn may_be_read(self, descriptor: impl AsFd) {
+    pub(super) fn clear_if_drained(self, descriptor: impl AsFd) {
         if readable(std::iter::once(descriptor.as_fd())) == [false] {
-            self.was_read();
+            self.clear();
         }
     }
 }
 
 /// Builds the error for a runtime that no longer reports events.
 #[cold]
-fn is_over(error: &io::Error) -> Error {
+fn runtime_has_ended(error: &io::Error) -> Error {
     Error::Unsupported {
         what: "a runtime of Tokio, which has ended".into(),
         source: Some(io::Error::new(error.kind(), error.to_string())),

@@ -95,7 +95,7 @@ pub use sender::{Broadcaster, Outbound, Sender};
 /// # Errors
 /// As [`crate::join`], and as [`Channel::new`].
 pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
-    Channel::new(away(address, options, api::pair::join).await?)
+    Channel::new(on_blocking_thread(address, options, api::pair::join).await?)
 }
 
 /// As [`crate::connect`]. Dropping the future cancels the wait, as in [`join`].
@@ -103,7 +103,7 @@ pub async fn join(address: &Address, options: &Options) -> Result<Channel> {
 /// # Errors
 /// As [`crate::connect`], and as [`Channel::new`].
 pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
-    Channel::new(away(address, options, api::connect::connect).await?)
+    Channel::new(on_blocking_thread(address, options, api::connect::connect).await?)
 }
 
 /// As [`crate::member()`]. Dropping the future cancels the wait, as in [`join`].
@@ -111,7 +111,7 @@ pub async fn connect(address: &Address, options: &Options) -> Result<Channel> {
 /// # Errors
 /// As [`crate::member()`], and as [`Membership::new`].
 pub async fn member(address: &Address, options: &Options) -> Result<Membership> {
-    Membership::new(away(address, options, api::member::member).await?)
+    Membership::new(on_blocking_thread(address, options, api::member::member).await?)
 }
 
 /// As [`crate::subscribe`]. Dropping the future cancels the wait, as in [`join`].
@@ -119,33 +119,33 @@ pub async fn member(address: &Address, options: &Options) -> Result<Membership> 
 /// # Errors
 /// As [`crate::subscribe`], and as [`Subscription::new`].
 pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
-    Subscription::new(away(address, options, api::connect::subscribe).await?)
+    Subscription::new(on_blocking_thread(address, options, api::connect::subscribe).await?)
 }
 
 /// Cancels the call when it is dropped.
-struct CallsOff(CancelToken);
+struct CancelOnDrop(CancelToken);
 
-impl Drop for CallsOff {
+impl Drop for CancelOnDrop {
     fn drop(&mut self) {
         self.0.cancel();
     }
 }
 
-/// Makes a call on one of the runtime's blocking threads: a handshake reads files and inspects processes.
-async fn away<T: Send + 'static>(
+/// Runs a call on one of the runtime's blocking threads, because a handshake reads files and inspects processes.
+async fn on_blocking_thread<T: Send + 'static>(
     address: &Address,
     options: &Options,
     call: fn(&Address, &Options) -> Result<T>,
 ) -> Result<T> {
     let (address, mut options) = (address.clone(), options.clone());
-    let mut calls_off = None;
+    let mut cancel_on_drop = None;
     if options.cancel_token.is_none() {
         let cancel_token = CancelToken::new()?;
         options = options.cancel_token(cancel_token.clone());
-        calls_off = Some(CallsOff(cancel_token));
+        cancel_on_drop = Some(CancelOnDrop(cancel_token));
     }
     let called = spawn_blocking(move || call(&address, &options)).await;
-    drop(calls_off);
+    drop(cancel_on_drop);
     match called.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(made) => made,
         Err(Ok(panic)) => resume_unwind(panic),

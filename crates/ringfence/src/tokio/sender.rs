@@ -33,17 +33,17 @@ use crate::{
 /// The sending half of a channel ([`Sender`]) or of a publisher ([`Broadcaster`]), for tasks.
 ///
 /// It is a [`Sink`] of everything that is bytes. The sink accepts a message (`feed` returns `Ok`) after every
-/// check has passed, and keeps a copy of it if the ring has no room. A refused message is not kept: its error
+/// check has passed, and keeps a copy of it if the ring has no room. A refused message is not buffered: its error
 /// is returned once, and the next call works. Every method that sends, and [`Outbound::room`], first sends
-/// the message that the sink keeps.
+/// the message that the sink has buffered.
 ///
 /// The sink keeps its message through local errors: [`Error::NoSpace`] and [`Error::Unsupported`], and
 /// [`Error::InvalidArgument`] while a reservation is open. If the sending has ended, or the channel has, the
-/// next call that would send the kept message drops it and returns the error.
+/// next call that would send the buffered message drops it and returns the error.
 ///
-/// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still keeps a message,
-/// dropping destroys the channel instead: to the peer it must not look as if all had been sent. The sink of a
-/// publisher loses its message then. `flush` or `close` first.
+/// Dropping it ends the sending, as [`Outbound::end`] does. If the sink of a channel still has a buffered message,
+/// dropping destroys the channel instead: the peer must not see a clean end. The sink of a
+/// publisher loses its message then. Call `flush` or `close` first.
 ///
 /// # Cancel safety
 /// A publisher publishes each message whole: if `send` is cancelled, its message was not published, and no
@@ -57,8 +57,8 @@ use crate::{
 /// | [`send_with`](Sender::send_with) | as of `send`; the attachments of one that is under way were sent |
 /// | [`send_rest`](Sender::send_rest) | as of `send`; one that was under way still is |
 /// | `feed` | it was not accepted |
-/// | `SinkExt::send` | it was not accepted, or the sink keeps it |
-/// | `flush`, `close`, [`room`](Sender::room) | the sink keeps the message that it had |
+/// | `SinkExt::send` | it was not accepted, or the sink has buffered it |
+/// | `flush`, `close`, [`room`](Sender::room) | a buffered message stays buffered |
 ///
 /// While a message of `send` is under way:
 ///
@@ -66,13 +66,13 @@ use crate::{
 /// | --- | --- |
 /// | [`send_rest`](Sender::send_rest) of the same message | finishes it |
 /// | `send`, `try_send` and `feed`, and `send_rest` of a message of another length | [`Error::InvalidArgument`]; nothing else changes |
-/// | `flush` | `Ok`: the sink keeps no message |
+/// | `flush` | `Ok`: the sink has no buffered message |
 /// | `close`, [`end`](Sender::end) | the sending ends; the peer never gets the message |
 #[derive(Debug)]
 pub struct Outbound<R: TaskOutlet> {
     line: R::Line,
     /// Before `inner`, whose drop would end the sending.
-    kept: Kept<R>,
+    buffered: Buffered<R>,
     inner: outbound::Outbound<R>,
 }
 
@@ -147,7 +147,7 @@ impl TaskOutlet for FanOut {
         if inner.arm(size)? {
             let readable = ready!(line.poll(cx))?;
             inner.poll_line();
-            readable.may_be_read(&*inner);
+            readable.clear_if_drained(&*inner);
             inner.disarm();
         }
         Poll::Ready(Ok(()))
@@ -160,17 +160,17 @@ impl TaskOutlet for FanOut {
     fn lose(_shared: &Self::Shared) {}
 }
 
-/// The message that the sink keeps. Set by `start_send` alone, after the crate's half has accepted the
-/// message, so that it refuses no part of it later. Only `poll_kept` and `try_kept` put more of it into the
+/// The message that the sink has buffered. Only `start_send` sets it, after the crate's half has accepted the
+/// message, so that it refuses no part of it later. Only `poll_buffered` and `try_buffered` put more of it into the
 /// ring and clear this. A message of `send` is never here, and is begun only while there is none here.
 #[derive(Debug)]
-struct Kept<R: TaskOutlet> {
+struct Buffered<R: TaskOutlet> {
     /// Its bytes, and how many of them are in the ring.
     message: Option<(Vec<u8>, usize)>,
     shared: Arc<R::Shared>,
 }
 
-impl<R: TaskOutlet> Drop for Kept<R> {
+impl<R: TaskOutlet> Drop for Buffered<R> {
     fn drop(&mut self) {
         if self.message.is_some() {
             R::lose(&self.shared);
@@ -193,7 +193,7 @@ struct Waiting<'a, R: TaskOutlet>(Parked<'a, R>);
 impl<R: TaskOutlet> Drop for Waiting<'_, R> {
     fn drop(&mut self) {
         let Parked(outbound) = &mut self.0;
-        if outbound.kept.message.is_none() {
+        if outbound.buffered.message.is_none() {
             R::give_up(&mut outbound.inner);
         }
     }
@@ -203,7 +203,7 @@ impl<R: TaskOutlet> Outbound<R> {
     fn with_line(line: R::Line, inner: outbound::Outbound<R>) -> Self {
         Self {
             line,
-            kept: Kept {
+            buffered: Buffered {
                 message: None,
                 shared: Arc::clone(&inner.shared),
             },
@@ -226,14 +226,14 @@ impl<R: TaskOutlet> Outbound<R> {
             .await
     }
 
-    /// Sends the kept message, and then this one, once `begin` has found how much of it is in the ring.
+    /// Sends the buffered message, and then this one, once `begin` has found how much of it is in the ring.
     async fn send_from(
         &mut self,
         message: &[u8],
         mut begin: impl FnMut(&R::Line, &mut outbound::Outbound<R>, &mut Context<'_>) -> Poll<Result<Progress>>,
     ) -> Result<()> {
         let waiting = Waiting(Parked(self));
-        poll_fn(|cx| waiting.0.0.poll_kept(cx)).await?;
+        poll_fn(|cx| waiting.0.0.poll_buffered(cx)).await?;
         // Only after the sink's own message is sent: before, this would be the progress of that one.
         let progress = poll_fn(|cx| {
             let Self { line, inner, .. } = &mut *waiting.0.0;
@@ -255,7 +255,7 @@ impl<R: TaskOutlet> Outbound<R> {
     /// # Errors
     /// As [`crate::Sender::try_send`].
     pub fn try_send(&mut self, message: &[u8]) -> Result<bool> {
-        Ok(self.try_kept()? && self.inner.try_send(message)?)
+        Ok(self.try_buffered()? && self.inner.try_send(message)?)
     }
 
     /// Waits until a message of `size` bytes finds room, for a caller that writes it in place
@@ -266,7 +266,7 @@ impl<R: TaskOutlet> Outbound<R> {
     /// As [`Outbound::send`].
     pub async fn room(&mut self, size: usize) -> Result<()> {
         let parked = Parked(self);
-        poll_fn(|cx| parked.0.poll_kept(cx)).await?;
+        poll_fn(|cx| parked.0.poll_buffered(cx)).await?;
         let Self { line, inner, .. } = &mut *parked.0;
         poll_fn(|cx| {
             R::disarm(inner);
@@ -278,36 +278,36 @@ impl<R: TaskOutlet> Outbound<R> {
         .await
     }
 
-    /// Sends the message that the sink keeps, as far as there is room. Returns whether all of it is in the
+    /// Sends the message that the sink has buffered, as far as there is room. Returns whether all of it is in the
     /// ring.
-    fn try_kept(&mut self) -> Result<bool> {
-        while let Some((message, written)) = &mut self.kept.message {
+    fn try_buffered(&mut self) -> Result<bool> {
+        while let Some((message, written)) = &mut self.buffered.message {
             match R::send_part(&mut self.inner, message, Tag::NONE, *written) {
                 Ok(Progress::Part(bytes)) if bytes > *written => *written = bytes,
                 Ok(Progress::Part(_)) => return Ok(false),
-                sent => self.finish_kept(sent.map(drop))?,
+                sent => self.finish_buffered(sent.map(drop))?,
             }
         }
         Ok(true)
     }
 
-    fn poll_kept(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let Some((message, written)) = &mut self.kept.message else {
+    fn poll_buffered(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Some((message, written)) = &mut self.buffered.message else {
             return Poll::Ready(Ok(()));
         };
         let sent = ready!(poll_send(&self.line, &mut self.inner, cx, (message, written)));
-        Poll::Ready(self.finish_kept(sent))
+        Poll::Ready(self.finish_buffered(sent))
     }
 
     /// After a local error the sink keeps its message: its first fragments may be in the ring.
-    fn finish_kept(&mut self, sent: Result<()>) -> Result<()> {
+    fn finish_buffered(&mut self, sent: Result<()>) -> Result<()> {
         if !sent.as_ref().is_err_and(Error::is_local) {
-            self.kept.message = None;
+            self.buffered.message = None;
         }
         sent
     }
 
-    /// Ends the sending. See [`crate::Sender::end`]. A message that the sink keeps is lost, and the next
+    /// Ends the sending. See [`crate::Sender::end`]. A message that the sink has buffered is lost, and the next
     /// `flush` or `close` fails with [`Error::Closed`]: use `close` of the [`Sink`] instead, which sends it
     /// first.
     pub fn end(&mut self) {
@@ -325,17 +325,17 @@ impl<R: TaskOutlet> Outbound<R> {
     }
 
     /// Returns the crate's own half, for calls that do not wait: blocking calls hold up the runtime's thread.
-    /// A message that is sent through it overtakes one that the sink keeps, or is refused if that one is
+    /// A message that is sent through it overtakes one that the sink has buffered, or is refused if that one is
     /// under way: `flush` first.
     pub fn get_mut(&mut self) -> &mut outbound::Outbound<R> {
         &mut self.inner
     }
 
-    /// Returns the crate's own half, and removes it from the runtime. A message that the sink keeps is lost:
+    /// Returns the crate's own half, and removes it from the runtime. A message that the sink has buffered is lost:
     /// `flush` first. If that message is under way, the half refuses others until
     /// [`crate::Sender::send_part`] has finished it.
     pub fn into_inner(mut self) -> outbound::Outbound<R> {
-        self.kept.message = None;
+        self.buffered.message = None;
         self.inner
     }
 }
@@ -376,10 +376,10 @@ impl Sender {
     }
 
     /// Returns the number of bytes in the ring of a message whose [`Sender::send`] was cancelled, or `None`
-    /// if nothing of it was sent. ([`crate::Sender::under_way`] counts the message that the sink keeps as
+    /// if nothing of it was sent. ([`crate::Sender::under_way`] counts the message that the sink has buffered as
     /// well.)
     pub fn under_way(&self) -> Option<usize> {
-        match self.kept.message {
+        match self.buffered.message {
             Some(_) => None,
             None => self.inner.under_way(),
         }
@@ -388,7 +388,7 @@ impl Sender {
     /// Closes the whole channel from this half. The peer gets a clean end, unless the sink keeps a message: then
     /// this is as [`crate::Sender::destroy`], since that message is lost.
     pub fn close(&mut self) {
-        if self.kept.message.is_some() {
+        if self.buffered.message.is_some() {
             self.inner.destroy();
         } else {
             self.inner.close();
@@ -417,12 +417,12 @@ where
     type Error = Error;
 
     fn poll_ready(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_kept(cx)
+        self.get_mut().poll_buffered(cx)
     }
 
     fn start_send(self: Pin<&mut Self>, item: T) -> Result<()> {
-        let Self { kept, inner, .. } = self.get_mut();
-        if kept.message.is_some() {
+        let Self { buffered, inner, .. } = self.get_mut();
+        if buffered.message.is_some() {
             return Err(Error::invalid("the sink was not ready (poll_ready)"));
         }
         let message = item.as_ref();
@@ -433,21 +433,21 @@ where
         // A message that is too large is refused before it is copied, and none is in the ring before there is
         // a copy of it.
         inner.has_room(message.len())?;
-        // A message that cannot be kept must not wait.
+        // A message that cannot be buffered must not wait.
         let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;
         if let Progress::Part(written) = R::send_part(inner, &copy, Tag::NONE, 0)? {
-            kept.message = Some((copy, written));
+            buffered.message = Some((copy, written));
         }
         Ok(())
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.get_mut().poll_kept(cx)
+        self.get_mut().poll_buffered(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let this = self.get_mut();
-        ready!(this.poll_kept(cx))?;
+        ready!(this.poll_buffered(cx))?;
         this.inner.end();
         Poll::Ready(Ok(()))
     }

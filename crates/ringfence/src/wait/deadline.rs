@@ -18,7 +18,7 @@ use nix::{
 
 use crate::{
     error::{Error, OrSystem, Result},
-    fork::Birth,
+    fork::OwnerProcess,
 };
 
 /// Waits until a descriptor (a channel's line, for example) is readable or has ended. For bindings to event
@@ -38,7 +38,7 @@ pub(crate) enum Woken {
     /// One of the descriptors is ready, or has failed, which the next read reports.
     Ready,
     /// The deadline has passed.
-    Late,
+    TimedOut,
 }
 
 /// A deadline, and the tokens that cancel the wait.
@@ -54,7 +54,7 @@ impl Deadline {
     /// Makes a deadline that never passes. Errors report `allowed`.
     pub(crate) fn endless(mut cancel_tokens: Vec<CancelToken>, allowed: Duration) -> Self {
         // The tokens of a parent do not apply in a forked child.
-        cancel_tokens.retain(CancelToken::is_here);
+        cancel_tokens.retain(CancelToken::in_owner_process);
         Self {
             at: None,
             allowed,
@@ -101,12 +101,12 @@ impl Deadline {
         let moment = Instant::now().checked_add(within);
         !matches!(
             self.until(moment).wait(&[(descriptor, PollFlags::POLLIN)]),
-            Ok(Woken::Late)
+            Ok(Woken::TimedOut)
         )
     }
 
     /// The error of a handshake that is at this step when its deadline passes.
-    pub(crate) fn late(&self, step: &'static str) -> Error {
+    pub(crate) fn timed_out(&self, step: &'static str) -> Error {
         Error::HandshakeTimeout {
             step,
             after: self.allowed,
@@ -121,7 +121,7 @@ impl Deadline {
     ) -> Result<()> {
         match self.wait(descriptors)? {
             Woken::Ready => Ok(()),
-            Woken::Late => Err(self.late(step)),
+            Woken::TimedOut => Err(self.timed_out(step)),
         }
     }
 
@@ -129,12 +129,12 @@ impl Deadline {
     pub(crate) fn check_at(&self, step: &'static str) -> Result<()> {
         match self.check()? {
             Woken::Ready => Ok(()),
-            Woken::Late => Err(self.late(step)),
+            Woken::TimedOut => Err(self.timed_out(step)),
         }
     }
 
     /// Whether the deadline has not passed yet.
-    pub(crate) fn is_left(&self) -> bool {
+    pub(crate) fn has_time_left(&self) -> bool {
         self.at.is_none_or(|deadline| Instant::now() < deadline)
     }
 
@@ -152,7 +152,7 @@ impl Deadline {
             // A caller that retries after a failed wait must still be cancelled.
             Err(_) if self.cancel_tokens.iter().any(CancelToken::is_cancelled) => return Err(Error::Aborted),
             Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
-            Ok(false) => return Ok(Woken::Late),
+            Ok(false) => return Ok(Woken::TimedOut),
             Ok(true) => {}
         }
         if polled
@@ -169,7 +169,7 @@ impl Deadline {
     /// cancelled.
     pub(crate) fn check(&self) -> Result<Woken> {
         if self.at.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Ok(Woken::Late);
+            return Ok(Woken::TimedOut);
         }
         if self.cancel_tokens.is_empty() {
             return Ok(Woken::Ready);
@@ -257,7 +257,7 @@ struct CancelState {
 pub(super) struct Event {
     pub(super) descriptor: EventFd,
     /// A forked child has the descriptor too, but its event belongs to the parent.
-    pub(super) birth: Birth,
+    pub(super) owner: OwnerProcess,
 }
 
 impl CancelToken {
@@ -266,10 +266,10 @@ impl CancelToken {
     /// # Errors
     /// [`Error::NoSpace`] if no descriptor is available.
     pub fn new() -> Result<Self> {
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map(|descriptor| {
-                let event = Event { descriptor, birth };
+                let event = Event { descriptor, owner };
                 let cancelled = AtomicBool::new(false);
                 Self(Arc::new(CancelState { event, cancelled }))
             })
@@ -280,7 +280,7 @@ impl CancelToken {
     pub fn cancel(&self) {
         // The kernel has no reason to refuse the write, but a system call filter may. A wait that is never
         // cancelled would last forever, so retry.
-        if !self.is_here() {
+        if !self.in_owner_process() {
             return;
         }
         self.0.cancelled.store(true, Ordering::Release);
@@ -295,8 +295,8 @@ impl CancelToken {
         self.0.cancelled.load(Ordering::Acquire)
     }
 
-    pub(super) fn is_here(&self) -> bool {
-        self.0.event.birth.is_here()
+    pub(super) fn in_owner_process(&self) -> bool {
+        self.0.event.owner.is_current()
     }
 
     pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
@@ -319,20 +319,20 @@ impl Wakeup {
 
     /// Clears the wakeup.
     pub(crate) fn clear(&self) {
-        if self.is_here() {
+        if self.in_owner_process() {
             // The read fails if nothing was signalled, which is fine.
             let _ = self.0.0.event.descriptor.read();
         }
     }
 
     /// Whether it was made in this process, and not in a process from which this one was forked.
-    pub(crate) fn is_here(&self) -> bool {
-        self.0.is_here()
+    pub(crate) fn in_owner_process(&self) -> bool {
+        self.0.in_owner_process()
     }
 
     /// Whether it was signalled. Clears the wakeup.
     pub(crate) fn take(&self) -> bool {
-        self.is_here() && self.0.0.event.descriptor.read().is_ok()
+        self.in_owner_process() && self.0.0.event.descriptor.read().is_ok()
     }
 }
 

@@ -22,7 +22,7 @@ use nix::{
 
 use crate::{
     error::{Error, OrSystem, Result},
-    fork::{Birth, PerProcess},
+    fork::{OwnerProcess, PerProcess},
     identity::Credentials,
     wait::{
         deadline::Deadline,
@@ -36,7 +36,7 @@ const MAX_THREADS: usize = 64;
 
 /// The number of calls that are running. Changed by the thread that starts a call, and by the call's own
 /// thread when it ends.
-static UNDER_WAY: PerProcess<AtomicUsize> = PerProcess::new();
+static RUNNING: PerProcess<AtomicUsize> = PerProcess::new();
 
 /// Counts a call while this value exists, and wakes the caller when the call has ended, even by a panic.
 struct CallInFlight {
@@ -66,7 +66,7 @@ pub(crate) fn run<T: Send + 'static>(
     let no_space =
         |reason: String| Error::no_space(format!("a thread that inspects a file ({what})"), reason);
     let answered = Wakeup::new()?;
-    let running = UNDER_WAY.get()?;
+    let running = RUNNING.get()?;
     let before = running.fetch_add(1, Ordering::AcqRel);
     // Dropping this on any path decrements the counter.
     let call_in_flight = CallInFlight {
@@ -80,9 +80,9 @@ pub(crate) fn run<T: Send + 'static>(
     }
     let (sender, result) = mpsc::channel();
     thread::Builder::new()
-        .name("ringfence-look".into())
+        .name("ringfence-probe".into())
         .spawn(move || {
-            let _under_way = call_in_flight;
+            let _running = call_in_flight;
             // Without a result, the caller's deadline has passed.
             let _ = sender.send(call());
         })
@@ -104,9 +104,9 @@ pub(crate) struct Permit<'a>(&'a Event);
 impl Permits {
     pub(crate) fn new(count: usize) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
-        let birth = Birth::now()?;
+        let owner = OwnerProcess::current()?;
         EventFd::from_value_and_flags(u32::try_from(count).unwrap_or(u32::MAX), flags)
-            .map(|descriptor| Self(Event { descriptor, birth }))
+            .map(|descriptor| Self(Event { descriptor, owner }))
             .or_system("a descriptor to count permits with")
     }
 
@@ -126,7 +126,7 @@ impl Permits {
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        if self.0.birth.is_here() {
+        if self.0.owner.is_current() {
             // Cannot fail: acquiring the permit has decremented the counter.
             let _ = self.0.descriptor.write(1);
         }

@@ -22,7 +22,7 @@ use polls::{LineEvents, LoopPoll, ThreadPoll};
 
 use crate::{
     error::{Error, Result, is_shortage},
-    fork::{Birth, ProcessMutex},
+    fork::{OwnerProcess, ProcessMutex},
     sys,
     sys::lock::{Condvar, MutexGuard},
     wait::deadline::ready_by,
@@ -144,7 +144,7 @@ impl Doorbell {
         pidfd: Option<Arc<OwnedFd>>,
         accepts: Attachments,
         numbered: bool,
-        birth: Birth,
+        owner: OwnerProcess,
     ) -> Self {
         let line = Arc::new(line);
         let state = DoorbellState {
@@ -152,11 +152,11 @@ impl Doorbell {
             ..DoorbellState::default()
         };
         Self {
-            peer_waker: PeerWaker::new(&line, birth),
+            peer_waker: PeerWaker::new(&line, owner),
             can_shut: sys::socket::may_shut_down(&*line),
             line,
             pidfd,
-            state: ProcessMutex::new(state, birth),
+            state: ProcessMutex::new(state, owner),
             changed: Condvar::new(),
             loop_poll: OnceLock::new(),
             thread_poll: OnceLock::new(),
@@ -472,7 +472,7 @@ impl Doorbell {
     /// Puts the attachments of one message on the line, all or none. Fails with [`Error::NoSpace`] if the line is full or too many
     /// descriptors of this user are in flight.
     pub(crate) fn post(&self, attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.state.birth().check()?;
+        self.state.owner().check()?;
         self.try_post(attachments, None)
             .map_err(|errno| passing_failed(errno, attachments.len()))
     }
@@ -782,7 +782,7 @@ impl Doorbell {
     /// Waits until `other` is readable, or the peer is gone, or the deadline has passed (`false`). Reads no wakeup. Returns
     /// immediately if the peer is already gone, because the caller may not know.
     pub(crate) fn wait_for_token(&self, other: BorrowedFd<'_>, deadline: Option<Instant>) -> Result<bool> {
-        self.state.birth().check()?;
+        self.state.owner().check()?;
         loop {
             // A hang-up does not end this poll if this process may not shut the line, so check again soon.
             let soon = (!self.can_shut).then(|| Instant::now() + RECHECK_INTERVAL);
@@ -817,7 +817,7 @@ impl Doorbell {
     }
 
     fn shut(&self, how: Shutdown) {
-        if !self.state.birth().is_here() {
+        if !self.state.owner().is_current() {
             return;
         }
         if self.can_shut {

@@ -77,7 +77,7 @@ impl Core {
         receiver.accept_calls();
         let state = State::new(sender.max_message_size())?;
         let shared = Arc::clone(&sender.shared);
-        let birth = shared.resources.birth();
+        let owner = shared.resources.owner();
         let inner = Inner {
             state,
             sender,
@@ -88,7 +88,7 @@ impl Core {
             is_abandoned: false,
         };
         Ok(Self {
-            inner: ProcessMutex::new(Some(inner), birth),
+            inner: ProcessMutex::new(Some(inner), owner),
             known: channel.known,
             tokens: channel.tokens,
             shared,
@@ -105,7 +105,7 @@ impl Core {
     pub(crate) fn trace_failure(&self, error: &RemoteError) {
         if !error.is_late() {
             self.shared
-                .tie
+                .trace
                 .call_failed(error.name(), error.code(), error.message());
         }
     }

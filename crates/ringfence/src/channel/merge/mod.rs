@@ -25,7 +25,7 @@ use crate::{
     channel::receiver::Receiver,
     channel::waiting::{Slept, SpinThenPark},
     error::{Error, OrSystem, Result},
-    fork::Birth,
+    fork::OwnerProcess,
     region::copy::barrier,
     ring::message::Message,
     ring::record::packed_size,
@@ -183,7 +183,7 @@ pub struct Merge<S = Receiver> {
     free: Vec<usize>,
     turns: Turns,
     epoll: Epoll,
-    birth: Birth,
+    owner: OwnerProcess,
     ends: VecDeque<(Key, CloseReason)>,
     size: usize,
     had_source: bool,
@@ -215,7 +215,7 @@ impl<S: Source> Merge<S> {
             free: Vec::new(),
             turns: Turns::default(),
             epoll,
-            birth: Birth::now()?,
+            owner: OwnerProcess::current()?,
             ends: VecDeque::new(),
             size: 0,
             had_source: false,
@@ -228,7 +228,7 @@ impl<S: Source> Merge<S> {
     /// Adds a source, or returns it with the error. Fails with [`Error::NoSpace`] if the kernel has no
     /// memory for it, or the user has reached its limit of watched descriptors (/proc/sys/fs/epoll/max_user_watches).
     pub fn add(&mut self, mut source: S) -> std::result::Result<Key, Box<NotAdded<S>>> {
-        if let Err(error) = self.birth.check() {
+        if let Err(error) = self.owner.check() {
             return Err(Box::new(NotAdded { source, error }));
         }
         let place = self.free.last().copied().unwrap_or(self.slots.len());
@@ -258,7 +258,7 @@ impl<S: Source> Merge<S> {
     /// Hands a source back, open: what was not received is there to read. `None`: it has ended, or was removed before.
     pub fn remove(&mut self, key: Key) -> Option<S> {
         // The kernel's list of descriptors is the parent's as well.
-        if !self.birth.is_here() {
+        if !self.owner.is_current() {
             return None;
         }
         self.source(key)?;
@@ -394,7 +394,7 @@ impl<S: Source> Merge<S> {
         mut receive: impl FnMut(&mut S) -> Result<Option<T>>,
         length: impl Fn(&T) -> usize,
     ) -> Result<Option<std::result::Result<(Key, T), (Key, CloseReason)>>> {
-        self.birth.check()?;
+        self.owner.check()?;
         loop {
             if let Some(end) = self.ends.pop_front() {
                 return Ok(Some(Err(end)));
@@ -428,7 +428,7 @@ impl<S: Source> Merge<S> {
     /// Returns the source of the next message and its size, once its start is there. `None`: there is none
     /// now. The message stays the next one until it is received. Errors as [`Merge::try_receive`].
     pub fn next_size(&mut self) -> Result<Option<(Key, usize)>> {
-        self.birth.check()?;
+        self.owner.check()?;
         loop {
             let Some(place) = self.turns.next() else {
                 if self.check_all()? {
@@ -454,7 +454,7 @@ impl<S: Source> Merge<S> {
     /// saw; [`Merge::stats`] does not count them. That source has left the merge, and the next call continues
     /// with the others.
     pub fn receive_each(&mut self, mut visit: impl FnMut(Key, Message<'_>), max: usize) -> Result<usize> {
-        self.birth.check()?;
+        self.owner.check()?;
         let mut count = 0;
         while count < max {
             let Some(place) = self.turns.next() else {
@@ -495,7 +495,7 @@ impl<S: Source> Merge<S> {
 
     /// The next end of a source that was not returned yet, for a caller that reads with [`Merge::receive_each`]. `None` in a child.
     pub fn next_end(&mut self) -> Option<(Key, CloseReason)> {
-        self.ends.pop_front().filter(|_| self.birth.is_here())
+        self.ends.pop_front().filter(|_| self.owner.is_current())
     }
 
     /// Waits until there is something to read, or the end of a source to return. `false`: no more will come ([`Merge::is_ended`]).
@@ -514,7 +514,7 @@ impl<S: Source> Merge<S> {
     /// ([`AsFd`]) is readable, then call [`Merge::poll`]. `false`: there is something to read, or an end to return, or no more will
     /// come. Errors as [`Merge::wait_readable`].
     pub fn arm(&mut self) -> Result<bool> {
-        self.birth.check()?;
+        self.owner.check()?;
         if self.has_ready()? {
             return Ok(false);
         }
@@ -544,7 +544,7 @@ impl<S: Source> Merge<S> {
 
     /// For event loops: reads the lines that are readable. Errors as [`Merge::wait_readable`].
     pub fn poll(&mut self) -> Result<()> {
-        self.birth.check()?;
+        self.owner.check()?;
         self.poll_lines(Some(Instant::now())).map(drop)
     }
 
@@ -576,7 +576,7 @@ impl<S: Source> Merge<S> {
 
     /// Whether there is an end to return, or a ready source has something to read. The other ready sources rest after this.
     fn has_ready(&mut self) -> Result<bool> {
-        self.birth.check()?;
+        self.owner.check()?;
         while let Some(place) = self.turns.next() {
             match self.source_mut(place).is_available(()) {
                 Ok(true) => return Ok(true),

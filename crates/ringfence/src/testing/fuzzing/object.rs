@@ -28,7 +28,7 @@ use crate::{
     region::create::Backing,
     region::create::wanted_seals,
     region::layout::{self, CAPACITY_MIN, MAGIC, as_offset, region_size},
-    sys::file::take_lease,
+    sys::file::acquire_lease,
 };
 
 /// The maximum size of objects that use memory: larger ones would be slow.
@@ -153,7 +153,7 @@ impl Drawn {
         }
         match backing {
             Backing::Memfd => judge(seal(&object, script)?, "seals"),
-            Backing::Shm => judge(!odd(script)? && take_lease(&object).is_ok(), "lease"),
+            Backing::Shm => judge(!odd(script)? && acquire_lease(&object).is_ok(), "lease"),
         }
         let mut passed = None;
         if odd(script)? {

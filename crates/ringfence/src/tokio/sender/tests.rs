@@ -228,7 +228,7 @@ impl Bench {
             }
             Call::TrySend(size) => {
                 let message = self.message(size);
-                let waits = self.sender.kept.message.is_some();
+                let waits = self.sender.buffered.message.is_some();
                 let sent = self.sender.try_send(&message);
                 if waits && matches!(sent, Ok(false)) {
                     return;
@@ -251,7 +251,7 @@ impl Bench {
                 let sent = self.poll(polls, async |sender| SinkExt::send(sender, &message).await);
                 let is_taken = self
                     .sender
-                    .kept
+                    .buffered
                     .message
                     .as_ref()
                     .is_some_and(|(taken, _)| *taken == message);
@@ -280,7 +280,7 @@ impl Bench {
                 check_flushed(lost, closed);
             }
             Call::End => {
-                if self.sender.kept.message.is_some() && !self.closed {
+                if self.sender.buffered.message.is_some() && !self.closed {
                     self.accepted.pop();
                     self.lost = true;
                 }
@@ -290,7 +290,7 @@ impl Bench {
             Call::PeerReads => read(&mut self.peer, &mut self.received),
         }
         // The first call that would have sent it has reported the loss.
-        self.lost &= self.sender.kept.message.is_some();
+        self.lost &= self.sender.buffered.message.is_some();
     }
 
     /// The sender works after these calls, and the peer receives each accepted message.

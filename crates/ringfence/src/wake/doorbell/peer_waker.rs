@@ -18,7 +18,7 @@ use std::{
 use nix::errno::Errno;
 
 use crate::{
-    fork::{Birth, ProcessMutex},
+    fork::{OwnerProcess, ProcessMutex},
     sys,
 };
 
@@ -55,10 +55,10 @@ enum SendResult {
 }
 
 impl PeerWaker {
-    pub(super) fn new(line: &Arc<OwnedFd>, birth: Birth) -> Arc<Self> {
+    pub(super) fn new(line: &Arc<OwnedFd>, owner: OwnerProcess) -> Arc<Self> {
         Arc::new(Self {
             line: Arc::clone(line),
-            lost: ProcessMutex::new(LostWakeups::default(), birth),
+            lost: ProcessMutex::new(LostWakeups::default(), owner),
             wakeups_sent: Arc::default(),
         })
     }
@@ -67,7 +67,7 @@ impl PeerWaker {
     /// a forked child, because the peer belongs to its parent.
     #[cold]
     pub(super) fn wake_peer(self: &Arc<Self>) {
-        if !self.lost.birth().is_here() {
+        if !self.lost.owner().is_current() {
             return;
         }
         self.wakeups_sent.fetch_add(1, Ordering::Relaxed);

@@ -25,7 +25,7 @@ use nix::{
 };
 
 use crate::{
-    fork::Birth,
+    fork::OwnerProcess,
     sys,
     wake::attachments::Attachments,
     wake::doorbell::{Doorbell, POLLS_BEFORE_A_READ, Sleep},
@@ -38,7 +38,13 @@ fn line() -> (Doorbell, OwnedFd) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (own, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
     (
-        Doorbell::new(own, None, Attachments::none(), false, Birth::now().unwrap()),
+        Doorbell::new(
+            own,
+            None,
+            Attachments::none(),
+            false,
+            OwnerProcess::current().unwrap(),
+        ),
         peer,
     )
 }

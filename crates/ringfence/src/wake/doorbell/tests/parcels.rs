@@ -8,7 +8,7 @@ use std::{
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::{
-    fork::Birth,
+    fork::OwnerProcess,
     wake::attachments::{Attachment, AttachmentRef, Attachments, tests::stuck_socket},
     wake::doorbell::Doorbell,
 };
@@ -16,10 +16,10 @@ use crate::{
 fn ends(accepts: Attachments) -> (Doorbell, Doorbell) {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (publisher, subscriber) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).unwrap();
-    let birth = Birth::now().unwrap();
+    let owner = OwnerProcess::current().unwrap();
     (
-        Doorbell::new(publisher, None, Attachments::none(), false, birth),
-        Doorbell::new(subscriber, None, accepts, true, birth),
+        Doorbell::new(publisher, None, Attachments::none(), false, owner),
+        Doorbell::new(subscriber, None, accepts, true, owner),
     )
 }
 
