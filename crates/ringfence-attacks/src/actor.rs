@@ -29,15 +29,15 @@ use crate::RowError;
 /// The time limit for an answer that must come. It is generous, because the machine may be busy.
 pub const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// The reaction of a process.
+/// The next event of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Heard {
+pub enum Event {
     /// One line of its standard output.
     Line(String),
     /// It ended. The text says how.
-    Ended(String),
+    Exited(String),
     /// Nothing, within the time limit.
-    Silence,
+    Timeout,
 }
 
 /// A process of this test.
@@ -83,7 +83,7 @@ impl Actor {
     }
 
     /// Sends an order.
-    pub fn say(&mut self, order: &str) -> Result<(), RowError> {
+    pub fn send_order(&mut self, order: &str) -> Result<(), RowError> {
         let name = self.name;
         let orders = self
             .orders
@@ -95,17 +95,17 @@ impl Actor {
     }
 
     /// Waits for a line, or for the end of the process.
-    pub fn hear(&mut self, within: Duration) -> Heard {
+    pub fn next_event(&mut self, within: Duration) -> Event {
         let end = Instant::now() + within;
         match self.lines.recv_timeout(within) {
-            Ok(line) => Heard::Line(line),
-            Err(RecvTimeoutError::Timeout) => Heard::Silence,
+            Ok(line) => Event::Line(line),
+            Err(RecvTimeoutError::Timeout) => Event::Timeout,
             // Its output is closed, usually because the process is just ending.
             Err(RecvTimeoutError::Disconnected) => loop {
                 match self.child.try_wait() {
-                    Ok(Some(status)) => break Heard::Ended(words(status)),
+                    Ok(Some(status)) => break Event::Exited(describe_exit(status)),
                     Ok(None) if Instant::now() < end => thread::sleep(Duration::from_millis(1)),
-                    _ => break Heard::Silence,
+                    _ => break Event::Timeout,
                 }
             },
         }
@@ -113,8 +113,8 @@ impl Actor {
 
     /// Waits for a line that must come.
     pub fn line(&mut self) -> Result<String, RowError> {
-        match self.hear(TIME_LIMIT) {
-            Heard::Line(line) => Ok(line),
+        match self.next_event(TIME_LIMIT) {
+            Event::Line(line) => Ok(line),
             other => Err(RowError::wrong(format!(
                 "expected an answer from {}, got {other:?}",
                 self.name
@@ -123,7 +123,7 @@ impl Actor {
     }
 
     /// Waits for a line that starts with `start`, and returns the rest.
-    pub fn expect(&mut self, start: &str) -> Result<String, RowError> {
+    pub fn line_after(&mut self, start: &str) -> Result<String, RowError> {
         let line = self.line()?;
         match line.strip_prefix(start) {
             Some(rest) => Ok(rest.trim().to_owned()),
@@ -136,17 +136,17 @@ impl Actor {
 
     /// Sends an order and returns the answer.
     pub fn ask(&mut self, order: &str) -> Result<String, RowError> {
-        self.say(order)?;
+        self.send_order(order)?;
         self.line()
     }
 
-    /// Sends an order and returns the answer, the end of the process, or its silence.
-    pub fn try_ask(&mut self, order: &str, within: Duration) -> Heard {
-        if self.say(order).is_err() {
+    /// Sends an order and returns the answer, the end of the process, or a timeout.
+    pub fn try_ask(&mut self, order: &str, within: Duration) -> Event {
+        if self.send_order(order).is_err() {
             // A dead process cannot receive orders. Callers check how it died.
-            return self.hear(within);
+            return self.next_event(within);
         }
-        self.hear(within)
+        self.next_event(within)
     }
 
     /// Waits until the process is a zombie, and does not reap it.
@@ -223,7 +223,7 @@ pub fn is_stopped(pid: Pid) -> bool {
 }
 
 /// Describes how a process ended, for a reader of the table.
-fn words(status: ExitStatus) -> String {
+fn describe_exit(status: ExitStatus) -> String {
     match status.signal().and_then(|number| Signal::try_from(number).ok()) {
         Some(signal) => signal.as_str().to_owned(),
         None => status.to_string(),

@@ -38,7 +38,7 @@ pub struct Row {
     /// A description of the attack.
     pub attack: &'static str,
     /// Whether it must harm the plain program. (Some attacks are in the table because they must fail.)
-    pub bites_plain: bool,
+    pub harms_plain: bool,
     /// Carries out the attack on both programs.
     pub run: fn(&Stage) -> Result<Report, RowError>,
 }
@@ -131,8 +131,8 @@ pub fn play(row: &Row, executable: &Path) -> Result<Report, RowError> {
 /// Whether a row's outcome is the promised one. Rows that could not run are shown, and are no failure.
 pub fn is_as_promised(row: &Row, outcome: &Result<Report, RowError>) -> bool {
     match outcome {
-        Ok(report) => report.plain.succeeded == row.bites_plain && !report.ringfence.succeeded,
-        Err(trouble) => !matches!(trouble, RowError::Wrong(_)),
+        Ok(report) => report.plain.succeeded == row.harms_plain && !report.ringfence.succeeded,
+        Err(error) => !matches!(error, RowError::Wrong(_)),
     }
 }
 
@@ -170,7 +170,7 @@ pub fn print_table(executable: &Path, numbers: &[u8]) -> bool {
                     ringfence.seen
                 );
             }
-            Err(trouble) => println!("| {number} | {who} | {attack} | {trouble} | | |"),
+            Err(error) => println!("| {number} | {who} | {attack} | {error} | | |"),
         }
         match (&outcome, is_as_promised(row, &outcome)) {
             (_, false) => failed += 1,

@@ -66,10 +66,10 @@ impl Mapping {
             self.size
         );
         // SAFETY: in bounds, as checked above.
-        let place = unsafe { self.base.add(at) };
+        let address = unsafe { self.base.add(at) };
         // SAFETY: the word is aligned and valid as long as the mapping, and this process accesses it only
         // atomically.
-        unsafe { AtomicU64::from_ptr(place.as_ptr().cast()) }
+        unsafe { AtomicU64::from_ptr(address.as_ptr().cast()) }
     }
 
     fn byte(&self, at: usize) -> &AtomicU8 {
@@ -79,9 +79,9 @@ impl Mapping {
             self.size
         );
         // SAFETY: in bounds, as checked above.
-        let place = unsafe { self.base.add(at) };
+        let address = unsafe { self.base.add(at) };
         // SAFETY: the byte is valid as long as the mapping, and this process accesses it only atomically.
-        unsafe { AtomicU8::from_ptr(place.as_ptr()) }
+        unsafe { AtomicU8::from_ptr(address.as_ptr()) }
     }
 
     /// Reads a word.

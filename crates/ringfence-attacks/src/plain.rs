@@ -77,7 +77,7 @@ pub struct Plain {
 pub const LEAVING: usize = 1;
 
 /// Sends that value to the other process by a realtime signal (sigqueue(3)).
-pub fn tell(process: Pid, signal: i32) -> Result<(), Errno> {
+pub fn announce_exit(process: Pid, signal: i32) -> Result<(), Errno> {
     let value = libc::sigval {
         sival_ptr: ptr::without_provenance_mut(LEAVING),
     };
@@ -91,7 +91,7 @@ pub fn block(signal: i32) -> Result<(), String> {
     // SAFETY: pthread_sigmask reads the set; only the mask of this thread changes.
     match unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, ptr::null_mut()) } {
         0 => Ok(()),
-        error => Err(said("pthread_sigmask")(Errno::from_raw(error))),
+        error => Err(failed("pthread_sigmask")(Errno::from_raw(error))),
     }
 }
 
@@ -110,19 +110,19 @@ pub fn inherit(address: &str, signal: i32, peer: Pid) -> Result<OwnedFd, String>
         // SAFETY: all-zero bytes are a valid siginfo.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: sigwaitinfo reads the set, and writes one siginfo.
-        let heard = unsafe { libc::sigwaitinfo(&raw const set, &raw mut info) };
-        if heard != signal || info.si_code != libc::SI_QUEUE {
+        let received = unsafe { libc::sigwaitinfo(&raw const set, &raw mut info) };
+        if received != signal || info.si_code != libc::SI_QUEUE {
             continue;
         }
         // SAFETY: a queued signal has both fields.
         let (sender, value) = unsafe { (info.si_pid(), info.si_value()) };
         if sender == peer.as_raw() && value.sival_ptr.addr() == LEAVING {
-            return post::listen_at(address).map_err(said("listen"));
+            return post::listen_at(address).map_err(failed("listen"));
         }
     }
 }
 
-fn said(what: &'static str) -> impl Fn(Errno) -> String {
+fn failed(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
@@ -133,18 +133,18 @@ pub fn join(
     reading: Reading,
     on: &mut dyn FnMut(Moment),
 ) -> Result<Plain, String> {
-    let agreed = post::address(address).map_err(said("address"))?;
+    let agreed = post::address(address).map_err(failed("address"))?;
     let line =
-        socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).map_err(said("socket"))?;
-    fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+        socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).map_err(failed("socket"))?;
+    fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
     match bind(line.as_raw_fd(), &agreed) {
         Ok(()) => {
             let object = create(size, reading)?;
-            listen(&line, Backlog::new(8).map_err(said("backlog"))?).map_err(said("listen"))?;
+            listen(&line, Backlog::new(8).map_err(failed("backlog"))?).map_err(failed("listen"))?;
             on(Moment::Listening);
             loop {
-                let connection = accept(&line).map_err(said("accept"))?;
-                fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+                let connection = accept(&line).map_err(failed("accept"))?;
+                fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
                 let Ok(peer) = check(&connection, reading) else {
                     on(Moment::Refused);
                     continue;
@@ -159,18 +159,18 @@ pub fn join(
                     MsgFlags::MSG_NOSIGNAL,
                     None,
                 )
-                .map_err(said("sendmsg"))?;
+                .map_err(failed("sendmsg"))?;
                 return map(&object, size, "host", peer);
             }
         }
         Err(Errno::EADDRINUSE) => {
-            connect(line.as_raw_fd(), &agreed).map_err(said("connect"))?;
+            connect(line.as_raw_fd(), &agreed).map_err(failed("connect"))?;
             let peer = check(&line, reading)?;
             let (object, size) = receive(&line)?;
             on(Moment::Received);
             map(&object.ok_or("no descriptor was passed")?, size, "guest", peer)
         }
-        Err(errno) => Err(said("bind")(errno)),
+        Err(errno) => Err(failed("bind")(errno)),
     }
 }
 
@@ -182,13 +182,13 @@ fn create(size: usize, reading: Reading) -> Result<OwnedFd, String> {
         OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL,
         Mode::empty(),
     )
-    .map_err(said("shm_open"))?;
-    shm_unlink(name.as_str()).map_err(said("shm_unlink"))?;
-    lease(&object, libc::F_WRLCK).map_err(said("another process has it open"))?;
+    .map_err(failed("shm_open"))?;
+    shm_unlink(name.as_str()).map_err(failed("shm_unlink"))?;
+    lease(&object, libc::F_WRLCK).map_err(failed("another process has it open"))?;
     if !reading.keep_lease {
-        lease(&object, libc::F_UNLCK).map_err(said("F_UNLCK"))?;
+        lease(&object, libc::F_UNLCK).map_err(failed("F_UNLCK"))?;
     }
-    ftruncate(&object, size.try_into().map_err(|_| "size")?).map_err(said("ftruncate"))?;
+    ftruncate(&object, size.try_into().map_err(|_| "size")?).map_err(failed("ftruncate"))?;
     Ok(object)
 }
 
@@ -199,7 +199,7 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
 
 /// Makes the recipe's checks: the uid is ours, and the executable is the file that we execute.
 fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
-    let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(said("SO_PEERCRED"))?;
+    let peer = getsockopt(connection, sockopt::PeerCredentials).map_err(failed("SO_PEERCRED"))?;
     if peer.uid() != getuid().as_raw() || peer.uid() != geteuid().as_raw() {
         return Err(format!("uid {}", peer.uid()));
     }
@@ -211,8 +211,8 @@ fn check(connection: &OwnedFd, reading: Reading) -> Result<Pid, String> {
     if reading.uid_only {
         return Ok(Pid::from_raw(peer.pid()));
     }
-    let theirs = stat(format!("/proc/{}/exe", peer.pid()).as_str()).map_err(said("/proc/PID/exe"))?;
-    let own = stat("/proc/self/exe").map_err(said("/proc/self/exe"))?;
+    let theirs = stat(format!("/proc/{}/exe", peer.pid()).as_str()).map_err(failed("/proc/PID/exe"))?;
+    let own = stat("/proc/self/exe").map_err(failed("/proc/self/exe"))?;
     if theirs.st_ino != own.st_ino || (theirs.st_dev != own.st_dev && !reading.inode_only) {
         return Err("executable".into());
     }
@@ -234,7 +234,7 @@ fn peer_groups(connection: &OwnedFd) -> Result<Vec<u32>, String> {
             &raw mut length,
         )
     })
-    .map_err(said("SO_PEERGROUPS"))?;
+    .map_err(failed("SO_PEERGROUPS"))?;
     Ok(groups[..length as usize / 4].to_vec())
 }
 
@@ -251,7 +251,7 @@ fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
             Some(&mut control),
             MsgFlags::empty(),
         )
-        .map_err(said("recvmsg"))?;
+        .map_err(failed("recvmsg"))?;
         if let Ok(items) = message.cmsgs() {
             for item in items {
                 if let ControlMessageOwned::ScmRights(numbers) = item {
@@ -269,7 +269,7 @@ fn receive(line: &OwnedFd) -> Result<(Option<OwnedFd>, usize), String> {
         match read(line, &mut data[filled..]) {
             Ok(0) => return Err("the peer left".into()),
             Ok(count) => filled += count,
-            Err(errno) => return Err(said("read")(errno)),
+            Err(errno) => return Err(failed("read")(errno)),
         }
     }
     Ok((object, usize::from_ne_bytes(data)))
@@ -280,7 +280,7 @@ fn map(object: &OwnedFd, size: usize, role: &'static str, peer: Pid) -> Result<P
     let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // SAFETY: a new mapping at an address chosen by the kernel replaces nothing.
     let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, object.as_fd(), 0) }
-        .map_err(said("mmap"))?;
+        .map_err(failed("mmap"))?;
     let capacity = (size.saturating_sub(HEAD_WORDS) / 2) as u64;
     Ok(Plain {
         role,
@@ -314,9 +314,9 @@ const fn offset(position: u64) -> usize {
 impl Plain {
     fn word(&self, at: usize) -> &AtomicU64 {
         // SAFETY: the words lie in the first page of the mapping, if the peer has stated the true size.
-        let place = unsafe { self.base.add(at) };
+        let record = unsafe { self.base.add(at) };
         // SAFETY: aligned, because the mapping starts at a page boundary; it is never unmapped.
-        unsafe { AtomicU64::from_ptr(place.cast()) }
+        unsafe { AtomicU64::from_ptr(record.cast()) }
     }
 
     /// Returns the address of a record's length. Positions are multiples of eight.
@@ -325,7 +325,7 @@ impl Plain {
         words.wrapping_add((HEAD_WORDS + offset(ring as u64 * self.capacity + position % self.capacity)) / 4)
     }
 
-    fn place(&self, ring: usize, position: u64) -> *mut u8 {
+    fn record_at(&self, ring: usize, position: u64) -> *mut u8 {
         let at = HEAD_WORDS + offset(ring as u64 * self.capacity + position % self.capacity);
         self.base.wrapping_add(at)
     }
@@ -348,12 +348,12 @@ impl Plain {
             unsafe { self.length_at(self.sends, position).write_volatile(SKIP) };
             position += skipped;
         }
-        let place = self.place(self.sends, position);
+        let record = self.record_at(self.sends, position);
         let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
         // SAFETY: the words that both sides maintain say that there is space for the record.
         unsafe { self.length_at(self.sends, position).write_volatile(length) };
         // SAFETY: as above.
-        unsafe { ptr::copy_nonoverlapping(message.as_ptr(), place.wrapping_add(4), message.len()) };
+        unsafe { ptr::copy_nonoverlapping(message.as_ptr(), record.wrapping_add(4), message.len()) };
         tail.store(position + needed, Ordering::Release);
         true
     }
@@ -367,11 +367,11 @@ impl Plain {
             if position == self.word(tail_of(ring)).load(Ordering::Acquire) {
                 return None;
             }
-            let place = self.place(ring, position);
+            let record = self.record_at(ring, position);
             // SAFETY: the words that both sides maintain say that a record starts here.
             let length = unsafe { self.length_at(ring, position).read_volatile() };
             if length != SKIP {
-                return Some((place.wrapping_add(4), length as usize));
+                return Some((record.wrapping_add(4), length as usize));
             }
             let rest = self.capacity - position % self.capacity;
             head.store(position + rest, Ordering::Release);
@@ -379,11 +379,11 @@ impl Plain {
     }
 
     /// Returns the current bytes of a message that [`Plain::peek`] found.
-    pub fn look(&self, (place, length): (*const u8, usize)) -> Vec<u8> {
+    pub fn copy_message(&self, (record, length): (*const u8, usize)) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length);
         // SAFETY: the record has the length that the ring states. A process that can write there can make
         // this untrue, as the rows about hostile rings show; then the process dies in this call.
-        unsafe { ptr::copy_nonoverlapping(place, bytes.as_mut_ptr(), length) };
+        unsafe { ptr::copy_nonoverlapping(record, bytes.as_mut_ptr(), length) };
         // SAFETY: filled above.
         unsafe { bytes.set_len(length) };
         bytes

@@ -28,7 +28,7 @@ use crate::{mapping::Mapping, post};
 /// The size of the object in bytes.
 pub const SIZE: usize = 64 * 1024;
 /// The maximum number of subscribers.
-pub const SEATS: usize = 30;
+pub const MAX_SUBSCRIBERS: usize = 30;
 /// The offset of the publisher's tail.
 pub const TAIL: usize = 0;
 /// The size of every message in the ring.
@@ -37,8 +37,8 @@ const DATA: usize = 4096;
 const CAPACITY: u64 = (SIZE - DATA) as u64 / RECORD * RECORD;
 
 /// Returns the offset of a subscriber's head.
-pub const fn head_of(seat: usize) -> usize {
-    128 * (1 + seat)
+pub const fn head_of(slot: usize) -> usize {
+    128 * (1 + slot)
 }
 
 /// Returns the offset of a message's length and bytes, given the number of messages before it.
@@ -47,7 +47,7 @@ pub const fn message_at(number: u64) -> usize {
     DATA + offset
 }
 
-fn said(what: &'static str) -> impl Fn(Errno) -> String {
+fn failed(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
@@ -55,7 +55,7 @@ fn said(what: &'static str) -> impl Fn(Errno) -> String {
 #[derive(Debug)]
 pub struct Publisher {
     map: Mapping,
-    seats: Arc<AtomicUsize>,
+    slots: Arc<AtomicUsize>,
     /// Kept open for further subscribers.
     _object: Arc<OwnedFd>,
 }
@@ -63,19 +63,19 @@ pub struct Publisher {
 /// Accepts all subscribers, on a separate thread. With `greeting`, each must first send a byte with its
 /// request.
 pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
-    let listener = post::listen_at(address).map_err(said("listen"))?;
-    let object = memfd_create("plain-many", MFdFlags::MFD_CLOEXEC).map_err(said("memfd"))?;
-    ftruncate(&object, i64::try_from(SIZE).unwrap_or(i64::MAX)).map_err(said("ftruncate"))?;
-    let map = Mapping::new(&object, SIZE, true).map_err(said("mmap"))?;
-    let (object, seats) = (Arc::new(object), Arc::new(AtomicUsize::new(0)));
-    let (passed, taken) = (Arc::clone(&object), Arc::clone(&seats));
+    let listener = post::listen_at(address).map_err(failed("listen"))?;
+    let object = memfd_create("plain-many", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
+    ftruncate(&object, i64::try_from(SIZE).unwrap_or(i64::MAX)).map_err(failed("ftruncate"))?;
+    let map = Mapping::new(&object, SIZE, true).map_err(failed("mmap"))?;
+    let (object, slots) = (Arc::new(object), Arc::new(AtomicUsize::new(0)));
+    let (passed, used) = (Arc::clone(&object), Arc::clone(&slots));
     thread::spawn(move || {
         while let Ok(connection) = accept(&listener) {
-            let own = getsockopt(&connection, sockopt::PeerCredentials)
+            let same_uid = getsockopt(&connection, sockopt::PeerCredentials)
                 .is_ok_and(|peer| peer.uid() == getuid().as_raw());
-            let spoken = !greeting || post::receive(connection.as_fd(), 1).is_ok();
-            if own && spoken && taken.load(Ordering::Acquire) < SEATS {
-                taken.fetch_add(1, Ordering::AcqRel);
+            let greeted = !greeting || post::receive(connection.as_fd(), 1).is_ok();
+            if same_uid && greeted && used.load(Ordering::Acquire) < MAX_SUBSCRIBERS {
+                used.fetch_add(1, Ordering::AcqRel);
                 // A subscriber that has disconnected keeps its slot, because nothing reports that.
                 let _ = post::send(connection.as_fd(), &SIZE.to_ne_bytes(), &[passed.as_fd()], None);
             }
@@ -83,7 +83,7 @@ pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
     });
     Ok(Publisher {
         map,
-        seats,
+        slots,
         _object: object,
     })
 }
@@ -91,13 +91,13 @@ pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
 impl Publisher {
     /// Returns the number of subscribers that connected.
     pub fn subscribers(&self) -> usize {
-        self.seats.load(Ordering::Acquire)
+        self.slots.load(Ordering::Acquire)
     }
 
     /// Puts a message into the ring, if the slowest subscriber has left space.
     pub fn send(&self, message: &[u8]) -> bool {
         let tail = self.map.load(TAIL);
-        let slowest = (0..self.subscribers()).map(|seat| self.map.load(head_of(seat)));
+        let slowest = (0..self.subscribers()).map(|slot| self.map.load(head_of(slot)));
         if slowest
             .max_by_key(|head| tail.wrapping_sub(*head))
             .is_some_and(|head| tail.wrapping_sub(head) >= CAPACITY)
@@ -116,23 +116,23 @@ impl Publisher {
 #[derive(Debug)]
 pub struct Subscription {
     map: Mapping,
-    seat: usize,
+    slot: usize,
     /// The number of messages read.
     count: u64,
 }
 
-/// Subscribes. `seat` is the number of subscribers that connected before.
-pub fn subscribe(address: &str, seat: usize, greeting: bool) -> Result<Subscription, String> {
-    let line = post::connect_to(address).map_err(said("connect"))?;
+/// Subscribes. `slot` is the number of subscribers that connected before.
+pub fn subscribe(address: &str, slot: usize, greeting: bool) -> Result<Subscription, String> {
+    let line = post::connect_to(address).map_err(failed("connect"))?;
     if greeting {
-        post::send(line.as_fd(), b"r", &[], None).map_err(said("send"))?;
+        post::send(line.as_fd(), b"r", &[], None).map_err(failed("send"))?;
     }
-    let parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
+    let parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     let object = parcel.descriptors.first().ok_or("no descriptor was passed")?;
-    let map = Mapping::new(object, SIZE, true).map_err(said("mmap"))?;
+    let map = Mapping::new(object, SIZE, true).map_err(failed("mmap"))?;
     let count = map.load(TAIL) / RECORD;
-    map.store(head_of(seat), count * RECORD);
-    Ok(Subscription { map, seat, count })
+    map.store(head_of(slot), count * RECORD);
+    Ok(Subscription { map, slot, count })
 }
 
 impl Subscription {
@@ -149,7 +149,7 @@ impl Subscription {
         let length = usize::try_from(self.map.load(at)).unwrap_or(usize::MAX);
         let message = self.map.read(at + 8, length);
         self.count += 1;
-        self.map.store(head_of(self.seat), self.count * RECORD);
+        self.map.store(head_of(self.slot), self.count * RECORD);
         Some(message)
     }
 }

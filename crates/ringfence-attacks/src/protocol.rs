@@ -229,12 +229,16 @@ pub fn readable(socket: BorrowedFd<'_>, milliseconds: u16) -> bool {
 }
 
 /// Receives the next frame, with its descriptors.
-pub fn hear(socket: BorrowedFd<'_>, milliseconds: u16) -> (Frame, Vec<OwnedFd>) {
-    hear_rest(socket, milliseconds, Vec::new())
+pub fn receive_frame(socket: BorrowedFd<'_>, milliseconds: u16) -> (Frame, Vec<OwnedFd>) {
+    receive_frame_after(socket, milliseconds, Vec::new())
 }
 
 /// Receives a frame whose first bytes were already read.
-pub fn hear_rest(socket: BorrowedFd<'_>, milliseconds: u16, mut bytes: Vec<u8>) -> (Frame, Vec<OwnedFd>) {
+pub fn receive_frame_after(
+    socket: BorrowedFd<'_>,
+    milliseconds: u16,
+    mut bytes: Vec<u8>,
+) -> (Frame, Vec<OwnedFd>) {
     let mut descriptors = Vec::new();
     let mut wanted = 16;
     while bytes.len() < wanted {

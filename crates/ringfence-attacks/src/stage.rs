@@ -76,7 +76,7 @@ impl Stage {
             name,
             root: geteuid().is_root(),
         };
-        let set = || -> std::io::Result<()> {
+        let set_up = || -> std::io::Result<()> {
             fs::DirBuilder::new().mode(0o755).create(&stage.dir)?;
             fs::set_permissions(&stage.dir, fs::Permissions::from_mode(0o755))?;
             for program in [Program::Genuine, Program::Other] {
@@ -91,7 +91,7 @@ impl Stage {
             }
             Ok(())
         };
-        set().map_err(|error| {
+        set_up().map_err(|error| {
             RowError::wrong(format!("{} could not be set up: {error}", stage.dir.display()))
         })?;
         Ok(stage)
@@ -299,14 +299,17 @@ impl Stage {
             if self.root { "root" } else { "user" },
         ]);
         command.args(places);
-        let mut keeper = Actor::start("the keeper of /dev/shm", &mut command)?;
-        let answer = keeper.line()?;
+        let mut mount_owner = Actor::start("the keeper of /dev/shm", &mut command)?;
+        let answer = mount_owner.line()?;
         if answer != "mounted" {
             return Err(RowError::Skipped(format!(
                 "needs root or unprivileged user namespaces ({answer})"
             )));
         }
-        Ok(OwnShm { stage: self, keeper })
+        Ok(OwnShm {
+            stage: self,
+            mount_owner,
+        })
     }
 }
 
@@ -320,7 +323,7 @@ impl Drop for Stage {
 #[derive(Debug)]
 pub struct OwnShm<'stage> {
     stage: &'stage Stage,
-    keeper: Actor,
+    mount_owner: Actor,
 }
 
 impl OwnShm<'_> {
@@ -332,7 +335,7 @@ impl OwnShm<'_> {
     /// Does the same with any executable.
     pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Actor, RowError> {
         let mut command = Command::new(self.stage.program(Program::Genuine));
-        command.args(["role", "within", &self.keeper.pid().to_string()]);
+        command.args(["role", "within", &self.mount_owner.pid().to_string()]);
         // 0 keeps the user.
         command.arg(if self.stage.root { AGENT } else { 0 }.to_string());
         command.arg(program).arg("role").args(args);

@@ -16,7 +16,7 @@ fn row(number: u8) {
     match play(row, Path::new(env!("CARGO_BIN_EXE_ringfence-attacks"))) {
         Ok(report) => {
             assert_eq!(
-                report.plain.succeeded, row.bites_plain,
+                report.plain.succeeded, row.harms_plain,
                 "the plain program: {}",
                 report.plain.seen
             );
@@ -28,7 +28,7 @@ fn row(number: u8) {
         }
         Err(RowError::Wrong(what)) => panic!("{what}"),
         // Written to stderr directly: the output of the macros is shown for failures only, and a skipped row must be seen.
-        Err(trouble) => writeln!(stderr(), "row {number}, {}: {trouble}", row.attack).expect("stderr"),
+        Err(error) => writeln!(stderr(), "row {number}, {}: {error}", row.attack).expect("stderr"),
     }
 }
 

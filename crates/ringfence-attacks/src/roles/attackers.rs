@@ -40,7 +40,7 @@ use crate::{
     protocol::{self, Frame},
 };
 
-fn said(what: &'static str) -> impl Fn(Errno) -> String {
+fn failed(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
@@ -51,7 +51,7 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
         ["connect-then-exec", address, victim, genuine] => connect_then_exec(address, victim, genuine),
         ["thief", connection, victim, genuine] => thief(connection, victim, genuine),
         ["knock", address] => knock(address),
-        ["knock-and-die", address] => post::connect_to(address).map(drop).map_err(said("connect")),
+        ["knock-and-die", address] => post::connect_to(address).map(drop).map_err(failed("connect")),
         ["turncoat", address, other] => turncoat(address, other),
         ["receiver", connection] => take(&inherited(connection)?),
         ["filler"] => filler(),
@@ -95,7 +95,7 @@ fn forge(victim: i32, pretended: i32, signal: i32, value: u64) -> Result<(), Str
     }
     // SAFETY: the kernel reads one siginfo of 128 bytes.
     let result = unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, victim, signal, info.as_ptr()) };
-    Errno::result(result).map_err(said("rt_sigqueueinfo"))?;
+    Errno::result(result).map_err(failed("rt_sigqueueinfo"))?;
     println!("forged");
     Ok(())
 }
@@ -111,24 +111,24 @@ fn sigio(victim: i32) -> Result<(), String> {
     let thread = hears.and_then(|task| task.file_name().to_str()?.parse().ok());
     // SAFETY: tgkill takes three integers.
     let sent = unsafe { libc::syscall(libc::SYS_tgkill, victim, thread.unwrap_or(victim), libc::SIGIO) };
-    Errno::result(sent).map_err(said("tgkill"))?;
+    Errno::result(sent).map_err(failed("tgkill"))?;
     println!("sent");
     Ok(())
 }
 
 /// Fills the user's quota of pending signals, and keeps it full until the row ends.
 fn flood() -> Result<(), String> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).map_err(said("getrlimit"))?;
-    setrlimit(Resource::RLIMIT_SIGPENDING, hard, hard).map_err(said("setrlimit"))?;
+    let (_, hard) = getrlimit(Resource::RLIMIT_SIGPENDING).map_err(failed("getrlimit"))?;
+    setrlimit(Resource::RLIMIT_SIGPENDING, hard, hard).map_err(failed("setrlimit"))?;
     // Realtime signals of one number queue without a limit per number.
     let signal = libc::SIGRTMIN() + 1;
     plain::block(signal)?;
     let mut queued = 0_u64;
     loop {
-        match plain::tell(getpid(), signal) {
+        match plain::announce_exit(getpid(), signal) {
             Ok(()) => queued += 1,
             Err(Errno::EAGAIN) => break,
-            Err(errno) => return Err(said("sigqueue")(errno)),
+            Err(errno) => return Err(failed("sigqueue")(errno)),
         }
     }
     println!("flooded {queued}");
@@ -143,12 +143,12 @@ fn pidfds(address: &str) -> Result<(), String> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-    .map_err(said("socketpair"))?;
-    hand_fenced::ask_for_pidfds(&theirs).map_err(said("SO_PASSPIDFD"))?;
-    let connection = post::connect_to(address).map_err(said("connect"))?;
-    post::send(connection.as_fd(), &[0], &[theirs.as_fd()], None).map_err(said("send"))?;
+    .map_err(failed("socketpair"))?;
+    hand_fenced::ask_for_pidfds(&theirs).map_err(failed("SO_PASSPIDFD"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
+    post::send(connection.as_fd(), &[0], &[theirs.as_fd()], None).map_err(failed("send"))?;
     for _ in 0..64 {
-        post::send(line.as_fd(), &[7], &[], None).map_err(said("send"))?;
+        post::send(line.as_fd(), &[7], &[], None).map_err(failed("send"))?;
     }
     println!("said");
     serve(|_| Ok("still".into()))
@@ -157,7 +157,7 @@ fn pidfds(address: &str) -> Result<(), String> {
 /// Creates a user and a pid namespace, as any user may, and starts [`namesake_within`] as its first process.
 fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
-    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID).map_err(said("a namespace"))?;
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID).map_err(failed("a namespace"))?;
     for (file, text) in [
         ("setgroups", "deny".to_owned()),
         // As root in the namespace, the process keeps its capabilities when it executes another program.
@@ -175,10 +175,10 @@ fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
 
 /// Connects, leaves the connection to another process of this namespace, and becomes the genuine program.
 fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(said("connect"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
     // Closes when this process executes. The executable in /proc cannot be checked: /proc shows the numbers
     // of another namespace.
-    let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
+    let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
     // Created by this process, because the victim checks which process created the line.
     let (mine, theirs) = socketpair(
         AddressFamily::Unix,
@@ -186,7 +186,7 @@ fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-    .map_err(said("socketpair"))?;
+    .map_err(failed("socketpair"))?;
     let left = [&connection, &mine, &theirs];
     let [first, second, third] = [leave_open(&connection)?, leave_open(&mine)?, leave_open(&theirs)?];
     let gate = leave_open(&gate)?;
@@ -201,7 +201,7 @@ fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String
         .spawn()
         .map_err(|error| error.to_string())?;
     for descriptor in left {
-        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
     }
     let error = Command::new(genuine).args(["role", "still"]).exec();
     drop(closes_at_exec);
@@ -220,13 +220,13 @@ pub(super) fn wait_for_exec(gate: &str) -> Result<(), String> {
 /// Connects with a supplementary group, drops the group, and reads what the victim sends.
 fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
     let (user, own_group) = (Uid::from_raw(uid), Gid::from_raw(uid));
-    setgroups(&[Gid::from_raw(group)]).map_err(said("setgroups"))?;
-    setresgid(own_group, own_group, own_group).map_err(said("setresgid"))?;
-    setresuid(user, user, Uid::from_raw(0)).map_err(said("setresuid"))?;
-    let connection = post::connect_to(address).map_err(said("connect"))?;
-    setresuid(user, Uid::from_raw(0), Uid::from_raw(0)).map_err(said("setresuid"))?;
-    setgroups(&[]).map_err(said("setgroups"))?;
-    setresuid(user, user, user).map_err(said("setresuid"))?;
+    setgroups(&[Gid::from_raw(group)]).map_err(failed("setgroups"))?;
+    setresgid(own_group, own_group, own_group).map_err(failed("setresgid"))?;
+    setresuid(user, user, Uid::from_raw(0)).map_err(failed("setresuid"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
+    setresuid(user, Uid::from_raw(0), Uid::from_raw(0)).map_err(failed("setresuid"))?;
+    setgroups(&[]).map_err(failed("setgroups"))?;
+    setresuid(user, user, user).map_err(failed("setresuid"))?;
     println!("left");
     take(&connection)
 }
@@ -248,19 +248,19 @@ pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), Stri
 /// victim continues.
 fn overshadow(victims: &[&str]) -> Result<(), String> {
     let mut one = CpuSet::new();
-    one.set(0).map_err(said("CpuSet"))?;
-    sched_setaffinity(Pid::from_raw(0), &one).map_err(said("sched_setaffinity"))?;
+    one.set(0).map_err(failed("CpuSet"))?;
+    sched_setaffinity(Pid::from_raw(0), &one).map_err(failed("sched_setaffinity"))?;
     for victim in victims {
         // All existing threads; new ones inherit the setting.
         let tasks = fs::read_dir(format!("/proc/{victim}/task")).map_err(|error| error.to_string())?;
         for task in tasks.filter_map(Result::ok) {
             let task: i32 = number(&task.file_name().to_string_lossy())?;
-            sched_setaffinity(Pid::from_raw(task), &one).map_err(said("sched_setaffinity"))?;
+            sched_setaffinity(Pid::from_raw(task), &one).map_err(failed("sched_setaffinity"))?;
             // SAFETY: all-zero bytes are a valid sched_param.
             let param: libc::sched_param = unsafe { std::mem::zeroed() };
             // SAFETY: the kernel reads one sched_param.
             Errno::result(unsafe { libc::sched_setscheduler(task, libc::SCHED_IDLE, &raw const param) })
-                .map_err(said("sched_setscheduler"))?;
+                .map_err(failed("sched_setscheduler"))?;
         }
     }
     Ok(())
@@ -272,10 +272,10 @@ fn watch<T: Send + 'static>(
     mut grab: impl FnMut(&Path, usize) -> Result<T, Errno> + Send + 'static,
 ) -> Result<Arc<Mutex<Vec<T>>>, String> {
     overshadow(victims)?;
-    let watch = Inotify::init(InitFlags::IN_CLOEXEC).map_err(said("inotify"))?;
+    let watch = Inotify::init(InitFlags::IN_CLOEXEC).map_err(failed("inotify"))?;
     watch
         .add_watch("/dev/shm", AddWatchFlags::IN_CREATE)
-        .map_err(said("inotify"))?;
+        .map_err(failed("inotify"))?;
     println!("watching");
     let grabbed: Arc<Mutex<Vec<T>>> = Arc::default();
     let known = Arc::clone(&grabbed);
@@ -368,22 +368,22 @@ fn watcher(victims: &[&str]) -> Result<(), String> {
 fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
-    kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
+    kill(pid, Signal::SIGSTOP).map_err(failed("SIGSTOP"))?;
     until("the victim has stopped", || is_stopped(pid))?;
-    let connection = post::connect_to(address).map_err(said("connect"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
     let inherited = leave_open(&connection)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
     Command::new(own)
         .args(["role", "attacker", "thief", &inherited, victim, genuine])
         .spawn()
         .map_err(|error| error.to_string())?;
-    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
     Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
 }
 
 /// Keeps a descriptor open across `exec`, and returns its number.
 fn leave_open(descriptor: &OwnedFd) -> Result<String, String> {
-    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
+    fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("FD_CLOEXEC"))?;
     Ok(descriptor.as_raw_fd().to_string())
 }
 
@@ -407,7 +407,7 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )
-    .map_err(said("socketpair"))?;
+    .map_err(failed("socketpair"))?;
     let hello = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
     // In the name of the process that connected. Without CAP_SYS_ADMIN, the kernel rejects credentials of
     // another process.
@@ -420,10 +420,10 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     let sent = post::send(connection.as_fd(), &hello, &[theirs.as_fd()], None);
     drop(theirs);
     println!("forged {forged:?}, own {sent:?}");
-    kill(Pid::from_raw(number(victim)?), Signal::SIGCONT).map_err(said("SIGCONT"))?;
+    kill(Pid::from_raw(number(victim)?), Signal::SIGCONT).map_err(failed("SIGCONT"))?;
     take(&connection)?;
     // The line that was passed with the HELLO: does the victim send anything over it?
-    let (frame, descriptors) = protocol::hear(line.as_fd(), 100);
+    let (frame, descriptors) = protocol::receive_frame(line.as_fd(), 100);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())
 }
@@ -431,9 +431,9 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
 /// Reads what the victim sends over a connection. If it is an object, maps it and obeys orders about it.
 fn take(connection: &OwnedFd) -> Result<(), String> {
     let mut parcel =
-        post::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
+        post::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     if parcel.bytes == b"ringfnce" {
-        let (frame, descriptors) = protocol::hear_rest(connection.as_fd(), 30_000, parcel.bytes);
+        let (frame, descriptors) = protocol::receive_frame_after(connection.as_fd(), 30_000, parcel.bytes);
         println!("{frame}, {} descriptors", descriptors.len());
         return Ok(());
     }
@@ -448,14 +448,14 @@ fn take(connection: &OwnedFd) -> Result<(), String> {
 
 /// Connects, and reads what the victim sends.
 fn knock(address: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(said("connect"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
     take(&connection)
 }
 
 /// Starts as the genuine program, connects, passes every check, and then becomes another program that keeps
 /// the connection.
 fn turncoat(address: &str, other: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(said("connect"))?;
+    let connection = post::connect_to(address).map_err(failed("connect"))?;
     // The victim sends its first bytes after the check.
     if !protocol::readable(connection.as_fd(), 30_000) {
         return Err("nothing arrived".into());
@@ -470,14 +470,14 @@ fn turncoat(address: &str, other: &str) -> Result<(), String> {
 /// Listens, leaves the listening socket to another process, and becomes the genuine program. `SO_PEERCRED`
 /// names the process that called listen, to every client.
 fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
-    let listener = post::listen_at(address).map_err(said("listen"))?;
+    let listener = post::listen_at(address).map_err(failed("listen"))?;
     let inherited = leave_open(&listener)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
     Command::new(own)
         .args(["role", "attacker", "false-host", &inherited, genuine])
         .spawn()
         .map_err(|error| error.to_string())?;
-    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(said("FD_CLOEXEC"))?;
+    fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
     Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
 }
 
@@ -487,28 +487,28 @@ fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
     let listener = inherited(listener)?;
     parent_looks(genuine)?;
     println!("listening");
-    let connection = accept4(&listener, SockFlag::SOCK_CLOEXEC).map_err(said("accept"))?;
+    let connection = accept4(&listener, SockFlag::SOCK_CLOEXEC).map_err(failed("accept"))?;
     if protocol::readable(connection.as_fd(), 300) {
-        let (frame, mut descriptors) = protocol::hear(connection.as_fd(), 30_000);
+        let (frame, mut descriptors) = protocol::receive_frame(connection.as_fd(), 30_000);
         let (Frame::Hello(nonce, ..), Some(line)) = (frame, descriptors.pop()) else {
             return Err("no HELLO".into());
         };
         let answer = protocol::hello(&[0x5a; 32], &nonce, 64 * 1024, 1 << 20, 1);
         println!("answered {:?}", post::send(line.as_fd(), &answer, &[], None));
-        let (frame, descriptors) = protocol::hear(line.as_fd(), 30_000);
+        let (frame, descriptors) = protocol::receive_frame(line.as_fd(), 30_000);
         println!("{frame}, {} descriptors", descriptors.len());
         return Ok(());
     }
     let size: usize = 64 * 1024;
-    let object = memfd_create("false", MFdFlags::MFD_CLOEXEC).map_err(said("memfd"))?;
-    ftruncate(&object, 64 * 1024).map_err(said("ftruncate"))?;
-    post::send(connection.as_fd(), &size.to_ne_bytes(), &[object.as_fd()], None).map_err(said("send"))?;
+    let object = memfd_create("false", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
+    ftruncate(&object, 64 * 1024).map_err(failed("ftruncate"))?;
+    post::send(connection.as_fd(), &size.to_ne_bytes(), &[object.as_fd()], None).map_err(failed("send"))?;
     println!("passed");
     hand::manipulate(&object, size)
 }
 
 fn parent_looks(genuine: &str) -> Result<(), String> {
-    let wanted = stat(genuine).map_err(said("stat"))?;
+    let wanted = stat(genuine).map_err(failed("stat"))?;
     let parent = getppid();
     until("the parent looks genuine", || {
         stat(format!("/proc/{parent}/exe").as_str())
@@ -521,12 +521,12 @@ fn parent_looks(genuine: &str) -> Result<(), String> {
 fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     post::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
-    kill(pid, Signal::SIGSTOP).map_err(said("SIGSTOP"))?;
+    kill(pid, Signal::SIGSTOP).map_err(failed("SIGSTOP"))?;
     until("the victim has stopped", || is_stopped(pid))?;
-    let socket = post::stream().map_err(said("socket"))?;
-    let name = post::address(address).map_err(said("address"))?;
+    let socket = post::stream().map_err(failed("socket"))?;
+    let name = post::address(address).map_err(failed("address"))?;
     // SAFETY: this process has one thread, and the child makes one system call and exits.
-    let wanted = match unsafe { fork() }.map_err(said("fork"))? {
+    let wanted = match unsafe { fork() }.map_err(failed("fork"))? {
         ForkResult::Child => {
             let failed = connect(socket.as_raw_fd(), &name).is_err();
             // SAFETY: _exit ends the child without running any code of the parent, such as exit handlers.
@@ -534,7 +534,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
         }
         ForkResult::Parent { child } => child,
     };
-    if waitpid(wanted, None).map_err(said("waitpid"))? != WaitStatus::Exited(wanted, 0) {
+    if waitpid(wanted, None).map_err(failed("waitpid"))? != WaitStatus::Exited(wanted, 0) {
         return Err("the child did not connect".into());
     }
     println!("pid {wanted}");
@@ -543,7 +543,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
         count += 1;
         // SAFETY: this process has one thread, and the child makes a few system calls and then exits or
         // executes.
-        match unsafe { fork() }.map_err(said("fork"))? {
+        match unsafe { fork() }.map_err(failed("fork"))? {
             ForkResult::Child if getpid() == wanted => {
                 let error = Command::new(genuine).args(["role", "still"]).exec();
                 return Err(error.to_string());
@@ -551,29 +551,29 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
             // SAFETY: as above.
             ForkResult::Child => unsafe { libc::_exit(0) },
             ForkResult::Parent { child } if child == wanted => break,
-            ForkResult::Parent { child } => drop(waitpid(child, None).map_err(said("waitpid"))?),
+            ForkResult::Parent { child } => drop(waitpid(child, None).map_err(failed("waitpid"))?),
         }
     }
-    let looks = stat(genuine).map_err(said("stat"))?;
+    let looks = stat(genuine).map_err(failed("stat"))?;
     until("the number is the genuine program's", || {
         stat(format!("/proc/{wanted}/exe").as_str()).is_ok_and(|found| found.st_ino == looks.st_ino)
     })?;
     println!("wrapped after {count}");
-    kill(pid, Signal::SIGCONT).map_err(said("SIGCONT"))?;
+    kill(pid, Signal::SIGCONT).map_err(failed("SIGCONT"))?;
     let result = take(&socket);
-    kill(wanted, Signal::SIGKILL).map_err(said("SIGKILL"))?;
-    waitpid(wanted, None).map_err(said("waitpid"))?;
+    kill(wanted, Signal::SIGKILL).map_err(failed("SIGKILL"))?;
+    waitpid(wanted, None).map_err(failed("waitpid"))?;
     result
 }
 
 /// Connects up to `count` times, or until the kernel refuses, and sends nothing.
 fn crowd(address: &str, count: usize) -> Result<(), String> {
-    let name = post::address(address).map_err(said("address"))?;
+    let name = post::address(address).map_err(failed("address"))?;
     let mut connections = Vec::new();
     let mut last = "no error".to_owned();
     for _ in 0..count {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(said("socket"))?;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None).map_err(failed("socket"))?;
         match connect(socket.as_raw_fd(), &name) {
             Ok(()) => connections.push(socket),
             Err(errno) => {
@@ -589,13 +589,13 @@ fn crowd(address: &str, count: usize) -> Result<(), String> {
 /// Allocates all free space of /dev/shm.
 fn filler() -> Result<(), String> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
-    let file = open("/dev/shm/filler", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(said("open"))?;
+    let file = open("/dev/shm/filler", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("open"))?;
     let (mut at, mut step) = (0, 1 << 20);
     while step >= 4096 {
         match fallocate(&file, FallocateFlags::empty(), at, step) {
             Ok(()) => at += step,
             Err(Errno::ENOSPC) => step /= 2,
-            Err(errno) => return Err(said("fallocate")(errno)),
+            Err(errno) => return Err(failed("fallocate")(errno)),
         }
     }
     println!("filled {at}");

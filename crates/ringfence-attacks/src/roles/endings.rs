@@ -33,16 +33,16 @@ pub(super) fn run(address: &str, count: u32, ways: &str) -> Result<String, Strin
 }
 
 fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<(), String> {
-    let channel = join(address, options).map_err(told)?;
+    let channel = join(address, options).map_err(describe)?;
     // 37 is prime, so its multiples cover every moment within few rounds of each way.
     let pause = match channel.role() {
         Role::Host => round * 37 % HOST,
         Role::Guest => GUEST,
     };
     let (mut sender, mut receiver) = channel.split();
-    sender.send(b"here").map_err(told)?;
+    sender.send(b"here").map_err(describe)?;
     let mut into = [0; LONGEST];
-    match receiver.receive(&mut into).map_err(told)? {
+    match receiver.receive(&mut into).map_err(describe)? {
         Some(length) if into[..length] == *b"here" => {}
         other => return Err(format!("{other:?} instead of the peer's first message")),
     }
@@ -54,7 +54,7 @@ fn one(address: &Address, options: &Options, way: &str, round: u64) -> Result<()
                 sender.close_reason(),
                 Some(CloseReason::Closed | CloseReason::Lost)
             ) => {}
-        Err(error) => return Err(told(error)),
+        Err(error) => return Err(describe(error)),
     }
     let from = Instant::now();
     while from.elapsed() < Duration::from_micros(pause) {
@@ -86,23 +86,23 @@ fn read_to_the_end(receiver: &mut Receiver) -> Result<(), String> {
     let mut into = [0; LONGEST];
     let length = receiver
         .receive(&mut into)
-        .map_err(told)?
+        .map_err(describe)?
         .ok_or("what the peer had sent before its end was lost")?;
     let way = String::from_utf8_lossy(&into[..length]).into_owned();
     match (&*way, receiver.receive(&mut into)) {
         (_, Ok(Some(more))) => return Err(format!("{more} bytes more than the peer has sent")),
         ("destroys", Err(Error::PeerLost(_))) => {}
         ("destroys", Ok(None)) => return Err("a lost peer was reported as a clean end".into()),
-        (_, end) => drop(end.map_err(told)?),
+        (_, end) => drop(end.map_err(describe)?),
     }
     // If the peer ended its sending first, the close is a second event.
     while receiver.close_reason().is_none() {
-        receiver.poll_line().map_err(told)?;
+        receiver.poll_line().map_err(describe)?;
     }
     Ok(())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as map_err hands it over")]
-fn told(error: Error) -> String {
+fn describe(error: Error) -> String {
     format!("{} | {error}", error.code())
 }

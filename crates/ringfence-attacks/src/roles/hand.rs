@@ -17,14 +17,14 @@ use nix::{
 use super::{number, serve};
 use crate::{mapping::Mapping, post};
 
-fn said(what: &'static str) -> impl Fn(nix::Error) -> String {
+fn failed(what: &'static str) -> impl Fn(nix::Error) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
 /// Connects, receives the object, and then obeys orders about it.
 pub(super) fn guest(address: &str) -> Result<(), String> {
-    let line = post::connect_to(address).map_err(said("connect"))?;
-    let mut parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(said("receive"))?;
+    let line = post::connect_to(address).map_err(failed("connect"))?;
+    let mut parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     let size: [u8; 8] = parcel.bytes.try_into().map_err(|_| "no size was passed")?;
     let size = usize::from_ne_bytes(size);
     let object = parcel.descriptors.pop().ok_or("no descriptor was passed")?;
@@ -34,7 +34,7 @@ pub(super) fn guest(address: &str) -> Result<(), String> {
 
 /// Maps an object and obeys orders about it.
 pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
-    let map = Mapping::new(object, size, true).map_err(said("mmap"))?;
+    let map = Mapping::new(object, size, true).map_err(failed("mmap"))?;
     serve(|order| {
         Ok(match order {
             ["find", text] => if map.find(text.as_bytes()).is_some() {
@@ -63,13 +63,13 @@ pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
 
 /// Listens, and passes what `kind` names to the client that connects.
 pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
-    let listener = post::listen_at(address).map_err(said("listen"))?;
+    let listener = post::listen_at(address).map_err(failed("listen"))?;
     println!("listening");
-    let connection = accept(&listener).map_err(said("accept"))?;
+    let connection = accept(&listener).map_err(failed("accept"))?;
     let size: usize = 64 * 1024;
     let memory = |bytes: i64| -> Result<OwnedFd, String> {
-        let memory = memfd_create("hand", MFdFlags::MFD_CLOEXEC).map_err(said("memfd"))?;
-        ftruncate(&memory, bytes).map_err(said("ftruncate"))?;
+        let memory = memfd_create("hand", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
+        ftruncate(&memory, bytes).map_err(failed("ftruncate"))?;
         Ok(memory)
     };
     let whole = size.to_ne_bytes();
@@ -77,7 +77,7 @@ pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
     let mut objects = Vec::new();
     match kind {
         "directory" => objects.push(File::open("/").map_err(|error| error.to_string())?.into()),
-        "pipe" => objects.push(pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0),
+        "pipe" => objects.push(pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0),
         "unsealed" => objects.push(memory(64 * 1024)?),
         "short" => objects.push(memory(0)?),
         "two" => objects.extend([memory(64 * 1024)?, memory(64 * 1024)?]),
@@ -89,7 +89,7 @@ pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
         other => return Err(format!("no such object: {other}")),
     }
     let borrowed: Vec<_> = objects.iter().map(AsFd::as_fd).collect();
-    post::send(connection.as_fd(), bytes, &borrowed, None).map_err(said("send"))?;
+    post::send(connection.as_fd(), bytes, &borrowed, None).map_err(failed("send"))?;
     println!("passed");
     let Some(object) = objects.first().filter(|_| matches!(kind, "unsealed")) else {
         return serve(|_| Ok("nothing".into()));

@@ -39,7 +39,7 @@ use crate::{
     protocol::{self, Frame, Nonce, Start, layout},
 };
 
-fn said(what: &'static str) -> impl Fn(Errno) -> String {
+fn failed(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
@@ -157,20 +157,20 @@ impl Hand {
         Ok(match order {
             ["connect", address] => self.connect(address)?,
             ["listen", address] => {
-                let listener = post::listen_at(address).map_err(said("listen"))?;
-                setsockopt(&listener, sockopt::PassCred, &true).map_err(said("SO_PASSCRED"))?;
+                let listener = post::listen_at(address).map_err(failed("listen"))?;
+                setsockopt(&listener, sockopt::PassCred, &true).map_err(failed("SO_PASSCRED"))?;
                 self.listener = Some(listener);
                 "listening".into()
             }
             ["accept"] => {
                 let listener = self.listener.as_ref().ok_or("not listening")?;
-                self.stream = Some(accept4(listener, SockFlag::SOCK_CLOEXEC).map_err(said("accept"))?);
+                self.stream = Some(accept4(listener, SockFlag::SOCK_CLOEXEC).map_err(failed("accept"))?);
                 "accepted".into()
             }
             // The guest's HELLO, as a host receives it.
             ["take-hello"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
-                let (frame, mut descriptors) = protocol::hear(stream.as_fd(), TIME_LIMIT);
+                let (frame, mut descriptors) = protocol::receive_frame(stream.as_fd(), TIME_LIMIT);
                 self.line = descriptors.pop();
                 self.note(&frame)
             }
@@ -183,18 +183,18 @@ impl Hand {
             }
             ["half-hello"] => {
                 let whole = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
-                self.say(&whole[..40], &[])?
+                self.send_order(&whole[..40], &[])?
             }
-            ["hear"] => self.hear(TIME_LIMIT)?,
-            ["hear", milliseconds] => self.hear(number(milliseconds)?)?,
+            ["hear"] => self.receive_frame(TIME_LIMIT)?,
+            ["hear", milliseconds] => self.receive_frame(number(milliseconds)?)?,
             // An answer of the acceptor, which arrives on the connection even if there is a line.
             ["hear-acceptor"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
-                let (frame, _) = protocol::hear(stream.as_fd(), TIME_LIMIT);
+                let (frame, _) = protocol::receive_frame(stream.as_fd(), TIME_LIMIT);
                 self.note(&frame)
             }
             ["offer", kind, options @ ..] => self.offer(kind, options)?,
-            ["ready"] => self.say(&protocol::ready(&self.peer_nonce), &[])?,
+            ["ready"] => self.send_order(&protocol::ready(&self.peer_nonce), &[])?,
             ["channel", address, options @ ..] => self.channel(address, options)?,
             ["subscribe", address, options @ ..] => self.subscribe(address, options)?,
             ["publish", options @ ..] => self.publish(options)?,
@@ -215,7 +215,7 @@ impl Hand {
             listener,
             ..Self::default()
         };
-        self.stream = Some(post::connect_to(address).map_err(said("connect"))?);
+        self.stream = Some(post::connect_to(address).map_err(failed("connect"))?);
         Ok("connected".into())
     }
 
@@ -225,8 +225,8 @@ impl Hand {
         line.ok_or_else(|| "not connected".into())
     }
 
-    fn hear(&mut self, within: u16) -> Result<String, String> {
-        let (frame, mut descriptors) = protocol::hear(self.speaking()?.as_fd(), within);
+    fn receive_frame(&mut self, within: u16) -> Result<String, String> {
+        let (frame, mut descriptors) = protocol::receive_frame(self.speaking()?.as_fd(), within);
         if let Some(object) = descriptors.pop() {
             self.theirs = Some(object);
         }
@@ -243,7 +243,7 @@ impl Hand {
         frame.to_string()
     }
 
-    fn say(&self, bytes: &[u8], descriptors: &[&OwnedFd]) -> Result<String, String> {
+    fn send_order(&self, bytes: &[u8], descriptors: &[&OwnedFd]) -> Result<String, String> {
         let line = self.speaking()?;
         let mut borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
         let size = if self.in_pieces { 1 } else { bytes.len() };
@@ -271,7 +271,7 @@ impl Hand {
         let sizes = (self.capacity, longest);
         let bytes = protocol::hello_to(meeting, &self.own_nonce, &self.peer_nonce, sizes, backing);
         if self.listener.is_some() && self.line.is_some() {
-            return self.say(&bytes, &[]);
+            return self.send_order(&bytes, &[]);
         }
         let mut lines = self.lines(option(options, "line").unwrap_or("pair"))?;
         let stream = self.stream.as_ref().ok_or("not connected")?;
@@ -290,7 +290,7 @@ impl Hand {
     /// Returns the descriptors to send with HELLO: the other end of a line, or something that is not a line.
     fn lines(&mut self, kind: &str) -> Result<Vec<OwnedFd>, String> {
         let pair = |kind| {
-            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(said("socketpair"))
+            socketpair(AddressFamily::Unix, kind, None, SockFlag::SOCK_CLOEXEC).map_err(failed("socketpair"))
         };
         Ok(match kind {
             "pair" => {
@@ -313,7 +313,7 @@ impl Hand {
                     .map_err(|error| error.to_string())?
                     .into(),
             ],
-            "pipe" => vec![pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0],
+            "pipe" => vec![pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0],
             "datagram" => {
                 let (mine, theirs) = pair(SockType::Datagram)?;
                 self.line = Some(mine);
@@ -321,16 +321,16 @@ impl Hand {
             }
             // A stream socket of this user in every socket option, but with no process at its other end.
             "listener" => {
-                let listener = post::stream().map_err(said("socket"))?;
-                bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(said("bind"))?;
+                let listener = post::stream().map_err(failed("socket"))?;
+                bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(failed("bind"))?;
                 nix::sys::socket::listen(
                     &listener,
-                    nix::sys::socket::Backlog::new(1).map_err(said("backlog"))?,
+                    nix::sys::socket::Backlog::new(1).map_err(failed("backlog"))?,
                 )
-                .map_err(said("listen"))?;
+                .map_err(failed("listen"))?;
                 vec![listener]
             }
-            "unconnected" => vec![post::stream().map_err(said("socket"))?],
+            "unconnected" => vec![post::stream().map_err(failed("socket"))?],
             other => return Err(format!("no such line: {other}")),
         })
     }
@@ -350,15 +350,15 @@ impl Hand {
         let bytes = protocol::offer(&self.peer_nonce, parsed(options, "size", size)?, capacity, start);
         let object = match kind {
             "directory" => File::open("/dev").map_err(|error| error.to_string())?.into(),
-            "pipe" => pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0,
-            "socket" => post::stream().map_err(said("socket"))?,
+            "pipe" => pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0,
+            "socket" => post::stream().map_err(failed("socket"))?,
             // A regular file on the filesystem of the executable.
             "file" => File::open("/proc/self/exe")
                 .map_err(|error| error.to_string())?
                 .into(),
             "device" => File::open("/dev/zero").map_err(|error| error.to_string())?.into(),
             "path" => {
-                open("/dev/zero", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(said("open"))?
+                open("/dev/zero", OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map_err(failed("open"))?
             }
             _ => self.memory(kind, size)?,
         };
@@ -368,9 +368,9 @@ impl Hand {
             _ => None,
         };
         let second = match kind {
-            "two" => vec![pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0],
+            "two" => vec![pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0],
             "three" => vec![
-                pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?.0,
+                pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0,
                 File::open("/dev").map_err(|error| error.to_string())?.into(),
             ],
             "many" => (0..30)
@@ -383,7 +383,7 @@ impl Hand {
         if kind == "none" {
             descriptors.clear();
         }
-        let answer = self.say(&bytes, &descriptors);
+        let answer = self.send_order(&bytes, &descriptors);
         self.own = Some(object);
         answer
     }
@@ -444,7 +444,7 @@ impl Hand {
     /// Stores a head, honest or not, without ringing the doorbell.
     fn head(&self, how: &str) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
-        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = self.own_map.as_ref().ok_or("no own memory")?;
         let at = layout::head_of(self.start.slot);
         let (head, tail) = (own.load(at), words.load(layout::TAIL));
@@ -478,7 +478,7 @@ impl Hand {
     /// Moves the head between its start and the published tail, without end.
     fn to_and_fro(&self) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
-        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
         let at = layout::head_of(self.start.slot);
         let start = self.start.position;
@@ -494,7 +494,7 @@ impl Hand {
     /// Reads `bytes` at a time, each time `milliseconds` after the publisher has parked for room.
     fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
-        let words = Mapping::new(theirs, layout::DATA, false).map_err(said("mmap"))?;
+        let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
         let line = self.line.as_ref().ok_or("no line")?;
         let line = line.try_clone().map_err(|error| error.to_string())?;
@@ -532,15 +532,15 @@ impl Hand {
             _ => {}
         }
         let raw = memfd_create("hand", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(said("memfd"))?;
+            .map_err(failed("memfd"))?;
         let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
         let object = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
-            .map_err(said("reopening"))?;
+            .map_err(failed("reopening"))?;
         drop(raw);
         let length = i64::try_from(actual).map_err(|error| error.to_string())?;
-        ftruncate(&object, length).map_err(said("ftruncate"))?;
+        ftruncate(&object, length).map_err(failed("ftruncate"))?;
         if kind != "sparse" && actual > 0 {
-            fallocate(&object, FallocateFlags::empty(), 0, length).map_err(said("fallocate"))?;
+            fallocate(&object, FallocateFlags::empty(), 0, length).map_err(failed("fallocate"))?;
         }
         if actual > 0 {
             let map = Mapping::new(
@@ -552,7 +552,7 @@ impl Hand {
                 },
                 true,
             )
-            .map_err(said("mmap"))?;
+            .map_err(failed("mmap"))?;
             let magic = if kind == "wrong-magic" {
                 *b"ringfnc0"
             } else {
@@ -569,8 +569,8 @@ impl Hand {
             map.store(0, u64::from_le_bytes(magic));
             self.own_map = Some(Arc::new(map));
         }
-        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(said("seals"))?;
-        lease(&object, libc::F_WRLCK).map_err(said("lease"))?;
+        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(failed("seals"))?;
+        lease(&object, libc::F_WRLCK).map_err(failed("lease"))?;
         Ok(object)
     }
 
@@ -591,7 +591,7 @@ impl Hand {
     /// Exits, and leaves the line to a process that keeps ringing the doorbell.
     fn die_ringing(&self) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
-        fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
+        fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("FD_CLOEXEC"))?;
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         let line = line.as_raw_fd().to_string();
         let mut bells = Command::new(own)
@@ -613,7 +613,7 @@ impl Hand {
     /// Becomes another program that keeps the line.
     fn exec(&self, program: &str) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
-        fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(said("FD_CLOEXEC"))?;
+        fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("FD_CLOEXEC"))?;
         let ready = protocol::ready(&self.peer_nonce);
         let ready: Vec<String> = ready.iter().map(|byte| format!("{byte:02x}")).collect();
         let ready = ready.concat();
@@ -638,7 +638,7 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
 /// Rings the doorbell without end, until the line is closed.
 fn bells(line: &str) -> Result<(), String> {
     // The process that started this one is about to exit.
-    prctl::set_pdeathsig(None).map_err(said("PR_SET_PDEATHSIG"))?;
+    prctl::set_pdeathsig(None).map_err(failed("PR_SET_PDEATHSIG"))?;
     let number: RawFd = number(line)?;
     // SAFETY: the program that started this one left this descriptor open for it, and only this call takes
     // it.
@@ -665,7 +665,7 @@ fn finish(line: &str, ready: &str) -> Result<(), String> {
         .filter_map(|index| u8::from_str_radix(ready.get(index * 2..index * 2 + 2)?, 16).ok())
         .collect();
     println!("{}", outcome(post::send(line.as_fd(), &bytes, &[], None), "said"));
-    let (frame, descriptors) = protocol::hear(line.as_fd(), TIME_LIMIT);
+    let (frame, descriptors) = protocol::receive_frame(line.as_fd(), TIME_LIMIT);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())
 }

@@ -28,7 +28,7 @@ use nix::{
 use super::{attackers::until, hand, inspector, number, serve};
 use crate::mapping::Mapping;
 
-fn said(what: &'static str) -> impl Fn(Errno) -> String {
+fn failed(what: &'static str) -> impl Fn(Errno) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
@@ -101,7 +101,7 @@ fn reopen(path: &str) -> Result<OwnedFd, Errno> {
 }
 
 fn size_of_file(object: &OwnedFd) -> Result<usize, String> {
-    usize::try_from(fstat(object).map_err(said("fstat"))?.st_size).map_err(|error| error.to_string())
+    usize::try_from(fstat(object).map_err(failed("fstat"))?.st_size).map_err(|error| error.to_string())
 }
 
 fn show_opened(opened: Result<OwnedFd, Errno>) -> Result<(), String> {
@@ -139,7 +139,7 @@ fn keep_path(victim: &str, name: &str) -> Result<(), String> {
         OFlag::O_PATH | OFlag::O_CLOEXEC,
         Mode::empty(),
     )
-    .map_err(said("open"))?;
+    .map_err(failed("open"))?;
     println!("kept");
     let mut opened = None;
     serve(|order| {
@@ -153,7 +153,7 @@ fn keep_path(victim: &str, name: &str) -> Result<(), String> {
             },
             ["find", text] => {
                 let object = opened.as_ref().ok_or("not opened")?;
-                let map = Mapping::new(object, size_of_file(object)?, false).map_err(said("mmap"))?;
+                let map = Mapping::new(object, size_of_file(object)?, false).map_err(failed("mmap"))?;
                 if map.find(text.as_bytes()).is_some() {
                     "found"
                 } else {
@@ -170,8 +170,8 @@ fn keep_path(victim: &str, name: &str) -> Result<(), String> {
 fn getfd(victim: &str, name: &str) -> Result<(), String> {
     let pid: i32 = number(victim)?;
     // SAFETY: pidfd_open takes two integers.
-    let pidfd =
-        Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) }).map_err(said("pidfd_open"))?;
+    let pidfd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+        .map_err(failed("pidfd_open"))?;
     let get = |descriptor: RawFd| {
         // SAFETY: pidfd_getfd takes three integers.
         Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, descriptor, 0) })
@@ -230,8 +230,8 @@ fn attach(victim: &str) -> Result<(), String> {
     let pid = Pid::from_raw(number(victim)?);
     let attached = match ptrace::attach(pid) {
         Ok(()) => {
-            waitpid(pid, None).map_err(said("waitpid"))?;
-            ptrace::detach(pid, None).map_err(said("detach"))?;
+            waitpid(pid, None).map_err(failed("waitpid"))?;
+            ptrace::detach(pid, None).map_err(failed("detach"))?;
             "attached".into()
         }
         Err(errno) => format!("{errno:?}"),
@@ -261,12 +261,12 @@ fn dump(victim: &str, directory: &str, text: &str) -> Result<(), String> {
     };
     // SAFETY: the kernel writes one rlimit and reads none.
     Errno::result(unsafe { libc::prlimit(pid, libc::RLIMIT_CORE, ptr::null(), &raw mut limit) })
-        .map_err(said("prlimit"))?;
+        .map_err(failed("prlimit"))?;
     limit.rlim_cur = limit.rlim_max;
     // SAFETY: the kernel reads one rlimit and writes none.
     Errno::result(unsafe { libc::prlimit(pid, libc::RLIMIT_CORE, &raw const limit, ptr::null_mut()) })
-        .map_err(said("prlimit"))?;
-    kill(Pid::from_raw(pid), Signal::SIGABRT).map_err(said("SIGABRT"))?;
+        .map_err(failed("prlimit"))?;
+    kill(Pid::from_raw(pid), Signal::SIGABRT).map_err(failed("SIGABRT"))?;
     let core = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("core");
     let found = || {
         fs::read_dir(directory)
@@ -301,11 +301,11 @@ fn trace(program: &str, args: &[&str]) -> Result<(), String> {
     let pid = Pid::from_raw(child.id().cast_signed());
     println!("tracing");
     loop {
-        match waitpid(pid, None).map_err(said("waitpid"))? {
+        match waitpid(pid, None).map_err(failed("waitpid"))? {
             // At its first stop, the tracer could write anything into the child.
             WaitStatus::Stopped(_, signal) => {
                 let signal = (signal != Signal::SIGTRAP).then_some(signal);
-                ptrace::cont(pid, signal).map_err(said("cont"))?;
+                ptrace::cont(pid, signal).map_err(failed("cont"))?;
             }
             WaitStatus::Exited(..) | WaitStatus::Signaled(..) => return Ok(()),
             _ => {}
@@ -335,7 +335,7 @@ struct MemoryMap {
 /// Makes /proc/self/exe of this process name another file.
 fn wear(program: &str) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
-    unshare(CloneFlags::CLONE_NEWUSER).map_err(said("a user namespace"))?;
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(failed("a user namespace"))?;
     let write = |file: &str, text: String| {
         fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("{file}: {error}"))
     };
@@ -383,7 +383,7 @@ fn wear(program: &str) -> Result<(), String> {
             0,
         )
     };
-    Errno::result(result).map(drop).map_err(said("PR_SET_MM_MAP"))
+    Errno::result(result).map(drop).map_err(failed("PR_SET_MM_MAP"))
 }
 
 /// Replaces the executable's mappings by anonymous copies. The kernel changes a process's executable only if
@@ -422,7 +422,7 @@ fn replace_own_mappings(own: &Path) -> Result<(), String> {
         // SAFETY: the maps file has just listed the range as mapped, and the copy has the same length.
         unsafe { ptr::copy_nonoverlapping(place.cast::<u8>(), copy.cast::<u8>(), length) };
         // SAFETY: the range is exactly the new mapping.
-        Errno::result(unsafe { libc::mprotect(copy, length, protection) }).map_err(said("mprotect"))?;
+        Errno::result(unsafe { libc::mprotect(copy, length, protection) }).map_err(failed("mprotect"))?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         // SAFETY: the copy has the same bytes and the same protection, and replaces the old mapping
         // atomically. The only thread of this process is inside the system call at that moment.

@@ -20,11 +20,11 @@ use nix::{
 /// of `places`. Keeps them until it reads a line or its input is closed.
 pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
-    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     if as_whom == "root" {
-        unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
+        unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;
     } else {
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(said("a user namespace"))?;
+        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(failed("a user namespace"))?;
         // All users keep their uids, because the checks compare uids.
         let write = |file: &str, text: String| {
             fs::write(format!("/proc/self/{file}"), text).map_err(|error| format!("{file}: {error}"))
@@ -40,7 +40,7 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
         MsFlags::MS_REC | MsFlags::MS_PRIVATE,
         None::<&str>,
     )
-    .map_err(said("making the mounts private"))?;
+    .map_err(failed("making the mounts private"))?;
     let options = format!("mode=1777,size={bytes}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(
@@ -50,7 +50,7 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
         flags,
         Some(options.as_str()),
     )
-    .map_err(said("mounting"))?;
+    .map_err(failed("mounting"))?;
     let own = fs::read("/proc/self/exe").map_err(|error| error.to_string())?;
     for place in places {
         mount(
@@ -60,7 +60,7 @@ pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(),
             MsFlags::MS_NOSUID,
             Some("mode=755"),
         )
-        .map_err(said("mounting"))?;
+        .map_err(failed("mounting"))?;
         let program = format!("{place}/program");
         fs::write(&program, &own).map_err(|error| error.to_string())?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))
@@ -91,11 +91,11 @@ pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), St
 /// Executes a program, as `uid`, with a /proc that hides every process it may not inspect (`hidepid`,
 /// proc(5)).
 pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
-    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
-    unshare(CloneFlags::CLONE_NEWNS).map_err(said("a mount namespace"))?;
+    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
-        .map_err(said("making the mounts private"))?;
+        .map_err(failed("making the mounts private"))?;
     mount(
         Some("proc"),
         "/proc",
@@ -103,7 +103,7 @@ pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(),
         MsFlags::empty(),
         Some("hidepid=2"),
     )
-    .map_err(said("mounting /proc"))?;
+    .map_err(failed("mounting /proc"))?;
     let uid: u32 = super::number(uid)?;
     Err(Command::new(program)
         .args(args)
@@ -115,10 +115,10 @@ pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(),
 
 /// Enters the namespaces of `keeper`, switches to `uid` (0 keeps the user), and executes `program`.
 pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
-    let said = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     let enter = |name: &str, kind| {
         let file = fs::File::open(format!("/proc/{keeper}/ns/{name}")).map_err(|error| error.to_string())?;
-        setns(file.as_fd(), kind).map_err(said("setns"))
+        setns(file.as_fd(), kind).map_err(failed("setns"))
     };
     let uid: u32 = super::number(uid)?;
     if uid == 0 {
@@ -126,9 +126,9 @@ pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> R
     }
     enter("mnt", CloneFlags::CLONE_NEWNS)?;
     if uid != 0 {
-        setgroups(&[]).map_err(said("setgroups"))?;
-        setgid(Gid::from_raw(uid)).map_err(said("setgid"))?;
-        setuid(Uid::from_raw(uid)).map_err(said("setuid"))?;
+        setgroups(&[]).map_err(failed("setgroups"))?;
+        setgid(Gid::from_raw(uid)).map_err(failed("setgid"))?;
+        setuid(Uid::from_raw(uid)).map_err(failed("setuid"))?;
     }
     Err(Command::new(program).args(args).exec().to_string())
 }

@@ -42,11 +42,11 @@ pub(super) fn run() -> Result<(), String> {
             ["receive", milliseconds] => match wait(connected()?, number(milliseconds)?) {
                 Some(message) => {
                     held = Some(message);
-                    show(&connected()?.look(message))
+                    show(&connected()?.copy_message(message))
                 }
                 None => "nothing".into(),
             },
-            ["again"] => show(&connected()?.look(held.ok_or("no message")?)),
+            ["again"] => show(&connected()?.copy_message(held.ok_or("no message")?)),
             ["done"] => {
                 let (_, length) = held.take().ok_or("no message")?;
                 connected()?.advance(length);
@@ -66,7 +66,7 @@ pub(super) fn run() -> Result<(), String> {
                 succeed(address, number(signal)?, connected()?.peer)?;
                 "waiting".into()
             }
-            ["farewell", signal] => match plain::tell(connected()?.peer, number(signal)?) {
+            ["farewell", signal] => match plain::announce_exit(connected()?.peer, number(signal)?) {
                 Ok(()) => "told".into(),
                 Err(errno) => format!("error {errno}"),
             },
@@ -83,7 +83,7 @@ pub(super) fn run() -> Result<(), String> {
                     "cut off".into()
                 }
             }
-            ["look-at-peer"] => look_at_peer(&mut channel)?,
+            ["look-at-peer"] => check_peer(&mut channel)?,
             ["exit"] => std::process::exit(0),
             ["alive"] => if connected()?.peer_is_alive() {
                 "alive"
@@ -123,7 +123,7 @@ fn take_line(address: &str) -> Result<String, String> {
 
 /// Checks the peer after the ring was found empty. This program knows one reason for a missing peer: that it
 /// exited.
-fn look_at_peer(channel: &mut Option<Plain>) -> Result<String, String> {
+fn check_peer(channel: &mut Option<Plain>) -> Result<String, String> {
     let looking = channel.as_ref().ok_or("not joined")?;
     if looking.peer_is_alive() {
         return Ok("there".into());

@@ -53,7 +53,7 @@ pub(super) fn run() -> Result<(), String> {
             ["join", address, options @ ..] => joined(address, &parse(options)?, &channel),
             // The peer ends each channel at about the same moment.
             ["end-channels", address, count, ways] => endings::run(address, number(count)?, ways)?,
-            ["look-without-descriptors"] => look_without_descriptors()?,
+            ["look-without-descriptors"] => check_peer_without_descriptors()?,
             ["member" | "role" | "change" | "leave", ..] => on_membership(order, &mut membership, &channel)?,
             ["listen" | "connect" | "close-services", ..] => services.obey(order)?,
             ["close"] => close(&channel),
@@ -86,7 +86,7 @@ fn close(channel: &Mutex<Option<Halves>>) -> String {
     .into()
 }
 
-fn look_without_descriptors() -> Result<String, String> {
+fn check_peer_without_descriptors() -> Result<String, String> {
     let verifier = locked(&VERIFIER).clone().ok_or("not joined")?;
     Ok(match program::without_descriptors(|| verifier.verify())? {
         Ok(_) => "there".into(),

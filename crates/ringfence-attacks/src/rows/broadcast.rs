@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    Heard, TIME_LIMIT, died, hand, must,
+    Event, TIME_LIMIT, died, hand, must,
     object::{UNSOUND_ATTACHMENTS, attach},
 };
 use crate::{
@@ -46,7 +46,7 @@ fn plain_three(stage: &Stage) -> Result<[Actor; 3], RowError> {
     must(&mut honest, &format!("subscribe {address} 0"), "subscribed")?;
     let args = ["hand", "plain", "guest", &address];
     let mut hostile = stage.spawn("the hostile subscriber", Who::Agent, Program::Genuine, &args)?;
-    hostile.expect("holding")?;
+    hostile.line_after("holding")?;
     Ok([publisher, honest, hostile])
 }
 
@@ -101,15 +101,15 @@ fn goes_on(
     honest: &mut Actor,
     meanwhile: impl FnOnce() -> Result<(), RowError>,
 ) -> Result<Result<(), String>, RowError> {
-    publisher.say(&format!("send-all {MANY}"))?;
-    honest.say(&format!("read-all {MANY}"))?;
+    publisher.send_order(&format!("send-all {MANY}"))?;
+    honest.send_order(&format!("read-all {MANY}"))?;
     meanwhile()?;
     for (actor, wanted) in [
         (publisher, "all sent".to_owned()),
         (honest, format!("read {MANY}")),
     ] {
-        match actor.hear(TIME_LIMIT) {
-            Heard::Line(line) if line == wanted => {}
+        match actor.next_event(TIME_LIMIT) {
+            Event::Line(line) if line == wanted => {}
             other => return Ok(Err(format!("expected {wanted:?}, got {other:?}"))),
         }
     }
@@ -272,7 +272,7 @@ fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor
 pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, honest, hostile_one] = plain_three(stage)?;
     let mut attacker = insider(stage, "open", &publisher, "/memfd:plain-many")?;
-    attacker.expect("opened")?;
+    attacker.line_after("opened")?;
     must(&mut publisher, "send-all 1", "all sent")?;
     let plain = Outcome::succeeded(
         "the descriptor stays open as long as the publisher lives, and can be opened for writing",
@@ -354,11 +354,11 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let _publisher = plain_publisher(stage, &address, "greeting")?;
     let mut strangers = crowd(&address)?;
-    strangers.expect("crowd")?;
+    strangers.line_after("crowd")?;
     let mut honest = actor(stage, "the honest subscriber", "subscriber", "plain")?;
     let order = format!("subscribe {address} 0 greeting");
     let plain = match honest.try_ask(&order, Duration::from_secs(1)) {
-        Heard::Line(line) => Outcome::failed(line),
+        Event::Line(line) => Outcome::failed(line),
         _ => Outcome::succeeded("it waits for the first stranger's greeting, and admits no subscriber"),
     };
 
@@ -367,7 +367,7 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
     let mut late = actor(stage, "a late subscriber", "subscriber", "ringfence")?;
     let told = goes_on(&mut publisher, &mut honest, || {
         let mut strangers = crowd(&address)?;
-        strangers.expect("crowd")?;
+        strangers.line_after("crowd")?;
         subscribe(&mut late, &address, "best-effort")
     })?;
     if let Err(harm) = told {
@@ -405,7 +405,7 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, RowError> {
     let mut publisher = plain_publisher(stage, &address, "")?;
     let args = ["attacker", "crowd", &address, "8"];
     let mut crowd = stage.spawn("the visitors", Who::Agent, Program::Genuine, &args)?;
-    crowd.expect("crowd")?;
+    crowd.line_after("crowd")?;
     drop(crowd);
     while publisher.ask("subscribers")? == "0" {}
     let plain = plain_sends(&mut publisher)?;
@@ -507,8 +507,8 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
     must(&mut guest, &format!("store {data} {}", u32::MAX - 16), "stored")?;
     must(&mut guest, &format!("store {tail} 16"), "stored")?;
     let plain = match host.try_ask("receive 10000", TIME_LIMIT) {
-        Heard::Ended(how) => Outcome::succeeded(format!("a reader reads out of bounds: {how}")),
-        Heard::Line(answer) if answer.starts_with("got 4294967279") => {
+        Event::Exited(how) => Outcome::succeeded(format!("a reader reads out of bounds: {how}")),
+        Event::Line(answer) if answer.starts_with("got 4294967279") => {
             Outcome::succeeded("a reader reads out of bounds")
         }
         other => Outcome::failed(format!("{other:?}")),
@@ -532,7 +532,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
         }
         must(&mut liar.peer, "ring", "rung")?;
         match liar.victim.try_ask("read 20000", TIME_LIMIT) {
-            Heard::Line(line) if line.starts_with("error RING_CORRUPT") => {}
+            Event::Line(line) if line.starts_with("error RING_CORRUPT") => {}
             other => return Ok(Report::with_harm(plain, format!("{lie}: {other:?}"))),
         }
     }
@@ -544,7 +544,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
         must(&mut liar.peer, "calm", "calm")?;
         let known = ["error RING_CORRUPT", "error EVICTED", "still open"];
         match &answer {
-            Heard::Line(line) if known.iter().any(|start| line.starts_with(start)) => {}
+            Event::Line(line) if known.iter().any(|start| line.starts_with(start)) => {}
             other => {
                 return Ok(Report::with_harm(
                     plain,
@@ -597,7 +597,7 @@ impl FalsePublisher {
     /// Makes one subscription, and returns the result of the call.
     fn meet(&mut self, delivery: &str, offer: &str) -> Result<String, RowError> {
         let order = format!("subscribe {} {delivery} now {}", self.address, self.options);
-        self.victim.say(&order)?;
+        self.victim.send_order(&order)?;
         self.peer.ask(&format!("publish {offer}"))?;
         self.victim.line()
     }
@@ -612,13 +612,13 @@ pub(super) fn attachments_of_a_publisher(stage: &Stage) -> Result<Report, RowErr
     let address = stage.address("plain");
     let args = ["hand", "plain", "host", &address, "unsealed"];
     let mut publisher = stage.spawn("the hostile publisher", Who::Agent, Program::Genuine, &args)?;
-    publisher.expect("listening")?;
+    publisher.line_after("listening")?;
     let mut subscriber = actor(stage, "the subscriber", "subscriber", "plain")?;
     must(&mut subscriber, &format!("subscribe {address} 0"), "subscribed")?;
-    publisher.expect("passed")?;
+    publisher.line_after("passed")?;
     must(&mut publisher, "truncate", "truncated")?;
     let plain = match died(&mut subscriber, "receive") {
-        Heard::Ended(how) => Outcome::succeeded(format!("the subscriber reads memory that shrinks: {how}")),
+        Event::Exited(how) => Outcome::succeeded(format!("the subscriber reads memory that shrinks: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
@@ -674,9 +674,9 @@ pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
         let mut peer = hand(stage)?;
         must(&mut peer, &format!("listen {address}"), "listening")?;
         let mut victim = actor(stage, "the collector", "collector", "ringfence")?;
-        victim.say(&format!("subscribe {address}"))?;
+        victim.send_order(&format!("subscribe {address}"))?;
         must(&mut peer, "publish", "published")?;
-        victim.expect("subscribed")?;
+        victim.line_after("subscribed")?;
         for (at, word) in [
             (data, header(IN_PLACE, WHOLE)),
             (first, 1),
@@ -684,8 +684,8 @@ pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
         ] {
             must(&mut peer, &format!("store {at} {word}"), "stored")?;
         }
-        victim.say("visit")?;
-        victim.expect("visiting")?;
+        victim.send_order("visit")?;
+        victim.line_after("visiting")?;
         for order in *way {
             must(&mut peer, order, "stored")?;
         }

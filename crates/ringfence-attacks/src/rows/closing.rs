@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     Outcome, Report, RowError,
-    actor::{Actor, Heard, TIME_LIMIT},
+    actor::{Actor, Event, TIME_LIMIT},
     protocol::layout,
     stage::Stage,
 };
@@ -96,13 +96,13 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
     must(&mut guest, "receive 0", "nothing")?;
     must(&mut host, "send last", "sent")?;
     must(&mut host, &format!("farewell {}", NUMBERS.0), "told")?;
-    guest.expect("took over")?;
+    guest.line_after("took over")?;
     // It still exists, and has its channel.
     must(&mut host, "alive", "alive")?;
-    host.say("exit")?;
+    host.send_order("exit")?;
     // Reaped as well, because a zombie would look alive.
-    match host.hear(TIME_LIMIT) {
-        Heard::Ended(how) if how == "exit status: 0" => {}
+    match host.next_event(TIME_LIMIT) {
+        Event::Exited(how) if how == "exit status: 0" => {}
         other => {
             return Err(RowError::wrong(format!(
                 "expected the host to exit, got {other:?}"
@@ -124,11 +124,11 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
 fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, RowError> {
     let count = WAYS.len() * ROUNDS;
     let (ones, others): (Vec<&str>, Vec<&str>) = WAYS.into_iter().unzip();
-    one.say(&format!("end-channels {address} {count} {}", ones.join(",")))?;
-    other.say(&format!("end-channels {address} {count} {}", others.join(",")))?;
+    one.send_order(&format!("end-channels {address} {count} {}", ones.join(",")))?;
+    other.send_order(&format!("end-channels {address} {count} {}", others.join(",")))?;
     // A side that sees an error stops, and the other then waits for a peer. So report both outputs.
-    let answers = [one.hear(TIME_LIMIT), other.hear(TIME_LIMIT)];
-    let wanted = Heard::Line(format!("as promised {count}"));
+    let answers = [one.next_event(TIME_LIMIT), other.next_event(TIME_LIMIT)];
+    let wanted = Event::Line(format!("as promised {count}"));
     let wrong = answers.iter().any(|answer| *answer != wanted);
     Ok(wrong.then(|| format!("{answers:?}")))
 }
@@ -143,19 +143,19 @@ fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
             host_again(&mut host, &address, "")?;
             let mut hand = hand(stage)?;
             must(&mut hand, &format!("channel {address}"), "channel")?;
-            host.expect("joined host")?;
+            host.line_after("joined host")?;
             must(&mut hand, "message last", "rung")?;
             // The three orders do not wait for each other.
-            hand.say(&format!("store {} {claim}", layout::PHASE))?;
-            host.say(deed)?;
-            hand.say("hang-up")?;
-            let told = host.hear(TIME_LIMIT);
-            let exposed = claim == 3 && matches!(&told, Heard::Line(line) if line.starts_with(EXPOSED));
-            if told != Heard::Line(answer.into()) && !exposed {
+            hand.send_order(&format!("store {} {claim}", layout::PHASE))?;
+            host.send_order(deed)?;
+            hand.send_order("hang-up")?;
+            let told = host.next_event(TIME_LIMIT);
+            let exposed = claim == 3 && matches!(&told, Event::Line(line) if line.starts_with(EXPOSED));
+            if told != Event::Line(answer.into()) && !exposed {
                 return Ok(Some(format!("{deed} with the claim {claim}: {told:?}")));
             }
-            hand.expect("stored")?;
-            hand.expect("hung up")?;
+            hand.line_after("stored")?;
+            hand.line_after("hung up")?;
             if deed == "close" {
                 continue;
             }
@@ -271,8 +271,8 @@ fn at_once(
     other_order: &str,
     other_answer: &str,
 ) -> Result<(), RowError> {
-    one.say(order)?;
-    other.say(other_order)?;
-    one.expect(answer)?;
-    other.expect(other_answer).map(drop)
+    one.send_order(order)?;
+    other.send_order(other_order)?;
+    one.line_after(answer)?;
+    other.line_after(other_answer).map(drop)
 }

@@ -47,7 +47,7 @@ fn launched_gets_in(
     let pid = guest.pid().to_string();
     must(&mut guest, "pid", &pid)?;
     must(&mut guest, &format!("join {address} policy=uid"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     super::talks(host, &mut guest)
 }
 
@@ -60,21 +60,21 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, RowError> {
     let trace = |program: &str, kind: &str| {
         let args = ["insider", "trace", program, "role", "victim", kind];
         let mut traced = stage.spawn("the traced guest", Who::Agent, Program::Other, &args)?;
-        traced.expect("tracing")?;
+        traced.line_after("tracing")?;
         Ok::<_, RowError>(traced)
     };
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = trace(&genuine, "plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let plain = Outcome::succeeded("a traced program is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
     let mut guest = trace(&genuine, "ringfence")?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
 
     let address = stage.address("guarded");
     let (mut host, launcher) = guarded_host(stage, &address)?;
@@ -103,21 +103,21 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, RowError> {
     let environment = [("LD_PRELOAD", &*library)];
     let inject = |kind: &str| {
         let mut guest = stage.spawn_at("the injected guest", &genuine, &["victim", kind], &environment)?;
-        guest.expect("injected")?;
+        guest.line_after("injected")?;
         Ok::<_, RowError>(guest)
     };
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = inject("plain")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let plain = Outcome::succeeded("a program with injected code is admitted");
 
     let address = stage.address("default");
     let mut host = fenced_host(stage, &address, "")?;
     let mut guest = inject("ringfence")?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
 
     let address = stage.address("guarded");
     let (mut host, launcher) = guarded_host(stage, &address)?;
@@ -183,8 +183,8 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut thief = wear(&["attacker", "knock", &address])?;
-    thief.expect("holding")?;
-    host.expect("joined host")?;
+    thief.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("another program is admitted and reads what is sent");
@@ -203,7 +203,7 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
     let mut host = fenced_host(stage, &address, "namespace=any")?;
     let mut thief = wear(&["hand", "ringfence"])?;
     must(&mut thief, &format!("channel {address}"), "channel")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
 
     let address = stage.address("guarded");
     let (mut host, launcher) = guarded_host(stage, &address)?;
@@ -233,8 +233,8 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, RowError> {
     let mut host = plain_host(stage, &address, "")?;
     let args = ["hand", "plain", "guest", &address];
     let mut other = stage.spawn("the other script", Who::Agent, Program::Genuine, &args)?;
-    other.expect("holding")?;
-    host.expect("joined host")?;
+    other.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut other, "find secret", "found")?;
     let plain = Outcome::succeeded("it is admitted and reads what is sent");
@@ -243,7 +243,7 @@ pub(super) fn other_script(stage: &Stage) -> Result<Report, RowError> {
     let mut host = fenced_host(stage, &address, "")?;
     let mut other = hand(stage)?;
     must(&mut other, &format!("channel {address}"), "channel")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
 
     let address = stage.address("guarded");
     let (mut host, launcher) = guarded_host(stage, &address)?;

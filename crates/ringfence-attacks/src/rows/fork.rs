@@ -12,9 +12,9 @@ pub(super) fn without_exec(stage: &Stage) -> Result<Report, RowError> {
     let mut host = plain_host(stage, &address, "")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     must(&mut host, "in-child", "child")?;
-    host.expect("ended well")?;
+    host.line_after("ended well")?;
     let answer = guest.ask("receive 10000")?;
     let plain = if answer == "got 10 the-childs" {
         Outcome::succeeded("the child speaks to the peer as its parent")

@@ -1,7 +1,7 @@
 //! Processes of the same user that inspect another: /proc, descriptors, memory, cores.
 
 use super::{
-    Heard, SIZE, fenced_host, hand, is_exposed, must,
+    Event, SIZE, fenced_host, hand, is_exposed, must,
     object::{window_of_plain, window_of_shm},
     plain, plain_host, plain_pair,
 };
@@ -49,7 +49,7 @@ fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
     must(guest, "offer sound", "said")?;
     must(guest, "ready", "said")?;
     must(guest, "hear", "ready")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     must(guest, "message hello", "rung")?;
     must(host, "receive 10000", "got 5 hello")
 }
@@ -88,11 +88,11 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, RowError> {
     must(&mut host, "pid", "")?;
     let args = ["attacker", "watcher", &host.pid().to_string()];
     let mut watcher = shm.spawn("the attacker", Program::Other, &args)?;
-    watcher.expect("watching")?;
+    watcher.line_after("watching")?;
     super::host_again(&mut host, &address, "")?;
     let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
     must(&mut guest, &format!("channel {address}"), "channel")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let seen = watcher.ask("count")?;
     if seen != "0" {
         return Ok(Report::with_harm(
@@ -179,10 +179,10 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Outcome, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut attacker = insider(stage, &[how, &[&host.pid().to_string(), PLAIN]].concat())?;
-    attacker.expect("opened")?;
+    attacker.line_after("opened")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     shows_secret(&mut host, &mut attacker)?;
     Ok(Outcome::succeeded(
         "the object is opened and read, and can be written",
@@ -199,17 +199,17 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), PLAIN])?;
-    attacker.expect("kept")?;
+    attacker.line_after("kept")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     must(&mut attacker, "reopen", "opened")?;
     shows_secret(&mut host, &mut attacker)?;
     let plain = Outcome::succeeded("the object is opened and read");
 
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?;
-    attacker.expect("kept")?;
+    attacker.line_after("kept")?;
     goes_on(&mut host, &mut guest)?;
     must(&mut host, "send secret", "sent")?;
     must(&mut guest, "find-theirs secret", "found")?;
@@ -249,16 +249,16 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn lease_break(stage: &Stage) -> Result<Report, RowError> {
     let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
-    attacker.expect("EAGAIN")?;
-    let plain = match host.hear(super::TIME_LIMIT) {
-        Heard::Ended(how) => Outcome::succeeded(format!("killed: {how}")),
+    attacker.line_after("EAGAIN")?;
+    let plain = match host.next_event(super::TIME_LIMIT) {
+        Event::Exited(how) => Outcome::succeeded(format!("killed: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
     let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
     let mut attacker = insider(stage, &["open", &host.pid().to_string(), FENCED])?;
-    attacker.expect("EAGAIN")?;
+    attacker.line_after("EAGAIN")?;
     match host.try_ask("pid", super::TIME_LIMIT) {
-        Heard::Line(pid) if pid == host.pid().to_string() => {}
+        Event::Line(pid) if pid == host.pid().to_string() => {}
         other => return Ok(Report::with_harm(plain, format!("{other:?}"))),
     }
     ends_exposed(&mut host, &mut guest)?;
@@ -278,11 +278,11 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn memory(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, _guest) = plain_pair(stage, &stage.address("plain"))?;
     let mut attacker = insider(stage, &["read-memory", &host.pid().to_string(), "secret"])?;
-    attacker.expect("reading")?;
+    attacker.line_after("reading")?;
     must(&mut host, "send secret", "sent")?;
-    attacker.expect("found")?;
+    attacker.line_after("found")?;
     // EFAULT means that access was allowed and nothing is mapped at the address.
-    insider(stage, &["attach", &host.pid().to_string()])?.expect("attached Some(EFAULT)")?;
+    insider(stage, &["attach", &host.pid().to_string()])?.line_after("attached Some(EFAULT)")?;
     let plain = Outcome::succeeded("the attacker reads the message in its memory, and attaches to it");
 
     let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "harden")?;
@@ -329,12 +329,12 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
     // Messages that the guest has written: the victim never had them in its own memory.
     let address = stage.address("plain");
     let mut host = stage.spawn_at("the host", &genuine, &["victim", "plain"], &[])?;
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
     let args = ["hand", "plain", "guest", &address];
     let mut guest = stage.spawn("the guest", Who::Agent, Program::Genuine, &args)?;
-    guest.expect("holding")?;
-    host.expect("joined host")?;
+    guest.line_after("holding")?;
+    host.line_after("joined host")?;
     must(
         &mut guest,
         &format!("write {} topsecret", data_of(1, SIZE)),
@@ -356,7 +356,7 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
         super::host_again(&mut host, &address, options)?;
         let mut guest = hand(stage)?;
         must(&mut guest, &format!("channel {address}"), "channel")?;
-        host.expect("joined host")?;
+        host.line_after("joined host")?;
         must(
             &mut guest,
             &format!("write {} topsecret", layout::DATA + 8),

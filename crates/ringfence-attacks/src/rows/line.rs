@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Heard, SIZE, fenced_host, hand, honest_guest, hostile_channel, must, plain, ring::plain_and_hand,
+    Event, SIZE, fenced_host, hand, honest_guest, hostile_channel, must, plain, ring::plain_and_hand,
 };
 use crate::{
     Outcome, Report, RowError,
@@ -40,12 +40,12 @@ fn half_a_struct(stage: &Stage) -> Result<Outcome, RowError> {
         Program::Genuine,
         &["hand", "plain", "host", &address, "half"],
     )?;
-    host.expect("listening")?;
+    host.line_after("listening")?;
     let mut guest = plain(stage, "the guest")?;
-    guest.say(&format!("join {address} {SIZE}"))?;
-    host.expect("passed")?;
-    Ok(match guest.hear(Duration::from_secs(1)) {
-        Heard::Silence => Outcome::succeeded("waits forever for the rest of a struct"),
+    guest.send_order(&format!("join {address} {SIZE}"))?;
+    host.line_after("passed")?;
+    Ok(match guest.next_event(Duration::from_secs(1)) {
+        Event::Timeout => Outcome::succeeded("waits forever for the rest of a struct"),
         other => Outcome::failed(format!("{other:?}")),
     })
 }
@@ -120,7 +120,7 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, RowError> {
 pub(super) fn never_reads(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
     let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
-        Heard::Silence => Outcome::succeeded("the producer waits forever"),
+        Event::Timeout => Outcome::succeeded("the producer waits forever"),
         other => Outcome::failed(format!("{other:?}")),
     };
     let (mut host, _peer) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
@@ -144,8 +144,8 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn pidfds(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut victim = plain(stage, "the victim")?;
-    victim.say(&format!("take-line {address}"))?;
-    victim.expect("listening")?;
+    victim.send_order(&format!("take-line {address}"))?;
+    victim.line_after("listening")?;
     let args = ["attacker", "pidfds", &address];
     let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Genuine, &args)?;
     match &*attacker.line()? {

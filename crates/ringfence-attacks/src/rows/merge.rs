@@ -24,7 +24,7 @@ fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize,
     must(&mut collector, &format!("from {loud} {quiet}"), "collecting")?;
     let filled = filled(&mut flooder)?;
     must(&mut other, "send-all 1", "all sent")?;
-    flooder.say("send-all 5000")?;
+    flooder.send_order("send-all 5000")?;
     let before = collector.ask("hear")?;
     let before = before
         .strip_prefix("heard after ")
@@ -34,8 +34,8 @@ fn heard_after(stage: &Stage, of: &'static str, options: &str) -> Result<(usize,
 }
 
 fn filled(flooder: &mut Actor) -> Result<usize, RowError> {
-    flooder.say("fill")?;
-    let count = flooder.expect("filled")?;
+    flooder.send_order("fill")?;
+    let count = flooder.line_after("filled")?;
     count.parse().map_err(|_| RowError::wrong(count))
 }
 

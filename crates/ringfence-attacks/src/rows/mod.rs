@@ -3,7 +3,7 @@
 
 use crate::{
     Row, RowError,
-    actor::{Actor, Heard, TIME_LIMIT},
+    actor::{Actor, Event, TIME_LIMIT},
     stage::{Program, Stage, Who},
 };
 
@@ -100,7 +100,7 @@ macro_rules! list {
             number: $number,
             who: $who,
             attack: $attack,
-            bites_plain: $bites,
+            harms_plain: $bites,
             run: $module::$run,
         }),*];
     };
@@ -150,18 +150,18 @@ fn must(actor: &mut Actor, order: &str, wanted: &str) -> Result<(), RowError> {
 /// Starts a pair of the plain program.
 fn plain_pair(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     Ok((host, guest))
 }
 
 /// Starts a host of the plain program that already listens.
 fn plain_host(stage: &Stage, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut host = plain(stage, "the host")?;
-    host.say(&format!("join {address} {SIZE} listening {options}"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening {options}"))?;
+    host.line_after("listening")?;
     Ok(host)
 }
 
@@ -190,7 +190,7 @@ fn fenced_pair(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Ac
 fn honest_guest(stage: &Stage, host: &mut Actor, address: &str, options: &str) -> Result<Actor, RowError> {
     let mut guest = fenced(stage, "the honest guest")?;
     must(&mut guest, &format!("join {address} {options}"), "joined guest")?;
-    let peer = host.expect("joined host")?;
+    let peer = host.line_after("joined host")?;
     if peer != format!("pid={}", guest.pid()) {
         return Err(RowError::wrong(format!(
             "the host has {peer} instead of the honest guest"
@@ -224,11 +224,11 @@ fn hostile_channel(
     let mut host = fenced_host(stage, address, options)?;
     let mut hand = hand(stage)?;
     must(&mut hand, &format!("channel {address} {hand_options}"), "channel")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     Ok((host, hand))
 }
 
 /// Gives an order to a process that the attack should have killed, and returns the result.
-fn died(actor: &mut Actor, order: &str) -> Heard {
+fn died(actor: &mut Actor, order: &str) -> Event {
     actor.try_ask(order, TIME_LIMIT)
 }

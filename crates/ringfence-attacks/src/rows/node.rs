@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener, path::Path};
 
-use super::{Heard, TIME_LIMIT, fenced_host, must};
+use super::{Event, TIME_LIMIT, fenced_host, must};
 use crate::{
     Outcome, Report, RowError,
     actor::Actor,
@@ -70,8 +70,8 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, RowError> {
         Program::Other,
         &["insider", "inspector-open", &pid, &port],
     )?;
-    opener.expect("knocked")?;
-    opener.expect("open")?;
+    opener.line_after("knocked")?;
+    opener.line_after("open")?;
     let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
     let plain = if answer == "read topsecret" {
         Outcome::succeeded("the attacker reads a variable through the inspector")
@@ -115,8 +115,8 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
     let environment = [("NODE_OPTIONS", &*options)];
     let inject = || {
         let mut guest = program(stage, "the injected guest", &node, &[], &environment)?;
-        guest.expect("injected")?;
-        guest.expect("read")?;
+        guest.line_after("injected")?;
+        guest.line_after("read")?;
         Ok::<_, RowError>(guest)
     };
     inject()?;
@@ -124,11 +124,11 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
 
     let address = stage.address("default");
     let mut host = program(stage, "the host", &node, &[], &[])?;
-    host.say(&format!("join {address}"))?;
+    host.send_order(&format!("join {address}"))?;
     crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
     let mut guest = inject()?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
 
     // The group that only a launcher gives: here a setgid copy of Node.
     let launcher = stage.set_to_group(&node)?;
@@ -150,7 +150,7 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
     // The launcher with the same environment: nothing is injected.
     let mut guest = program(stage, "the launched guest", &launcher, &[], &environment)?;
     must(&mut guest, &format!("join {address} {policy}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(super::face::DOCUMENTED),
@@ -170,8 +170,8 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
     let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
     must(&mut victim, &format!("listen-plain {path}"), "listening")?;
     must(&mut hostile, &format!("send-plain {path}"), "sent")?;
-    let plain = match victim.hear(TIME_LIMIT) {
-        Heard::Ended(how) => Outcome::succeeded(format!("one malformed line ends the process ({how})")),
+    let plain = match victim.next_event(TIME_LIMIT) {
+        Event::Exited(how) => Outcome::succeeded(format!("one malformed line ends the process ({how})")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
@@ -179,15 +179,15 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
     for codec in ["json", "structured"] {
         let address = stage.address(codec);
         let mut victim = program(stage, "the victim", &node, &[], &[])?;
-        victim.say(&format!("join {address}"))?;
+        victim.send_order(&format!("join {address}"))?;
         crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
         let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
         must(&mut hostile, &format!("join {address}"), "joined guest")?;
-        victim.expect("joined host")?;
-        hostile.say(&format!("send-made-up {codec}"))?;
-        let count = hostile.expect("sent")?;
+        victim.line_after("joined host")?;
+        hostile.send_order(&format!("send-made-up {codec}"))?;
+        let count = hostile.line_after("sent")?;
         match victim.try_ask(&format!("refused {codec} {count}"), TIME_LIMIT) {
-            Heard::Line(line) if line == format!("refused {count}") => {}
+            Event::Line(line) if line == format!("refused {count}") => {}
             other => {
                 return Ok(Report::with_harm(
                     plain,

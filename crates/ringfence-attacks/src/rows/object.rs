@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Heard, SIZE, died, fenced, fenced_host, fenced_pair, hand, honest_guest, hostile_channel, must, plain,
+    Event, SIZE, died, fenced, fenced_host, fenced_pair, hand, honest_guest, hostile_channel, must, plain,
     ring::plain_and_hand, talks,
 };
 use crate::{
@@ -62,7 +62,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, RowError> {
 fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, RowError> {
     let args = ["attacker", role, &victim.pid().to_string()];
     let mut attacker = shm.spawn("the attacker", Program::Other, &args)?;
-    attacker.expect("watching")?;
+    attacker.line_after("watching")?;
     Ok(attacker)
 }
 
@@ -73,14 +73,14 @@ pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Re
         let mut host = shm.spawn("the host", Program::Genuine, &["victim", "plain"])?;
         must(&mut host, "pid", "")?;
         let mut attacker = at_the_window(shm, role, &host)?;
-        host.say(&format!("join {address} {SIZE} listening"))?;
-        host.expect("listening")?;
+        host.send_order(&format!("join {address} {SIZE} listening"))?;
+        host.line_after("listening")?;
         if attacker.ask("count")? == "0" {
             continue;
         }
         let mut guest = shm.spawn("the guest", Program::Genuine, &["victim", "plain"])?;
         must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-        host.expect("joined host")?;
+        host.line_after("joined host")?;
         must(&mut host, "send secret", "sent")?;
         return Ok(match &*attacker.ask("find secret")? {
             "found" => Outcome::succeeded("the object is opened later and read, and can be written"),
@@ -114,12 +114,12 @@ pub(super) fn window_of_shm(
             continue;
         }
         if exposed {
-            host.expect("error OBJECT_EXPOSED")?;
+            host.line_after("error OBJECT_EXPOSED")?;
         } else {
             must(&mut guest, "offer unsealed", "said")?;
             must(&mut guest, "ready", "said")?;
             must(&mut guest, "hear", "ready")?;
-            host.expect("joined host")?;
+            host.line_after("joined host")?;
         }
         return Ok((attacker, host, guest, exposed));
     }
@@ -135,7 +135,7 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, RowError> {
     let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
     must(&mut guest, "truncate", "truncated")?;
     let plain = match died(&mut host, "send more") {
-        Heard::Ended(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS"),
+        Event::Exited(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS"),
         other => Outcome::failed(format!("{other:?}")),
     };
 
@@ -159,7 +159,7 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, RowError> {
     )?;
     must(&mut guest, "shrink-theirs", "shrunk")?;
     let shm = match died(&mut host, "send more") {
-        Heard::Ended(how) if how == "SIGBUS" => "shm: SIGBUS, as documented for a pair",
+        Event::Exited(how) if how == "SIGBUS" => "shm: SIGBUS, as documented for a pair",
         _ => "shm: no SIGBUS",
     };
     Ok(Report {
@@ -178,21 +178,21 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
     let shm = stage.own_shm(2 << 20)?;
     let fill = || {
         let mut filler = shm.spawn("the filler", Program::Other, &["attacker", "filler"])?;
-        filler.expect("filled")?;
+        filler.line_after("filled")?;
         Ok::<_, RowError>(filler)
     };
     let victim = |name: &'static str, kind: &str| shm.spawn(name, Program::Genuine, &["victim", kind]);
 
     let address = stage.address("plain");
     let mut host = victim("the host", "plain")?;
-    host.say(&format!("join {address} {} listening", 1 << 20))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {} listening", 1 << 20))?;
+    host.line_after("listening")?;
     let mut guest = victim("the guest", "plain")?;
     must(&mut guest, &format!("join {address} {}", 1 << 20), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let mut filler = fill()?;
     let plain = match died(&mut host, "send more") {
-        Heard::Ended(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS at the first message"),
+        Event::Exited(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS at the first message"),
         other => Outcome::failed(format!("{other:?}")),
     };
 
@@ -210,16 +210,16 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
     }
 
     // A filesystem that fills up later changes nothing.
-    filler.say("empty")?;
-    filler.hear(super::TIME_LIMIT);
+    filler.send_order("empty")?;
+    filler.next_event(super::TIME_LIMIT);
     let address = stage.address("later");
     super::host_again(&mut host, &address, "backing=shm")?;
     must(&mut guest, &format!("join {address} backing=shm"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let _filler = fill()?;
     for (name, actor) in [("host", &mut host), ("guest", &mut guest)] {
         let answer = actor.try_ask("stuff 100", super::TIME_LIMIT);
-        if answer != Heard::Line("full".into()) {
+        if answer != Event::Line("full".into()) {
             return Ok(Report::with_harm(
                 plain,
                 format!("the {name} filling its ring: {answer:?}"),
@@ -238,7 +238,7 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
     );
     super::host_again(&mut host, &address, "")?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     talks(&mut host, &mut guest)?;
     Ok(Report {
         plain,
@@ -427,17 +427,17 @@ fn unsound_for_plain(stage: &Stage) -> Result<Outcome, RowError> {
         let address = stage.address(&format!("plain-{kind}"));
         let args = ["hand", "plain", "host", &address, kind];
         let mut host = stage.spawn("the hostile host", Who::Agent, Program::Genuine, &args)?;
-        host.expect("listening")?;
+        host.line_after("listening")?;
         let mut guest = plain(stage, "the guest")?;
         let before: usize = guest.ask("descriptors")?.parse().unwrap_or(0);
         must(&mut guest, &format!("join {address} {SIZE}"), "")?;
-        host.expect("passed")?;
+        host.line_after("passed")?;
         if kind == "unsealed" {
             must(&mut host, "truncate", "truncated")?;
         }
         match guest.try_ask(then, super::TIME_LIMIT) {
-            Heard::Ended(how) => harm.push(format!("{kind}: {how}")),
-            Heard::Line(after) if after.parse().is_ok_and(|after: usize| after > before) => {
+            Event::Exited(how) => harm.push(format!("{kind}: {how}")),
+            Event::Line(after) if after.parse().is_ok_and(|after: usize| after > before) => {
                 harm.push(format!("{kind}: a leaked descriptor"));
             }
             _ => {}
@@ -551,11 +551,11 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
     must(&mut guest, "child", "[]")?;
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
-    guest.say(&format!("join {address} {SIZE} forking"))?;
-    let inherited = guest.expect("child")?;
-    guest.expect("joined guest")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
+    guest.send_order(&format!("join {address} {SIZE} forking"))?;
+    let inherited = guest.line_after("child")?;
+    guest.line_after("joined guest")?;
     let mapped = guest.ask("fork")?;
     let plain = if inherited == "[]" {
         Outcome::failed("nothing")
@@ -587,7 +587,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
     }
     must(&mut guest, "ready", "said")?;
     must(&mut guest, "hear", "ready")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let (inherited, mapped) = (host.ask("child")?, host.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {
         return Ok(Report::with_harm(

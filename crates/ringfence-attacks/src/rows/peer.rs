@@ -24,12 +24,12 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
 
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
-    thief.expect("forged")?;
-    thief.expect("holding")?;
-    host.expect("joined host")?;
+    thief.line_after("forged")?;
+    thief.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the helper gets the object and reads what is sent");
@@ -37,7 +37,7 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
-    let attempt = thief.expect("forged")?;
+    let attempt = thief.line_after("forged")?;
     if attempt != "Err(EPERM), own Ok(128)" {
         return Err(RowError::wrong(format!("the attack itself failed: {attempt}")));
     }
@@ -74,7 +74,7 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
 
     let address = stage.address("ringfence");
     let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
-    host.say("receive 20000")?;
+    host.send_order("receive 20000")?;
     guest.kill();
     guest.leave_as_zombie()?;
     let (ended, sent, reason) = (host.line()?, host.ask("send more")?, host.ask("reason")?);
@@ -87,8 +87,8 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     // The same with an accomplice that holds the line, and keeps it busy.
     let address = stage.address("accomplice");
     let (mut host, mut peer) = super::hostile_channel(stage, &address, "", "")?;
-    host.say("receive 5000")?;
-    peer.say("die-ringing")?;
+    host.send_order("receive 5000")?;
+    peer.send_order("die-ringing")?;
     peer.leave_as_zombie()?;
     let (ended, reason) = (host.line()?, host.ask("reason")?);
     must(&mut host, "close", "closed")?;
@@ -128,12 +128,12 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
     let other = stage.program(Program::Other).display().to_string();
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
     let args = ["attacker", "turncoat", &address, &other];
     let mut turncoat = stage.spawn("the turncoat", Who::Agent, Program::Genuine, &args)?;
-    turncoat.expect("holding")?;
-    host.expect("joined host")?;
+    turncoat.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut turncoat, "find secret", "found")?;
     let plain = Outcome::succeeded("another program gets the object and reads it");
@@ -177,8 +177,8 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain(stage, "the host")?;
-    host.say(&format!("join {address} {SIZE} tell listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} tell listening"))?;
+    host.line_after("listening")?;
     let knock = |address: &str| {
         stage.spawn(
             "the stranger",
@@ -193,7 +193,7 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
     } else {
         Outcome::succeeded(got)
     };
-    host.expect("refused")?;
+    host.line_after("refused")?;
 
     let address = stage.address("ringfence");
     let mut host = fenced_host(stage, &address, "")?;
@@ -219,14 +219,14 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, RowError> {
     let squat = |address: &str| {
         let args = ["attacker", "listen-then-exec", address, &genuine];
         let mut attacker = stage.spawn("the false host", Who::Agent, Program::Other, &args)?;
-        attacker.expect("listening")?;
+        attacker.line_after("listening")?;
         Ok::<_, RowError>(attacker)
     };
     let address = stage.address("plain");
     let mut thief = squat(&address)?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    thief.expect("passed")?;
+    thief.line_after("passed")?;
     must(&mut guest, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the guest maps the helper's object and writes its messages there");
@@ -235,7 +235,7 @@ pub(super) fn false_host(stage: &Stage) -> Result<Report, RowError> {
     let mut thief = squat(&address)?;
     let mut guest = super::fenced(stage, "the guest")?;
     let joined = guest.ask(&format!("join {address}"))?;
-    thief.expect("answered Ok")?;
+    thief.line_after("answered Ok")?;
     let got = thief.line()?;
     if !joined.starts_with("error PEER_REFUSED check=line by_peer=false") || !got.ends_with(" 0 descriptors")
     {
@@ -272,10 +272,10 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
     let attacker = |address: &str, victim: &str| {
         let args = ["attacker", "wrap", address, victim, &genuine];
         let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Other, &args)?;
-        attacker.expect("pid")?;
+        attacker.line_after("pid")?;
         // The time depends on starting that many processes.
-        match attacker.hear(super::TIME_LIMIT * 2) {
-            crate::actor::Heard::Line(line) if line.starts_with("wrapped") => Ok(attacker),
+        match attacker.next_event(super::TIME_LIMIT * 2) {
+            crate::actor::Event::Line(line) if line.starts_with("wrapped") => Ok(attacker),
             other => Err(RowError::wrong(format!(
                 "could not cycle through the pids: {other:?}"
             ))),
@@ -284,8 +284,8 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = super::plain_host(stage, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
-    thief.expect("holding")?;
-    host.expect("joined host")?;
+    thief.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the process that holds the dead process's socket gets the object");
@@ -317,7 +317,7 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, RowError> {
     let mut host = super::plain_host(stage, &address, "")?;
     let mut guest = super::plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let plain = match &*host.ask(LOOK)? {
         "cut off" => Outcome::succeeded("the peer is considered dead and is disconnected"),
         answer => Outcome::failed(answer),
@@ -327,7 +327,7 @@ pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, RowError> {
     let mut host = super::fenced_host(stage, &address, "")?;
     let mut guest = super::fenced(stage, "the guest")?;
     must(&mut guest, &format!("join {address}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let answer = host.ask(LOOK)?;
     if !answer.starts_with("error NO_SPACE ") {
         return Ok(Report::with_harm(plain, answer));

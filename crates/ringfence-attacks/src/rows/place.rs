@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Heard, SIZE, fenced, fenced_host, honest_guest, must, plain, plain_host, talks};
+use super::{Event, SIZE, fenced, fenced_host, honest_guest, must, plain, plain_host, talks};
 use crate::{
     Outcome, Report, RowError,
     actor::Actor,
@@ -26,7 +26,7 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
     };
     let address = stage.address("plain");
     let mut squatter = squat(&address, Who::Stranger)?;
-    squatter.expect("listening")?;
+    squatter.line_after("listening")?;
     let mut client = plain(stage, "the client")?;
     let plain = match &*client.ask(&format!("join {address} {SIZE}"))? {
         answer if answer.starts_with("error uid") => {
@@ -37,7 +37,7 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
 
     let address = stage.address("ringfence");
     let mut squatter = squat(&address, Who::Stranger)?;
-    squatter.expect("listening")?;
+    squatter.line_after("listening")?;
     let mut client = fenced(stage, "the client")?;
     let answer = client.ask(&format!("join {address}"))?;
     let who = format!("process {}", squatter.pid());
@@ -84,10 +84,10 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, RowError> {
     let host = plain_host(stage, &address, "")?;
     host.freeze()?;
     let mut strangers = crowd(&address)?;
-    let there = strangers.expect("crowd")?;
+    let there = strangers.line_after("crowd")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => Outcome::succeeded(format!("the guest cannot connect (crowd: {there})")),
+        Event::Timeout => Outcome::succeeded(format!("the guest cannot connect (crowd: {there})")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
@@ -98,7 +98,7 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, RowError> {
     crate::post::wait_for_listener(&path).map_err(RowError::Wrong)?;
     host.freeze()?;
     let mut strangers = crowd(&path)?;
-    let there = strangers.expect("crowd")?;
+    let there = strangers.line_after("crowd")?;
     host.thaw()?;
     if there != "0 EACCES" {
         return Ok(Report::with_harm(plain, format!("a crowd of {there}")));
@@ -128,13 +128,13 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = plain_host(stage, &address, "")?;
     let mut silent = crowd(&address, "3")?;
-    silent.expect("crowd")?;
-    host.expect("joined host")?;
+    silent.line_after("crowd")?;
+    host.line_after("joined host")?;
     let mut guest = plain(stage, "the guest")?;
-    guest.say(&format!("join {address} {SIZE}"))?;
-    let plain = match guest.hear(Duration::from_secs(1)) {
+    guest.send_order(&format!("join {address} {SIZE}"))?;
+    let plain = match guest.next_event(Duration::from_secs(1)) {
         // It is the host of its own address now, and waits for a guest that waits elsewhere.
-        Heard::Silence => {
+        Event::Timeout => {
             Outcome::succeeded("the silent client occupies the host; the honest one finds no peer")
         }
         other => Outcome::succeeded(format!(
@@ -148,7 +148,7 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
         let address = stage.address(&format!("ringfence-{count}"));
         let mut host = fenced_host(stage, &address, &format!("timeout={timeout}"))?;
         let mut silent = crowd(&address, count)?;
-        must_be(&silent.expect("crowd")?, &format!("{count} no error"))?;
+        must_be(&silent.line_after("crowd")?, &format!("{count} no error"))?;
         let start = std::time::Instant::now();
         honest_guest(stage, &mut host, &address, "")?;
         if start.elapsed() > Duration::from_secs(10) {
@@ -203,8 +203,8 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
     for round in 0..RACES {
         must(&mut one, &format!("stale {path}"), "stale")?;
         let order = format!("join {path}");
-        one.say(&order)?;
-        two.say(&order)?;
+        one.send_order(&order)?;
+        two.send_order(&order)?;
         let (first, second) = (one.line()?, two.line()?);
         let role = |answer: &str| answer.split(" pid=").next().map(str::to_owned);
         match (role(&first).as_deref(), role(&second).as_deref()) {
@@ -245,10 +245,10 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
     let mut host = plain_host(stage, &address, "")?;
     let mut greedy = plain(stage, "the greedy client")?;
     must(&mut greedy, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => {
+        Event::Timeout => {
             Outcome::succeeded("the greedy client has the only slot; the honest one waits forever")
         }
         other => Outcome::succeeded(format!(
@@ -300,11 +300,11 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
         Program::Other,
         &["victim", "plain"],
     )?;
-    other.say(&format!("join {address} {SIZE}"))?;
-    host.expect("refused")?;
+    other.send_order(&format!("join {address} {SIZE}"))?;
+    host.line_after("refused")?;
     let mut guest = plain(stage, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Heard::Silence => {
+        Event::Timeout => {
             Outcome::succeeded("the host's callback does not return; the honest guest waits forever")
         }
         other => Outcome::failed(format!("{other:?}")),

@@ -1,6 +1,6 @@
 //! The content of the shared memory.
 
-use super::{Heard, died, hand, hostile_channel, must, plain};
+use super::{Event, died, hand, hostile_channel, must, plain};
 use crate::{
     Outcome, Report, RowError,
     actor::Actor,
@@ -14,16 +14,16 @@ use super::SIZE;
 /// Starts a host of the plain program and a guest that performs each step by hand.
 pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
     let mut host = plain(stage, "the host")?;
-    host.say(&format!("join {address} {SIZE} listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening"))?;
+    host.line_after("listening")?;
     let mut hand = stage.spawn(
         "the hostile guest",
         Who::Agent,
         Program::Genuine,
         &["hand", "plain", "guest", address],
     )?;
-    hand.expect("holding")?;
-    host.expect("joined host")?;
+    hand.line_after("holding")?;
+    host.line_after("joined host")?;
     Ok((host, hand))
 }
 
@@ -134,8 +134,8 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, RowError> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Outcome::succeeded(format!("reads out of bounds: {how}")),
-        Heard::Line(answer) if answer.starts_with("got 4294967279") => {
+        Event::Exited(how) => Outcome::succeeded(format!("reads out of bounds: {how}")),
+        Event::Line(answer) if answer.starts_with("got 4294967279") => {
             Outcome::succeeded("reads out of bounds")
         }
         other => Outcome::failed(format!("{other:?}")),
@@ -178,7 +178,7 @@ impl Liar<'_> {
         let address = self.stage.address(name);
         super::host_again(&mut self.host, &address, "")?;
         must(&mut self.peer, &format!("channel {address}"), "channel")?;
-        self.host.expect("joined host").map(drop)
+        self.host.line_after("joined host").map(drop)
     }
 
     /// Stores the values and requires that the host reports the violation.
@@ -188,7 +188,7 @@ impl Liar<'_> {
         }
         let answer = self.host.try_ask(order, super::TIME_LIMIT);
         match &answer {
-            Heard::Line(found) if found.starts_with("error RING_CORRUPT") => {}
+            Event::Line(found) if found.starts_with("error RING_CORRUPT") => {}
             other => return Err(RowError::wrong(format!("{lie}: {other:?}"))),
         }
         must(&mut self.host, "reason", "corrupt")?;
@@ -235,7 +235,7 @@ impl Liar<'_> {
             .host
             .try_ask(&format!("work {how} {time}"), super::TIME_LIMIT);
         must(&mut self.peer, "calm", "calm")?;
-        let Heard::Line(line) = &answer else {
+        let Event::Line(line) = &answer else {
             return Ok(Err(format!("{how}, storm {round}: {answer:?}")));
         };
         let end = line.split_whitespace().skip(2).collect::<Vec<_>>().join(" ");
@@ -314,7 +314,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     )?;
     must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
     let plain = match died(&mut host, "receive 10000") {
-        Heard::Ended(how) => Outcome::succeeded(format!(
+        Event::Exited(how) => Outcome::succeeded(format!(
             "allocates as much memory as the peer claims, and is killed: {how}"
         )),
         other => Outcome::failed(format!("{other:?}")),
@@ -337,7 +337,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
         &format!("channel {address} capacity={ring}"),
         "channel",
     )?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     let length = (1 << 20) - 8;
     let filled = peer.ask(&format!("fill {length}"))?;
     let count: u64 = filled
@@ -350,7 +350,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     drop(peer);
     for index in 0..count {
         match host.try_ask("receive 10000", super::TIME_LIMIT) {
-            Heard::Line(line) if line.starts_with(&format!("got {length} ")) => {}
+            Event::Line(line) if line.starts_with(&format!("got {length} ")) => {}
             other => {
                 return Ok(Report::with_harm(
                     plain,
@@ -391,7 +391,7 @@ fn caller_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowEr
     let mut caller = stage.spawn("the caller", Who::Agent, Program::Genuine, &args)?;
     let mut server = hand(stage)?;
     must(&mut server, &format!("channel {address}"), "channel")?;
-    caller.expect("joined")?;
+    caller.line_after("joined")?;
     must(&mut caller, "call first", "called")?;
     Ok((caller, server))
 }

@@ -8,7 +8,7 @@ use std::{
 use super::{SIZE, fenced, must, plain, plain_host};
 use crate::{
     Outcome, Report, RowError,
-    actor::{Actor, Heard},
+    actor::{Actor, Event},
     plain::LEAVING,
     stage::{Program, Stage, Who},
 };
@@ -31,7 +31,7 @@ pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor),
     let mut host = plain_host(stage, address, "")?;
     let mut guest = plain(stage, "the guest")?;
     must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    host.expect("joined host")?;
+    host.line_after("joined host")?;
     must(
         &mut guest,
         &format!("successor {address} {}", NUMBERS.0),
@@ -80,11 +80,11 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
             &number.to_string(),
             &value.to_string(),
         ];
-        attacker(stage, &words)?.expect("forged")
+        attacker(stage, &words)?.line_after("forged")
     };
     forge(&guest, &host, NUMBERS.0, LEAVING as u64)?;
-    let plain = match guest.hear(WHILE) {
-        Heard::Line(line) if line == "took over" => {
+    let plain = match guest.next_event(WHILE) {
+        Event::Line(line) if line == "took over" => {
             must(&mut host, "alive", "alive")?;
             Outcome::succeeded("the guest takes over the address while its host is still alive")
         }
@@ -126,11 +126,11 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let (mut host, mut guest) = plain_heir(stage, &address)?;
     let mut flood = attacker(stage, &["flood"])?;
-    flood.expect("flooded")?;
+    flood.line_after("flooded")?;
     let told = host.ask(&format!("farewell {}", NUMBERS.0))?;
     host.kill();
-    let plain = match guest.hear(WHILE) {
-        Heard::Silence if told.starts_with("error EAGAIN") => Outcome::succeeded(
+    let plain = match guest.next_event(WHILE) {
+        Event::Timeout if told.starts_with("error EAGAIN") => Outcome::succeeded(
             "the host cannot announce that it leaves, and no process takes over the address",
         ),
         other => Outcome::failed(format!("{told}, then {other:?}")),
@@ -140,7 +140,7 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("ringfence");
     let (mut host, mut guest) = members(stage, &address)?;
     let mut flood = attacker(stage, &["flood"])?;
-    flood.expect("flooded")?;
+    flood.line_after("flooded")?;
     hands_over(stage, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
@@ -159,12 +159,12 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, RowError> {
     const ALARMS: u32 = 20;
     let sigio = |victim: &Actor| {
         let words = ["sigio", &victim.pid().to_string()];
-        attacker(stage, &words)?.expect("sent")
+        attacker(stage, &words)?.line_after("sent")
     };
     let (mut host, _guest) = super::plain_pair(stage, &stage.address("plain"))?;
     sigio(&host)?;
-    let plain = match host.hear(super::TIME_LIMIT) {
-        Heard::Ended(how) => Outcome::succeeded(format!("killed: {how}")),
+    let plain = match host.next_event(super::TIME_LIMIT) {
+        Event::Exited(how) => Outcome::succeeded(format!("killed: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
 

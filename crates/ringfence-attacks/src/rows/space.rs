@@ -19,8 +19,8 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
     let (genuine, other) = (one.join("program"), two.join("program"));
     let address = stage.address("plain");
     let mut host = mounts.spawn_at("the host", &genuine, &["victim", "plain"])?;
-    host.say(&format!("join {address} {SIZE} inode-only listening"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} inode-only listening"))?;
+    host.line_after("listening")?;
     let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "knock", &address])?;
     let plain = match &*thief.line()? {
         answer if answer.starts_with("holding") => {
@@ -55,7 +55,7 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
-    host.say(&format!("join {address} {SIZE} uid-only listening tell"))?;
+    host.send_order(&format!("join {address} {SIZE} uid-only listening tell"))?;
     if let Some(why) = host.line()?.strip_prefix("failed ") {
         return Err(RowError::Skipped(why.to_owned()));
     }
@@ -87,7 +87,7 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("guest");
     let args = ["hand", "plain", "host", &address, "unsealed"];
     let mut stranger = stage.spawn("the stranger", Who::Stranger, Program::Genuine, &args)?;
-    stranger.expect("listening")?;
+    stranger.line_after("listening")?;
     let mut guest = stage.spawn_in("the guest", Space::UnmappedUsers, &["victim", "ringfence"])?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") {
@@ -108,8 +108,8 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
 pub(super) fn pid_zero(stage: &Stage) -> Result<Report, RowError> {
     let address = stage.address("plain");
     let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "plain"])?;
-    host.say(&format!("join {address} {SIZE} listening tell"))?;
-    host.expect("listening")?;
+    host.send_order(&format!("join {address} {SIZE} listening tell"))?;
+    host.line_after("listening")?;
     let knock = |address: &str| {
         stage.spawn(
             "the foreigner",
@@ -161,8 +161,8 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, RowError> {
     host.freeze()?;
     let mut thief = attacker("plain", &address)?;
     host.thaw()?;
-    thief.expect("holding")?;
-    host.expect("joined host")?;
+    thief.line_after("holding")?;
+    host.line_after("joined host")?;
     must(&mut host, "send secret", "sent")?;
     must(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("another process gets the object and reads what is sent");
@@ -203,7 +203,7 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, RowError> {
     let host = super::plain_host(stage, &address, &format!("uid-only group={group}"))?;
     host.freeze()?;
     let mut leaver = stage.spawn_leaver(&address)?;
-    leaver.expect("left")?;
+    leaver.line_after("left")?;
     host.thaw()?;
     let plain = match &*leaver.line()? {
         answer if answer.starts_with("holding") => {
@@ -219,7 +219,7 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, RowError> {
         super::host_again(host, &address, &format!("policy=uid gid={group}"))?;
         host.freeze()?;
         let mut leaver = stage.spawn_leaver(&address)?;
-        leaver.expect("left")?;
+        leaver.line_after("left")?;
         host.thaw()?;
         let answer = leaver.line()?;
         if !(answer.starts_with("refuse 2 gid ") && answer.ends_with(" 0 descriptors")) {

@@ -21,7 +21,7 @@ use nix::{
 };
 
 use super::{
-    Hand, number, outcome, said,
+    Hand, failed, number, outcome,
     storm::{fan_storm, header, storm},
 };
 use crate::{mapping::Mapping, post, protocol::layout};
@@ -69,7 +69,7 @@ impl Hand {
                 let (map, seed) = (Arc::clone(own_map()?), number(seed)?);
                 self.begin(move |over| fan_storm(&map, seed, over))
             }
-            ["blocks"] => (fstat(own()?).map_err(said("fstat"))?.st_blocks * 512).to_string(),
+            ["blocks"] => (fstat(own()?).map_err(failed("fstat"))?.st_blocks * 512).to_string(),
             ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),
             ["hang-up"] => {
                 self.line = None;
@@ -85,7 +85,7 @@ impl Hand {
             }
             ["storm", seed] => {
                 let (map, seed) = (Arc::clone(own_map()?), number(seed)?);
-                let their_words = Mapping::new(theirs()?, layout::DATA, false).map_err(said("mmap"))?;
+                let their_words = Mapping::new(theirs()?, layout::DATA, false).map_err(failed("mmap"))?;
                 self.begin(move |over| storm(&map, &their_words, seed, over))
             }
             ["calm"] => {
@@ -139,7 +139,7 @@ impl Hand {
                 outcome(opened, "opened")
             }
             ["protect-theirs"] => {
-                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
+                let map = Mapping::new(theirs()?, their_size, false).map_err(failed("mmap"))?;
                 outcome(map.make_writable(), "writable")
             }
             ["unseal-theirs"] => outcome(
@@ -147,7 +147,7 @@ impl Hand {
                 "sealed",
             ),
             ["find-theirs", text] => {
-                let map = Mapping::new(theirs()?, their_size, false).map_err(said("mmap"))?;
+                let map = Mapping::new(theirs()?, their_size, false).map_err(failed("mmap"))?;
                 if map.find(text.as_bytes()).is_some() {
                     "found"
                 } else {
@@ -178,14 +178,14 @@ impl Hand {
                 // The peer's descriptor shares its file status flags with the kept one.
                 let flags = OFlag::from_bits_retain(
                     fcntl(self.kept.as_ref().ok_or("nothing kept")?, FcntlArg::F_GETFL)
-                        .map_err(said("F_GETFL"))?,
+                        .map_err(failed("F_GETFL"))?,
                 );
                 let flags = flags ^ OFlag::O_NONBLOCK;
                 fcntl(
                     self.kept.as_ref().ok_or("nothing kept")?,
                     FcntlArg::F_SETFL(flags),
                 )
-                .map_err(said("F_SETFL"))?;
+                .map_err(failed("F_SETFL"))?;
                 if flags.contains(OFlag::O_NONBLOCK) {
                     "non-blocking"
                 } else {
@@ -223,7 +223,7 @@ impl Hand {
             // Garbage with descriptors, which a careless reader would keep open.
             ["parcel"] => {
                 let line = self.line.as_ref().ok_or("no line")?;
-                let pipe = pipe2(OFlag::O_CLOEXEC).map_err(said("pipe"))?;
+                let pipe = pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
                 outcome(
                     post::send(line.as_fd(), b"!", &[pipe.0.as_fd(), pipe.1.as_fd()], None),
                     "sent",
@@ -259,12 +259,13 @@ impl Hand {
             other => return Err(format!("no such attachment: {other}")),
         }
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let object = memfd_create("attached", flags).map_err(said("memfd"))?;
-        ftruncate(&object, PAGE.cast_signed()).map_err(said("ftruncate"))?;
+        let object = memfd_create("attached", flags).map_err(failed("memfd"))?;
+        ftruncate(&object, PAGE.cast_signed()).map_err(failed("ftruncate"))?;
         if kind != "hole" {
-            fallocate(&object, FallocateFlags::empty(), 0, PAGE.cast_signed()).map_err(said("fallocate"))?;
+            fallocate(&object, FallocateFlags::empty(), 0, PAGE.cast_signed())
+                .map_err(failed("fallocate"))?;
         }
-        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(said("F_ADD_SEALS"))?;
+        fcntl(&object, FcntlArg::F_ADD_SEALS(seals)).map_err(failed("F_ADD_SEALS"))?;
         if count > 0 {
             let mut parcel = vec![2, count];
             if self.control.is_some() {
@@ -274,10 +275,10 @@ impl Hand {
             parcel.extend(stated.to_le_bytes().repeat(count.into()));
             let passed = if kind == "withheld" { 0 } else { count };
             let descriptors = vec![object.as_fd(); passed.into()];
-            post::send(line.as_fd(), &parcel, &descriptors, None).map_err(said("sendmsg"))?;
+            post::send(line.as_fd(), &parcel, &descriptors, None).map_err(failed("sendmsg"))?;
         }
         if kind == "shrinks" {
-            ftruncate(&object, 0).map_err(said("ftruncate"))?;
+            ftruncate(&object, 0).map_err(failed("ftruncate"))?;
         }
         let map = self.own_map.as_ref().ok_or("no own memory")?;
         let flags = layout::FIRST | layout::LAST | announced << 8;
