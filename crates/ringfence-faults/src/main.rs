@@ -34,7 +34,7 @@ mod traces;
 use calls::is_unknown;
 use inject::Plan;
 use ringfence::{Address, Evidence};
-use talk::Trouble;
+use talk::AttemptError;
 use traces::Traces;
 
 fn main() -> ExitCode {
@@ -98,8 +98,8 @@ fn play_partner(role: &str, address: &str) -> ExitCode {
                 println!("code {code} {}", text.replace('\n', " "));
             }
         }
-        Err(Trouble::Coded(code, text)) => println!("code {code} {text}"),
-        Err(Trouble::Wrong(what)) => println!("wrong {what}"),
+        Err(AttemptError::Coded(code, text)) => println!("code {code} {text}"),
+        Err(AttemptError::Wrong(what)) => println!("wrong {what}"),
     }
     finish(&left)
 }
@@ -108,8 +108,8 @@ fn play_partner(role: &str, address: &str) -> ExitCode {
 fn play_parent(plan: &[&str]) -> ExitCode {
     match partner::bring_up(plan) {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Trouble::Coded(code, text)) => println!("wrong the parent: {code} {text}"),
-        Err(Trouble::Wrong(what)) => println!("wrong {what}"),
+        Err(AttemptError::Coded(code, text)) => println!("wrong the parent: {code} {text}"),
+        Err(AttemptError::Wrong(what)) => println!("wrong {what}"),
     }
     ExitCode::FAILURE
 }

@@ -18,9 +18,10 @@ use ringfence::{
 };
 
 use crate::{
-    subject::{DROPPED_GROUP, accepting, options, subscribing, with_seats},
+    subject::{DROPPED_GROUP, accepting, options, subscribing, with_slots},
     talk::{
-        Codes, Farewell, LIMIT, Outcome, Trouble, answer, answer_by_calling, publish_all, read_all, wrong,
+        AttemptError, Codes, Farewell, LIMIT, Outcome, answer, answer_by_calling, publish_all, read_all,
+        wrong,
     },
 };
 
@@ -56,51 +57,51 @@ pub(crate) fn run(role: &str, address: &Address) -> Outcome<(u32, Codes)> {
     while !course.over.load(SeqCst) {
         let outcome = match role {
             "pair" => join(address, &with(options()))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.answers(it)),
             "calls" => join(address, &with(options()))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.calls(it)),
             "attachments" => join(address, &with(accepting()))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.answers(it)),
             "shm" => join(address, &with(options().backing(Backing::Shm)))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.answers(it)),
             // The subject must be the one that refuses.
             "agent of a namespace" => connect(address, &with(options().policy(of_any_namespace())))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.answers(it)),
             "service of a namespace" => serve(address, &with(options().policy(of_any_namespace())), &course),
             "agent" => connect(address, &with(options()))
-                .map_err(Trouble::from)
+                .map_err(AttemptError::from)
                 .and_then(|it| course.answers(it)),
             "agent of a group" => {
                 connect_in_group(address, &with(options())).and_then(|it| course.answers(it))
             }
             // One slot only: if the subject kept the slot of a failed attempt, the next attempt would not get
             // one.
-            "service" => serve(address, &with(with_seats(options(), 1)), &course),
+            "service" => serve(address, &with(with_slots(options(), 1)), &course),
             "member" => stay(address, &with(options()), &course),
             "publisher" | "publisher of two" => {
                 let wanted = if role == "publisher" { 1 } else { 2 };
-                let options = with_seats(options().max_message_size(512), wanted);
+                let options = with_slots(options().max_message_size(512), wanted);
                 let publisher = publish(address, &with(options));
                 publisher
-                    .map_err(Trouble::from)
+                    .map_err(AttemptError::from)
                     .and_then(|it| publishes(it, wanted, &course, &mut codes))
             }
             "subscriber" => subscribes(address, &with(subscribing()), &course),
             other => wrong(format!("no such partner: {other}")),
         };
         match outcome {
-            Err(Trouble::Coded("ABORTED", _)) | Ok(()) => {}
-            Err(Trouble::Coded(code, text)) => {
+            Err(AttemptError::Coded("ABORTED", _)) | Ok(()) => {}
+            Err(AttemptError::Coded(code, text)) => {
                 codes.0.push((code, text));
                 // Do not send hundreds of requests to a subject that refuses, before it has checked one.
                 thread::sleep(Duration::from_millis(20));
             }
-            Err(Trouble::Wrong(what)) => return wrong(what),
+            Err(AttemptError::Wrong(what)) => return wrong(what),
         }
     }
     let _ = watch.join();
@@ -222,7 +223,9 @@ fn subscribes(address: &Address, options: &Options, course: &Course) -> Outcome 
             course.whole.fetch_add(1, SeqCst);
             Ok(())
         }
-        Err(Trouble::Coded(code, text)) if code == Error::Aborted.code() => Err(Trouble::Coded(code, text)),
+        Err(AttemptError::Coded(code, text)) if code == Error::Aborted.code() => {
+            Err(AttemptError::Coded(code, text))
+        }
         other => other,
     }
 }
@@ -233,7 +236,7 @@ pub(crate) fn bring_up(words: &[&str]) -> Outcome {
     let failing = [&["subject"], words].concat();
     let sound = ["subject", "child", "@none", "none", "0", "0", "0"];
     for words in [failing.as_slice(), &sound] {
-        let own = std::env::current_exe().map_err(|error| Trouble::Wrong(error.to_string()))?;
+        let own = std::env::current_exe().map_err(|error| AttemptError::Wrong(error.to_string()))?;
         let mut command = Command::new(own);
         command.args(words).stdin(Stdio::null());
         let (mut child, line) = spawn(command)?;

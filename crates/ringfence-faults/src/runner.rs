@@ -94,7 +94,7 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
             });
         }
     });
-    finding.tell(cases.len(), started.elapsed(), wrong)
+    finding.print_report(cases.len(), started.elapsed(), wrong)
 }
 
 impl Arguments {
@@ -253,9 +253,9 @@ impl Finding {
         for what in result
             .wrong
             .iter()
-            .chain(&held_against_the_peer(known.scenario, fault, result))
+            .chain(&blamed_on_peer(known.scenario, fault, result))
         {
-            if is_the_kernels_word(fault, what, &result.wrong) {
+            if is_forced_by_kernel(fault, what, &result.wrong) {
                 continue;
             }
             let line = format!(
@@ -288,7 +288,7 @@ impl Finding {
         table.lock().expect("no panic").add(fault, outcome);
     }
 
-    fn tell(self, cases: usize, took: Duration, mut wrong: Vec<String>) -> ExitCode {
+    fn print_report(self, cases: usize, took: Duration, mut wrong: Vec<String>) -> ExitCode {
         println!("\nOne failing call:\n");
         self.once.into_inner().expect("no panic").print();
         println!("\n{LASTING} consecutive failing calls:\n");
@@ -338,21 +338,21 @@ const BLAMES: &[&str] = &[
 
 /// Returns a report if a local error is blamed on the peer. A shortage or an interruption is a local error,
 /// and the peer of these scenarios meets the policy.
-fn held_against_the_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
+fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
     let is_own = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
     if !is_own || scenario.must_refuse() {
         return None;
     }
     let blame = |code: &&String| BLAMES.contains(&code.split(' ').next().unwrap_or_default());
     // Some refusals are reported only to the peer.
-    let told = |code: &&String| code.starts_with("PEER_REFUSED");
+    let reported = |code: &&String| code.starts_with("PEER_REFUSED");
     let own = result.subject.codes.iter().find(blame);
-    let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(told))?;
+    let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(reported))?;
     Some(format!("a local error was blamed on the peer: {code}"))
 }
 
 /// Returns whether a report follows from the forced answer of the kernel, and not from what the crate does.
-fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
+fn is_forced_by_kernel(fault: Fault, what: &str, beside: &[String]) -> bool {
     let error = ERRORS[fault.error].0;
     match CALLS[fault.row].name {
         // A mapping that could not be removed stays.
@@ -374,9 +374,9 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
         }
         // The subject keeps what it holds in that case, and misses what was published in the meantime.
         "sendmsg(wakeup)" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
-            beside.iter().any(|it| sleeps_on(it))
+            beside.iter().any(|it| indicates_lost_wakeup(it))
         }
-        "sendmsg(wakeup)" => error == "EAGAIN" && sleeps_on(what),
+        "sendmsg(wakeup)" => error == "EAGAIN" && indicates_lost_wakeup(what),
         // The standard library panics if it cannot read the pipe that reports whether its child has executed
         // the program.
         "recvfrom" | "read" => what.contains("the CLOEXEC pipe failed"),
@@ -384,12 +384,12 @@ fn is_the_kernels_word(fault: Fault, what: &str, beside: &[String]) -> bool {
     }
 }
 
-fn sleeps_on(what: &str) -> bool {
-    SLEEPS_ON.iter().any(|it| what.contains(it))
+fn indicates_lost_wakeup(what: &str) -> bool {
+    LOST_WAKEUP_SIGNS.iter().any(|it| what.contains(it))
 }
 
 const STILL: &[&str] = &["message 0 has a wrong content", "left behind"];
-const SLEEPS_ON: &[&str] = &[
+const LOST_WAKEUP_SIGNS: &[&str] = &[
     "hangs",
     "ended early (signal: 9",
     "did not recover",
@@ -431,9 +431,7 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
             lasts,
         };
         let mut result = play(own, scenario, Some(fault), &allowed);
-        result
-            .wrong
-            .extend(held_against_the_peer(scenario, fault, &result));
+        result.wrong.extend(blamed_on_peer(scenario, fault, &result));
         println!("{fault}: {result:#?}");
         if !result.wrong.is_empty() {
             return ExitCode::FAILURE;

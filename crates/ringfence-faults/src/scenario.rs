@@ -252,9 +252,9 @@ impl Actor {
         let mut stderr = child.stderr.take().expect("a pipe");
         thread::spawn(move || {
             let mut text = read(stdout);
-            let mut complaint = Vec::new();
-            let _ = stderr.read_to_end(&mut complaint);
-            for line in String::from_utf8_lossy(&complaint).lines() {
+            let mut stderr_text = Vec::new();
+            let _ = stderr.read_to_end(&mut stderr_text);
+            for line in String::from_utf8_lossy(&stderr_text).lines() {
                 text.push_str("stderr ");
                 text.push_str(line);
                 text.push('\n');
@@ -281,8 +281,8 @@ impl Actor {
         wrong.extend(report.wrong.iter().map(|what| format!("{who}: {what}")));
         if !report.is_done {
             let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-            let complaint: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
-            wrong.push(format!("{who} ended early ({end}): {}", complaint.join(" | ")));
+            let stderr_text: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
+            wrong.push(format!("{who} ended early ({end}): {}", stderr_text.join(" | ")));
         }
         // A run without a fault reports everything that is left, and none of it is an error.
         for (kind, count) in report.left.iter().filter(|_| self.is_compared) {
@@ -306,12 +306,16 @@ fn waits_of(pid: u32) -> String {
         .flatten()
         .flatten()
     {
-        let look = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
-        let call: Vec<String> = look("syscall").split(' ').take(3).map(str::to_owned).collect();
+        let read_file = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        let call: Vec<String> = read_file("syscall")
+            .split(' ')
+            .take(3)
+            .map(str::to_owned)
+            .collect();
         found.push(format!(
             "{} {} {}",
-            look("comm").trim(),
-            look("wchan"),
+            read_file("comm").trim(),
+            read_file("wchan"),
             call.join(" ").trim()
         ));
     }

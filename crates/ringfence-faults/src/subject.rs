@@ -14,7 +14,10 @@ use ringfence::{
 
 use crate::{
     inject::{arm, disarm, forget, hits},
-    talk::{Codes, LIMIT, Outcome, Trouble, call_each_other, pass, publish_all, read_all, speak, wrong},
+    talk::{
+        AttemptError, Codes, LIMIT, Outcome, call_each_other, pass_attachments, publish_all, read_all,
+        run_conversation, wrong,
+    },
     traces::{self, Traces},
 };
 
@@ -65,13 +68,15 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
         disarm();
         match outcome {
             Ok(()) => return report,
-            Err(Trouble::Wrong(what)) => {
+            Err(AttemptError::Wrong(what)) => {
                 report.wrong = Some(what);
                 return report;
             }
             // A child has one line to its parent. The parent starts another child.
-            Err(Trouble::Coded(_, text)) if text.contains("has taken its line already") => return report,
-            Err(Trouble::Coded(code, text)) => report.codes.0.push((code, text)),
+            Err(AttemptError::Coded(_, text)) if text.contains("has taken its line already") => {
+                return report;
+            }
+            Err(AttemptError::Coded(code, text)) => report.codes.0.push((code, text)),
         }
         // A subject that must refuse has refused, or had a local error.
         if role.contains('-') {
@@ -98,7 +103,7 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
         "attachments" => {
             let channel = join(address, &accepting().wait(true))?;
             *evidence = channel.evidence().to_vec();
-            pass(channel, codes)
+            pass_attachments(channel, codes)
         }
         "shm" => converse(
             join(address, &options().backing(Backing::Shm).wait(true))?,
@@ -111,7 +116,7 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
         "publisher" => publishes(address, 1, codes, evidence),
         "publisher of two" => publishes(address, 2, codes, evidence),
         "subscriber" => subscribes(address, codes, evidence),
-        "parent" => brings_up(codes, evidence),
+        "parent" => start_child(codes, evidence),
         "child" => converse(from_parent(&options())?, codes, evidence),
         other => match other.split_once('-') {
             Some(("host", check)) => refuse_agents(address, check),
@@ -123,35 +128,35 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
 
 fn converse(channel: Channel, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     *evidence = channel.evidence().to_vec();
-    speak(channel, b"bye", codes)
+    run_conversation(channel, b"bye", codes)
 }
 
 /// Sets the slots, with one slot per process. A process whose earlier slot was not released would not get
 /// another.
-pub(crate) fn with_seats(options: Options, count: usize) -> Options {
+pub(crate) fn with_slots(options: Options, count: usize) -> Options {
     options.max_peers(count).max_peers_per_process(1)
 }
 
 /// Fills all slots, and fills them again after those channels have ended. A slot that was not released would
 /// be missing.
 fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    const SEATS: usize = 2;
-    let listener = listen(address, &with_seats(options(), SEATS).wait(true))?;
-    let channels = all_agents(&listener, SEATS, codes)?;
-    let first = with_calls_left_alone(traces::settled);
+    const SLOTS: usize = 2;
+    let listener = listen(address, &with_slots(options(), SLOTS).wait(true))?;
+    let channels = fill_slots(&listener, SLOTS, codes)?;
+    let first = while_disarmed(traces::settled);
     for channel in channels {
         // The slot must be released in this case as well.
-        if let Err(trouble) = converse(channel, codes, evidence) {
-            let Trouble::Coded(code, text) = trouble else {
-                return Err(trouble);
+        if let Err(error) = converse(channel, codes, evidence) {
+            let AttemptError::Coded(code, text) = error else {
+                return Err(error);
             };
             codes.0.push((code, text));
             forget();
         }
     }
     disarm();
-    let channels = all_agents(&listener, SEATS, codes)?;
-    nothing_more_than(&first)?;
+    let channels = fill_slots(&listener, SLOTS, codes)?;
+    check_no_growth(&first)?;
     for channel in channels {
         converse(channel, codes, evidence)?;
     }
@@ -160,42 +165,42 @@ fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> 
 }
 
 /// Waits until every slot has an agent.
-fn all_agents(listener: &Listener, seats: usize, codes: &mut Codes) -> Outcome<Vec<Channel>> {
+fn fill_slots(listener: &Listener, slots: usize, codes: &mut Codes) -> Outcome<Vec<Channel>> {
     let mut channels = Vec::new();
     let limit = Instant::now() + LIMIT;
-    while channels.len() < seats {
+    while channels.len() < slots {
         match listener.accept_until(limit) {
             Ok(Arrival::Accepted(channel)) => channels.push(channel),
             Ok(Arrival::Refused(refused)) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));
             }
             Ok(_) => {}
-            Err(Error::TimedOut) => return not_all_seats(channels.len(), seats),
+            Err(Error::TimedOut) => return missing_slots(channels.len(), slots),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(channels)
 }
 
-fn with_calls_left_alone<T>(look: impl FnOnce() -> T) -> T {
+fn while_disarmed<T>(inspect: impl FnOnce() -> T) -> T {
     disarm();
-    let found = look();
+    let found = inspect();
     arm();
     found
 }
 
 /// Checks, with all slots filled again, that there are no more resources than the first time. A service and a
 /// publisher must keep nothing of an ended peer for the rest of their lives.
-fn nothing_more_than(first: &Traces) -> Outcome {
+fn check_no_growth(first: &Traces) -> Outcome {
     match traces::beyond(first).first_key_value() {
         None => Ok(()),
         Some((kind, count)) => wrong(format!("ended peers left behind: {count} × {kind}")),
     }
 }
 
-fn not_all_seats<T>(taken: usize, seats: usize) -> Outcome<T> {
+fn missing_slots<T>(taken: usize, slots: usize) -> Outcome<T> {
     wrong(format!(
-        "a slot was not released: only {taken} of {seats} could be filled within {} s",
+        "a slot was not released: only {taken} of {slots} could be filled within {} s",
         LIMIT.as_secs()
     ))
 }
@@ -208,14 +213,14 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
     let mut left = words.len();
     let end = Instant::now() + LIMIT;
     while left > 0 {
-        match codes.patiently(|| membership.next_until(Some(end)))? {
+        match codes.retry(|| membership.next_until(Some(end)))? {
             Some(Change::Channel(channel)) => {
                 *evidence = channel.evidence().to_vec();
-                match speak(channel, words[left - 1], codes) {
+                match run_conversation(channel, words[left - 1], codes) {
                     Ok(()) => left -= 1,
                     // The partner joins again as soon as a channel has ended, and leaves then.
-                    Err(Trouble::Coded("ENDED" | "PEER_LOST", _)) if hits() == 0 => {}
-                    Err(trouble) => return Err(trouble),
+                    Err(AttemptError::Coded("ENDED" | "PEER_LOST", _)) if hits() == 0 => {}
+                    Err(error) => return Err(error),
                 }
             }
             // The partner joins again as soon as a channel has ended, and leaves during that handshake.
@@ -233,23 +238,25 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
 }
 
 fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let options = with_seats(options().max_message_size(512), wanted).wait(true);
+    let options = with_slots(options().max_message_size(512), wanted).wait(true);
     let mut publisher = publish(address, &options)?;
     let mut here = 0;
     let first = all_subscribers(&publisher, wanted, &mut here, codes)?;
     *evidence = first.last().map_or_else(Vec::new, |it| it.evidence().to_vec());
     // The slots must be free again for the same processes.
-    let traces = with_calls_left_alone(traces::settled);
+    let traces = while_disarmed(traces::settled);
     for subscriber in &first {
         subscriber.disconnect();
     }
     all_subscribers(&publisher, wanted, &mut here, codes)?;
-    with_calls_left_alone(|| nothing_more_than(&traces))?;
+    while_disarmed(|| check_no_growth(&traces))?;
     publish_all(&mut publisher, codes)?;
     while here > 0 {
         match publisher.next()? {
             PublisherEvent::Gone(_, CloseReason::Closed) => here -= 1,
-            PublisherEvent::Gone(_, reason) => return Err(Trouble::Coded("GONE", format!("{reason:?}"))),
+            PublisherEvent::Gone(_, reason) => {
+                return Err(AttemptError::Coded("GONE", format!("{reason:?}")));
+            }
             PublisherEvent::Refused(refused) => {
                 codes.0.push((refused.error.code(), refused.error.to_string()));
             }
@@ -263,13 +270,13 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
 /// The ends of the previous subscribers are reported first.
 fn all_subscribers(
     publisher: &Publisher,
-    seats: usize,
+    slots: usize,
     here: &mut usize,
     codes: &mut Codes,
 ) -> Outcome<Vec<Subscriber>> {
     let mut new: Vec<Subscriber> = Vec::new();
     let limit = Instant::now() + LIMIT;
-    while new.len() < seats || *here > seats {
+    while new.len() < slots || *here > slots {
         match publisher.audience().next_until(Some(limit))? {
             Some(PublisherEvent::Subscriber(subscriber)) => {
                 new.push(subscriber);
@@ -288,7 +295,7 @@ fn all_subscribers(
                 codes.0.push((refused.error.code(), refused.error.to_string()));
             }
             Some(_) => {}
-            None => return not_all_seats(new.len(), seats),
+            None => return missing_slots(new.len(), slots),
         }
     }
     Ok(new)
@@ -297,9 +304,9 @@ fn all_subscribers(
 fn subscribes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let mut subscription = subscribe(address, &subscribing().wait(true))?;
     *evidence = subscription.evidence().to_vec();
-    let came_before = !codes.0.is_empty();
-    codes.patiently(|| subscription.verify().map(|_| ()))?;
-    read_all(&mut subscription, codes, came_before)
+    let has_retried = !codes.0.is_empty();
+    codes.retry(|| subscription.verify().map(|_| ()))?;
+    read_all(&mut subscription, codes, has_retried)
 }
 
 pub(crate) fn subscribing() -> Options {
@@ -311,8 +318,8 @@ pub(crate) fn subscribing() -> Options {
 }
 
 /// Starts its own child, which answers.
-fn brings_up(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let own = std::env::current_exe().map_err(|error| Trouble::Coded("HARNESS", error.to_string()))?;
+fn start_child(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let own = std::env::current_exe().map_err(|error| AttemptError::Coded("HARNESS", error.to_string()))?;
     let mut command = Command::new(own);
     command
         .args(["partner", "child", "@"])
@@ -321,7 +328,7 @@ fn brings_up(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let (mut child, line) = spawn(command)?;
     let outcome = line
         .channel(&options())
-        .map_err(Trouble::from)
+        .map_err(AttemptError::from)
         .and_then(|it| converse(it, codes, evidence));
     disarm();
     if outcome.is_err() {
@@ -356,17 +363,17 @@ fn unmet(check: &str) -> Outcome<Policy> {
 fn refuse_agents(address: &Address, check: &str) -> Outcome {
     let listener = listen(address, &options().wait(true).policy(unmet(check)?))?;
     match listener.accept()? {
-        Arrival::Accepted(channel) => let_in(&channel),
+        Arrival::Accepted(channel) => report_fail_open(&channel),
         Arrival::Refused(refused) => Err(refused.error.into()),
         _ => wrong("an unknown kind of arrival"),
     }
 }
 
 fn refuse_service(address: &Address, check: &str) -> Outcome {
-    let_in(&connect(address, &options().wait(true).policy(unmet(check)?))?)
+    report_fail_open(&connect(address, &options().wait(true).policy(unmet(check)?))?)
 }
 
-fn let_in(channel: &Channel) -> Outcome {
+fn report_fail_open(channel: &Channel) -> Outcome {
     wrong(format!(
         "FAIL OPEN: admitted a peer that does not meet the policy: {:?}",
         channel.evidence()

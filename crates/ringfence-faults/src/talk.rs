@@ -23,16 +23,16 @@ pub(crate) const MESSAGE: usize = 480;
 
 /// Reason why an attempt failed.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum AttemptError {
     /// An error of ringfence.
     Coded(&'static str, String),
     /// Behavior that must never occur.
     Wrong(String),
 }
 
-pub(crate) type Outcome<T = ()> = Result<T, Trouble>;
+pub(crate) type Outcome<T = ()> = Result<T, AttemptError>;
 
-impl From<Error> for Trouble {
+impl From<Error> for AttemptError {
     fn from(error: Error) -> Self {
         match error {
             Error::TimedOut => Self::Wrong(format!(
@@ -45,7 +45,7 @@ impl From<Error> for Trouble {
 }
 
 pub(crate) fn wrong<T>(what: impl Into<String>) -> Outcome<T> {
-    Err(Trouble::Wrong(what.into()))
+    Err(AttemptError::Wrong(what.into()))
 }
 
 /// Error codes of a process's calls, in order.
@@ -55,7 +55,7 @@ pub(crate) struct Codes(pub(crate) Vec<(&'static str, String)>);
 impl Codes {
     /// Makes a call, and repeats it up to three times on `NoSpace`: the channel is still open then, and the
     /// call may be repeated.
-    pub(crate) fn patiently<T>(&mut self, mut call: impl FnMut() -> ringfence::Result<T>) -> Outcome<T> {
+    pub(crate) fn retry<T>(&mut self, mut call: impl FnMut() -> ringfence::Result<T>) -> Outcome<T> {
         for _ in 0..3 {
             match call() {
                 Err(error @ Error::NoSpace { .. }) => self.0.push((error.code(), error.to_string())),
@@ -67,76 +67,76 @@ impl Codes {
 }
 
 /// Plays the subject's part. The last message is `bye`, or `leave` to ask a member to leave and join again.
-pub(crate) fn speak(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Outcome {
-    let mut room = vec![0; 20_000];
+pub(crate) fn run_conversation(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Outcome {
+    let mut memory = vec![0; 20_000];
     let long: Vec<u8> = (0..10_000_u32).map(|it| (it * 7 % 251) as u8).collect();
     for message in [b"hello".as_slice(), &long] {
-        codes.patiently(|| channel.sender().send(message))?;
-        hear(&mut channel, message, &mut room, codes)?;
+        codes.retry(|| channel.sender().send(message))?;
+        receive_expected(&mut channel, message, &mut memory, codes)?;
     }
     let tokens = channel.tokens();
-    codes.patiently(|| channel.sender().send(b"token"))?;
-    hear(&mut channel, b"token", &mut room, codes)?;
-    codes.patiently(|| tokens.send(7))?;
+    codes.retry(|| channel.sender().send(b"token"))?;
+    receive_expected(&mut channel, b"token", &mut memory, codes)?;
+    codes.retry(|| tokens.send(7))?;
     let limit = Instant::now() + LIMIT;
-    match codes.patiently(|| tokens.token_until(limit))? {
+    match codes.retry(|| tokens.token_until(limit))? {
         Some(8) => {}
         Some(other) => return wrong(format!("expected token 8, got {other}")),
         None if Instant::now() >= limit => return wrong("a token was lost"),
         None => {
-            return Err(Trouble::Coded(
+            return Err(AttemptError::Coded(
                 "ENDED",
                 "the channel ended before the token".into(),
             ));
         }
     }
-    codes.patiently(|| channel.verify().map(|_| ()))?;
-    part(channel, last, &mut room, codes)
+    codes.retry(|| channel.verify().map(|_| ()))?;
+    finish_conversation(channel, last, &mut memory, codes)
 }
 
 /// Passes sealed buffers and a descriptor, which the peer passes back, and more than either side accepts at once.
-pub(crate) fn pass(mut channel: Channel, codes: &mut Codes) -> Outcome {
-    let mut room = vec![0; 20_000];
+pub(crate) fn pass_attachments(mut channel: Channel, codes: &mut Codes) -> Outcome {
+    let mut memory = vec![0; 20_000];
     let stdout = io::stdout();
     for size in [0, 1, 5000, 100_000] {
         let content = vec![7; size];
-        let buffer = codes.patiently(|| SealedBuffer::from_bytes(&content))?;
+        let buffer = codes.retry(|| SealedBuffer::from_bytes(&content))?;
         let attachments = [AttachmentRef::from(&buffer), stdout.as_fd().into()];
         let messages = [b"short".as_slice(), &[1; 10_000]];
         for message in messages {
             let limit = Instant::now() + LIMIT;
-            codes.patiently(|| channel.sender().send_with_until(message, &attachments, limit))?;
+            codes.retry(|| channel.sender().send_with_until(message, &attachments, limit))?;
         }
         for message in messages {
-            hear(&mut channel, message, &mut room, codes)?;
+            receive_expected(&mut channel, message, &mut memory, codes)?;
             match &channel.receiver().attachments()[..] {
                 [Attachment::Sealed(buffer), Attachment::Descriptor(_)] if **buffer == *content => {}
                 other => return wrong(format!("other attachments returned: {other:?}")),
             }
         }
     }
-    part(channel, b"bye", &mut room, codes)
+    finish_conversation(channel, b"bye", &mut memory, codes)
 }
 
 /// Sends the last message, and waits for its echo and the end.
-fn part(mut channel: Channel, last: &[u8], room: &mut [u8], codes: &mut Codes) -> Outcome {
-    codes.patiently(|| channel.sender().send(last))?;
-    hear(&mut channel, last, room, codes)?;
+fn finish_conversation(mut channel: Channel, last: &[u8], memory: &mut [u8], codes: &mut Codes) -> Outcome {
+    codes.retry(|| channel.sender().send(last))?;
+    receive_expected(&mut channel, last, memory, codes)?;
     channel.sender().end();
-    match codes.patiently(|| channel.receiver().receive_until(room, Instant::now() + LIMIT))? {
+    match codes.retry(|| channel.receiver().receive_until(memory, Instant::now() + LIMIT))? {
         None if channel.receiver().close_reason().is_some() => Ok(()),
         None => wrong("the end was not reported"),
         Some(_) => wrong("a message arrived after the last"),
     }
 }
 
-fn hear(channel: &mut Channel, wanted: &[u8], room: &mut [u8], codes: &mut Codes) -> Outcome {
+fn receive_expected(channel: &mut Channel, wanted: &[u8], memory: &mut [u8], codes: &mut Codes) -> Outcome {
     let limit = Instant::now() + LIMIT;
-    match codes.patiently(|| channel.receiver().receive_until(room, limit))? {
-        Some(length) if room[..length] == *wanted => Ok(()),
+    match codes.retry(|| channel.receiver().receive_until(memory, limit))? {
+        Some(length) if memory[..length] == *wanted => Ok(()),
         Some(length) => wrong(format!("{length} bytes differ from those that were sent")),
         None if Instant::now() >= limit => wrong("a message was lost"),
-        None => Err(Trouble::Coded(
+        None => Err(AttemptError::Coded(
             "ENDED",
             "the channel ended before the answer".into(),
         )),
@@ -160,7 +160,7 @@ pub(crate) fn call_each_other(channel: Channel, codes: &mut Codes) -> Outcome {
         let serve = || {
             let mut codes = Codes::default();
             let echo = || calls.serve(|request, _context| Ok::<_, RemoteError>(request));
-            let served = codes.patiently(echo);
+            let served = codes.retry(echo);
             if served.is_err() {
                 // Otherwise the other process would wait for answers.
                 calls.destroy();
@@ -169,7 +169,7 @@ pub(crate) fn call_each_other(channel: Channel, codes: &mut Codes) -> Outcome {
         };
         let serving = thread::Builder::new().spawn_scoped(scope, serve);
         let serving = serving.map_err(|error| no_thread(&error))?;
-        let asked = ask(&calls, codes).and_then(|()| codes.patiently(|| calls.end()));
+        let asked = ask(&calls, codes).and_then(|()| codes.retry(|| calls.end()));
         if asked.is_err() {
             calls.destroy();
         }
@@ -190,7 +190,7 @@ fn no_thread(error: &io::Error) -> Error {
 fn ask(calls: &Calls, codes: &mut Codes) -> Outcome {
     for size in [0, 100, 1900, 10_000].repeat(4) {
         let request = vec![7; size];
-        let reply = codes.patiently(|| {
+        let reply = codes.retry(|| {
             let asked = calls.call_until(&request, Instant::now() + LIMIT);
             asked.map_err(|error| match error {
                 CallError::Channel(error) => error,
@@ -229,12 +229,12 @@ fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
 pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
     let tokens = channel.tokens();
     let mut farewell = Farewell::None;
-    let mut room = vec![0; 20_000];
-    while let Some(length) = channel.receiver().receive(&mut room)? {
+    let mut memory = vec![0; 20_000];
+    while let Some(length) = channel.receiver().receive(&mut memory)? {
         let attachments = channel.receiver().attachments();
         let attachments: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();
-        channel.sender().send_with(&room[..length], &attachments)?;
-        match &room[..length] {
+        channel.sender().send_with(&memory[..length], &attachments)?;
+        match &memory[..length] {
             b"bye" => farewell = Farewell::Bye,
             b"leave" => farewell = Farewell::Leave,
             b"token" => {
@@ -267,12 +267,12 @@ pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outco
     for number in 0..MESSAGES {
         let message = numbered(number);
         if !has_attachments(number) {
-            codes.patiently(|| publisher.send(&message))?;
+            codes.retry(|| publisher.send(&message))?;
             continue;
         }
-        let buffer = codes.patiently(|| SealedBuffer::from_bytes(&message))?;
+        let buffer = codes.retry(|| SealedBuffer::from_bytes(&message))?;
         let attachments = [AttachmentRef::from(&buffer), stdout.as_fd().into()];
-        codes.patiently(|| publisher.send_with(&message, &attachments))?;
+        codes.retry(|| publisher.send_with(&message, &attachments))?;
     }
     publisher.end();
     Ok(())
@@ -280,24 +280,27 @@ pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outco
 
 /// Reads all messages in order, and the end.
 ///
-/// A subscriber whose earlier attempt failed (`came_before`) may have been counted by the publisher, which
+/// A subscriber whose earlier attempt failed (`has_retried`) may have been counted by the publisher, which
 /// then does not wait for the next attempt. Only in that case may the first message be missing, which is
 /// reported.
-pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_before: bool) -> Outcome {
-    let mut room = vec![0; MESSAGE];
+pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, has_retried: bool) -> Outcome {
+    let mut memory = vec![0; MESSAGE];
     let mut next = 0;
     let limit = Instant::now() + LIMIT;
-    while let Some(length) = codes.patiently(|| subscription.receive_until(&mut room, limit))? {
-        if room[..length] != numbered(next) {
-            if came_before && next == 0 {
-                return Err(Trouble::Coded("LATE", "the publisher had already started".into()));
+    while let Some(length) = codes.retry(|| subscription.receive_until(&mut memory, limit))? {
+        if memory[..length] != numbered(next) {
+            if has_retried && next == 0 {
+                return Err(AttemptError::Coded(
+                    "LATE",
+                    "the publisher had already started".into(),
+                ));
             }
             return wrong(format!("message {next} has a wrong content"));
         }
         match &subscription.attachments()[..] {
             [] if !has_attachments(next) => {}
             [Attachment::Sealed(buffer), Attachment::Descriptor(_)]
-                if has_attachments(next) && **buffer == room[..length] => {}
+                if has_attachments(next) && **buffer == memory[..length] => {}
             other => return wrong(format!("message {next} has other attachments: {other:?}")),
         }
         next += 1;
@@ -307,7 +310,7 @@ pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, came_
     }
     if next < MESSAGES {
         let text = format!("the publisher ended after {next} messages");
-        return Err(Trouble::Coded("ENDED", text));
+        return Err(AttemptError::Coded("ENDED", text));
     }
     Ok(())
 }

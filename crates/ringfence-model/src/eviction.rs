@@ -311,7 +311,7 @@ pub struct State {
     /// The number of changes of the list. Accessed under its lock.
     changes: u8,
     /// Whether the old and the new reader were evicted.
-    let_go: [bool; 2],
+    evicted: [bool; 2],
     wrong: Option<Wrong>,
 }
 
@@ -377,7 +377,7 @@ impl Eviction {
             OLD => state.old != Reads::Done,
             _ => match state.new.next {
                 // The slot is free once the old reader was evicted.
-                Comes::Enters => state.let_go[0],
+                Comes::Enters => state.evicted[0],
                 Comes::Sleeps => state.new.bell,
                 Comes::Done => false,
                 _ => true,
@@ -555,7 +555,7 @@ impl Eviction {
             words,
             watcher,
             changes,
-            let_go,
+            evicted,
             sender,
             wrong,
             ..
@@ -573,7 +573,7 @@ impl Eviction {
                     if in_slot == Some(Who::New) && named == Who::Old {
                         *wrong = Some(Wrong::Mistaken);
                     }
-                    let_go[usize::from(in_slot == Some(Who::New))] = true;
+                    evicted[usize::from(in_slot == Some(Who::New))] = true;
                     words.store(WATCHER, word::ENTRY, Entry::Free.word(), Order::Synchronises);
                     *changes += 1;
                     Watches::Tells(*changes)
@@ -655,7 +655,7 @@ impl Eviction {
             words,
             old,
             old_head,
-            let_go,
+            evicted,
             wrong,
             ..
         } = state;
@@ -672,7 +672,7 @@ impl Eviction {
                 Reads::LetsGo
             }
             Reads::Checks { .. } => {
-                if !let_go[0] {
+                if !evicted[0] {
                     *wrong = Some(Wrong::Passed);
                 }
                 Reads::Done
@@ -699,7 +699,7 @@ impl Eviction {
             words,
             new: me,
             changes,
-            let_go,
+            evicted,
             wrong,
             ..
         } = state;
@@ -737,11 +737,11 @@ impl Eviction {
                 words.store(NEW, word::NEW_HEAD, me.head, Order::Synchronises);
                 Comes::Activates
             }
-            Comes::Activates if let_go[1] => Comes::Done,
+            Comes::Activates if evicted[1] => Comes::Done,
             Comes::Activates => Comes::TellsActive(enter(words, Entry::Taken(Who::New, me.head))),
             Comes::TellsActive(generation) => {
                 words.store(NEW, word::GENERATION, generation, Order::Synchronises);
-                let left = words.load_newest(NEW, word::ENTRY) == Entry::Free.word() && !let_go[1];
+                let left = words.load_newest(NEW, word::ENTRY) == Entry::Free.word() && !evicted[1];
                 if left { Comes::Done } else { Comes::Looks }
             }
             Comes::Copies => {
@@ -755,7 +755,7 @@ impl Eviction {
                 Comes::LetsGo
             }
             Comes::Checks { .. } => {
-                if !let_go[1] {
+                if !evicted[1] {
                     *wrong = Some(Wrong::Passed);
                 }
                 Comes::Done
@@ -866,7 +866,7 @@ impl Model for Eviction {
                 bell: false,
             },
             changes: 0,
-            let_go: [false; 2],
+            evicted: [false; 2],
             wrong: None,
         }]
     }
@@ -893,10 +893,10 @@ impl Model for Eviction {
             if let Some(who) = state.sender.named {
                 actions.push(Action::Stall(who));
             }
-            if !state.old_lives && !state.let_go[0] {
+            if !state.old_lives && !state.evicted[0] {
                 actions.push(Action::Hear);
             }
-            if self.about == About::Looks && !state.let_go[1] {
+            if self.about == About::Looks && !state.evicted[1] {
                 actions.extend((0..Self::looks(state)).map(Action::Look));
             }
         }
@@ -941,16 +941,16 @@ impl Model for Eviction {
             Property::always(SENDER_WOKEN, |_, state: &State| {
                 let rests = state.watcher == Watches::Waits && state.new.next == Comes::Enters;
                 let stuck = state.sender.next == Sends::Sleeps && !state.sender.woken;
-                !(stuck && rests && state.let_go[0])
+                !(stuck && rests && state.evicted[0])
             }),
             Property::always(RUNG, |_, state: &State| {
                 let me = &state.new;
                 let asleep = me.next == Comes::Sleeps && !me.bell && me.head < state.sender.sent;
                 let looks = matches!(state.sender.next, Sends::Changed | Sends::Looks);
-                !asleep || looks || state.let_go[1]
+                !asleep || looks || state.evicted[1]
             }),
             Property::sometimes("a living reader is evicted", |_, state: &State| {
-                state.let_go[0] && state.old_lives && state.sender.floor > state.old_head
+                state.evicted[0] && state.old_lives && state.sender.floor > state.old_head
             }),
             Property::sometimes(
                 "the new reader in the slot reads the last message",
