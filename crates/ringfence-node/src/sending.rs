@@ -15,8 +15,8 @@ use crate::{
     raw::{Answer, Call, detach, expose},
 };
 
-/// Below this size, a copy at commit is cheaper than external memory, which the engine has to track.
-const MIN_EXTERNAL_SIZE: usize = 4096;
+/// Up to this size, a copy at commit is cheaper than external memory, which the engine has to track.
+const MAX_COPIED_SIZE: usize = 4096;
 
 /// The reservation of a writer. A writer has at most one.
 pub(crate) struct Reservation {
@@ -161,7 +161,7 @@ pub(crate) fn reserve<S: SendEndpoint>(endpoint: &mut S, call: &mut Call) -> Ans
         Ok(None) => return Answer::from(0),
         Err(error) => return endpoint.fail(error),
     };
-    let view = if reserved.size() > MIN_EXTERNAL_SIZE {
+    let view = if reserved.size() > MAX_COPIED_SIZE {
         expose_reserved(call.env, &mut reserved, call.size(1) != 0)
     } else {
         None

@@ -126,15 +126,15 @@ pub enum Error {
     },
 }
 
-/// The holder of an address that belongs to this process.
-pub(crate) const OWN_ADDRESS: &str = "this process already has it";
+/// Names this process as the holder of an address.
+pub(crate) const HELD_BY_SELF: &str = "this process holds it itself";
 
 /// The step of a handshake whose child has not sent anything.
 pub(crate) const SILENT_CHILD: &str = "the child's call of `from_parent`";
 
 /// Advice for an address that is taken. A process that waited for its own address would wait forever.
 fn remedy(by: &str) -> &'static str {
-    if by == OWN_ADDRESS {
+    if by == HELD_BY_SELF {
         "connect from another process, or choose another address"
     } else {
         "wait for it with the `wait` option, or choose another"

@@ -541,7 +541,7 @@ fn signal_flood_loses_no_message_or_token() {
     flooded.finish();
 }
 
-/// SetOnDrop the loops that run until this is set, also if a test fails: otherwise their threads would be joined
+/// Ends the loops that run until this is set, also if a test fails: otherwise their threads would be joined
 /// forever.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
@@ -588,7 +588,7 @@ fn as_flooded(address: &Address, flood: u64) {
         let grown = resident().saturating_sub(before);
         assert!(grown < 32 << 20, "{grown} bytes more are resident");
         report(tokens.strays().to_string());
-        // Runs until the channel guard.
+        // Runs until the channel ends.
         report(token_count.join().unwrap().to_string());
         over.store(true, Ordering::Relaxed);
     });
@@ -604,7 +604,7 @@ fn resident() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
 }
 
-/// A side that closes releases its signal number, and by default a realtime signal guard the process: the
+/// A side that closes releases its signal number, and by default a realtime signal ends the process: the
 /// other side's tokens must not arrive after that.
 #[test]
 fn closing_while_tokens_arrive_kills_neither_side() {

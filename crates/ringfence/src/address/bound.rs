@@ -137,14 +137,17 @@ impl SocketFile {
                 format!("the host has ended, and its socket and its lock are no longer at the path: {why}");
             Error::PeerLost(what)
         };
-        let stat_error = |errno: Errno| {
+        let inspection_error = |errno: Errno| {
             Error::unless_short("looking up the files of the host", errno, |errno| {
                 gone(errno.desc())
             })
         };
-        let socket = self.files.inode_at(&self.files.socket).map_err(stat_error)?;
-        let lock = self.files.inode_at(&self.files.lock).map_err(stat_error)?;
-        let held = uninterrupted(|| fstat(&**self.lock)).map_err(stat_error)?;
+        let socket = self
+            .files
+            .inode_at(&self.files.socket)
+            .map_err(inspection_error)?;
+        let lock = self.files.inode_at(&self.files.lock).map_err(inspection_error)?;
+        let held = uninterrupted(|| fstat(&**self.lock)).map_err(inspection_error)?;
         if socket.is_some() && socket == self.socket && lock == Some(inode(&held)) {
             return Ok(());
         }
@@ -155,7 +158,7 @@ impl SocketFile {
     pub(super) fn socket_inode(&self, address: &Address) -> Result<Option<Inode>> {
         self.files
             .inode_at(&self.files.socket)
-            .map_err(stat_error(address))
+            .map_err(inspection_error(address))
     }
 
     /// Records the file of the socket that this process has just bound, so that it is removed whatever fails
@@ -174,10 +177,10 @@ impl SocketFile {
         let found = match self.files.stat(&self.files.socket) {
             Ok(found) if is_kind(&found, SFlag::S_IFSOCK) && before != Some(inode(&found)) => inode(&found),
             Ok(_) | Err(Errno::ENOENT) => return Err(gone()),
-            Err(errno) => return Err(stat_error(address)(errno)),
+            Err(errno) => return Err(inspection_error(address)(errno)),
         };
         self.socket = Some(found);
-        if inode_at(path).map_err(stat_error(address))? == self.socket {
+        if inode_at(path).map_err(inspection_error(address))? == self.socket {
             return Ok(());
         }
         self.socket = None;
@@ -194,7 +197,7 @@ impl SocketFile {
         let (directory, name) = (&self.files.directory, &*self.files.socket);
         let file = uninterrupted(|| openat(directory, name, flags, Mode::empty()))
             .map_err(|errno| refused("its socket was removed", errno))?;
-        let stat = uninterrupted(|| fstat(&file)).map_err(stat_error(address))?;
+        let stat = uninterrupted(|| fstat(&file)).map_err(inspection_error(address))?;
         if !is_kind(&stat, SFlag::S_IFSOCK) || Some(inode(&stat)) != self.socket {
             return Err(refused("its socket was replaced by another file", Errno::EEXIST));
         }
@@ -223,7 +226,7 @@ impl AsFd for BoundAddress {
 }
 
 /// Makes the error for a failed lookup of the socket's file.
-fn stat_error(address: &Address) -> impl Fn(Errno) -> Error {
+fn inspection_error(address: &Address) -> impl Fn(Errno) -> Error {
     |errno| address.invalid("its socket cannot be inspected", Some(errno))
 }
 
@@ -232,7 +235,7 @@ impl BoundAddress {
     pub(super) fn open(listener: OwnedFd, named: Option<SocketFile>, backlog: i32) -> Result<Self> {
         // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
         // credentials.
-        sys::socket::enable_new_credentials(&listener).or_system("SO_PASSCRED")?;
+        sys::socket::prepare_new_socket(&listener).or_system("SO_PASSCRED")?;
         let place = Self {
             named,
             listener: Withheld::new(listener)?,
@@ -276,7 +279,7 @@ impl BoundAddress {
                 Err(errno) => return Err(errno),
                 // The stream inherits the listening socket's options, which the peer of a membership can
                 // change as well.
-                Ok(stream) => return sys::socket::enable_credentials(&stream).map(|()| stream),
+                Ok(stream) => return sys::socket::prepare_socket(&stream).map(|()| stream),
             }
         }
     }
@@ -386,14 +389,14 @@ impl Lock {
                 Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
                 Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
             }
-            let stat_error = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
-            let stat = uninterrupted(|| fstat(&file)).map_err(stat_error)?;
+            let inspection_error = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
+            let stat = uninterrupted(|| fstat(&file)).map_err(inspection_error)?;
             if !is_kind(&stat, SFlag::S_IFREG) {
                 return Err(address.invalid("its lock file is not a regular file", None));
             }
             // The previous holder may have removed the file between our open and our lock. Then this lock
             // protects nothing.
-            if files.inode_at(&files.lock).map_err(stat_error)? == Some(inode(&stat)) {
+            if files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat)) {
                 return Ok(Self::Acquired(files, file));
             }
         }
@@ -449,9 +452,9 @@ impl Files {
         inode_if_found(self.stat(name))
     }
 
-    /// Removes the file if its name still leads to `inode_at`.
-    pub(super) fn remove(&self, name: &OsStr, inode_at: Inode) -> Result<(), Errno> {
-        if self.inode_at(name)? != Some(inode_at) {
+    /// Removes the file if its name still leads to `expected`.
+    pub(super) fn remove(&self, name: &OsStr, expected: Inode) -> Result<(), Errno> {
+        if self.inode_at(name)? != Some(expected) {
             return Ok(());
         }
         match unlinkat(&self.directory, name, UnlinkatFlags::NoRemoveDir) {
@@ -503,19 +506,20 @@ impl Inheritance {
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
-        let stat_error = |errno: Errno| {
+        let inspection_error = |errno: Errno| {
             Error::unless_short("inspecting the host's socket", errno, |errno| {
                 Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
             })
         };
-        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(stat_error)?;
+        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(inspection_error)?;
         let stream = kind == SockType::Stream;
-        let listens = uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(stat_error)?;
+        let listens =
+            uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(inspection_error)?;
         let number = listener.as_raw_fd();
-        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(stat_error)?;
-        let here = is_bound_at(&bound, address).map_err(stat_error)?;
+        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(inspection_error)?;
+        let here = is_bound_at(&bound, address).map_err(inspection_error)?;
         let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
-        if stream && listens && !here && is_orphaned(&bound).map_err(stat_error)? {
+        if stream && listens && !here && is_orphaned(&bound).map_err(inspection_error)? {
             return Err(Error::PeerLost("the host has left the address".into()));
         }
         if !(stream && listens && here) {
@@ -558,21 +562,21 @@ fn accept_lock(
 ) -> Result<SocketFile> {
     let files = Files::of(path).map_err(|errno| cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
-    let stat_error = |errno: Errno| {
+    let inspection_error = |errno: Errno| {
         Error::unless_short("inspecting the host's lock", errno, |errno| {
             Refusal::new(Check::Lock, wanted, errno.desc()).into()
         })
     };
-    let stat = uninterrupted(|| fstat(&lock)).map_err(stat_error)?;
+    let stat = uninterrupted(|| fstat(&lock)).map_err(inspection_error)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
-    let beside = files.inode_at(&files.lock).map_err(stat_error)? == Some(inode(&stat));
+    let beside = files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat));
     let held = regular
         && beside
         && match sys::file::lock_file(&lock) {
             Ok(()) => true,
             Err(Errno::EWOULDBLOCK) => false,
             // For example with an `O_PATH` descriptor, which cannot be locked.
-            Err(errno) => return Err(stat_error(errno)),
+            Err(errno) => return Err(inspection_error(errno)),
         };
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
     if !held {

@@ -100,14 +100,14 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     }
 }
 
-/// Connects to an address until a handshake is complete. `deed` names the host in an error: "listens", "service". `run_handshake`
+/// Connects to an address until a handshake is complete. `verb` and `host` appear in an error: "listens", "service". `run_handshake`
 /// returns `None` if the host hung up without an answer.
 ///
 /// With [`Options::wait`], waits for a host that is missing, full or about to close.
 fn connect_with(
     address: &Address,
     options: &Options,
-    verb: (&str, &str),
+    (verb, host): (&str, &str),
     run_handshake: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::register_early();
@@ -123,7 +123,7 @@ fn connect_with(
             Ok(ConnectAttempt::NoHost) | Err(Error::AddressOccupied { .. }) if options.wait => {
                 backoff.pause()?;
             }
-            Ok(ConnectAttempt::NoHost) => return Err(no_host(address, verb)),
+            Ok(ConnectAttempt::NoHost) => return Err(no_host(address, verb, host)),
             Err(error) => return Err(error),
         }
     }
@@ -172,12 +172,11 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     Ok(permits)
 }
 
-fn no_host(address: &Address, verb: (&str, &str)) -> Error {
+fn no_host(address: &Address, verb: &str, host: &str) -> Error {
     let directory = address.place().and_then(|path| path.parent());
     if directory.is_some_and(|directory| !directory.as_os_str().is_empty() && !directory.exists()) {
         return address.invalid("its directory does not exist", Some(Errno::ENOENT));
     }
-    let (verb, host) = verb;
     Error::PeerLost(format!(
         "no process {verb} at {:?}; the `wait` option waits for the {host}",
         address.to_string()

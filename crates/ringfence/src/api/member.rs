@@ -59,7 +59,7 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
         stop: Deadline::endless(vec![worker.stop().clone()], timeout),
         _release: release,
     };
-    let run = |(worker, position): (MemberWorker, Position)| worker.run(position);
+    let run = |(member, position): (MemberWorker, Position)| member.run(position);
     let thread = IdleThread::spawn("ringfence-member", "a thread for the membership", run)?;
     let position = member_worker.join(&deadline);
     let membership = Membership {

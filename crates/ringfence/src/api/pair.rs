@@ -54,7 +54,7 @@ pub fn join(address: &Address, options: &Options) -> Result<Channel> {
     join_reporting(address, options, &|_| {})
 }
 
-/// As [`join`]. Calls `notice` for each guest that this process refuses as the host, on a thread that must not be blocked.
+/// As [`join`]. Calls `on_refused` for each guest that this process refuses as the host, on a thread that must not be blocked.
 ///
 /// # Errors
 /// As [`join`].

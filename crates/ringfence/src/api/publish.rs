@@ -95,7 +95,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     let fd = InFlightDescriptor::new(&object)?;
     record.met(IN_FLIGHT, "a socket of the publisher's own");
     // From here on it is in no table of descriptors.
-    let region = object.region;
+    let region = object.into_region();
     region.in_use(supports_barriers);
     let readers = Arc::new(Readers::new(region.clone(), OwnRegion::detached(), MAX_READERS));
     let watches = Arc::new(Watches::new()?);

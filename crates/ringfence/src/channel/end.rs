@@ -402,7 +402,7 @@ impl Shared {
 
     /// Frees the address, and nothing else: see [`Sender::vacate`](crate::Sender::vacate).
     pub(crate) fn vacate(&self) {
-        // Dropped without the lock, which that may need.
+        // Dropped outside the lock, which the drop may take.
         drop(self.with_resources(|resources| resources.on_end.take()));
     }
 

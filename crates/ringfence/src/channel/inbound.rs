@@ -72,7 +72,7 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
     fn release_all(&mut self);
 
     /// Nothing is there to read. Called after the peer was woken.
-    fn on_empty(&mut self) {}
+    fn shrink_idle(&mut self) {}
 
     /// See [`Inbound::try_receive`]. The channel was checked.
     fn try_receive(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Option<usize>>;
@@ -241,8 +241,8 @@ impl<R: Inlet> Inbound<R> {
         if self.link.is_some() {
             self.check_copies()?;
         }
-        self.wake_peer();
-        self.ring.on_empty();
+        self.wake_if_parked();
+        self.ring.shrink_idle();
         self.empty_polls += 1;
         if self.empty_polls >= POLLS_PER_LINE_CHECK {
             self.empty_polls = 0;
@@ -257,11 +257,11 @@ impl<R: Inlet> Inbound<R> {
     #[inline]
     pub(super) fn publish_and_wake(&mut self) {
         self.ring.reader_mut().publish();
-        self.wake_peer();
+        self.wake_if_parked();
     }
 
     #[inline]
-    pub(super) fn wake_peer(&mut self) {
+    pub(super) fn wake_if_parked(&mut self) {
         self.woken_at = self.ring.reader().position();
         self.wake_if_published();
     }
@@ -277,7 +277,7 @@ impl<R: Inlet> Inbound<R> {
     #[inline]
     pub(super) fn wake_if_worthwhile(&mut self) {
         if self.ring.reader().position().saturating_sub(self.woken_at) >= self.ring.reader().capacity() / 4 {
-            self.wake_peer();
+            self.wake_if_parked();
         }
     }
 
@@ -451,7 +451,7 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn try_receive_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let packed = R::receive_packed(self, into);
-        self.wake_peer();
+        self.wake_if_parked();
         packed
     }
 
@@ -482,7 +482,7 @@ impl<R: Inlet> Inbound<R> {
     pub fn wake(&mut self) {
         // Only here: each other call has dropped an inherited link in its check.
         if !self.shared.is_inherited() {
-            self.wake_peer();
+            self.wake_if_parked();
         }
     }
 

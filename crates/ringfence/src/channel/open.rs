@@ -30,7 +30,7 @@ pub(crate) struct Opened {
     pub(crate) peer: PeerRegion,
     pub(crate) barriers: Barriers,
     /// This process was registered for barriers before the channel was opened.
-    pub(crate) is_registered: bool,
+    pub(crate) process_registered: bool,
     pub(crate) terms: ChannelTerms,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Opened {
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
     let (own, peer) = (parts.own.open(), parts.peer);
     let inbox = Arc::clone(parts.inbox.inbox());
-    let is_registered = barriers::is_registered();
+    let process_registered = barriers::is_registered();
     let subscribes = parts.terms.own_capacity == 0;
     let (process, owner) = (parts.process.pidfd(), parts.mark.owner());
     let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, owner);
@@ -64,7 +64,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         busy_poll: options.busy_poll,
         trace: parts.trace,
     });
-    own.in_use(parts.barriers && is_registered);
+    own.in_use(parts.barriers && process_registered);
     shared.opened(&own);
     let verifier = Verifier::new(parts.process, options, &shared);
     Opened {
@@ -78,7 +78,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         } else {
             Barriers::Both
         },
-        is_registered,
+        process_registered,
         terms: parts.terms,
     }
 }
@@ -107,7 +107,7 @@ impl Link {
     ) -> Self {
         let barriers = opened.barriers;
         let mut waker = Waker::new(opened.own.clone(), peer.clone(), waker, barriers);
-        if !opened.is_registered {
+        if !opened.process_registered {
             waker = waker.fenced_until(barriers::is_registered);
         }
         Self {

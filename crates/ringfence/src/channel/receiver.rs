@@ -323,7 +323,7 @@ impl Inlet for PairInlet {
         }
     }
 
-    fn on_empty(&mut self) {
+    fn shrink_idle(&mut self) {
         self.empty_at = Some(self.consumer.position());
         self.shrink(SCRATCH_LIMIT_IDLE);
     }
@@ -522,7 +522,7 @@ pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Re
 /// Publishes that the held messages were read, and wakes a peer that waits for room.
 pub fn release(receiver: &mut Receiver) {
     if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
-        receiver.wake_peer();
+        receiver.wake_if_parked();
     }
 }
 

@@ -79,13 +79,13 @@ const CREDENTIALS: &str = "SO_PASSCRED of a line (setsockopt)";
 
 /// Makes the kernel stamp incoming data with its sender's credentials and nothing else (unix(7),
 /// `SO_PASSCRED`). Must be called before the first read.
-pub(crate) fn enable_credentials(socket: &OwnedFd) -> Result<()> {
-    sys::socket::enable_credentials(socket).or_system(CREDENTIALS)
+pub(crate) fn prepare_socket(socket: &OwnedFd) -> Result<()> {
+    sys::socket::prepare_socket(socket).or_system(CREDENTIALS)
 }
 
 /// Does the same for a socket that this process has just made and that no other process has had.
-pub(crate) fn enable_new_credentials(socket: &OwnedFd) -> Result<()> {
-    sys::socket::enable_new_credentials(socket).or_system(CREDENTIALS)
+pub(crate) fn prepare_new_socket(socket: &OwnedFd) -> Result<()> {
+    sys::socket::prepare_new_socket(socket).or_system(CREDENTIALS)
 }
 
 /// Prepares a line that a child is to inherit. A sandbox may deny the child every system call that sets or
@@ -94,7 +94,7 @@ pub(crate) fn enable_new_credentials(socket: &OwnedFd) -> Result<()> {
 pub(crate) fn prepare(own: &OwnedFd, child_end: &OwnedFd) -> Result<()> {
     // From the first byte on, the kernel adds the sender's credentials.
     for end in [own, child_end] {
-        enable_new_credentials(end)?;
+        prepare_new_socket(end)?;
     }
     send(own.as_fd(), &MARK, &[]).or_system("writing to a private line (sendmsg)")
 }
@@ -332,7 +332,7 @@ mod tests {
     fn ends() -> (OwnedFd, OwnedFd) {
         let (own, peer) = sys::socket::new_line().unwrap();
         for end in [&own, &peer] {
-            enable_new_credentials(end).unwrap();
+            prepare_new_socket(end).unwrap();
         }
         (own, peer)
     }

@@ -16,10 +16,10 @@ mod steps;
 use std::os::fd::{AsFd, OwnedFd};
 
 use crate::{
-    error::{Error, OWN_ADDRESS, OrSystem, Result, SILENT_CHILD},
+    error::{Error, HELD_BY_SELF, OrSystem, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
-    handshake::line::{enable_credentials, refuse},
+    handshake::line::{prepare_socket, refuse},
     handshake::parts::{Connection, ExpectedChild, PeerSession, Side},
     handshake::parts::{Parts, Role},
     handshake::steps::{NEW_LINE, check_child, check_line, exactly, has_exited, second_child},
@@ -50,7 +50,7 @@ impl Side<'_> {
         let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
-                return Err(self.occupied(OWN_ADDRESS));
+                return Err(self.occupied(HELD_BY_SELF));
             }
             let policy = &self.options.policy;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
@@ -88,16 +88,16 @@ impl Side<'_> {
         identified: &mut Option<(i32, Option<OwnedFd>)>,
         record: EvidenceLog,
     ) -> Result<Parts> {
-        self.reported("host", || self.parent_steps(stream, expected, identified, record))
+        self.traced("host", || self.parent_steps(stream, expected, identified, record))
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
     pub(crate) fn guest(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
-        self.reported("guest", || self.guest_steps(stream, record))
+        self.traced("guest", || self.guest_steps(stream, record))
     }
 
     /// Traces a handshake and its refusal. The acceptor traces the handshakes of a host with its guests.
-    fn reported<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
+    fn traced<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
         trace::Handshake::begin(&self.address, role, None).within(|| {
             let result = steps();
             if let Err(error) = &result {
@@ -146,7 +146,7 @@ impl Side<'_> {
             }
             // The child may not be allowed to set options.
             for end in [&line, &child_end] {
-                enable_credentials(end)?;
+                prepare_socket(end)?;
             }
             // Once the child was waited for, another process can have its number.
             if let ExpectedChild::Process(_, Some(pidfd)) = expected

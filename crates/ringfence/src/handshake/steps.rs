@@ -27,7 +27,7 @@ use crate::{
             self, ACCEPTS_DESCRIPTORS, ACCEPTS_SEALED, BARRIERS, Frame, HARDENS, Hello, LACKS_MEMORY,
             Meeting, Nonce, Offer, check_echo,
         },
-        line::{self, FrameLine, enable_credentials, enable_new_credentials, refuse},
+        line::{self, FrameLine, prepare_new_socket, prepare_socket, refuse},
         parts::{ChannelTerms, Parts, Role, Unopened},
         parts::{Connection, ExpectedChild, OwnObject, PeerSession, RingRole, Side},
     },
@@ -62,7 +62,7 @@ impl Side<'_> {
             let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
             let [line] = exactly(descriptors)?;
             check_line(&line, connection.peer.credentials)?;
-            enable_credentials(&line)?;
+            prepare_socket(&line)?;
             let socket = self.line(&line, connection.peer.credentials);
             let (own, hello) = self.answer(&socket, &[], &frame, &mut connection.record)?;
             Ok((line, own, hello))
@@ -96,8 +96,8 @@ impl Side<'_> {
                     // The parent sets the options of both ends: this process may not be allowed to.
                     passed.push(line.as_fd());
                 } else {
-                    enable_new_credentials(line)?;
-                    enable_new_credentials(&connection.stream)?;
+                    prepare_new_socket(line)?;
+                    prepare_new_socket(&connection.stream)?;
                 }
             }
             let own = nonce()?;
@@ -968,7 +968,7 @@ mod tests {
             }
             agreed.is_ok()
         };
-        let equal = RingRole::PerSide;
+        let per_side = RingRole::PerSide;
         for (max, capacity, is_right) in [
             (8192, 4096, true),
             (8192, 8192, true),
@@ -983,7 +983,11 @@ mod tests {
             (FAR, 12288, false),
             (FAR, u64::MAX, false),
         ] {
-            assert_eq!(agreed(max, equal, capacity, 1), is_right, "{capacity} of {max}");
+            assert_eq!(
+                agreed(max, per_side, capacity, 1),
+                is_right,
+                "{capacity} of {max}"
+            );
             assert_eq!(agreed(max, RingRole::Subscriber, capacity, 1), is_right);
         }
         for (longest, is_right) in [
@@ -991,7 +995,7 @@ mod tests {
             (MAX_MESSAGE_SIZE, true),
             (MAX_MESSAGE_SIZE + 1, false),
         ] {
-            assert_eq!(agreed(FAR, equal, 4096, longest), is_right, "{longest}");
+            assert_eq!(agreed(FAR, per_side, 4096, longest), is_right, "{longest}");
         }
         // For the publisher's messages, this side's own limit counts.
         assert!(agreed(FAR, RingRole::Subscriber, 4096, 100));

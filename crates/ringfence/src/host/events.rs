@@ -54,7 +54,7 @@ impl<T> fmt::Debug for Events<T> {
     /// Takes no lock: the calling thread may hold it, and the threads that add events must not wait for what it writes to.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Events")
-            .field("bell", &self.wakeup)
+            .field("wakeup", &self.wakeup)
             .finish_non_exhaustive()
     }
 }

@@ -262,8 +262,8 @@ impl Thread {
     }
 }
 
-fn visible(namespaces: KernelResult<Relation>) -> Result<Relation, String> {
-    namespaces.map_err(|errno| {
+fn visible(relation: KernelResult<Relation>) -> Result<Relation, String> {
+    relation.map_err(|errno| {
         format!(
             "not visible: this process may not inspect the peer's namespaces ({})",
             errno.desc()

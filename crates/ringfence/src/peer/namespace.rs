@@ -505,19 +505,16 @@ mod tests {
 
     #[test]
     fn pid_counts_without_pidfd_only_in_a_single_namespace() {
-        let fixed = |pid, own| number_from_own(pid, Ok(own));
-        assert!(matches!(fixed(7, vec![5]), InProc::Number(7)));
-        assert!(matches!(fixed(7, vec![5, 1]), InProc::Unknown(_)));
+        let number = |pid, own| number_from_own(pid, Ok(own));
+        assert!(matches!(number(7, vec![5]), InProc::Number(7)));
+        assert!(matches!(number(7, vec![5, 1]), InProc::Unknown(_)));
         assert!(matches!(
             number_from_own(7, Err(String::new())),
             InProc::Unknown(_)
         ));
-        for not_visible in [0, -1] {
-            assert!(matches!(fixed(not_visible, vec![5]), InProc::Absent));
-            assert!(matches!(
-                proc_number(not_visible, None, &fresh()),
-                Ok(InProc::Absent)
-            ));
+        for pid in [0, -1] {
+            assert!(matches!(number(pid, vec![5]), InProc::Absent));
+            assert!(matches!(proc_number(pid, None, &fresh()), Ok(InProc::Absent)));
         }
         // A reaped process no longer has a number.
         let mut child = std::process::Command::new("true").spawn().unwrap();

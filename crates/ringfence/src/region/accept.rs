@@ -90,8 +90,7 @@ pub(crate) fn accept_blank(
         [&file, &other].map(|stat| format!("device {}, inode {}", stat.st_dev, stat.st_ino));
     let is_same = wanted == found;
     checks.require("file", || wanted, || found, is_same)?;
-    let (leased, kind) = (reopened, "memfd, created by the parent");
-    Ok(Blank { raw, leased, kind })
+    Ok(Blank::of_parent(raw, reopened))
 }
 
 /// Makes the error for a check that could not be made.

@@ -168,18 +168,23 @@ impl SharedObject {
         }
         Ok(())
     }
+
+    /// Closes the descriptor and returns the region: from here on only the mapping exists.
+    pub(crate) fn into_region(self) -> OwnRegion {
+        self.region
+    }
 }
 
 /// A memfd with its memory, which no process has mapped yet.
 #[derive(Debug)]
 pub(crate) struct Blank {
     /// The descriptor that the owner passes to its peer.
-    pub(super) raw: Withheld,
+    raw: Withheld,
     /// The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
     /// memfd behaves like any file. The reopened file and its lease stay with the owner.
-    pub(super) leased: Withheld,
+    leased: Withheld,
     /// Its description in the evidence.
-    pub(super) kind: &'static str,
+    kind: &'static str,
 }
 
 impl Blank {
@@ -218,6 +223,15 @@ impl Blank {
                 .or_system("giving memory to the child's user (fchown)")?;
         }
         Ok(blank)
+    }
+
+    /// Receives the one that the parent has created for this process.
+    pub(super) const fn of_parent(raw: Withheld, leased: Withheld) -> Self {
+        Self {
+            raw,
+            leased,
+            kind: "memfd, created by the parent",
+        }
     }
 
     pub(crate) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {

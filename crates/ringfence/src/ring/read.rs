@@ -460,8 +460,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         Parsed::Unsound { length, flags }
     }
 
-    /// The error for a header that is unsound, and not merely overwritten while it was read: that happens to correct peers, and must not
-    /// allocate.
+    /// The error for an unsound header. Not called for an overwritten one, which also occurs with correct peers, and must not allocate.
     #[cold]
     #[inline(never)]
     pub(super) fn unsound(&self, position: u64, length: u64, flags: u32) -> Error {

@@ -311,12 +311,12 @@ impl Drop for SignalClaim {
         let thread = threads.swap_remove(index);
         thread.is_over.store(true, Ordering::Release);
         // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
-        let stop = sys::signal::signal_thread(thread.thread, libc::SIGIO);
+        let signalled = sys::signal::signal_thread(thread.thread, libc::SIGIO);
         restore_disposition(self.number);
         drop(threads);
         // A handler that runs on a signal thread may drop the last claim of this or of another number. Then
         // the thread ends without being joined.
-        if stop.is_ok() && !IS_SIGNAL_THREAD.get() {
+        if signalled.is_ok() && !IS_SIGNAL_THREAD.get() {
             // The panic of that thread was reported when it happened.
             let _ = thread.join.join();
         }
@@ -424,7 +424,7 @@ fn start(number: c_int) -> Result<SignalThread> {
     let is_over = Arc::new(AtomicBool::new(false));
     let progress = Arc::new(ThreadProgress::new()?);
     let (ready, started) = mpsc::channel();
-    let stop = Arc::clone(&is_over);
+    let stop_flag = Arc::clone(&is_over);
     let end_guard = EndGuard(Arc::clone(&progress));
     let no_thread = |reason: String| Error::no_space("a thread for a realtime signal", reason);
     let join = thread::Builder::new()
@@ -441,7 +441,7 @@ fn start(number: c_int) -> Result<SignalThread> {
             if fine {
                 // Takes up to 30 ms in a process that is not registered. Signals wait in the queue.
                 barriers::register();
-                listen(number, &stop, progress);
+                listen(number, &stop_flag, progress);
             }
         })
         .map_err(|error| no_thread(error.to_string()))?;
@@ -575,13 +575,14 @@ mod tests {
         claim.marks_arrive = false;
         // A mark that arrives under another number is not recognized as a mark.
         claim.number = CLAIMED[1];
-        let (tell, stop) = mpsc::channel();
+        let (sender, finished) = mpsc::channel();
         thread::spawn(move || {
             claim.catch_up();
             claim.number = CLAIMED[0];
-            tell.send(claim)
+            sender.send(claim)
         });
-        stop.recv_timeout(Duration::from_secs(60))
+        finished
+            .recv_timeout(Duration::from_secs(60))
             .expect("catch_up returns");
     }
 }

@@ -21,8 +21,8 @@ use crate::{identity::Credentials, sys::uninterrupted};
 /// The options belong to the socket and not to the descriptor. A line that a peer has passed may have any of
 /// them set. An accepted socket inherits those of the listening socket. And a peer that kept a descriptor can
 /// set them again at any time. So this function only helps honest peers, and `receive` is correct without it.
-pub(crate) fn enable_credentials(socket: impl AsFd) -> Result<(), Errno> {
-    enable_new_credentials(&socket)?;
+pub(crate) fn prepare_socket(socket: impl AsFd) -> Result<(), Errno> {
+    prepare_new_socket(&socket)?;
     for (option, value) in AT_BIRTH {
         // A kernel ignores an option that it does not know, and `receive` detects an option that stays on.
         let _ = set(&socket, option, value);
@@ -32,7 +32,7 @@ pub(crate) fn enable_credentials(socket: impl AsFd) -> Result<(), Errno> {
 
 /// Does the same for a socket that this process has just made and that no other process has had. All options
 /// except the credentials have the right value from creation.
-pub(crate) fn enable_new_credentials(socket: impl AsFd) -> Result<(), Errno> {
+pub(crate) fn prepare_new_socket(socket: impl AsFd) -> Result<(), Errno> {
     set(socket, libc::SO_PASSCRED, 1)
 }
 
@@ -441,8 +441,8 @@ mod tests {
         Errno::result(result).map(|_| value)
     }
 
-    /// The assumption of [`enable_new_credentials`]. On a kernel where this fails, each socket needs
-    /// [`enable_credentials`].
+    /// The assumption of [`prepare_new_socket`]. On a kernel where this fails, each socket needs
+    /// [`prepare_socket`].
     #[test]
     fn new_socket_has_reset_options_except_credentials() {
         let new = || {
@@ -463,13 +463,13 @@ mod tests {
                 }
             }
             assert_eq!(get(&socket, libc::SO_PASSCRED), Ok(0));
-            enable_new_credentials(&socket).unwrap();
+            prepare_new_socket(&socket).unwrap();
             assert_eq!(get(&socket, libc::SO_PASSCRED), Ok(1));
         }
     }
 
     #[test]
-    fn settle_resets_socket_options() {
+    fn prepare_socket_resets_options() {
         let (line, _other) = new_line().unwrap();
         let known: Vec<_> = AT_BIRTH
             .into_iter()
@@ -478,7 +478,7 @@ mod tests {
             .filter(|(option, value)| get(&line, *option).is_ok_and(|found| found != *value))
             .collect();
         assert!(known.len() >= 3, "{known:?}");
-        enable_credentials(&line).unwrap();
+        prepare_socket(&line).unwrap();
         for (option, value) in known {
             assert_eq!(get(&line, option), Ok(value), "option {option}");
         }

@@ -78,17 +78,17 @@ pub(crate) fn run<T: Send + 'static>(
             "{MAX_THREADS} such threads wait for filesystems that do not answer"
         )));
     }
-    let (sender, result) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
         .name("ringfence-probe".into())
         .spawn(move || {
             let _running = call_in_flight;
-            // Without a result, the caller's deadline has passed.
+            // Without a receiver, the caller's deadline has passed.
             let _ = sender.send(call());
         })
         .map_err(|error| no_space(error.to_string()))?;
     deadline.wait_at(what, &[(answered.as_fd(), PollFlags::POLLIN)])?;
-    result
+    receiver
         .try_recv()
         .map_err(|_| Error::unsupported(format!("{what}: its thread has panicked")))
 }

@@ -89,7 +89,7 @@ struct DoorbellState {
     sleep: Sleep,
     /// The program waits for a half in an event loop, or has done so. Written by the loop, never reset.
     has_loop: bool,
-    /// The loop polls only the line, so the peer's death must end the line. Written as `looped`.
+    /// The loop polls only the line, so the peer's death must end the line. Written as `has_loop`.
     polls_line_only: bool,
     /// Ends the line on the peer's death, for a thread in a read and for a loop. Written by whichever needs it first.
     exit_watch: Option<ExitWatch>,
@@ -414,8 +414,11 @@ impl Doorbell {
                 break;
             };
             if count <= 1 {
-                let left = [Leftover::Nothing, Leftover::ForLoop];
-                state.leftover = left[count];
+                state.leftover = if count == 1 {
+                    Leftover::ForLoop
+                } else {
+                    Leftover::Nothing
+                };
                 break;
             }
             let surplus = (count - 1).min(bytes.len());

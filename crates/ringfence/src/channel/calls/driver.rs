@@ -211,7 +211,11 @@ impl Inner {
     /// Reads frames and messages that are there. Returns whether anything has changed. Fails only for local reasons.
     pub(crate) fn read(&mut self, receiver: &mut Receiver) -> Result<bool> {
         // All answers may be there, and the one that has to be read now may be the last.
-        let max = [BATCH, MAX_REQUESTS][usize::from(self.state.awaits_read())];
+        let max = if self.state.awaits_read() {
+            MAX_REQUESTS
+        } else {
+            BATCH
+        };
         let read = self.try_read(receiver, max);
         self.state.on_read();
         match read {

@@ -323,7 +323,7 @@ impl<S: Source> Merge<S> {
         self.slots[place]
             .source
             .as_mut()
-            .expect("a source_mut source has a slot")
+            .expect("a queued source has a slot")
     }
 
     /// The next message, into the beginning of `into`, or the end of a source. `None`: nothing is there now (see

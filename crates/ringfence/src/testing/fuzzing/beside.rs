@@ -22,7 +22,7 @@ use nix::{
 };
 
 use super::{guest, host};
-use crate::{handshake::line::enable_new_credentials, region::create::Backing, sys};
+use crate::{handshake::line::prepare_new_socket, region::create::Backing, sys};
 
 /// Environment variable of the other process: the role that it plays.
 const ROLE: &str = "RINGFENCE_FUZZED_PEER";
@@ -181,9 +181,9 @@ fn play(draw: impl Fn(&mut Unstructured<'_>, Vec<OwnedFd>) -> Result<Option<Play
             continue;
         };
         let (agreed, theirs) = pair_of(SockType::Stream);
-        enable_new_credentials(&agreed).expect("SO_PASSCRED");
+        prepare_new_socket(&agreed).expect("SO_PASSCRED");
         if play.accepted {
-            enable_new_credentials(&theirs).expect("SO_PASSCRED");
+            prepare_new_socket(&theirs).expect("SO_PASSCRED");
         }
         let mut sent = [play.purpose, play.backing.number() as usize]
             .map(|number| u8::try_from(number).expect("a small number"))

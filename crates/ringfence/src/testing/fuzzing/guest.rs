@@ -28,7 +28,7 @@ use crate::{
     address::Address,
     evidence::EvidenceLog,
     handshake::frame::{Frame, LACKS_MEMORY, Meeting, Nonce},
-    handshake::line::enable_new_credentials,
+    handshake::line::prepare_new_socket,
     handshake::parts::Side,
     options::{MAX_MESSAGE_SIZE, Options},
     region::create::Backing,
@@ -352,7 +352,7 @@ impl Script {
         }
         // A child passes its own end too, whose options its parent sets.
         for end in &ends {
-            enable_new_credentials(end).expect("SO_PASSCRED");
+            prepare_new_socket(end).expect("SO_PASSCRED");
         }
         let Some(line) = ends.into_iter().next() else {
             return;

@@ -23,7 +23,7 @@ use crate::{
     evidence::EvidenceLog,
     handshake::broadcast::PublishedRing,
     handshake::frame::{Code, Frame, Hello, LACKS_MEMORY, Meeting, Nonce, Offer, Refuse, Start},
-    handshake::line::{self, FrameLine, enable_new_credentials},
+    handshake::line::{self, FrameLine, prepare_new_socket},
     handshake::parts::{ExpectedChild, Side},
     identity::Credentials,
     options::{MAX_MESSAGE_SIZE, Options},
@@ -55,7 +55,7 @@ pub fn handshake(bytes: &[u8]) {
     let side = Side::new(&"@address", &options, &deadline, Meeting::Family).publishing(ring.as_ref());
     let flags = SockFlag::SOCK_CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
-    enable_new_credentials(&ours).expect("SO_PASSCRED");
+    prepare_new_socket(&ours).expect("SO_PASSCRED");
     let (wrong, made) = thread::scope(|scope| {
         let wrong = child.wrong;
         let talk = scope.spawn(move || child.talk(&theirs, own_pid()));
@@ -227,7 +227,7 @@ impl Guest {
                 socketpair(AddressFamily::Unix, SockType::Stream, None, flags).expect("a line");
             [line, theirs]
         });
-        enable_new_credentials(&line).expect("SO_PASSCRED");
+        prepare_new_socket(&line).expect("SO_PASSCRED");
         if self.leaves == 0 {
             return;
         }

@@ -65,7 +65,7 @@ fn run(script: &mut Unstructured<'_>) -> Result<()> {
     let honest = accepts.descriptors && script.arbitrary()?;
     // Another peer can turn the credentials off.
     if honest || script.ratio(7, 8)? {
-        sys::socket::enable_credentials(&ours).expect("SO_PASSCRED");
+        sys::socket::prepare_socket(&ours).expect("SO_PASSCRED");
     }
     let mut line = Line {
         arrived: Parcels::new(accepts, script.arbitrary()?),

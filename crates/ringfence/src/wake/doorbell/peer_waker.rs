@@ -32,15 +32,15 @@ const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis
 pub(super) struct PeerWaker {
     line: Arc<OwnedFd>,
     /// Written under this lock by a call that failed to send, and by the retry thread.
-    lost: ProcessMutex<LostWakeups>,
+    failed: ProcessMutex<FailedSends>,
     /// The number of wakeups that this side has sent.
     wakeups_sent: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
-struct LostWakeups {
+struct FailedSends {
     /// The number of failed sends. One later wakeup makes up for all of them.
-    failures: u64,
+    count: u64,
     /// A retry thread is running.
     retrying: bool,
 }
@@ -58,7 +58,7 @@ impl PeerWaker {
     pub(super) fn new(line: &Arc<OwnedFd>, owner: OwnerProcess) -> Arc<Self> {
         Arc::new(Self {
             line: Arc::clone(line),
-            lost: ProcessMutex::new(LostWakeups::default(), owner),
+            failed: ProcessMutex::new(FailedSends::default(), owner),
             wakeups_sent: Arc::default(),
         })
     }
@@ -67,7 +67,7 @@ impl PeerWaker {
     /// a forked child, because the peer belongs to its parent.
     #[cold]
     pub(super) fn wake_peer(self: &Arc<Self>) {
-        if !self.lost.owner().is_current() {
+        if !self.failed.owner().is_current() {
             return;
         }
         self.wakeups_sent.fetch_add(1, Ordering::Relaxed);
@@ -77,15 +77,17 @@ impl PeerWaker {
             }
             thread::yield_now();
         }
-        let Ok(mut lost) = self.lost.lock() else { return };
-        lost.failures += 1;
-        if lost.retrying {
+        let Ok(mut failed) = self.failed.lock() else {
+            return;
+        };
+        failed.count += 1;
+        if failed.retrying {
             return;
         }
-        lost.retrying = true;
-        drop(lost);
+        failed.retrying = true;
+        drop(failed);
         let waker = Arc::clone(self);
-        let named = thread::Builder::new().name("ringfence-bell".into());
+        let named = thread::Builder::new().name("ringfence-waker".into());
         if named.spawn(move || waker.retry()).is_err() {
             self.retry();
         }
@@ -99,16 +101,18 @@ impl PeerWaker {
     fn retry(&self) {
         let [mut pause, longest] = PAUSES;
         // Never fails, because a forked child does not have this thread.
-        while let Ok(failures) = self.lost.lock().map(|lost| lost.failures) {
+        while let Ok(count) = self.failed.lock().map(|failed| failed.count) {
             if self.try_once() == SendResult::Again {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
             }
-            let Ok(mut lost) = self.lost.lock() else { return };
+            let Ok(mut failed) = self.failed.lock() else {
+                return;
+            };
             // A call that has failed since then may have published after the peer received this wakeup.
-            if lost.failures == failures {
-                lost.retrying = false;
+            if failed.count == count {
+                failed.retrying = false;
                 return;
             }
         }
