@@ -34,8 +34,8 @@ const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('channel
 const { loop } = await insideOf<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
 }>('channel/loops.js')
-const { withTimeout } = await insideOf<{
-  withTimeout(milliseconds: number, promise: Promise<unknown>): Promise<void>
+const { settledWithin } = await insideOf<{
+  settledWithin(milliseconds: number, promise: Promise<unknown>): Promise<void>
 }>('runtime/deferred.js')
 const { timers } = await insideOf<{
   timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
@@ -213,7 +213,7 @@ test.serial('a wait with a timeout: the first result counts, and no timer is lef
       begun.push({ call, milliseconds: after })
       return begun.at(-1)
     }) as unknown as typeof setTimeout
-    const waiting = withTimeout(milliseconds, promise)
+    const waiting = settledWithin(milliseconds, promise)
     timers.setTimeout = real.setTimeout
     return waiting
   }

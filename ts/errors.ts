@@ -210,7 +210,7 @@ export function showSource(value: unknown): string {
 }
 
 /** Makes a call that fails for lack of threads, descriptors or memory. @throws {@link RingfenceError} NO_SPACE, with the reason as the cause */
-export function withNoSpace<Made>(what: (reason: string) => string, call: () => Made): Made {
+export function orThrowNoSpace<Made>(what: (reason: string) => string, call: () => Made): Made {
   try {
     return call()
   } catch (error) {

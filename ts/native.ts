@@ -121,20 +121,20 @@ export interface NativeReader {
   /** Returns 1 if there is a message, else as `pull`. Of a subscription. */
   hasMessage?(): number
   /**
-   * Like `pull`, but only for messages of `least` to `most` bytes. For any other message it returns `LARGE - size`.
+   * Like `pull`, but only for messages of `minLength` to `maxLength` bytes. For any other message it returns `LARGE - size`.
    *
-   * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `alone` is 0, a single
-   * message is not held.
+   * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `retainSingle` is 0, a
+   * single message is not retained.
    */
-  pullRetained?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
+  pullRetained?(into: Uint8Array, from: number, minLength: number, maxLength: number, retainSingle: number): number
   /** Like `pullRetained`, but spins like `pullBusy`. */
-  pullRetainedBusy?(into: Uint8Array, from: number, least: number, most: number, alone: number): number
-  /** Like `pull`, but only for call frames of `least` to `most` bytes. Returns `OTHER` if a message is next. */
-  pullCalls?(into: Uint8Array, from: number, least: number, most: number): number
+  pullRetainedBusy?(into: Uint8Array, from: number, minLength: number, maxLength: number, retainSingle: number): number
+  /** Like `pull`, but only for call frames of `minLength` to `maxLength` bytes. Returns `OTHER` if a message is next. */
+  pullCalls?(into: Uint8Array, from: number, minLength: number, maxLength: number): number
   /** Like `pullCalls`, but spins like `pullBusy`. */
-  pullCallsBusy?(into: Uint8Array, from: number, least: number, most: number): number
-  /** Copies the records of the last `pullRetained` again, without the first `passed` bytes, as far as they fit. */
-  pullAgain?(into: Uint8Array, passed: number): number
+  pullCallsBusy?(into: Uint8Array, from: number, minLength: number, maxLength: number): number
+  /** Copies the records of the last `pullRetained` again, without the first `skipped` bytes, as far as they fit. */
+  pullAgain?(into: Uint8Array, skipped: number): number
   release?(): void
   wake(): void
   /** Returns `WHOLE` or `ATTACHED`, `ENDED`, or the number of bytes of the message received so far. */

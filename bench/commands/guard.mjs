@@ -18,7 +18,7 @@ export const options = {
   seconds: ['seconds of the measurement, without building the base', '100'],
   each: ['seconds of one run', '0.2'],
   only: ['only these cells', undefined, 'a,b'],
-  json: ['prints every pair of runs', undefined, 'FILE'],
+  json: ['writes every pair of runs to this file', undefined, 'FILE'],
   build: ['uses the existing build', true],
   measure: ['only builds, for a later measurement on an idle machine', true],
 }

@@ -7,7 +7,7 @@ import { list, program } from './shared.mjs'
 export const about = 'ringfence and its rivals between two processes; writes README.md, results.json and plots'
 export const options = {
   ...HALVES,
-  peers: ['only these contenders, which include the variants of ringfence', undefined, 'a,b'],
+  peers: ['only these contenders; variants of ringfence run only if named', undefined, 'a,b'],
   measures: ['of one, batch, copy, rtt-polled, rtt-spin, rtt-parked', undefined, 'a,b'],
   sizes: ['bytes of a message for the one-way measure; multiples of 8', undefined, '64,1024'],
   capacity: ['bytes of a ring; at least four messages', '4194304'],

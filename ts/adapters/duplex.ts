@@ -2,7 +2,7 @@ import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
-import { ignore, withTimeout } from '../runtime/deferred.js'
+import { ignore, settledWithin } from '../runtime/deferred.js'
 import { throwUncaught } from '../runtime/emit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
@@ -137,7 +137,7 @@ class ChannelStream extends Duplex {
 
   /** Closes the channel. Without an error, the peer first reads all data that was written, and then the end. */
   async #closeChannel(error: Error | null): Promise<void> {
-    if (error === null) await withTimeout(LINGER, this.#endAfterWrites().catch(ignore))
+    if (error === null) await settledWithin(LINGER, this.#endAfterWrites().catch(ignore))
     if (!this.#hasOtherReader) this.#core.destroy(error ?? undefined)
   }
 
@@ -146,7 +146,7 @@ class ChannelStream extends Duplex {
     await this.#end()
   }
 
-  /** Ends this side's sending. If the peer has ended its own first, later sends tell that. */
+  /** Ends this side's sending. If the peer has ended its own first, the error of later sends says so. */
   #end(): Promise<void> {
     return this.#core.end(this.readableEnded && !this.#core.allowHalfOpen)
   }

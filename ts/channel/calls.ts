@@ -177,7 +177,7 @@ export class Calls {
   readonly #queuedCalls = new LinkedList<Call>()
   #nextCall = 0
   /** Why no more answers will arrive. */
-  #endReason: (() => RingfenceError) | null = null
+  #makeEndError: (() => RingfenceError) | null = null
   #isEnded = false
   #endedCleanly = false
 
@@ -219,7 +219,7 @@ export class Calls {
   call(body: Uint8Array, options: CallOptions | undefined): Promise<Buffer> {
     this.#checkMaxMessageSize()
     const { timeout, signal } = options === undefined ? NO_OPTIONS : callOptions(options)
-    if (this.#endReason !== null) throw this.#endReason()
+    if (this.#makeEndError !== null) throw this.#makeEndError()
     const expiresAt = timeout === undefined ? Infinity : timers.now() + timeout
     const reply = new Deferred<Buffer>()
     const call = new Call(body, expiresAt, reply.resolve)
@@ -325,7 +325,7 @@ export class Calls {
     if (this.#server !== null) throw invalid('the channel is served already: serve is called once')
     if (this.#isEnded) {
       if (this.#endedCleanly) return Promise.resolve()
-      const broken = Promise.reject(this.#endReason!())
+      const broken = Promise.reject(this.#makeEndError!())
       broken.catch(ignore)
       return broken
     }
@@ -357,7 +357,7 @@ export class Calls {
     // The answer and the cancellation have crossed.
     if (request === undefined || request.isAnswered) return
     this.#queuedRequests.remove(request)
-    this.#answer(request, CANCELLED, EMPTY, ignore)
+    this.#sendAnswer(request, CANCELLED, EMPTY, ignore)
     // Its listeners are the program.
     timers.queueMicrotask(() => Context.abort(request.context, cancelError()))
   }
@@ -413,13 +413,13 @@ export class Calls {
   #handlerReturned(request: Request, reply: Uint8Array): void {
     // Its signal is aborted, and the caller rejects.
     if (Context.hasExpired(request.context)) this.#handlerFailed(request, deadlineError())
-    else this.#answer(request, REPLY, reply, this.#handlerDone)
+    else this.#sendAnswer(request, REPLY, reply, this.#handlerDone)
   }
 
   #handlerFailed(request: Request, thrown: unknown): void {
     const hasExpired = Context.hasExpired(request.context)
     if (!hasExpired && !request.isAnswered) this.#server!.onError(thrown)
-    this.#answer(request, ERROR, this.#errorOf(hasExpired ? deadlineError() : thrown), this.#handlerDone)
+    this.#sendAnswer(request, ERROR, this.#errorOf(hasExpired ? deadlineError() : thrown), this.#handlerDone)
   }
 
   #errorOf(thrown: unknown): Buffer {
@@ -435,7 +435,7 @@ export class Calls {
   }
 
   /** Sends the answer, unless there is one. `done` is called once the answer is in the ring, or never will be. */
-  #answer(request: Request, kind: number, body: Uint8Array, done: () => void): void {
+  #sendAnswer(request: Request, kind: number, body: Uint8Array, done: () => void): void {
     // A handler that continues after a cancellation occupies its place until it returns.
     if (request.isAnswered) {
       done()
@@ -519,7 +519,7 @@ export class Calls {
   }
 
   #rejectAll(reason: () => RingfenceError): void {
-    this.#endReason ??= reason
+    this.#makeEndError ??= reason
     const calls = [...this.#sent.values(), ...this.#queuedCalls.clear()]
     this.#sent.clear()
     this.#sentBytes = 0

@@ -39,7 +39,7 @@ export class ChannelCore extends SourceCore {
   #calls: Calls | null = null
   #callReadScheduled = false
   /** The error of sends after this side has ended its sending. */
-  #sendEndReason = endedError
+  #makeSendEndError = endedError
   #ending: Promise<void> | null = null
   #closing: Promise<void> | null = null
   /** The membership that made this channel is closing it. */
@@ -136,11 +136,11 @@ export class ChannelCore extends SourceCore {
   #endCalls(): void {
     const calls = this.#calls
     if (calls === null) return
-    const lostReason = this.lostReason()
-    if (this.closed === null && lostReason === null) calls.peerEnded()
-    else if (this.closed === null || this.hasLeftovers)
-      calls.end(lostReason ?? (() => this.closedByPeer()), lostReason === null)
-    else calls.end(this.endReason, this.endReason === closedError)
+    const makeLostError = this.lostErrorFactory()
+    if (this.closed === null && makeLostError === null) calls.peerEnded()
+    else if (this.closed === null || this.mayHaveLeftovers)
+      calls.end(makeLostError ?? (() => this.closedByPeer()), makeLostError === null)
+    else calls.end(this.makeEndError, this.makeEndError === closedError)
   }
 
   // The end of the channel.
@@ -149,11 +149,11 @@ export class ChannelCore extends SourceCore {
   end(afterPeer = false): Promise<void> {
     if (this.#ending === null) {
       const reason = afterPeer ? endedWithPeerError : endedError
-      this.#sendEndReason = reason
+      this.#makeSendEndError = reason
       this.queue.rejectNew(reason, afterPeer)
       this.#ending = this.queue.drained().then(() => {
         this.queue.stop(reason, false)
-        if (this.closed === null) this.settle(this.native.end(), this.#sendEndReason)
+        if (this.closed === null) this.settle(this.native.end(), this.#makeSendEndError)
       })
     }
     return this.#ending
@@ -161,9 +161,9 @@ export class ChannelCore extends SourceCore {
 
   /** Called when a caller has seen the end of the peer's messages. If the peer is lost, there is no direction left to end. */
   override endWithPeer(): void {
-    if (this.allowHalfOpen || this.lostReason() !== null) return
+    if (this.allowHalfOpen || this.lostErrorFactory() !== null) return
     if (this.closed === null) void this.end(true)
-    else if (this.#ending === null && this.hasLeftovers) this.queue.stop(endedWithPeerError, true)
+    else if (this.#ending === null && this.mayHaveLeftovers) this.queue.stop(endedWithPeerError, true)
   }
 
   close(linger: number): Promise<void> {
@@ -196,7 +196,7 @@ export class ChannelCore extends SourceCore {
   }
 
   sendToken(token: bigint): void {
-    if (this.closed !== null) throw this.endReason()
+    if (this.closed !== null) throw this.makeEndError()
     if (this.native.sendToken(token) !== FAILED) {
       this.tokens.countSent()
       return
@@ -225,7 +225,7 @@ export class ChannelCore extends SourceCore {
   }
 
   // The error of a send must not depend on which side's end was noticed first.
-  override checkLine(sendError = this.#sendEndReason === endedWithPeerError ? endedWithPeerError : undefined): void {
+  override checkLine(sendError = this.#makeSendEndError === endedWithPeerError ? endedWithPeerError : undefined): void {
     super.checkLine(sendError)
   }
 
@@ -242,12 +242,12 @@ export class ChannelCore extends SourceCore {
 
   handleEnd(): (() => RingfenceError) | null {
     this.#endCalls()
-    const lostReason = this.lostReason()
+    const makeLostError = this.lostErrorFactory()
     // The reader that has found the end must return first.
-    if (lostReason !== null) timers.queueMicrotask(() => this.checkLine())
+    if (makeLostError !== null) timers.queueMicrotask(() => this.checkLine())
     // Both sides may have ended.
-    else if (this.#ending !== null) timers.queueMicrotask(() => this.checkLine(this.#sendEndReason))
-    return lostReason
+    else if (this.#ending !== null) timers.queueMicrotask(() => this.checkLine(this.#makeSendEndError))
+    return makeLostError
   }
 
   override failed(error: RingfenceError): void {

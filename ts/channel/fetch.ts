@@ -296,7 +296,7 @@ export class Fetched {
   /** Start of the records that were fetched together. */
   #start = 0
   /** The ring still holds these records. */
-  #isHeld = false
+  #isRetained = false
   /** Messages were last read by visitors, so the next ones are likely to be as well. */
   lastReadByVisitor = false
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
@@ -379,55 +379,56 @@ export class Fetched {
 
   /** Lets the ring reuse its room once everything that was fetched is read. */
   releaseIfRead(): void {
-    if (!this.#isHeld || this.at !== this.end) return
-    this.#isHeld = false
+    if (!this.#isRetained || this.at !== this.end) return
+    this.#isRetained = false
     this.#native.release!()
   }
 
   /**
-   * Fetches records to be handed out. If `holdSingle` is 0, the first message is handed out at once.
+   * Fetches records to be handed out. If `retainSingle` is 0, the first message is handed out at once.
    *
    * @throws {@link RingfenceError} NO_SPACE if there is no memory for a message, which stays where it is.
    */
-  #fetch(spin: boolean, holdSingle: number): boolean {
+  #fetch(spin: boolean, retainSingle: number): boolean {
     if (this.backlog.count > 0) return this.#fetchBacklog()
-    return this.#native.pullRetained === undefined ? this.#fetchChunk(spin) : this.#fetchHeld(spin, holdSingle)
+    return this.#native.pullRetained === undefined ? this.#fetchChunk(spin) : this.#fetchRetained(spin, retainSingle)
   }
 
-  #fetchHeld(spin: boolean, holdSingle: number): boolean {
+  #fetchRetained(spin: boolean, retainSingle: number): boolean {
     if (this.endState !== null) return false
     if (this.large.partial !== null) return this.#gather()
-    const answer = this.#pull(false, spin, holdSingle)
-    if (answer === CALLS) return this.#handleCalls(this.#pull(true, false, 0)) && this.#fetchHeld(false, holdSingle)
+    const answer = this.#pull(false, spin, retainSingle)
+    if (answer === CALLS)
+      return this.#handleCalls(this.#pull(true, false, 0)) && this.#fetchRetained(false, retainSingle)
     if (answer <= 0) return this.#handleOther(answer, true)
     this.#useBlock(this.#blocks.current, answer)
-    this.#isHeld = holdSingle === 1 || answer > recordSize(this.#blocks.length)
+    this.#isRetained = retainSingle === 1 || answer > recordSize(this.#blocks.length)
     return true
   }
 
   /** Copies messages or call frames to the current block, behind what it holds. Returns the answer of the binding. */
-  #pull(calls: boolean, spin: boolean, holdSingle: number): number {
+  #pull(calls: boolean, spin: boolean, retainSingle: number): number {
     const blocks = this.#blocks
     // A block that was never used is allocated once there is a message.
     if (blocks.current.used > 0) blocks.current.makeRoom(blocks.length)
-    const answer = this.#pullTo(blocks.current, calls, spin && this.busy, holdSingle)
+    const answer = this.#pullTo(blocks.current, calls, spin && this.busy, retainSingle)
     const length = LARGE - answer
     if (length < 0 || length > MAX_SHARED) return answer
     // The message belongs in the other block, or does not fit.
     blocks.current = blocks.of(length)
     blocks.current.makeRoom(length)
-    return this.#pullTo(blocks.current, calls, false, holdSingle)
+    return this.#pullTo(blocks.current, calls, false, retainSingle)
   }
 
-  #pullTo({ memory, used, minLength, maxLength }: Block, calls: boolean, busy: boolean, holdSingle: number): number {
+  #pullTo({ memory, used, minLength, maxLength }: Block, calls: boolean, busy: boolean, retainSingle: number): number {
     const native = this.#native
     if (calls)
       return busy
         ? native.pullCallsBusy!(memory, used, minLength, maxLength)
         : native.pullCalls!(memory, used, minLength, maxLength)
     return busy
-      ? native.pullRetainedBusy!(memory, used, minLength, maxLength, holdSingle)
-      : native.pullRetained!(memory, used, minLength, maxLength, holdSingle)
+      ? native.pullRetainedBusy!(memory, used, minLength, maxLength, retainSingle)
+      : native.pullRetained!(memory, used, minLength, maxLength, retainSingle)
   }
 
   /** Reads from a block that has received this number of bytes. */
@@ -491,7 +492,7 @@ export class Fetched {
       const answer = this.#pull(true, spin, 0)
       if (answer !== OTHER) return this.#handleCalls(answer)
     }
-    const arrived = this.#fetchHeld(false, 0)
+    const arrived = this.#fetchRetained(false, 0)
     this.#moveToBacklog()
     return arrived
   }
@@ -564,16 +565,16 @@ export class Fetched {
     this.memory = chunk.bytes
     this.words = chunk.words
     this.#blockBuffer = null
-    this.#isHeld = false
+    this.#isRetained = false
     this.at = this.#copies.copiedEnd = chunk.used
     this.end = chunk.used += bytes
     this.pace.arrived(bytes, this.words[this.at >>> 2]!)
   }
 
   /** Handles an answer other than records: a large message starts, or there is nothing. `isOwned`: use memory that can be handed out. */
-  #handleOther(answer: number, own: boolean): boolean {
+  #handleOther(answer: number, isOwned: boolean): boolean {
     if (answer > LARGE) return this.handleNoMessage(answer)
-    this.large.begin(LARGE - answer, own)
+    this.large.begin(LARGE - answer, isOwned)
     return this.#gather()
   }
 
@@ -584,7 +585,7 @@ export class Fetched {
    */
   refetch(): boolean {
     const bytes = this.end - this.at
-    if (this.#isHeld) {
+    if (this.#isRetained) {
       const skipped = this.at - this.#start
       const block = this.#blocks.current
       block.memory = EMPTY
@@ -665,7 +666,7 @@ export class Fetched {
   /** Drops all messages. */
   clear(): void {
     this.at = this.end = 0
-    this.#isHeld = false
+    this.#isRetained = false
     this.large.discard()
     this.backlog.clear()
   }

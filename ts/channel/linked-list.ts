@@ -15,7 +15,7 @@ export class LinkedList<Kind extends ListNode> {
   first: Kind | null = null
   #last: Kind | null = null
 
-  /** Appends a member, after removing it from its current line. */
+  /** Appends a member, after removing it from its current list. */
   push(node: Kind): void {
     node.list?.remove(node)
     node.list = this
@@ -25,7 +25,7 @@ export class LinkedList<Kind extends ListNode> {
     this.#last = node
   }
 
-  /** Removes a member. Returns whether it was in this line. */
+  /** Removes a member. Returns whether it was in this list. */
   remove(node: Kind): boolean {
     if (node.list !== this) return false
     if (node.previous === null) this.first = node.next
@@ -60,7 +60,7 @@ export class LinkedList<Kind extends ListNode> {
     return nodes
   }
 
-  /** Moves all members to the end of another line. */
+  /** Moves all members to the end of another list. */
   moveTo(other: LinkedList<Kind>): void {
     for (let node = this.first; node !== null; node = this.first) other.push(node)
   }

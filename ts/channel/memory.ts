@@ -1,7 +1,7 @@
 // Memory for messages, sent and received.
 
 import { builtin } from '../native.js'
-import { withNoSpace } from '../errors.js'
+import { orThrowNoSpace } from '../errors.js'
 
 /** @throws {@link RingfenceError} NO_SPACE if the engine cannot allocate, with the engine's error as the cause. */
 export function allocate(size: number, what: string): Buffer {
@@ -14,7 +14,7 @@ export function allocateEmpty(size: number, what: string): Uint8Array {
 }
 
 function allocateWith<Memory>(size: number, what: string, make: (size: number) => Memory): Memory {
-  return withNoSpace(
+  return orThrowNoSpace(
     () => `there is no memory of ${size} bytes for ${what}`,
     () => make(size),
   )
@@ -87,7 +87,7 @@ function markShared(memory: Buffer): Buffer {
 const MAX_SPARE = 16 * 1024 * 1024
 
 /** Below this size the binding does not expose ring memory, so memory for one message is kept here. */
-const MIN_SCRATCH = 4096
+const SCRATCH_SIZE = 4096
 
 /** Memory for copies of messages that wait. It can be reused because no caller ever sees it. */
 export class SpareMemory {
@@ -113,8 +113,8 @@ export class SpareMemory {
   /** Returns memory that a caller fills with one message. @throws {@link RingfenceError} NO_SPACE */
   scratchFor(size: number): Uint8Array {
     if (this.#scratch !== null && this.#scratch.length >= size) return this.#scratch
-    const scratch = allocateEmpty(Math.max(size, MIN_SCRATCH), 'a message')
-    if (size <= MIN_SCRATCH) this.#scratch = scratch
+    const scratch = allocateEmpty(Math.max(size, SCRATCH_SIZE), 'a message')
+    if (size <= SCRATCH_SIZE) this.#scratch = scratch
     return scratch
   }
 

@@ -95,7 +95,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #pendingEnd: Closed | null = null
   readonly #onClose: (() => void) | null
   /** The error of calls once this side has closed or destroyed the merge; null before. */
-  #endReason: (() => RingfenceError) | null = null
+  #makeEndError: (() => RingfenceError) | null = null
   /** The call that was made last on all sources, and is made on each new one. */
   #refMode: 'ref' | 'unref' | null = null
   #streams: WebStreams<[Source, In], never> | null = null
@@ -189,7 +189,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   async receive(options?: WaitOptions): Promise<[Source, In] | undefined> {
     const signal = signalOf(options)
-    if (this.#endReason !== null) throw this.#endReason()
+    if (this.#makeEndError !== null) throw this.#makeEndError()
     let message = this.#receiveNow()
     if (message === undefined) message = await this.#wait(true, signal).promise
     return message ?? undefined
@@ -207,14 +207,14 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
    */
   tryReceive(): [Source, In] | undefined {
-    if (this.#endReason !== null) throw this.#endReason()
+    if (this.#makeEndError !== null) throw this.#makeEndError()
     this.#turns.wakeAll()
     return this.#takeNext() ?? undefined
   }
 
   /** Whether every source has ended or was deleted, and everything was read; or this side has closed the merge. */
   get readableEnded(): boolean {
-    return this.#isOver && this.#failure === null && (this.#endReason ?? closedError) === closedError
+    return this.#isOver && this.#failure === null && (this.#makeEndError ?? closedError) === closedError
   }
 
   /**
@@ -236,7 +236,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
-    if (this.#endReason !== null) throw this.#endReason()
+    if (this.#makeEndError !== null) throw this.#makeEndError()
     const turns = this.#turns
     turns.wakeAll()
     const visited = new Set<Entry<Source>>()
@@ -298,7 +298,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   async #waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
-    if (this.#endReason !== null) throw this.#endReason()
+    if (this.#makeEndError !== null) throw this.#makeEndError()
     fairness.spend(this.#isWeak)
     if (this.#due === null && this.#hasNext()) return true
     if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
@@ -361,10 +361,10 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #end(error?: Error): void {
     if (this.ended !== null) return
     const closed = closedByDestroy(error)
-    this.#endReason = closed.error === undefined ? closedError : errorFactory(closed.error)
+    this.#makeEndError = closed.error === undefined ? closedError : errorFactory(closed.error)
     for (const entry of [...this.#entries.values()]) this.#remove(entry)
     if (closed.error === undefined) this.#waiters.end()
-    else this.#waiters.fail(this.#endReason)
+    else this.#waiters.fail(this.#makeEndError)
     this.settle(closed)
     this.#onClose?.()
   }
@@ -406,7 +406,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /** Whether no more messages will arrive. */
   get #isOver(): boolean {
     return (
-      this.#endReason !== null ||
+      this.#makeEndError !== null ||
       (this.#hadSource && !this.#isPersistent && this.#entries.size === 0 && this.#unreported.length === 0)
     )
   }
@@ -429,8 +429,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Does the same, for a loop: it ends if this side has closed the merge. */
   #nextNow(): [Source, In] | null | undefined {
-    if (this.#endReason === null) return this.#receiveNow()
-    if (this.#endReason !== closedError) throw this.#endReason()
+    if (this.#makeEndError === null) return this.#receiveNow()
+    if (this.#makeEndError !== closedError) throw this.#makeEndError()
     return null
   }
 

@@ -130,7 +130,7 @@ export class ReceiveBuffer {
   }
 
   /** The error of later reads after everything was read. */
-  get endError(): RingfenceError | null {
+  get readError(): RingfenceError | null {
     const { endState } = this.#fetched
     return typeof endState === 'function' ? endState() : null
   }
@@ -359,7 +359,7 @@ export class ReceiveBuffer {
   /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `ignoresTurn`: even if the event loop is due. */
   serve(ignoresTurn = false): void {
     if (this.#notifyMerge !== null) {
-      if (this.calls !== null) this.#readBacklog(false)
+      if (this.calls !== null) this.#readCallFrames(false)
       this.#notifyMerge()
       return
     }
@@ -372,7 +372,7 @@ export class ReceiveBuffer {
       if (this.isArmed || this.#rechecksLater()) return
       this.arm()
     }
-    if (this.calls !== null) this.#readBacklog(false)
+    if (this.calls !== null) this.#readCallFrames(false)
   }
 
   readonly #next = (consumes: boolean): Buffer | null => {
@@ -384,7 +384,7 @@ export class ReceiveBuffer {
   readCalls(): void {
     this.#isCallReadPending = false
     if (this.#notifyMerge !== null || !this.#waiters.isEmpty) this.serve()
-    else this.#readBacklog(true)
+    else this.#readCallFrames(true)
   }
 
   /**
@@ -425,7 +425,7 @@ export class ReceiveBuffer {
   }
 
   /** Reads on for call frames, since no caller takes messages. */
-  #readBacklog(spin: boolean): void {
+  #readCallFrames(spin: boolean): void {
     const fetched = this.#fetched
     while (this.calls!.isActive && fetched.endState === null) {
       const { due } = this

@@ -156,8 +156,8 @@ export function peerName({ pid }: Identity): string {
 
 /** Returns the error of a lost peer. @param cause - An index of {@link LOST_CAUSES}. */
 export function lostError(peer: Identity, cause: number): RingfenceError {
-  const args = `${peerName(peer)} ${LOST_CAUSES[cause]}`
-  return new RingfenceError('PEER_LOST', `${args}: its last messages may be missing; open a new channel to continue`)
+  const subject = `${peerName(peer)} ${LOST_CAUSES[cause]}`
+  return new RingfenceError('PEER_LOST', `${subject}: its last messages may be missing; open a new channel to continue`)
 }
 
 /** Returns the end of a peer for the reason that the binding returns. @param cause - For `lostError`. */

@@ -56,7 +56,7 @@ export class SendPromises {
 
   /** Removes and returns the promises of the arena's records, with offsets relative to `from`. */
   detachArena(from: number, to: number): Pending[] {
-    const detached = this.#separate.map((addSeparate) => ({ ...addSeparate, end: addSeparate.end - from }))
+    const detached = this.#separate.map((pending) => ({ ...pending, end: pending.end - from }))
     if (this.#shared !== null) {
       const end = this.#separate.length === 0 ? to : this.#sharedEnd
       // The records of the shared promise have room, and wait for none.

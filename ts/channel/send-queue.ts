@@ -7,7 +7,7 @@
 // to have room for all of them. Only this side writes there, and the peer only frees room, so they are written together. A message that may
 // have to wait has a promise of its own, since it may be the last one to fit before the channel is closed.
 
-import { Deferred, RESOLVED, captureCallStack, ignore, runInMicrotask, withTimeout } from '../runtime/deferred.js'
+import { Deferred, RESOLVED, captureCallStack, ignore, runInMicrotask, settledWithin } from '../runtime/deferred.js'
 import { SEND_OPTIONS, signalOf } from '../endpoint/options.js'
 import { onAbort } from '../runtime/aborts.js'
 import { RingfenceError, aborted, fromFailure, invalid, show } from '../errors.js'
@@ -19,7 +19,7 @@ import { HEAD, makeFrame } from './envelope.js'
 import { CALL, FAILED, HEADER, WHOLE, recordSize, type NativeBundle, type NativeSender } from '../native.js'
 import { fairness } from '../runtime/fairness.js'
 import { LinkedList, ListNode } from './linked-list.js'
-import { RoomWait } from './room-wait.js'
+import { RoomPoller } from './room-poller.js'
 import { SendPromises, type Pending } from './send-promises.js'
 import type { MessageInput, Reservation, SendOptions, WaitOptions } from '../types.js'
 
@@ -81,7 +81,7 @@ export class SendQueue {
   readonly #arena: Arena
   readonly #promises = new SendPromises()
   readonly #memory = new SpareMemory()
-  readonly #roomWait: RoomWait
+  readonly #roomPoller: RoomPoller
   /** The arena is flushed in the next microtask. */
   #scheduled = false
   /** Entries that are written before the arena. */
@@ -93,10 +93,10 @@ export class SendQueue {
   readonly #delayedFrames: { readonly frame: Uint8Array; readonly promise: Deferred }[] = []
   #drainCallbacks: (() => void)[] = []
   /** Returns why nothing can be sent now: a reservation, or an end. */
-  #blockReason: (() => RingfenceError) | null = null
-  /** `#blockReason` was not caused by the caller, so rejections with it need no handler and do not end the process. */
+  #makeBlockError: (() => RingfenceError) | null = null
+  /** `#makeBlockError` was not caused by the caller, so rejections with it need no handler and do not end the process. */
   #isQuiet = false
-  /** The channel has ended, as `closed` reports. `#blockReason` has the reason, and no longer changes. */
+  /** The channel has ended, as `closed` reports. `#makeBlockError` has the reason, and no longer changes. */
   #hasEnded = false
   readonly #failed: (error: RingfenceError) => void
   readonly #process = watchExit()
@@ -109,7 +109,7 @@ export class SendQueue {
     this.#eager = eager
     this.#maxAtOnce = native.maxAtOnce
     this.#arena = new Arena(native.capacity, native.maxAtOnce)
-    this.#roomWait = new RoomWait(native, () => this.pump())
+    this.#roomPoller = new RoomPoller(native, () => this.pump())
     this.#failed = failed
   }
 
@@ -135,7 +135,7 @@ export class SendQueue {
 
   send(message: MessageInput, options?: SendOptions): Promise<void> {
     if (options !== undefined) return this.#sendSlowly(message, options)
-    if (this.#blockReason === null && !this.#eager) {
+    if (this.#makeBlockError === null && !this.#eager) {
       const length = typeof message === 'string' ? this.#arena.stageText(message) : this.#arena.stage(message)
       if (length >= 0) {
         this.bufferedAmount += length
@@ -183,7 +183,7 @@ export class SendQueue {
    */
   sendFrame(kind: number, id: number, remaining: number, body: Uint8Array): Promise<void> | null {
     const size = HEAD + body.length
-    const mayFit = this.#blockReason === null && this.#delayedFrames.length === 0 && !this.#roomWait.isWaiting
+    const mayFit = this.#makeBlockError === null && this.#delayedFrames.length === 0 && !this.#roomPoller.isWaiting
     if (!mayFit || size > this.#arena.maxPayload || !this.#ensureRoom(size))
       return this.#sendFrameSeparately(makeFrame(kind, id, remaining, body))
     this.#arena.appendFrame(kind, id, remaining, body)
@@ -192,23 +192,23 @@ export class SendQueue {
     else {
       this.pump()
       // `pump` may have found the end.
-      if (this.#blockReason !== null) throw (this.#blockReason as () => RingfenceError)()
+      if (this.#makeBlockError !== null) throw (this.#makeBlockError as () => RingfenceError)()
     }
     return null
   }
 
   #sendFrameSeparately(frame: Uint8Array): Promise<void> {
-    if (this.#blockReason === fillingError || this.#blockReason === reservedError) {
+    if (this.#makeBlockError === fillingError || this.#makeBlockError === reservedError) {
       this.#checkSize(frame)
       const promise = new Deferred()
       this.#delayedFrames.push({ frame, promise })
       promise.promise.catch(ignore)
       // A reservation pumps when it is finished.
-      if (this.#blockReason === fillingError) this.#schedule()
+      if (this.#makeBlockError === fillingError) this.#schedule()
       return promise.promise
     }
-    if (this.#blockReason === null && this.#delayedFrames.length > 0) this.#sendDelayedFrames()
-    if (this.#blockReason !== null) throw this.#blockReason()
+    if (this.#makeBlockError === null && this.#delayedFrames.length > 0) this.#sendDelayedFrames()
+    if (this.#makeBlockError !== null) throw this.#makeBlockError()
     const sent = this.#sendBytes(frame, CALL)
     sent.catch(ignore)
     return sent
@@ -253,10 +253,10 @@ export class SendQueue {
     const size = recordSize(bytes.length)
     let shared = arena.ensureRoom(size)
     if (!shared) {
-      if (!this.#roomWait.isWaiting) this.pump()
+      if (!this.#roomPoller.isWaiting) this.pump()
       this.#makeRoom(size)
       shared = this.isEmpty && this.#queryRoom(size)
-      if (this.#blockReason !== null) throw this.#blockReason()
+      if (this.#makeBlockError !== null) throw this.#makeBlockError()
     }
     const at = arena.to
     arena.append(bytes, tag)
@@ -264,7 +264,7 @@ export class SendQueue {
     if (shared) return this.#promises.shared ?? this.#startBatch()
     arena.guaranteedEnd = 0
     const promise = this.#promises.addSeparate(at, arena.to)
-    if (!this.#roomWait.isWaiting) this.#schedule()
+    if (!this.#roomPoller.isWaiting) this.#schedule()
     return promise
   }
 
@@ -275,12 +275,12 @@ export class SendQueue {
    */
   #makeRoom(size: number): void {
     const arena = this.#arena
-    if (this.#blockReason !== null || arena.to + size <= arena.bytes.length || arena.grow(size)) return
+    if (this.#makeBlockError !== null || arena.to + size <= arena.bytes.length || arena.grow(size)) return
     this.#moveArenaToQueue()
     if (size > arena.bytes.length) arena.grow(size)
   }
 
-  /** Asks the ring for its room. The line must be empty. */
+  /** Asks the ring for its room. The queue must be empty. */
   #queryRoom(size: number): boolean {
     const room = this.#native.packedRoom(this.#arena.maxPayload)
     if (room === FAILED) {
@@ -300,7 +300,7 @@ export class SendQueue {
     if (!this.isEmpty) {
       this.pump()
       // `pump` may have found the end.
-      if (this.#blockReason !== null) throw this.#blockReason()
+      if (this.#makeBlockError !== null) throw this.#makeBlockError()
     }
     let sent = 0
     let own: Uint8Array | null = null
@@ -367,7 +367,7 @@ export class SendQueue {
   /** Checks a message, and that messages can be sent now. */
   #checkMessage(message: MessageInput): Uint8Array {
     const bytes = typeof message === 'string' ? Buffer.from(message, 'utf8') : toBytes(message)
-    if (this.#blockReason !== null) throw this.#blockReason()
+    if (this.#makeBlockError !== null) throw this.#makeBlockError()
     return bytes
   }
 
@@ -383,7 +383,7 @@ export class SendQueue {
   fill(size: number, write: Fill): boolean {
     if (typeof write !== 'function') throw invalid(`fill takes a function, not ${show(write)}`)
     checkSizeArgument(size, 'message')
-    if (this.#blockReason !== null) throw this.#blockReason()
+    if (this.#makeBlockError !== null) throw this.#makeBlockError()
     // A record in the arena is certain to fit. If the arena has no such room, the ring itself is asked for room for this message.
     const arena = this.#arena
     if (this.#eager || size > arena.maxPayload || !this.#ensureRoom(size)) return this.#fillReservation(size, write)
@@ -434,14 +434,14 @@ export class SendQueue {
   /** Lets the caller fill the bytes, and returns how many it has written. Nothing else can be sent during the call. */
   #callFill(write: Fill, bytes: Uint8Array, start: number, size: number): number {
     this.#arena.isFilling = true
-    this.#blockReason = fillingError
+    this.#makeBlockError = fillingError
     let length: unknown
     try {
       length = write(bytes, start, size)
     } finally {
       this.#arena.isFilling = false
       // In the meantime the channel may have ended, or this side its sending.
-      if (this.#blockReason === fillingError) this.#blockReason = null
+      if (this.#makeBlockError === fillingError) this.#makeBlockError = null
       else if (!this.#hasEnded) this.#schedule()
     }
     if (typeof length !== 'number' || !Number.isInteger(length) || length < 0 || length > size) {
@@ -449,20 +449,20 @@ export class SendQueue {
         `the function that fills a message must return the number of written bytes, from 0 to ${size}, not ${show(length)}`,
       )
     }
-    if (this.#blockReason !== null) throw (this.#blockReason as () => RingfenceError)()
+    if (this.#makeBlockError !== null) throw (this.#makeBlockError as () => RingfenceError)()
     if (bytes.length === 0) throw invalid('the memory that was to be filled was transferred elsewhere')
     return length
   }
 
   reserve(size: number): Reservation | undefined {
     checkSizeArgument(size, 'reservation')
-    if (this.#blockReason !== null) throw this.#blockReason()
+    if (this.#makeBlockError !== null) throw this.#makeBlockError()
     const reserved = this.#reserve(size)
     if (reserved === 0) return undefined
     const finish: Finish = (length, scratch) => {
       // If the channel has ended in the meantime, the reservation is already cancelled.
-      if (this.#blockReason !== reservedError) return this.#blockReason!()
-      this.#blockReason = null
+      if (this.#makeBlockError !== reservedError) return this.#makeBlockError!()
+      this.#makeBlockError = null
       if (length === null) this.#native.cancel()
       else if (this.#native.commit(length, scratch) === FAILED) return this.#fail()
       this.pump()
@@ -476,7 +476,7 @@ export class SendQueue {
       this.#native.cancel()
       throw error
     }
-    this.#blockReason = reservedError
+    this.#makeBlockError = reservedError
     return reservation
   }
 
@@ -492,7 +492,7 @@ export class SendQueue {
   /** Whether a message that is sent now would be the next one in the ring. */
   #isFlushed(): boolean {
     this.flush()
-    if (this.#blockReason !== null) throw this.#blockReason()
+    if (this.#makeBlockError !== null) throw this.#makeBlockError()
     return this.isEmpty
   }
 
@@ -500,7 +500,7 @@ export class SendQueue {
     try {
       const signal = signalOf(options)
       checkSizeArgument(size, 'message')
-      if (this.#blockReason !== null) throw this.#blockReason()
+      if (this.#makeBlockError !== null) throw this.#makeBlockError()
       if (size > this.#maxAtOnce) {
         this.#native.reserve(size, NO_EXTERNAL_MEMORY)
         throw this.#failure()
@@ -530,18 +530,18 @@ export class SendQueue {
     this.rejectNew(reason, true)
     const drained = this.drained()
     if (milliseconds <= 0 || this.isEmpty) return null
-    return withTimeout(milliseconds, drained)
+    return settledWithin(milliseconds, drained)
   }
 
   /** Handles a wakeup from the peer. */
   handleWakeup(): void {
-    this.#roomWait.handleWakeup()
+    this.#roomPoller.handleWakeup()
     this.pump()
   }
 
   /** Puts messages into the ring, in order, as far as there is room. Asks the peer for a wakeup if some are left. */
   pump(): void {
-    if (this.#delayedFrames.length > 0 && this.#blockReason === null) this.#sendDelayedFrames()
+    if (this.#delayedFrames.length > 0 && this.#makeBlockError === null) this.#sendDelayedFrames()
     if (!this.#pumpEntries() || !this.#pumpArena()) return
     this.#promises.markFree()
     if (this.#drainCallbacks.length > 0) for (const drained of this.#drainCallbacks.splice(0)) drained()
@@ -568,7 +568,7 @@ export class SendQueue {
       if (isPacked) entry.sent += result
       else entry.sent = result === WHOLE ? bytes.length : result
       this.bufferedAmount -= isPacked ? payloadOf(bytes, before, entry.sent) : entry.sent - before
-      if (entry.sent !== before) this.#roomWait.progress()
+      if (entry.sent !== before) this.#roomPoller.progress()
       if (isPacked) this.#promises.resolveUpTo(entry.promises, entry.sent)
       if (isPacked ? entry.sent < bytes.length : result !== WHOLE) {
         const size = isPacked ? new DataView(bytes.buffer, bytes.byteOffset).getUint32(entry.sent, true) : bytes.length
@@ -602,7 +602,7 @@ export class SendQueue {
       const before = arena.from
       const flushed = this.#native.flush(arena.bytes, before, arena.to)
       if (flushed === FAILED) return this.#stopPumping()
-      if (flushed !== 0) this.#roomWait.progress()
+      if (flushed !== 0) this.#roomPoller.progress()
       arena.flushed(flushed)
       // The queue is empty here. A flush mostly takes all records, which need not be walked then.
       if (arena.isEmpty) this.bufferedAmount = 0
@@ -632,14 +632,14 @@ export class SendQueue {
         continue
       }
       this.#roomWaiters.shift()
-      this.#roomWait.progress()
+      this.#roomPoller.progress()
       this.#promises.resolveInOrder(waiter.deferred)
     }
   }
 
   /** `true`: there is no room, and `pump` is called again once there may be. */
   #arm(size: number, bundle: NativeBundle | null = null): boolean {
-    const isWaiting = this.#roomWait.start(size, bundle)
+    const isWaiting = this.#roomPoller.start(size, bundle)
     if (isWaiting !== null) return isWaiting
     this.#stopPumping()
     return true
@@ -667,7 +667,7 @@ export class SendQueue {
    */
   stop(reason: () => RingfenceError, hasEnded: boolean): void {
     if (this.#hasEnded && !hasEnded) return
-    this.#blockReason = reason
+    this.#makeBlockError = reason
     this.#hasEnded ||= hasEnded
     this.#isQuiet ||= hasEnded
     if (hasEnded) this.#cancelExitFlush?.()
@@ -676,7 +676,7 @@ export class SendQueue {
     for (const { deferred } of this.#roomWaiters.clear()) waiting.push(deferred)
     for (const { promise } of this.#delayedFrames.splice(0)) waiting.push(promise)
     this.bufferedAmount = 0
-    this.#roomWait.stop()
+    this.#roomPoller.stop()
     this.#memory.free()
     this.#arena.end()
     this.#rejectAll(waiting, reason)
@@ -702,7 +702,7 @@ export class SendQueue {
    */
   rejectNew(reason: () => RingfenceError, isQuiet: boolean): void {
     if (this.#hasEnded) return
-    this.#blockReason = reason
+    this.#makeBlockError = reason
     this.#isQuiet ||= isQuiet
   }
 }

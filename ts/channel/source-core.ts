@@ -25,9 +25,9 @@ export abstract class SourceCore implements BufferOwner {
   /** The end; null while the source is open. */
   protected closed: Closed | null = null
   /** The error of calls after the end. */
-  protected endReason: () => RingfenceError
+  protected makeEndError: () => RingfenceError
   /** The peer ended the source by closing it or exiting, so its earlier messages can still be read. */
-  protected hasLeftovers = false
+  protected mayHaveLeftovers = false
   protected readonly endErrors: EndErrors
   readonly #onEnd: (closed: Closed) => void
 
@@ -42,7 +42,7 @@ export abstract class SourceCore implements BufferOwner {
     this.peerView = new PeerView(native)
     this.buffer = new ReceiveBuffer(native, busyPollMicros > 0, this, attachments)
     this.endErrors = endErrors
-    this.endReason = endErrors.closed
+    this.makeEndError = endErrors.closed
     this.#onEnd = onEnd
   }
 
@@ -53,7 +53,7 @@ export abstract class SourceCore implements BufferOwner {
 
   /** The error of a call after the end; `undefined` before it. */
   get endError(): RingfenceError | undefined {
-    return this.closed === null ? undefined : this.endReason()
+    return this.closed === null ? undefined : this.makeEndError()
   }
 
   /** Sends what is staged. It must go out before this side waits for an answer. */
@@ -109,7 +109,7 @@ export abstract class SourceCore implements BufferOwner {
   }
 
   /** The error of a lost peer; null if the peer is not lost. A reader may find that before the event loop is notified. */
-  protected lostReason(): (() => RingfenceError) | null {
+  protected lostErrorFactory(): (() => RingfenceError) | null {
     if (this.closed !== null) return this.closed.error === undefined ? null : errorFactory(this.closed.error)
     const cause = this.native.isLost()
     return cause === 0 ? null : () => lostError(this.peerView.peer, cause)
@@ -157,7 +157,7 @@ export abstract class SourceCore implements BufferOwner {
     // The merge reports the end.
     this.endWithPeer()
     // A publisher may have evicted its subscriber after it had ended it.
-    const error = closed.reason === 'closed' ? this.buffer.endError : null
+    const error = closed.reason === 'closed' ? this.buffer.readError : null
     return error?.code === 'ERR_RINGFENCE_EVICTED' ? { reason: 'evicted', error } : closed
   }
 
@@ -172,23 +172,23 @@ export abstract class SourceCore implements BufferOwner {
   }
 
   /**
-   * @param endReason - The error of later calls.
-   * @param hasLeftovers - The messages that the peer left can still be read.
+   * @param makeEndError - The error of later calls.
+   * @param mayHaveLeftovers - The messages that the peer left can still be read.
    */
-  protected finish(closed: Closed, endReason: () => RingfenceError, hasLeftovers = false): void {
+  protected finish(closed: Closed, makeEndError: () => RingfenceError, mayHaveLeftovers = false): void {
     if (this.closed !== null) return
     this.closed = closed
-    this.hasLeftovers = hasLeftovers
-    this.endReason = endReason
-    if (hasLeftovers) this.native.outlive()
+    this.mayHaveLeftovers = mayHaveLeftovers
+    this.makeEndError = makeEndError
+    if (mayHaveLeftovers) this.native.outlive()
     else this.native.close()
-    this.rejectSends(endReason)
+    this.rejectSends(makeEndError)
     const dropsUnread = closed.reason === 'refused' || closed.reason === 'failed'
-    if (hasLeftovers) this.buffer.keepLeftovers(() => this.releaseRing())
-    else if (endReason === this.endErrors.closed) this.buffer.close(endReason)
-    else if (dropsUnread) this.buffer.fail(endReason)
-    else this.buffer.stop(endReason)
-    this.onFinished(dropsUnread || endReason === this.endErrors.closed)
+    if (mayHaveLeftovers) this.buffer.keepLeftovers(() => this.releaseRing())
+    else if (makeEndError === this.endErrors.closed) this.buffer.close(makeEndError)
+    else if (dropsUnread) this.buffer.fail(makeEndError)
+    else this.buffer.stop(makeEndError)
+    this.onFinished(dropsUnread || makeEndError === this.endErrors.closed)
     this.#onEnd(closed)
   }
 

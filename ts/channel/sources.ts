@@ -15,7 +15,7 @@ export interface MergeInput {
   end(): Closed
 }
 
-/** Returns the inlet of a value of one kind, or `undefined` for other values. */
+/** Returns the input of a value of one kind, or `undefined` for other values. */
 type SourceKind = (value: object) => MergeInput | undefined
 
 const sourceKinds: SourceKind[] = []
@@ -25,7 +25,7 @@ export function registerSource(kind: SourceKind): void {
   sourceKinds.push(kind)
 }
 
-/** Returns the inlet of a value, or `undefined` if the value is not a source. */
+/** Returns the input of a value, or `undefined` if the value is not a source. */
 export function mergeInputOf(value: unknown): MergeInput | undefined {
   if (typeof value !== 'object' || value === null) return undefined
   for (const kind of sourceKinds) {

@@ -59,7 +59,7 @@ export interface EndpointStats {
   accepted: number
   /**
    * Peers that were refused so far, by the check that failed (`uid`, `executable`, …), or else by the error code without `ERR_RINGFENCE_`.
-   * `prometheusName` is a check by the peer that this version does not know.
+   * `other` is a check by the peer that this version does not know.
    */
   refused: Record<string, number>
 }

@@ -49,7 +49,7 @@ class SubscriptionCore extends SourceCore {
   handleEnd(): (() => RingfenceError) | null {
     // The reader that has found the end must return first.
     timers.queueMicrotask(() => this.checkLine())
-    return this.lostReason()
+    return this.lostErrorFactory()
   }
 }
 

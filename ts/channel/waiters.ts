@@ -7,7 +7,7 @@ import { LinkedList, ListNode } from './linked-list.js'
 
 /** One wait, for the caller. */
 export interface Wait<Value> {
-  /** Resolves with null if no more will arrive, or the wait was left. */
+  /** Resolves with null if no more will arrive, or the wait was cancelled. */
   readonly promise: Promise<Value | null>
   /** Ends the wait. The next value goes to another caller. */
   cancel(): void

@@ -5,7 +5,7 @@ import { once } from 'node:events'
 import { publish as bind, type Publisher } from '../endpoint/publisher.js'
 import { subscribe as connect } from '../channel/subscription.js'
 import type { Subscriber } from '../endpoint/subscriber.js'
-import { withTimeout } from '../runtime/deferred.js'
+import { settledWithin } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import type { PublishOptions, SubscribeOptions } from '../types.js'
 import { asTimeout } from './exit.js'
@@ -88,7 +88,7 @@ async function waitForAudience(audience: number, publisher: Publisher): Promise<
 
 async function finish(publisher: Publisher, stall: number): Promise<void> {
   await publisher.end()
-  await withTimeout(stall, reliableHaveRead(publisher))
+  await settledWithin(stall, reliableHaveRead(publisher))
   for (const { peer } of reliableSubscribers(publisher))
     printMessage(`process ${peer.pid} has not read everything after ${stall / 1000} s; it can still read the remainder`)
   await publisher.close()

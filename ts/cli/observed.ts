@@ -4,7 +4,7 @@ import { setMaxListeners } from 'node:events'
 import { statSync } from 'node:fs'
 
 import { subscribe, type Subscription } from '../channel/subscription.js'
-import { withTimeout } from '../runtime/deferred.js'
+import { settledWithin } from '../runtime/deferred.js'
 import { RingfenceError } from '../errors.js'
 import { MAX_SNAPSHOT, observeAddress, pidOfObserveAddress, type Observed, type Snapshot } from '../runtime/observe.js'
 import { addressesOf, throwIfResourceShortage, listeningSockets } from '../runtime/sockets.js'
@@ -191,7 +191,7 @@ export class Sources {
   }
 
   async ready(): Promise<void> {
-    await withTimeout(this.#timeout, Promise.all([...this.#sources.values()].map(({ ready }) => ready)))
+    await settledWithin(this.#timeout, Promise.all([...this.#sources.values()].map(({ ready }) => ready)))
   }
 
   observed(address: string | undefined): ObservedProcess[] {

@@ -2,11 +2,9 @@
 // identity. Its statistics are self-reported; they are only checked to be numbers.
 
 import { FIGURES } from '../channel/stats.js'
-import { MAX_LAGGING, type Observed, type Snapshot } from '../runtime/observe.js'
+import { MAX_ENTRIES, MAX_LAGGING, type Observed, type Snapshot } from '../runtime/observe.js'
 import type { Identity } from '../types.js'
 
-/** Maximum number of channels of one process, the same as in `observe`. */
-const MAX_CHANNELS = 500
 /** Maximum number of characters of an address: a socket's has up to 107 bytes, plus the @. */
 const MAX_ADDRESS = 108
 
@@ -31,8 +29,8 @@ export function parseSnapshot(message: Buffer, { pid, uid, executable }: Identit
     executable: executable?.path ?? path.slice(0, 4096),
     // Whole milliseconds, so that dividing by a difference of two yields a finite number.
     at: Math.round(at),
-    channels: channels.slice(0, MAX_CHANNELS).map(parseObserved),
-    more: Math.max(0, channels.length - MAX_CHANNELS),
+    channels: channels.slice(0, MAX_ENTRIES).map(parseObserved),
+    more: Math.max(0, channels.length - MAX_ENTRIES),
   }
 }
 

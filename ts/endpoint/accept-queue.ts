@@ -10,14 +10,14 @@ const MAX_UNCLAIMED = 16
 /** Receives all channels instead of the loops. */
 export interface Consumer<Channel> {
   accept(channel: Channel): void
-  /** The error for a loop that asks for a channel while the taker is set. */
+  /** The error for a loop that asks for a channel while a consumer is set. */
   refusal(): RingfenceError
 }
 
 export class AcceptQueue<Channel> {
   /** Lets clients wait at the address, or accepts them again. */
   readonly #setPaused: (paused: boolean) => void
-  /** Called when a loop or the taker gets a channel. */
+  /** Called when a loop or the consumer gets a channel. */
   readonly #onHandedOut: (channel: Channel) => void
   /** Whether no channel may be dropped. Until its first loop starts, a membership keeps only the last channels. */
   #keepsAll: boolean
@@ -76,12 +76,12 @@ export class AcceptQueue<Channel> {
     return this.#loops.size > 0
   }
 
-  /** Hands all queued and all later channels to the taker. `null` hands later channels to loops again. */
+  /** Hands all queued and all later channels to the consumer. `null` hands later channels to loops again. */
   setConsumer(consumer: Consumer<Channel> | null): void {
     this.#consumer = consumer
     if (consumer === null) return
     this.#waiters.fail(() => consumer.refusal())
-    // The taker may remove itself after each channel.
+    // The consumer may remove itself after each channel.
     while (this.#consumer === consumer && this.#unclaimed.length > 0) this.#handOver(consumer, this.#unclaimed.shift()!)
     this.#updatePause()
   }

@@ -5,9 +5,9 @@ import type { Readable } from 'node:stream'
 import { runHandshake } from './handshake.js'
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, withNoSpace, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, orThrowNoSpace, show } from '../errors.js'
 import { builtin, native, type HandshakeArgs, type Joining, type RawChannel, type PrivateLine } from '../native.js'
-import { withTimeout } from '../runtime/deferred.js'
+import { settledWithin } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
 import type { ChildOptions, LineOptions, Message, MessageInput } from '../types.js'
 
@@ -92,7 +92,7 @@ export async function spawn(
     const dispose = async () => {
       await channel.close()
       await killAll(line, child)
-      await withTimeout(EXIT_TIMEOUT, exited)
+      await settledWithin(EXIT_TIMEOUT, exited)
     }
     let disposed: Promise<void> | undefined
     return { child, channel, [Symbol.asyncDispose]: () => (disposed ??= dispose()) }
@@ -101,7 +101,7 @@ export async function spawn(
     void exited.then(() => line.release())
     if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
     // A process that traces the child delays the event.
-    await withTimeout(EXIT_TIMEOUT, exited)
+    await settledWithin(EXIT_TIMEOUT, exited)
     throw await childExited(child, output.tail, error)
   } finally {
     line.close()
@@ -138,7 +138,7 @@ function openLine(
 }
 
 function startChild(command: string, args: readonly string[], { spawn: settings = {}, line: option }: ChildOptions) {
-  const line = withNoSpace(
+  const line = orThrowNoSpace(
     (reason) => `no line can be made: ${reason}`,
     () => native.privateLine(),
   )
@@ -220,7 +220,7 @@ async function childExited(
 ): Promise<RingfenceError> {
   const { pid, exitCode, signalCode, stderr } = child
   if (stderr && !stderr.closed)
-    await withTimeout(
+    await settledWithin(
       STDERR_TIMEOUT,
       once(stderr, 'close').catch(() => {}),
     )

@@ -1,6 +1,6 @@
 import { Authorizer } from './authorize.js'
 import { reportRefused } from '../runtime/diagnostics.js'
-import { RingfenceError, aborted, fromFailure, invalid, withNoSpace, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, orThrowNoSpace, show } from '../errors.js'
 import { rejection } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { closeInspector } from '../runtime/harden.js'
@@ -62,24 +62,28 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     if (checked.harden) closeInspector()
     const authorizer = Authorizer.of(options.policy)
     let timeoutError: RingfenceError | undefined
-    const cancelReason = () => (signal?.aborted ? aborted(signal) : timeoutError)
+    const cancelError = () => (signal?.aborted ? aborted(signal) : timeoutError)
+    const throwIfCancelled = () => {
+      const error = cancelError()
+      if (error !== undefined) throw error
+    }
     const finish = (failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       timers.clearTimeout(timer)
       cancelExit?.()
       if (raw === null) {
         const error =
-          (failure?.code === 'ABORTED' && cancelReason()) || fromFailure(failure, authorizer?.causeOf(failure))
+          (failure?.code === 'ABORTED' && cancelError()) || fromFailure(failure, authorizer?.causeOf(failure))
         if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(address ?? null, error)
         resolve(rejection(error))
         return
       }
       let opened: Opened | undefined
       try {
-        if (cancelReason() !== undefined) throw cancelReason()
+        throwIfCancelled()
         opened = open(raw, { settings, signal, authorizer })
         // A subscriber of a diagnostics channel may just have aborted the call.
-        if (cancelReason() !== undefined) throw cancelReason()
+        throwIfCancelled()
         resolve(opened)
       } catch (error) {
         // The peer must be notified now, not at the next garbage collection.
@@ -91,7 +95,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     const refused = (refusal: Failure) =>
       reportRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
     // There may be no thread for it, or no descriptor to cancel it by.
-    const joining = withNoSpace(
+    const joining = orThrowNoSpace(
       (reason) => `the handshake cannot be started: ${reason}`,
       () => call(checked, finish, authorizer?.ask, name === 'join' ? refused : undefined),
     )

@@ -69,7 +69,7 @@ function declare<const T extends Table>(table: T & Record<MissingCalls<T>, 'is t
 
 const CHANNEL_CALLS = ['join', 'member', 'listen', 'connect', 'spawn', 'fromParent'] as const
 const ALL_CALLS = [...CHANNEL_CALLS, 'publish', 'subscribe'] as const
-const BINDING_CALLS = ['join', 'member', 'listen', 'publish'] as const
+const HOST_CALLS = ['join', 'member', 'listen', 'publish'] as const
 const SERVICE_CALLS = ['listen', 'publish'] as const
 
 /** The largest uid or gid. The kernel reserves the next number for "none". */
@@ -95,9 +95,9 @@ const OPTIONS = declare({
   maxPeerCapacity: { calls: CHANNEL_CALLS, native: count },
   attachments: { calls: ALL_CALLS, native: (_, value) => checkAttachments(value as AttachmentOptions) },
   policy: { calls: ALL_CALLS, native: (_, value) => checkPolicy(value as Policy) },
-  mode: { calls: BINDING_CALLS, native: (name, value) => integer(name, value, 0, 0o777) },
+  mode: { calls: HOST_CALLS, native: (name, value) => integer(name, value, 0, 0o777) },
   group: {
-    calls: BINDING_CALLS,
+    calls: HOST_CALLS,
     native: (name, value) => (typeof value === 'number' ? integer(name, value, 0, MAX_ID) : text(name, value)),
   },
   busyPollMicros: { calls: ALL_CALLS, native: (name, value) => integer(name, value, 0, 60_000_000) },
@@ -408,7 +408,7 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
     sameUid: uid === 'same' ? true : undefined,
     uids: uid === undefined || uid === 'same' || uid === 'any' ? undefined : ids('uid', uid),
     gids: gid === undefined ? undefined : ids('gid', gid),
-    executables: executables,
+    executables,
     anyExecutable: executable === 'any' ? true : undefined,
     cgroup: cgroup === undefined ? undefined : text('cgroup', cgroup),
     label: label === undefined ? undefined : text('label', label),

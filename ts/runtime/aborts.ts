@@ -1,10 +1,10 @@
 /** The callbacks that wait for a signal, and the listener that calls them. */
-interface Subscription {
+interface AbortListeners {
   readonly callbacks: Set<() => void>
   readonly listener: () => void
 }
 
-const subscriptions = new WeakMap<AbortSignal, Subscription>()
+const subscriptions = new WeakMap<AbortSignal, AbortListeners>()
 
 /**
  * Calls back once the signal is aborted. Returns a function that removes the callback.
@@ -22,7 +22,7 @@ export function onAbort(signal: AbortSignal, callback: () => void): () => void {
   }
 }
 
-function register(signal: AbortSignal): Subscription {
+function register(signal: AbortSignal): AbortListeners {
   const callbacks = new Set<() => void>()
   const listener = () => {
     subscriptions.delete(signal)

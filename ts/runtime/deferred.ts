@@ -93,7 +93,7 @@ export function untilAborted<T>(options: WaitOptions | undefined, call: () => Pr
 }
 
 /** Resolves once the promise has resolved, or after `milliseconds`. */
-export async function withTimeout(milliseconds: number, promise: Promise<unknown>): Promise<void> {
+export async function settledWithin(milliseconds: number, promise: Promise<unknown>): Promise<void> {
   let timer: NodeJS.Timeout | undefined
   const timeout = new Promise<void>((resolve) => {
     timer = timers.setTimeout(resolve, Math.min(milliseconds, LONGEST_TIMER))

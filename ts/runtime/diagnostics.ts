@@ -34,7 +34,7 @@ interface Registry {
 }
 
 /** Shared by both builds of this package, since a program may load both: each also reports what the other has opened. */
-const REGISTRY: unique symbol = Symbol.for('ringfence.opened')
+const REGISTRY: unique symbol = Symbol.for('ringfence.resources')
 const shared = globalThis as { [REGISTRY]?: Registry }
 const registry = (shared[REGISTRY] ??= { open: new Set(), known: new WeakSet() })
 

@@ -16,7 +16,7 @@ const CAPACITY = 4 * 1024 * 1024
 /** Bytes of the longest snapshot. */
 export const MAX_SNAPSHOT = CAPACITY / 8
 /** Maximum number of entries in one snapshot. Each has less than 1 KiB, so that all of them fit. */
-const MAX_ENTRIES = 500
+export const MAX_ENTRIES = 500
 /** Maximum number of lagging subscribers that are listed for a publisher. */
 export const MAX_LAGGING = 8
 

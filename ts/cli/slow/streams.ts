@@ -39,7 +39,7 @@ export function pairsOf(target: number | string, processes: SeenProcess[], snaps
         role === 'publisher' ? publisherOf(pid, ringCapacity, snapshots) : figuresOf(pid, peer, snapshots, used)
       const other =
         role === 'subscriber' ? publisherOf(peer, peerRingCapacity, snapshots) : figuresOf(peer, pid, snapshots, used)
-      // /proc does not tell the address if the two listen at several. The processes' own statistics do.
+      // /proc does not show the address if the two listen at several. The processes' own statistics do.
       const address = channel.address ?? own?.now.address ?? other?.now.address ?? null
       if (typeof target === 'string' && address !== target) continue
       pairs.push({ pid, peer, address, streams: streamsOf(pid, peer, channel, [own, other]) })

@@ -10,7 +10,7 @@ import { timers } from '../runtime/timers.js'
 const MAX_TURNS = 8
 
 /** The wait of one send queue for room. */
-export class RoomWait {
+export class RoomPoller {
   readonly #native: NativeSender
   readonly #onRoom: () => void
   /** The least room that is worth another attempt, in bytes. */
