@@ -52,7 +52,7 @@ const LOOP: usize = 0;
 /// The half that the thread waits for.
 const THREAD: usize = 1;
 
-/// How the thread waits on the line.
+/// The way in which the thread waits on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Watch {
     Reads,

@@ -122,7 +122,7 @@ fn expose(tries: u32) -> Result<()> {
 }
 
 /// Two objects, each mapped and its descriptor closed as after a handshake, and another process with an `O_PATH` descriptor
-/// who is ready to wait.
+/// that is ready to wait.
 fn late() -> Result<()> {
     let (shm_held, shm) = open_in_window()?;
     ftruncate(&shm, SIZE)?;

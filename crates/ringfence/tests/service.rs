@@ -213,7 +213,7 @@ fn as_greedy(arguments: &[String]) {
     wait_for_test();
 }
 
-/// Makes sixteen connects at an address where no service answers, and then one at another address.
+/// Makes sixteen connections at an address where no service answers, and then one at another address.
 fn as_connects(arguments: &[String]) {
     let (hung, other): (Address, Address) = (arguments[0].parse().unwrap(), arguments[1].parse().unwrap());
     for _ in 0..16 {

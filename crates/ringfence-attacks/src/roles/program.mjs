@@ -24,7 +24,7 @@ function* madeUp(name) {
     yield bytes
   }
   const begun = Buffer.from([0xff, 0x0f])
-  // Deep: so many nested arrays that a recursive decoder overflows its stack.
+  // Deep: enough nested arrays to overflow the stack of a recursive decoder.
   yield name === 'json' ? Buffer.alloc(1_000_000, '[') : Buffer.concat([begun, Buffer.alloc(1_000_000, 'A\x01')])
   // Huge: a string, a buffer and an array with a length of 4 GiB.
   const length = [0xff, 0xff, 0xff, 0xff, 0x0f]

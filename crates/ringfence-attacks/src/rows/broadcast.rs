@@ -650,8 +650,8 @@ const IN_PLACE: u64 = 1000;
 /// Row 58: a publisher overwrites a message while the visitor of a merge looks at it: after it has said that the subscriber is evicted, after it
 /// has moved its floor, or both.
 ///
-/// What stops it: the floor and the phase are checked after each visit in the ring, and a visit that was not whole is an error of the
-/// merge's call.
+/// The defense: the merge checks the floor and the phase after each visit in the ring, and its call fails if a message was overwritten
+/// during the visit.
 pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
     let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
     must(&mut publisher, "send-all 1", "all sent")?;

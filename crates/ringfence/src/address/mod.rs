@@ -1,4 +1,4 @@
-//! How two processes find each other at an address, before either knows who the other is.
+//! The rendezvous of two processes at an address, before either has identified the other.
 //!
 //! [`Address`] is the name. `election` decides which process binds it and which connects. `bound` is a bound
 //! address, with the directory and the lock of a path, and the share of it that the guest of a membership holds.

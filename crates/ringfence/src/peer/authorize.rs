@@ -39,7 +39,7 @@ pub(crate) struct Authorize(Arc<Callback>);
 struct Callback {
     call: Box<CallbackFn>,
     calls: Mutex<RunningCalls>,
-    /// Where the callback was made. A forked child does not count calls: they belong to the parent, and a
+    /// The process that made the callback. A forked child does not count calls: they belong to the parent, and a
     /// thread that does not exist in the child may hold the lock.
     owner: Option<OwnerProcess>,
 }

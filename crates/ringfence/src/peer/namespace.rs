@@ -81,7 +81,7 @@ pub(crate) struct MayHide {
     pub(crate) lookups: bool,
 }
 
-/// How a process's namespaces compare with those of this process.
+/// The comparison of a process's namespaces with those of this process.
 #[expect(
     clippy::struct_excessive_bools,
     reason = "independent findings of one comparison"

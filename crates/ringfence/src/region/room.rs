@@ -99,7 +99,7 @@ impl Pending {
         Ok(Self { claims: shared, size })
     }
 
-    /// So many bytes are reserved now.
+    /// Records that these bytes are reserved.
     fn reserved(&mut self, bytes: u64) {
         self.claims.lock().pending -= bytes;
         self.size -= bytes;

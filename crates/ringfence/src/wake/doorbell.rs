@@ -548,7 +548,7 @@ impl Doorbell {
     }
 
     /// Reads the attachments on a line that is about to be replaced: their messages stay readable. Returns `false` if some
-    /// stay on the line for want of descriptor numbers or memory.
+    /// stay on the line because descriptor numbers or memory are exhausted.
     fn read_attachments(&self) -> bool {
         let Ok(mut state) = self.state.lock() else {
             return true;

@@ -64,7 +64,7 @@ impl ThreadPoll {
 
     /// Wakes the thread that sleeps here, or the next one.
     pub(super) fn notify(&self) {
-        // A failed write to a full event_fd would still be an event.
+        // A failed write to a full eventfd would still be an event.
         let _ = self.notified.write(1);
     }
 
