@@ -419,6 +419,28 @@ test('a channel whose membership closes flushes what was sent before, and this s
   t.is(String(await channel.receive()), 'left', 'what had ended before is as it was')
 })
 
+test('a read that finds the peer gone while a membership closes the channel ends without an error; later ones fail', async (t) => {
+  const reads = {
+    loop: async (channel: Channel) => (await channel[Symbol.asyncIterator]().next()).value,
+    'loop over batches': async (channel: Channel) => (await channel.batches().next()).value,
+    receive: (channel: Channel) => channel.receive(),
+    tryReceive: (channel: Channel) => channel.tryReceive(),
+    receiveEach: (channel: Channel) => channel.receiveEach(() => {}) || undefined,
+    waitReadable: async (channel: Channel) => (await channel.waitReadable()) || undefined,
+  }
+  for (const [name, read] of Object.entries(reads)) {
+    const { binding, channel } = open()
+    await prepareClose(channel, 1000)
+    binding.from.onNothing = () => {
+      binding.from.onNothing = () => {}
+      binding.end('lost')
+    }
+    t.is(await read(channel), undefined, name)
+    t.is((await channel.closed).reason, 'closed', name)
+    if (!name.startsWith('loop')) await t.throwsAsync(async () => read(channel), closed, name)
+  }
+})
+
 test('a merge reports why a channel has ended, and ends this side as well', async (t) => {
   for (const reason of [null, 'lost', 'closed'] as const) {
     const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })

@@ -160,10 +160,22 @@ export class ReceiveBuffer {
     return message
   }
 
-  /** Whether more may arrive, for a caller that found nothing. @throws the reason, if the end was not orderly. */
+  /** Called first by each call that reads. @throws the reason if this side has closed the channel. */
+  #ensureNotClosed(): void {
+    const { endState } = this.#fetched
+    if (this.isClosed && typeof endState === 'function') throw endState()
+  }
+
+  /**
+   * Whether more may arrive, for a caller that found nothing. A read may find that the peer is gone, and so close this side: the call that
+   * reads then ends like one that waits.
+   *
+   * @throws the reason, if the end was not orderly.
+   */
   #mayHaveMore(): boolean {
-    if (this.#fetched.endState === null) return true
-    if (this.#fetched.endState !== 'ended') throw this.#fetched.endState()
+    const { endState } = this.#fetched
+    if (endState === null) return true
+    if (endState !== 'ended' && !this.isClosed) throw endState()
     return false
   }
 
@@ -175,6 +187,7 @@ export class ReceiveBuffer {
   /** Takes the next message if there is one now. The caller detects the end by other means. */
   takeNow(): Buffer | null {
     this.ensureNotMerged()
+    this.#ensureNotClosed()
     const message = this.take()
     if (message === null) this.#mayHaveMore()
     return message
@@ -212,12 +225,12 @@ export class ReceiveBuffer {
   /** Returns a message if there is one, `undefined` if the caller must wait for it, `null` if none will arrive. */
   receiveNow(): Buffer | null | undefined {
     this.ensureNotMerged()
-    if (this.isClosed) this.#mayHaveMore()
+    this.#ensureNotClosed()
     if (!this.#waiters.isEmpty || this.due !== null) return undefined
     const message = this.take(true)
     if (message !== null) return message
     if (this.#mayHaveMore()) return undefined
-    this.#owner.endWithPeer()
+    this.#reportCleanEnd()
     return null
   }
 
@@ -230,7 +243,7 @@ export class ReceiveBuffer {
   isReadableNow(): boolean | undefined {
     this.ensureNotMerged()
     fairness.spend(this.isWeak)
-    if (this.isClosed) this.#mayHaveMore()
+    this.#ensureNotClosed()
     if (this.due !== null) return undefined
     if (this.#fetched.hasMessage(true)) return true
     return this.#mayHaveMore() ? undefined : false
@@ -247,6 +260,7 @@ export class ReceiveBuffer {
   /** @param max - By default, as many as the event loop can spare the time for. */
   receiveEach(visit: Visit, max: number | undefined): number {
     this.ensureNotMerged()
+    if (max !== 0) this.#ensureNotClosed()
     const count = this.visit(visit, max, Infinity, FIRST)
     if (count === 0 && max !== 0 && !this.#mayHaveMore()) this.#reportCleanEnd()
     return count
