@@ -282,7 +282,7 @@ fn context_switches() -> u64 {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let keeper = tasks
         .map(|task| task.unwrap().path())
-        .find(|task| fs::read_to_string(task.join("comm")).unwrap().trim() == "ringfence-membe")
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-membe"))
         .expect("a membership thread");
     let status = fs::read_to_string(keeper.join("status")).unwrap();
     let line = status

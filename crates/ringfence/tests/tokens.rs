@@ -194,14 +194,14 @@ fn send_retrying(tokens: &Tokens, token: u64) {
     }
 }
 
-/// Returns the threads of another process, each with its name.
+/// Returns the threads of another process, each with its name. Skips those that exit meanwhile.
 fn threads_of(process: i32) -> Vec<(i32, String)> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
     tasks
-        .map(|task| {
-            let name = fs::read_to_string(task.path().join("comm")).unwrap();
+        .filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
             let id = task.file_name().to_str().unwrap().parse().unwrap();
-            (id, name.trim().to_owned())
+            Some((id, name.trim().to_owned()))
         })
         .collect()
 }
