@@ -87,10 +87,12 @@ fn role() {
         }
         "subscribes late" => {
             install_recorder();
-            // Before it sends READY.
-            let is_last_check: fn(&str, &Fields) -> bool =
-                |_, fields| fields.get("step").is_some_and(|step| step == "final");
-            let _resumed = run_on_event(&address, is_last_check, || {
+            // The publisher has reserved its position by then, and it has not sent READY.
+            let has_offer: fn(&str, &Fields) -> bool = |_, fields| {
+                let is = |key: &str, value: &str| fields.get(key).is_some_and(|found| found == value);
+                is("step", "offer") && is("check", "received")
+            };
+            let _resumed = run_on_event(&address, has_offer, || {
                 report("late");
                 wait_for_test();
             });
