@@ -131,7 +131,7 @@ test('two processes that harden during the handshake meet under the default poli
     const evidence = await partner.run(({ channel }) => channel.evidence)
     const found = (check: string) => evidence.filter((each) => each.check === check).map((each) => each.found)
     t.deepEqual(found('hardened'), ['not dumpable, no core'])
-    t.regex(found('peer hardened').at(-1) ?? '', /says so.*; not dumpable/)
+    t.regex(found('peer hardened').at(-1) ?? '', /the peer reports it.*; not dumpable/)
     t.deepEqual(await lookInto(attacker, partner), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
     t.is(onSignal(partner.pid, SIGUSR1), 'ignored')
   }

@@ -8,7 +8,7 @@
 //! A word that the kernel sets to zero in children (`MADV_WIPEONFORK`, Linux 4.14) distinguishes a process from its
 //! children. A process number would not: a child in a new pid namespace may have the same number. A raw clone(2)
 //! bypasses pthread_atfork(3), so its handlers only do work that a child can live without: they close descriptors
-//! that hold an address or an object ([`Withheld`]), and fill the holes where the mappings were ([`Hole`]).
+//! that hold an address or an object ([`CloseOnForkFd`]), and fill the holes where the mappings were ([`Hole`]).
 
 use std::{
     fmt, mem,
@@ -408,13 +408,13 @@ fn fill(base: usize, length: usize) {
 /// A descriptor of which a child keeps no copy. The copy would hold an address, a lock or an object that the parent has
 /// released.
 #[derive(Debug)]
-pub(crate) struct Withheld {
+pub(crate) struct CloseOnForkFd {
     descriptor: Arc<OwnedFd>,
     entry: &'static AtomicI32,
     owner: OwnerProcess,
 }
 
-impl Withheld {
+impl CloseOnForkFd {
     /// Errors as [`OwnerProcess::current`].
     pub(crate) fn new(descriptor: OwnedFd) -> Result<Self> {
         let owner = OwnerProcess::current()?;
@@ -433,7 +433,7 @@ impl Withheld {
     }
 }
 
-impl Deref for Withheld {
+impl Deref for CloseOnForkFd {
     type Target = Arc<OwnedFd>;
 
     fn deref(&self) -> &Arc<OwnedFd> {
@@ -441,13 +441,13 @@ impl Deref for Withheld {
     }
 }
 
-impl AsFd for Withheld {
+impl AsFd for CloseOnForkFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
-impl Drop for Withheld {
+impl Drop for CloseOnForkFd {
     fn drop(&mut self) {
         if self.owner.is_current() {
             // Before it is closed, because another thread may get its number immediately afterwards.

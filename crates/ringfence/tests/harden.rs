@@ -103,9 +103,12 @@ fn both_sides_harden_after_checking_each_other() {
             lines.iter().any(|line| line.starts_with("executable: ")),
             "{lines:?}"
         );
-        assert!(last.contains("it says so, which proves nothing"), "{last}");
+        assert!(
+            last.contains("the peer reports it, which proves nothing"),
+            "{last}"
+        );
         assert!(last.contains("not dumpable, as the owner of its files"), "{last}");
-        assert!(last.contains("its executable is what it was before"), "{last}");
+        assert!(last.contains("its executable is unchanged"), "{last}");
     }
 }
 
@@ -119,7 +122,7 @@ fn hardening_of_one_side_is_independent() {
     host.expect("host true");
     let lines = evidence(&host);
     let last = lines.last().unwrap();
-    assert!(last.contains("it does not say so; dumpable"), "{last}");
+    assert!(last.contains("the peer does not report it; dumpable"), "{last}");
     guest.expect("guest false");
     assert_eq!(
         evidence(&guest)[0],

@@ -617,7 +617,7 @@ fn peer_that_changes_its_user_is_cut_off() {
             refusal.wanted.as_str(),
             refusal.found.as_str()
         ),
-        ("uid", "0, as it was attested at first", "65001 now")
+        ("uid", "0, as first attested", "65001 now")
     );
     actor.expect("ended");
 }

@@ -28,7 +28,7 @@ use crate::{
     address::Address,
     error::{Check, Error, OrSystem, Refusal, Result},
     evidence::EvidenceLog,
-    fork::{OwnerProcess, Withheld},
+    fork::{CloseOnForkFd, OwnerProcess},
     sys::{self, uninterrupted},
 };
 
@@ -53,7 +53,7 @@ pub(crate) struct BoundAddress {
     /// Dropped first: while the socket is open, no other file can get its inode, even if its file was
     /// removed.
     pub(super) named: Option<SocketFile>,
-    pub(super) listener: Withheld,
+    pub(super) listener: CloseOnForkFd,
     /// Another process owns the place, and this process holds only a share of it.
     pub(super) is_shared: bool,
 }
@@ -77,7 +77,7 @@ pub(super) struct SocketFile {
     socket: Option<Inode>,
     /// Held while the address is bound. A process that finds a socket without an answering host learns from
     /// the lock whether a host still exists.
-    lock: Withheld,
+    lock: CloseOnForkFd,
     /// The same as [`BoundAddress::is_shared`].
     is_shared: bool,
     /// A forked child must not remove its parent's files.
@@ -111,7 +111,7 @@ impl SocketFile {
         Ok(Self {
             files,
             socket: None,
-            lock: Withheld::new(lock)?,
+            lock: CloseOnForkFd::new(lock)?,
             is_shared: false,
             owner: OwnerProcess::current()?,
         })
@@ -238,7 +238,7 @@ impl BoundAddress {
         sys::socket::prepare_new_socket(&listener).or_system("SO_PASSCRED")?;
         let place = Self {
             named,
-            listener: Withheld::new(listener)?,
+            listener: CloseOnForkFd::new(listener)?,
             is_shared: false,
         };
         place.start_listening(backlog)?;
@@ -306,8 +306,8 @@ impl BoundAddress {
     /// lock.
     pub(crate) fn share(&self) -> Vec<Arc<OwnedFd>> {
         let lock = self.named.iter().map(|named| &named.lock);
-        let withheld = std::iter::once(&self.listener).chain(lock);
-        withheld.map(|withheld| Arc::clone(withheld)).collect()
+        let descriptors = std::iter::once(&self.listener).chain(lock);
+        descriptors.map(|descriptor| Arc::clone(descriptor)).collect()
     }
 
     /// Drops the place without changing the address: another process takes over.
@@ -533,7 +533,7 @@ impl Inheritance {
         };
         Ok(Self(BoundAddress {
             named,
-            listener: Withheld::new(listener)?,
+            listener: CloseOnForkFd::new(listener)?,
             is_shared: true,
         }))
     }

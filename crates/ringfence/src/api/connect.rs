@@ -24,7 +24,7 @@ use crate::{
     signal::barriers,
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
-    wait::threads::{FairShare, Permits},
+    wait::threads::{Permits, ThreadQuota},
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -167,7 +167,7 @@ fn permits(address: &Address) -> Result<Arc<Permits>> {
     }
     // Removes the permits that no call uses.
     all.retain(|_, permits| permits.strong_count() > 0);
-    let permits = Arc::new(Permits::new(FairShare::OF_ONE_PROCESS)?);
+    let permits = Arc::new(Permits::new(ThreadQuota::PER_PROCESS)?);
     all.insert(address.clone(), Arc::downgrade(&permits));
     Ok(permits)
 }

@@ -183,7 +183,7 @@ impl<'a> Slots for Pair<'a> {
 impl<'a> Host for Pair<'a> {
     type End = Result<(Parts, OnlySlot<'a>)>;
 
-    fn may_begin(&self, _under_way: usize) -> bool {
+    fn may_start(&self, _running: usize) -> bool {
         true
     }
 

@@ -19,11 +19,11 @@ use crate::{
     host::events::End,
     identity::Credentials,
     options::Options,
-    wait::threads::FairShare,
+    wait::threads::ThreadQuota,
 };
 
 /// The number of events that the program has not taken yet. If it is reached, clients wait in the kernel's backlog.
-const MAX_PENDING: usize = FairShare::ALL;
+const MAX_PENDING: usize = ThreadQuota::TOTAL;
 
 /// Binds an address for a service. Agents [`connect`](crate::connect) there, up to [`Options::max_peers`], and each gets a channel and memory of
 /// its own.

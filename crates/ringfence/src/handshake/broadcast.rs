@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     error::{Check, Error, Refusal, Result},
-    fork::{OwnerProcess, Withheld},
+    fork::{CloseOnForkFd, OwnerProcess},
     handshake::frame::{Hello, Start},
     identity::Credentials,
     region::create::InFlightDescriptor,
@@ -86,11 +86,18 @@ impl PublishedRing {
     /// # Errors
     ///
     /// [`Error::NoSpace`] if descriptors are short until the deadline.
-    pub(super) fn pass(&self, deadline: &Deadline, send: impl Fn(&Withheld) -> Result<()>) -> Result<()> {
+    pub(super) fn pass(
+        &self,
+        deadline: &Deadline,
+        send: impl Fn(&CloseOnForkFd) -> Result<()>,
+    ) -> Result<()> {
         loop {
             let fd = self.fd.lock().clone();
             let fd = fd.ok_or(Error::Closed("the publisher lets no more subscribers in"))?;
-            let result = fd.copy().and_then(Withheld::new).and_then(|copy| send(&copy));
+            let result = fd
+                .copy()
+                .and_then(CloseOnForkFd::new)
+                .and_then(|copy| send(&copy));
             match result {
                 // Another thread may close a descriptor, or a receiver may take some that are in flight.
                 Err(Error::NoSpace { .. }) if deadline.has_time_left() => deadline.pause(DESCRIPTOR_PAUSE)?,

@@ -20,7 +20,7 @@ use crate::{
     evidence::{
         CHILD_MEMORY, CLOSED, EvidenceLog, HARDENED, PASSED_ON, PRIVATE_LINE, RECEIVED_LAST, SENT_LAST,
     },
-    fork::{ForkMark, Withheld},
+    fork::{CloseOnForkFd, ForkMark},
     handshake::{
         broadcast::{self, ReportedStart, ReservedStart, RingPart},
         frame::{
@@ -433,7 +433,7 @@ pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> Result<bool> {
 pub(super) fn second_child(first: Credentials) -> Error {
     Refusal::new(
         Check::Child,
-        format!("pid {}, which has answered on this line already", first.pid),
+        format!("pid {}, which has already answered on this line", first.pid),
         "another process",
     )
     .into()
@@ -483,7 +483,7 @@ pub(super) struct Offered {
     /// The start of a new subscriber.
     reserved: Option<ReservedStart>,
     /// The peer's OFFER, if it had to arrive before this side's.
-    received: Option<(Offer, Vec<Withheld>)>,
+    received: Option<(Offer, Vec<CloseOnForkFd>)>,
 }
 
 impl Side<'_> {
@@ -690,7 +690,7 @@ impl Side<'_> {
         own: &Nonce,
         hello: &Hello,
         record: &mut EvidenceLog,
-    ) -> Result<(Offer, Vec<Withheld>)> {
+    ) -> Result<(Offer, Vec<CloseOnForkFd>)> {
         let wanted = match self.role {
             RingRole::Subscriber => 2,
             // The peer's object, and both descriptors of this side's.
@@ -708,7 +708,7 @@ impl Side<'_> {
         if found != wanted {
             return Err(Error::unsound("descriptors", wanted, found));
         }
-        let descriptors: Result<_> = descriptors.into_iter().map(Withheld::new).collect();
+        let descriptors: Result<_> = descriptors.into_iter().map(CloseOnForkFd::new).collect();
         if offer.capacity != hello.capacity {
             return Err(Error::Protocol(format!(
                 "an OFFER of {} bytes after a HELLO of {}",
@@ -727,7 +727,7 @@ impl Side<'_> {
     /// Checks and maps the objects of an OFFER. `agreed` describes the peer's ring, if it has one.
     fn accept_objects(
         &self,
-        descriptors: &[Withheld],
+        descriptors: &[CloseOnForkFd],
         agreed: Agreed,
         offer: &Offer,
         record: &mut EvidenceLog,

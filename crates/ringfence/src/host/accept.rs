@@ -34,7 +34,7 @@ use crate::{
     sys::socket::peer_credentials,
     trace::{self, Handshake},
     wait::deadline::{self, CancelToken, Deadline, RETRY_PAUSE, RetryBudget, Wakeup},
-    wait::threads::{FairShare, mark_own_thread},
+    wait::threads::{ThreadQuota, mark_own_thread},
 };
 
 /// The number of connections of one process that wait or run a handshake. An honest process stays far below.
@@ -43,7 +43,7 @@ const MAX_PER_PROCESS: usize = 32;
 const MAX_WAITING: usize = 128;
 /// The number of connections accepted in one turn. A client that reconnects in a loop refills the backlog as fast as it is emptied,
 /// and must not starve outcomes, deadlines and the end.
-const ACCEPTS_PER_TURN: usize = FairShare::ALL;
+const ACCEPTS_PER_TURN: usize = ThreadQuota::TOTAL;
 /// The time that a handshake's thread waits for the client's first frame. An honest client sends it as soon as it has checked the host.
 const GRACE: Duration = Duration::from_millis(50);
 
@@ -78,7 +78,7 @@ pub(crate) trait Host: Slots<Slot: Send> + Sync {
     type End;
 
     /// Whether one more handshake may start, in addition to those that run.
-    fn may_begin(&self, running: usize) -> bool;
+    fn may_start(&self, running: usize) -> bool;
 
     /// A client has passed.
     fn ready(&self, parts: Parts, slot: Self::Slot) -> ControlFlow<Self::End>;
@@ -109,7 +109,7 @@ pub(crate) struct Acceptor<'a> {
     pub(crate) meeting: Meeting,
     /// The evidence that each channel starts with.
     pub(crate) record: &'a EvidenceLog,
-    /// Signalled when [`Host::may_begin`] may have changed.
+    /// Signalled when [`Host::may_start`] may have changed.
     pub(crate) wakeup: &'a Wakeup,
     /// Descriptors that a client gets with READY.
     pub(crate) shares: &'a [Arc<OwnedFd>],
@@ -297,14 +297,14 @@ impl<H: Host> Accepting<'_, '_, H> {
         let mut until = deadlines.min();
         if !self.has_recovered() {
             until = Some(until.map_or(self.recovered, |until| until.min(self.recovered)));
-        } else if self.host.may_begin(queue.running()) {
+        } else if self.host.may_start(queue.running()) {
             if !queue.is_full() {
                 watched.push((place.as_fd(), PollFlags::POLLIN));
             }
             let may_send = queue
                 .waiting
                 .iter()
-                .filter(|client| queue.running.may_begin(client.peer));
+                .filter(|client| queue.running.allows(client.peer));
             watched.extend(may_send.map(|client| (client.as_fd(), PollFlags::POLLIN)));
         }
         deadline.until(until).wait(&watched).map(drop)
@@ -314,7 +314,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     fn turn(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         self.host.woken();
         while let Ok(ended) = self.outcomes.try_recv() {
-            self.queue.running.end(ended.peer);
+            self.queue.running.release(ended.peer);
             self.spare = self.spare.take().or(ended.thread);
             match ended.result {
                 Attempt::Silent(client) => self.queue.waiting.push(client),
@@ -350,7 +350,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Moves connections from the kernel's backlog into the queue.
     fn accept(&mut self, place: &BoundAddress) -> ControlFlow<H::End> {
         for _ in 0..ACCEPTS_PER_TURN {
-            if self.queue.is_full() || !self.has_recovered() || !self.host.may_begin(self.queue.running()) {
+            if self.queue.is_full() || !self.has_recovered() || !self.host.may_start(self.queue.running()) {
                 break;
             }
             match place.accept() {
@@ -379,13 +379,13 @@ impl<H: Host> Accepting<'_, '_, H> {
     /// Starts the handshakes that may start.
     fn begin(&mut self) -> ControlFlow<H::End> {
         while self.has_recovered()
-            && self.host.may_begin(self.queue.running())
+            && self.host.may_start(self.queue.running())
             && let Some(client) = self.queue.next()
         {
             let peer = client.peer;
             match self.spare.take().map_or_else(|| self.thread(), Ok) {
                 Ok(thread) => {
-                    self.queue.running.begin(peer);
+                    self.queue.running.acquire(peer);
                     thread.start(client);
                 }
                 Err(error) => {
@@ -514,7 +514,7 @@ impl Client {
 struct Queue {
     waiting: Vec<Client>,
     /// The handshakes that run, each with a thread.
-    running: FairShare,
+    running: ThreadQuota,
 }
 
 impl Queue {
@@ -548,7 +548,7 @@ impl Queue {
             .zip(&readable)
             .position(|(client, readable)| {
                 (*readable || matches!(client.stage, ClientStage::Fresh(_)))
-                    && self.running.may_begin(client.peer)
+                    && self.running.allows(client.peer)
             })?;
         Some(self.waiting.remove(index))
     }

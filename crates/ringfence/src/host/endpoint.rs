@@ -309,7 +309,7 @@ impl<K: EndpointKind> Host for Admission<'_, K> {
     /// A permanent local error.
     type End = Error;
 
-    fn may_begin(&self, running: usize) -> bool {
+    fn may_start(&self, running: usize) -> bool {
         K::has_room(self.endpoint, running) && !self.endpoint.is_paused()
     }
 

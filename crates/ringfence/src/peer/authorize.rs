@@ -23,7 +23,7 @@ use crate::{
     identity::{Credentials, Identity},
     sys::lock::Mutex,
     wait::deadline::{Deadline, Wakeup},
-    wait::threads::FairShare,
+    wait::threads::ThreadQuota,
 };
 
 /// The callback belongs to the step in which the peer has proved that it holds the private line.
@@ -48,7 +48,7 @@ struct Callback {
 #[derive(Default)]
 struct RunningCalls {
     /// The peer in each call that has not returned. Each has a thread.
-    running: FairShare,
+    running: ThreadQuota,
     /// Woken when a call returns.
     waiting: Vec<Weak<Question>>,
 }
@@ -90,7 +90,7 @@ impl Question {
         // With no events requested, poll reports only a hang-up.
         let hung_up = (connection, PollFlags::empty());
         deadline.wait_at(step, &[(self.answered.as_fd(), PollFlags::POLLIN), hung_up])?;
-        Ok(self.answered.take())
+        Ok(self.answered.clear())
     }
 }
 
@@ -186,7 +186,7 @@ impl Drop for Running {
             return;
         }
         let mut calls = self.callback.calls.lock();
-        calls.running.end(self.peer);
+        calls.running.release(self.peer);
         let waiting = std::mem::take(&mut calls.waiting);
         drop(calls);
         for question in waiting.iter().filter_map(Weak::upgrade) {
@@ -273,8 +273,8 @@ impl Authorize {
         let peer = Credentials { pid, uid, gid };
         while self.0.owner.is_some_and(OwnerProcess::is_current) {
             let mut calls = self.0.calls.lock();
-            if calls.running.may_begin(peer) {
-                calls.running.begin(peer);
+            if calls.running.allows(peer) {
+                calls.running.acquire(peer);
                 break;
             }
             calls.waiting.retain(|waiting| waiting.strong_count() > 0);
@@ -471,7 +471,7 @@ mod tests {
         thread::scope(|scope| {
             // If an assertion fails, dropping `ends` lets all calls return, so the scope can end.
             let ends = ends;
-            for _ in 0..FairShare::OF_ONE_PROCESS {
+            for _ in 0..ThreadQuota::PER_PROCESS {
                 call(&authorize, &peer(1, 1), &time()).unwrap();
                 assert_eq!(calls.recv().unwrap(), 1);
             }
@@ -485,7 +485,7 @@ mod tests {
             // 2.
             call(&authorize, &peer(2, 1), &time()).unwrap();
             assert_eq!(calls.recv().unwrap(), 2);
-            until(&|| authorize.0.calls.lock().running.0 == [about(1, 1); FairShare::OF_ONE_PROCESS]);
+            until(&|| authorize.0.calls.lock().running.0 == [about(1, 1); ThreadQuota::PER_PROCESS]);
             let wait = || scope.spawn(|| call(&authorize, &peer(1, 1), &time()));
             let one = wait();
             until(&|| waiting() == 1);

@@ -231,9 +231,9 @@ impl Policy {
         mut compared: Comparison,
         is_named: bool,
         is_visible: bool,
-        peer: &Inspection,
+        inspection: &Inspection,
     ) -> Comparison {
-        let proves = peer.named_by != NamedBy::Message;
+        let proves = inspection.named_by != NamedBy::Message;
         let is_hidden = !is_visible || !proves && !sys::process::is_privileged_execution();
         if compared.outcome == Some(Outcome::NotAsked) {
             return compared;
@@ -340,17 +340,17 @@ impl Policy {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<Identity> {
-        let mut found = peer.inspect(deadline)?;
-        let mut compared = self.compare(&mut found, step, deadline, record);
+        let mut inspection = peer.inspect(deadline)?;
+        let mut compared = self.compare(&mut inspection, step, deadline, record);
         // The findings count only if the process is still alive: then they describe the process that
         // connected.
         peer.check_alive()?;
         if let Err(Error::PeerRefused(refusal)) = &mut compared {
-            refusal.identity = Some(found.identity.clone());
+            refusal.identity = Some(inspection.identity.clone());
         }
         compared?;
-        peer.set_accepted(&found.identity);
-        Ok(found.identity)
+        peer.set_accepted(&inspection.identity);
+        Ok(inspection.identity)
     }
 
     /// Whether the program is asked about a peer.
@@ -376,7 +376,7 @@ impl Policy {
     /// Compares the findings with the requirements, one check after the other.
     fn compare(
         &self,
-        peer: &mut Inspection,
+        inspection: &mut Inspection,
         step: &'static str,
         deadline: &Deadline,
         record: &mut EvidenceLog,
@@ -390,37 +390,42 @@ impl Policy {
         };
         let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
         let users = self.users.as_ref().unwrap_or(&Users::Same);
-        let users = users.compare(peer.identity.uid, real, effective);
+        let users = users.compare(inspection.identity.uid, real, effective);
         let users = if self.is_parent {
-            self.unless_not_visible(users, self.users.is_some(), peer.is_mapped, peer)
+            self.unless_not_visible(users, self.users.is_some(), inspection.is_mapped, inspection)
         } else {
             users
         };
         note(Check::Uid, users)?;
-        let namespace = self.compare_namespace(&peer.namespaces);
+        let namespace = self.compare_namespace(&inspection.namespaces);
         note(
             Check::Namespace,
-            self.unless_not_visible(namespace, self.namespace.is_some(), peer.namespaces.visible, peer),
+            self.unless_not_visible(
+                namespace,
+                self.namespace.is_some(),
+                inspection.namespaces.visible,
+                inspection,
+            ),
         )?;
-        let explicit = |compared| self.unless_not_visible(compared, true, true, peer);
-        note(Check::Gid, explicit(self.compare_groups(peer)))?;
-        note(Check::Cgroup, explicit(self.compare_cgroup(peer)?))?;
-        note(Check::Label, explicit(self.compare_label(peer)))?;
-        for checked in self.compare_confinement(peer, deadline)? {
+        let explicit = |compared| self.unless_not_visible(compared, true, true, inspection);
+        note(Check::Gid, explicit(self.compare_groups(inspection)))?;
+        note(Check::Cgroup, explicit(self.compare_cgroup(inspection)?))?;
+        note(Check::Label, explicit(self.compare_label(inspection)))?;
+        for checked in self.compare_confinement(inspection, deadline)? {
             let wanted = checked.confinement.wanted();
             let compared = Comparison::compared(checked.passed, wanted, checked.found);
             note(Check::Confined(checked.confinement), compared)?;
         }
         // Last, because reading a content takes long.
-        let executable = self.compare_executable(peer, deadline)?;
+        let executable = self.compare_executable(inspection, deadline)?;
         // A parent that is unreadable for another reason, such as this process's additional rights, may be a
         // stranger.
-        let is_visible = peer.identity.executable.is_some()
-            || !peer.is_behind_sandbox()
+        let is_visible = inspection.identity.executable.is_some()
+            || !inspection.is_behind_sandbox()
             || sys::process::is_privileged_execution();
         note(
             Check::Executable,
-            self.unless_not_visible(executable, self.executables.is_some(), is_visible, peer),
+            self.unless_not_visible(executable, self.executables.is_some(), is_visible, inspection),
         )
     }
 
@@ -429,19 +434,19 @@ impl Policy {
         match self.namespace.unwrap_or_default() {
             Namespace::Any => return Comparison::not_asked(found),
             Namespace::Same if namespaces.same || self.is_parent && !namespaces.visible => {}
-            Namespace::Same => found.push_str(
-                "; let the two share both namespaces, or let it in by the policy's `namespace`: any",
-            ),
+            Namespace::Same => {
+                found.push_str("; share both namespaces, or set the policy's `namespace` to any");
+            }
         }
         Comparison::compared(namespaces.same, SAME_NAMESPACE, found)
     }
 
-    fn compare_groups(&self, peer: &Inspection) -> Comparison {
-        let Identity { gid, groups, .. } = &peer.identity;
+    fn compare_groups(&self, inspection: &Inspection) -> Comparison {
+        let Identity { gid, groups, .. } = &inspection.identity;
         let Some(wanted) = &self.groups else {
             return Comparison::not_asked(gid.to_string());
         };
-        let found = match (groups, &peer.groups) {
+        let found = match (groups, &inspection.groups) {
             (Some(groups), _) => format!("{gid} with {groups:?}"),
             (None, Err(why)) => format!("{gid}, and {why}"),
             (None, Ok(())) => gid.to_string(),
@@ -453,13 +458,13 @@ impl Policy {
     /// Compares the cgroup by number if the kernel reports the peer's number and the cgroup filesystem is
     /// mounted here. A number names one cgroup, even if cgroups are removed and created under the same name.
     /// Otherwise compares the name that /proc shows.
-    fn compare_cgroup(&self, peer: &Inspection) -> Result<Comparison> {
-        let shown = peer.describe_cgroup();
+    fn compare_cgroup(&self, inspection: &Inspection) -> Result<Comparison> {
+        let shown = inspection.describe_cgroup();
         let Some(wanted) = &self.cgroup else {
             return Ok(Comparison::not_asked(shown));
         };
         let not_visible = |why: String| Comparison::compared(false, wanted, format!("{shown}; {why}"));
-        let number = match peer.cgroup_number {
+        let number = match inspection.cgroup_number {
             Ok(number) => number,
             Err(errno) => {
                 let why = format!("its pidfd does not report the cgroup's number: {}", errno.desc());
@@ -472,7 +477,7 @@ impl Policy {
             None => None,
         };
         let Some((number, named)) = number.zip(numbers) else {
-            let passed = peer.identity.cgroup.as_ref() == Some(wanted);
+            let passed = inspection.identity.cgroup.as_ref() == Some(wanted);
             return Ok(Comparison::compared(passed, wanted, shown));
         };
         let asked = match named.first() {
@@ -483,30 +488,36 @@ impl Policy {
         Ok(Comparison::compared(named.contains(&number), asked, found))
     }
 
-    fn compare_label(&self, peer: &Inspection) -> Comparison {
-        let found = peer.describe_label();
+    fn compare_label(&self, inspection: &Inspection) -> Comparison {
+        let found = inspection.describe_label();
         match &self.label {
             None => Comparison::not_asked(found),
-            Some(wanted) => Comparison::compared(peer.identity.label.as_ref() == Some(wanted), wanted, found),
+            Some(wanted) => {
+                Comparison::compared(inspection.identity.label.as_ref() == Some(wanted), wanted, found)
+            }
         }
     }
 
-    fn compare_confinement(&self, peer: &Inspection, deadline: &Deadline) -> Result<Vec<ConfinementCheck>> {
+    fn compare_confinement(
+        &self,
+        inspection: &Inspection,
+        deadline: &Deadline,
+    ) -> Result<Vec<ConfinementCheck>> {
         if self.confined.is_empty() {
             return Ok(Vec::new());
         }
-        if peer.named_by != NamedBy::Socket {
+        if inspection.named_by != NamedBy::Socket {
             let why = format!("not provable: {}", self.unproven_reason());
             let fail = |confinement: &Confinement| ConfinementCheck::new(*confinement, false, why.clone());
             return Ok(self.confined.iter().map(fail).collect());
         }
-        confinement::inspect(&self.confined, peer.directory.as_deref(), deadline)
+        confinement::inspect(&self.confined, inspection.directory.as_deref(), deadline)
     }
 
-    fn compare_executable(&self, peer: &mut Inspection, deadline: &Deadline) -> Result<Comparison> {
-        let shown = match &peer.identity.executable {
+    fn compare_executable(&self, inspection: &mut Inspection, deadline: &Deadline) -> Result<Comparison> {
+        let shown = match &inspection.identity.executable {
             Some(found) => found.to_string(),
-            None => peer.describe_unreadable_executable(),
+            None => inspection.describe_unreadable_executable(),
         };
         let same = [Program::same()];
         let wanted = match &self.executables {
@@ -514,8 +525,8 @@ impl Policy {
             Some(Executables::OneOf(programs)) => programs,
             Some(Executables::Any) => return Ok(Comparison::not_asked(shown)),
         };
-        let own = peer.own.clone();
-        let Some(found) = peer.identity.executable.clone() else {
+        let own = inspection.own.clone();
+        let Some(found) = inspection.identity.executable.clone() else {
             return Ok(Comparison::compared(false, one_of(wanted, &own), shown));
         };
         let mut contents = Vec::new();
@@ -535,7 +546,7 @@ impl Policy {
         if passed || contents.is_empty() {
             return Ok(Comparison::compared(passed, one_of(wanted, &own), shown));
         }
-        Ok(match peer.content(deadline)? {
+        Ok(match inspection.content(deadline)? {
             Content::Hash(digest) => {
                 let shown = format!("{} with the SHA-256 {digest}", found.path.display());
                 Comparison::compared(contents.contains(&digest), one_of(wanted, &own), shown)
@@ -680,7 +691,7 @@ mod tests {
         Peer::attest(&near, MayHide::default(), &mut EvidenceLog::default()).unwrap()
     }
 
-    fn inspection() -> Inspection {
+    fn inspect_self() -> Inspection {
         myself().inspect(&time()).unwrap()
     }
 
@@ -705,7 +716,7 @@ mod tests {
 
     #[test]
     fn required_properties_are_checked_and_others_recorded() {
-        let Identity { uid, gid, .. } = inspection().identity;
+        let Identity { uid, gid, .. } = inspect_self().identity;
         let own = std::env::current_exe().unwrap();
         let digest = Digest::from(<[u8; 32]>::from(Sha256::digest(std::fs::read(&own).unwrap())));
         let zeros = Digest::from(ZEROS);
@@ -752,7 +763,7 @@ mod tests {
 
     #[test]
     fn failed_check_is_a_refusal_that_names_it() {
-        let Identity { uid, gid, groups, .. } = inspection().identity;
+        let Identity { uid, gid, groups, .. } = inspect_self().identity;
         let zeros = Digest::from(ZEROS);
         let other = (gid + 1..=gid + 1_000).find(|group| !groups.iter().flatten().any(|had| had == group));
         let new = Policy::new;
@@ -785,7 +796,7 @@ mod tests {
     #[test]
     fn only_a_matching_files_content_is_read() {
         let compared =
-            |policy: Policy| outcome(policy.compare_executable(&mut inspection(), &time()).unwrap());
+            |policy: Policy| outcome(policy.compare_executable(&mut inspect_self(), &time()).unwrap());
         let (passed, wanted, _) = compared(Policy::new());
         assert_eq!(passed, Some(true));
         assert!(wanted.starts_with("this process's own, /"), "{wanted}");
@@ -807,7 +818,7 @@ mod tests {
     /// A local shortage is an error, and a file that is not visible is not a match.
     #[test]
     fn unreadable_own_executable_accepts_no_peer() {
-        let found = inspection().identity.executable.unwrap();
+        let found = inspect_self().identity.executable.unwrap();
         let same = |errno| Program::same().compare_file(&found, &Err(errno), &time());
         assert!(matches!(same(Errno::EACCES), Ok(Err(_))));
         assert_eq!(same(Errno::EMFILE).err().unwrap().code(), "NO_SPACE");
@@ -845,47 +856,50 @@ mod tests {
 
     #[test]
     fn supplementary_group_counts_if_known() {
-        let mut found = inspection();
-        found.identity.gid = 7;
+        let mut inspection = inspect_self();
+        inspection.identity.gid = 7;
         let policy = Policy::new().gids([8, 9]);
         for (groups, passed) in [(Some(vec![9]), true), (Some(vec![10]), false), (None, false)] {
-            found.identity.groups = groups;
-            assert_eq!(outcome(policy.compare_groups(&found)).0, Some(passed));
+            inspection.identity.groups = groups;
+            assert_eq!(outcome(policy.compare_groups(&inspection)).0, Some(passed));
         }
-        found.identity.gid = 9;
-        assert_eq!(outcome(policy.compare_groups(&found)).0, Some(true));
+        inspection.identity.gid = 9;
+        assert_eq!(outcome(policy.compare_groups(&inspection)).0, Some(true));
         assert_eq!(
-            outcome(Policy::new().compare_groups(&found)),
+            outcome(Policy::new().compare_groups(&inspection)),
             (None, String::new(), "9".into())
         );
     }
 
     #[test]
     fn cgroup_is_compared_by_number_or_name() {
-        let mut found = inspection();
-        found.identity.cgroup = Some("/there/is no/such/cgroup".into());
+        let mut inspection = inspect_self();
+        inspection.identity.cgroup = Some("/there/is no/such/cgroup".into());
         let policy = Policy::new().cgroup("/there/is no/such/cgroup");
-        found.cgroup_number = Ok(None);
-        assert_eq!(outcome(policy.compare_cgroup(&found).unwrap()).0, Some(true));
+        inspection.cgroup_number = Ok(None);
+        assert_eq!(outcome(policy.compare_cgroup(&inspection).unwrap()).0, Some(true));
         let other = Policy::new().cgroup("/there/is no");
-        assert_eq!(outcome(other.compare_cgroup(&found).unwrap()).0, Some(false));
-        // If the kernel refuses to tell the number, there is no match, even if the name is right.
-        found.cgroup_number = Err(Errno::EACCES);
-        assert_eq!(outcome(policy.compare_cgroup(&found).unwrap()).0, Some(false));
-        let not_asked = outcome(Policy::new().compare_cgroup(&found).unwrap());
+        assert_eq!(outcome(other.compare_cgroup(&inspection).unwrap()).0, Some(false));
+        // If the kernel refuses the number, there is no match, even if the name is right.
+        inspection.cgroup_number = Err(Errno::EACCES);
+        assert_eq!(
+            outcome(policy.compare_cgroup(&inspection).unwrap()).0,
+            Some(false)
+        );
+        let not_asked = outcome(Policy::new().compare_cgroup(&inspection).unwrap());
         assert_eq!((not_asked.0, &*not_asked.2), (None, "/there/is no/such/cgroup"));
     }
 
     #[test]
     fn label_and_namespace_are_compared() {
-        let mut found = inspection();
-        found.identity.label = Some("one".into());
+        let mut inspection = inspect_self();
+        inspection.identity.label = Some("one".into());
         assert_eq!(
-            outcome(Policy::new().label("one").compare_label(&found)).0,
+            outcome(Policy::new().label("one").compare_label(&inspection)).0,
             Some(true)
         );
         assert_eq!(
-            outcome(Policy::new().label("on").compare_label(&found)).0,
+            outcome(Policy::new().label("on").compare_label(&inspection)).0,
             Some(false)
         );
         for (namespace, same, passed) in [
@@ -894,13 +908,13 @@ mod tests {
             (Namespace::Any, true, None),
             (Namespace::Any, false, None),
         ] {
-            found.namespaces.same = same;
+            inspection.namespaces.same = same;
             let policy = Policy::new().namespace(namespace);
             assert_eq!(policy.may_hide().pid, namespace == Namespace::Any);
-            let (found_passed, _, found) = outcome(policy.compare_namespace(&found.namespaces));
+            let (found_passed, _, found) = outcome(policy.compare_namespace(&inspection.namespaces));
             assert_eq!(found_passed, passed);
             assert_eq!(
-                found.contains("let the two share"),
+                found.contains("share both namespaces"),
                 passed == Some(false),
                 "{found}"
             );
@@ -910,13 +924,13 @@ mod tests {
     #[test]
     fn child_refuses_an_invisible_parent_only_if_required() {
         let check = |policy: Policy| {
-            let mut found = inspection();
-            found.namespaces.same = false;
-            found.namespaces.visible = false;
-            found.is_mapped = false;
-            found.identity.executable = None;
+            let mut inspection = inspect_self();
+            inspection.namespaces.same = false;
+            inspection.namespaces.visible = false;
+            inspection.is_mapped = false;
+            inspection.identity.executable = None;
             let mut record = EvidenceLog::default();
-            let compared = policy.compare(&mut found, "a step", &time(), &mut record);
+            let compared = policy.compare(&mut inspection, "a step", &time(), &mut record);
             let refused = compared.err().map(|error| error.refusal().unwrap().check.clone());
             let outcomes = record.into_list().into_iter();
             let hidden = outcomes.filter(|evidence| evidence.outcome == Outcome::NotVisible);
@@ -931,12 +945,13 @@ mod tests {
         refuses(of_parent().uids([u32::MAX - 1]), Check::Uid);
         // Without a sandbox in between, an unreadable executable is refused.
         let behind = |pid, is_mapped, hides_user_namespace| {
-            let mut found = inspection();
-            found.identity.executable = None;
-            found.identity.pid = pid;
-            found.is_mapped = is_mapped;
-            found.namespaces.hides_user_namespace = hides_user_namespace;
-            let compared = of_parent().compare(&mut found, "a step", &time(), &mut EvidenceLog::default());
+            let mut inspection = inspect_self();
+            inspection.identity.executable = None;
+            inspection.identity.pid = pid;
+            inspection.is_mapped = is_mapped;
+            inspection.namespaces.hides_user_namespace = hides_user_namespace;
+            let compared =
+                of_parent().compare(&mut inspection, "a step", &time(), &mut EvidenceLog::default());
             compared.err().map(|error| error.refusal().unwrap().check.clone())
         };
         assert_eq!(behind(7, true, false), Some(Check::Executable));
@@ -976,7 +991,7 @@ mod tests {
         assert!(!two.without_callback().is_for_one_user(), "the rest stays");
         let no = Policy::new().authorize(|_| Ok::<_, Error>(false));
         let later = Policy::new().authorize_later(|_, decision| decision.refuse("no"));
-        let identity = inspection().identity;
+        let identity = inspect_self().identity;
         let (near, _far) = UnixStream::pair().unwrap();
         let ask = |policy: &Policy| {
             let mut record = EvidenceLog::default();

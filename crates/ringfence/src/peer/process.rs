@@ -578,7 +578,7 @@ impl Peer {
                 None if pid == 0 || self.may_hide_directory => continue,
                 None => "its current id cannot be read in /proc, and the kernel is older than 6.13".into(),
             };
-            let mut refusal = Refusal::new(check, format!("{then}, as it was attested at first"), found);
+            let mut refusal = Refusal::new(check, format!("{then}, as first attested"), found);
             refusal.identity = Some(identity.clone());
             return Err(refusal.into());
         }
@@ -632,9 +632,9 @@ impl Peer {
     /// Describes, for the evidence, whether the peer is hardened.
     pub(crate) fn hardening(&self) -> String {
         let reported = if self.hardens {
-            "it says so, which proves nothing"
+            "the peer reports it, which proves nothing"
         } else {
-            "it does not say so"
+            "the peer does not report it"
         };
         let directory = self.directory.as_deref();
         let shown = match directory.map(|directory| self.is_dumpable(directory)) {
@@ -650,7 +650,7 @@ impl Peer {
         let is_unreadable =
             || directory.is_some_and(|directory| uninterrupted(|| readlinkat(directory, "exe")).is_err());
         let executable_note = if self.hardens && self.accepted.get().is_some() && is_unreadable() {
-            "; its executable is what it was before"
+            "; its executable is unchanged"
         } else {
             ""
         };
@@ -1249,10 +1249,10 @@ mod tests {
         let open = if uid == 0 {
             "it is root's"
         } else {
-            "says so; dumpable"
+            "report it; dumpable"
         };
         assert!(me.hardening().contains(open), "{}", me.hardening());
-        assert!(me.hardening().starts_with("it does not say so; "));
+        assert!(me.hardening().starts_with("the peer does not report it; "));
         // For users other than root, the owner shows it.
         let directory_of_7 = tempfile::tempdir().unwrap();
         let stat = directory_of_7.path().join("stat");
@@ -1264,7 +1264,10 @@ mod tests {
                 std::fs::File::open(directory_of_7.path()).unwrap().into(),
             ));
             let shown = me.hardening();
-            assert!(shown.starts_with("it does not say so; dumpable, as"), "{shown}");
+            assert!(
+                shown.starts_with("the peer does not report it; dumpable, as"),
+                "{shown}"
+            );
             me.directory = Some(Arc::clone(&directory));
         }
         // Make the files look as if they belonged to another user.
@@ -1273,31 +1276,30 @@ mod tests {
         assert!(me.hardening().contains("not dumpable, as"), "{}", me.hardening());
         me.hardens = true;
         me.set_accepted(&seen);
-        assert!(me.hardening().starts_with("it says so, which proves nothing; "));
-        assert!(!me.hardening().contains("what it was before"), "it can be read");
+        assert!(
+            me.hardening()
+                .starts_with("the peer reports it, which proves nothing; ")
+        );
+        assert!(!me.hardening().contains("is unchanged"), "it can be read");
         me.directory = None;
         assert!(
             me.hardening().contains("cannot be inspected"),
             "{}",
             me.hardening()
         );
-        assert!(
-            !me.hardening().contains("what it was before"),
-            "{}",
-            me.hardening()
-        );
+        assert!(!me.hardening().contains("is unchanged"), "{}", me.hardening());
         // A directory without any readable file of a process.
         me.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
         assert!(
-            me.hardening().ends_with("; its executable is what it was before"),
+            me.hardening().ends_with("; its executable is unchanged"),
             "{}",
             me.hardening()
         );
         me.hardens = false;
-        assert!(!me.hardening().contains("what it was before"));
+        assert!(!me.hardening().contains("is unchanged"));
         me.hardens = true;
         me.accepted = OnceLock::new();
-        assert!(!me.hardening().contains("what it was before"));
+        assert!(!me.hardening().contains("is unchanged"));
     }
 
     #[test]

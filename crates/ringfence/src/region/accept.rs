@@ -16,7 +16,7 @@ use nix::{
 use crate::{
     error::{Error, Result},
     evidence::EvidenceLog,
-    fork::Withheld,
+    fork::CloseOnForkFd,
     region::create::{Backing, Blank},
     region::create::{seal_names, wanted_seals},
     region::layout::region_size,
@@ -57,8 +57,8 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Evidenc
 /// size, and must be writable still. This process cannot find out whether the parent has mapped it for writing. It relies
 /// on the parent for that: the process that starts another one can write to its memory in any case.
 pub(crate) fn accept_blank(
-    raw: Withheld,
-    reopened: Withheld,
+    raw: CloseOnForkFd,
+    reopened: CloseOnForkFd,
     capacity: u64,
     record: &mut EvidenceLog,
 ) -> Result<Blank> {

@@ -21,7 +21,7 @@ use nix::{
 use crate::{
     error::{Error, OrSystem, Result},
     evidence::{ANONYMOUS, EvidenceLog, LEASED, NO_MODE, SEALED, TRIPWIRE, UNLINKED},
-    fork::Withheld,
+    fork::CloseOnForkFd,
     region::{
         layout::region_size,
         own::OwnRegion,
@@ -54,7 +54,7 @@ pub(crate) struct ObjectSpec<'a> {
 #[derive(Debug)]
 pub(crate) struct SharedObject {
     /// The descriptor that is passed to the peer.
-    descriptor: Withheld,
+    descriptor: CloseOnForkFd,
     pub(crate) region: OwnRegion,
 }
 
@@ -125,7 +125,7 @@ impl SharedObject {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let descriptor =
             shm_open(name.as_str(), flags, Mode::empty()).or_system("making a shared object in /dev/shm")?;
-        let descriptor = Withheld::new(descriptor)?;
+        let descriptor = CloseOnForkFd::new(descriptor)?;
         sys::uninterrupted(|| shm_unlink(name.as_str())).map_err(|errno| {
             Error::unless_short("unlinking a shared object", errno, |errno| {
                 Error::ObjectExposed(format!("its name could not be removed: {}", errno.desc()))
@@ -179,10 +179,10 @@ impl SharedObject {
 #[derive(Debug)]
 pub(crate) struct Blank {
     /// The descriptor that the owner passes to its peer.
-    raw: Withheld,
+    raw: CloseOnForkFd,
     /// The kernel does not count a raw memfd as open for writing, so it would refuse the lease. A reopened
     /// memfd behaves like any file. The reopened file and its lease stay with the owner.
-    leased: Withheld,
+    leased: CloseOnForkFd,
     /// Its description in the evidence.
     kind: &'static str,
 }
@@ -190,11 +190,11 @@ pub(crate) struct Blank {
 impl Blank {
     fn create(name: &[u8], capacity: u64, deadline: &Deadline) -> Result<Self> {
         let (raw, noexec) = memfd(name)?;
-        let raw = Withheld::new(raw)?;
+        let raw = CloseOnForkFd::new(raw)?;
         let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
         let leased = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
             .or_system("reopening the memfd through /proc/self/fd (openat)")?;
-        let leased = Withheld::new(leased)?;
+        let leased = CloseOnForkFd::new(leased)?;
         reserve(leased.as_fd(), region_size(capacity), || {
             deadline.check_at(RESERVING)
         })?;
@@ -226,7 +226,7 @@ impl Blank {
     }
 
     /// Receives the one that the parent has created for this process.
-    pub(super) const fn of_parent(raw: Withheld, leased: Withheld) -> Self {
+    pub(super) const fn of_parent(raw: CloseOnForkFd, leased: CloseOnForkFd) -> Self {
         Self {
             raw,
             leased,
@@ -352,7 +352,7 @@ pub(super) fn seal_names(found: SealFlag) -> String {
 pub(crate) struct InFlightDescriptor {
     /// Its queue holds one message, which is never received. No other end is open. A forked child closes its
     /// copy.
-    socket: Withheld,
+    socket: CloseOnForkFd,
 }
 
 impl InFlightDescriptor {
@@ -367,7 +367,7 @@ impl InFlightDescriptor {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let (sending, receiving) =
             socketpair(AddressFamily::Unix, SockType::Datagram, None, flags).or_system(WHAT)?;
-        let (sending, socket) = (Withheld::new(sending)?, Withheld::new(receiving)?);
+        let (sending, socket) = (CloseOnForkFd::new(sending)?, CloseOnForkFd::new(receiving)?);
         let raw = [descriptor.as_fd().as_raw_fd()];
         let control = [ControlMessage::ScmRights(&raw)];
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;

@@ -23,7 +23,7 @@ use crate::{identity::Credentials, sys::uninterrupted};
 /// set them again at any time. So this function only helps honest peers, and `receive` is correct without it.
 pub(crate) fn prepare_socket(socket: impl AsFd) -> Result<(), Errno> {
     prepare_new_socket(&socket)?;
-    for (option, value) in AT_BIRTH {
+    for (option, value) in DEFAULT_OPTIONS {
         // A kernel ignores an option that it does not know, and `receive` detects an option that stays on.
         let _ = set(&socket, option, value);
     }
@@ -45,7 +45,7 @@ const SO_RCVPRIORITY: c_int = 82;
 const SO_RCVMARK: c_int = 75;
 
 /// The options that add control messages or move the start of a read, with the values of a new socket.
-const AT_BIRTH: [(c_int, c_int); 11] = [
+const DEFAULT_OPTIONS: [(c_int, c_int); 11] = [
     (SO_PASSRIGHTS, 1),
     (SO_PASSPIDFD, 0),
     (libc::SO_PASSSEC, 0),
@@ -358,7 +358,7 @@ fn receive_with<const SIZE: usize>(
     };
     // SAFETY: the kernel has just filled the buffer that the header points at, and set msg_controllen to the
     // number of bytes that it wrote.
-    unsafe { take_control(&header, &mut received) };
+    unsafe { read_control_messages(&header, &mut received) };
     Ok(received)
 }
 
@@ -370,7 +370,7 @@ fn receive_with<const SIZE: usize>(
 /// The header points at a control buffer, aligned for its messages, which `recvmsg` has just filled, and
 /// states the number of bytes written there. This is called once per `recvmsg`, because it takes ownership of
 /// the installed descriptors.
-unsafe fn take_control(header: &libc::msghdr, received: &mut Received) {
+unsafe fn read_control_messages(header: &libc::msghdr, received: &mut Received) {
     /// Linux 6.5. The number is the same on every architecture; libc does not define it everywhere.
     const SCM_PIDFD: c_int = 4;
     // SAFETY: the caller guarantees that the kernel has filled the buffer and stated the length.
@@ -456,7 +456,7 @@ mod tests {
         };
         let (one, other) = new_line().unwrap();
         for socket in [new(), one, other] {
-            for (option, value) in AT_BIRTH {
+            for (option, value) in DEFAULT_OPTIONS {
                 match get(&socket, option) {
                     Err(Errno::ENOPROTOOPT | Errno::EOPNOTSUPP) => {}
                     found => assert_eq!(found, Ok(value), "option {option}"),
@@ -471,7 +471,7 @@ mod tests {
     #[test]
     fn prepare_socket_resets_options() {
         let (line, _other) = new_line().unwrap();
-        let known: Vec<_> = AT_BIRTH
+        let known: Vec<_> = DEFAULT_OPTIONS
             .into_iter()
             .filter(|(option, value)| set(&line, *option, i32::from(*value == 0)).is_ok())
             // Some options can be set but not read.

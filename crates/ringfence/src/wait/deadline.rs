@@ -317,21 +317,13 @@ impl Wakeup {
         self.0.cancel();
     }
 
-    /// Clears the wakeup.
-    pub(crate) fn clear(&self) {
-        if self.in_owner_process() {
-            // The read fails if nothing was signalled, which is fine.
-            let _ = self.0.0.event.descriptor.read();
-        }
-    }
-
     /// Whether it was made in this process, and not in a process from which this one was forked.
     pub(crate) fn in_owner_process(&self) -> bool {
         self.0.in_owner_process()
     }
 
-    /// Whether it was signalled. Clears the wakeup.
-    pub(crate) fn take(&self) -> bool {
+    /// Clears the wakeup. Returns whether it was signalled.
+    pub(crate) fn clear(&self) -> bool {
         self.in_owner_process() && self.0.0.event.descriptor.read().is_ok()
     }
 }

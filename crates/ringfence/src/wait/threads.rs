@@ -138,33 +138,31 @@ impl Drop for Permit<'_> {
 // The program may call back into this crate, and may drop a value that such a thread works for. So these
 // threads never wait for each other: a thread could end up waiting for itself.
 
-/// Threads that run for other processes, none of which may occupy all of them.
+/// The threads that run for other processes, limited per process, per user and in total.
 #[derive(Debug, Default)]
-pub(crate) struct FairShare(pub(crate) Vec<Credentials>);
+pub(crate) struct ThreadQuota(pub(crate) Vec<Credentials>);
 
-impl FairShare {
-    /// The number of threads.
-    pub(crate) const ALL: usize = 64;
-    /// The number that the processes of one user may occupy. The remainder is for other users.
-    pub(crate) const OF_ONE_USER: usize = 48;
-    /// The number that one process may occupy.
-    pub(crate) const OF_ONE_PROCESS: usize = 16;
+impl ThreadQuota {
+    pub(crate) const TOTAL: usize = 64;
+    /// The remainder is for other users.
+    pub(crate) const PER_USER: usize = 48;
+    pub(crate) const PER_PROCESS: usize = 16;
 
     /// Whether one more thread may run for this process.
-    pub(crate) fn may_begin(&self, peer: Credentials) -> bool {
+    pub(crate) fn allows(&self, peer: Credentials) -> bool {
         let count = |is_same: fn(&Credentials, &Credentials) -> bool| {
             self.0.iter().filter(|other| is_same(other, &peer)).count()
         };
-        self.0.len() < Self::ALL
-            && count(|one, other| one.uid == other.uid) < Self::OF_ONE_USER
-            && count(|one, other| one.pid == other.pid) < Self::OF_ONE_PROCESS
+        self.0.len() < Self::TOTAL
+            && count(|one, other| one.uid == other.uid) < Self::PER_USER
+            && count(|one, other| one.pid == other.pid) < Self::PER_PROCESS
     }
 
-    pub(crate) fn begin(&mut self, peer: Credentials) {
+    pub(crate) fn acquire(&mut self, peer: Credentials) {
         self.0.push(peer);
     }
 
-    pub(crate) fn end(&mut self, peer: Credentials) {
+    pub(crate) fn release(&mut self, peer: Credentials) {
         if let Some(index) = self.0.iter().position(|other| *other == peer) {
             self.0.swap_remove(index);
         }
@@ -191,22 +189,22 @@ mod tests {
 
     #[test]
     fn threads_are_limited_per_process_user_and_in_total() {
-        let mut calls = FairShare::default();
+        let mut quota = ThreadQuota::default();
         let peer = |pid, uid| Credentials { pid, uid, gid: 0 };
         for pid in 0..16 {
-            assert!(calls.may_begin(peer(1, 1)), "{pid}");
-            calls.begin(peer(1, 1));
+            assert!(quota.allows(peer(1, 1)), "{pid}");
+            quota.acquire(peer(1, 1));
         }
-        assert!(!calls.may_begin(peer(1, 1)) && !calls.may_begin(peer(1, 2)));
+        assert!(!quota.allows(peer(1, 1)) && !quota.allows(peer(1, 2)));
         for pid in 16..48 {
-            assert!(calls.may_begin(peer(pid, 1)), "{pid}");
-            calls.begin(peer(pid, 1));
+            assert!(quota.allows(peer(pid, 1)), "{pid}");
+            quota.acquire(peer(pid, 1));
         }
-        assert!(!calls.may_begin(peer(50, 1)));
+        assert!(!quota.allows(peer(50, 1)));
         for pid in 50..66 {
-            assert!(calls.may_begin(peer(pid, 2)), "{pid}");
-            calls.begin(peer(pid, 2));
+            assert!(quota.allows(peer(pid, 2)), "{pid}");
+            quota.acquire(peer(pid, 2));
         }
-        assert!(!calls.may_begin(peer(70, 3)));
+        assert!(!quota.allows(peer(70, 3)));
     }
 }
