@@ -14,7 +14,7 @@ pub(crate) struct Call {
 }
 
 /// The harness reports its findings over the first three descriptors, so calls on them are left out.
-const fn speaks(arguments: &[u64; 6]) -> bool {
+const fn is_not_stdio(arguments: &[u64; 6]) -> bool {
     arguments[0] > 2
 }
 
@@ -28,7 +28,7 @@ const fn is_file(arguments: &[u64; 6]) -> bool {
 
 /// The standard library's own calls are left out. They pass `GRND_INSECURE` or `GRND_NONBLOCK`, and a failure
 /// panics.
-const fn is_plain(arguments: &[u64; 6]) -> bool {
+const fn has_no_flags(arguments: &[u64; 6]) -> bool {
     arguments[2] == 0
 }
 
@@ -39,15 +39,15 @@ const fn is_stack(arguments: &[u64; 6]) -> bool {
 }
 
 /// The guard page of that overflow stack is left out.
-const fn opens(arguments: &[u64; 6]) -> bool {
+const fn is_accessible(arguments: &[u64; 6]) -> bool {
     arguments[2] != libc::PROT_NONE as u64
 }
 
-const fn has<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
+const fn has_command<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
     arguments[1] as c_int == COMMAND
 }
 
-const fn starts_with<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
+const fn has_operation<const COMMAND: c_int>(arguments: &[u64; 6]) -> bool {
     arguments[0] as c_int == COMMAND
 }
 
@@ -57,8 +57,8 @@ const fn has_option<const OPTION: c_int>(arguments: &[u64; 6]) -> bool {
 
 /// The open of a file that the policy names. Directories are opened with the same flags and left out.
 const fn is_path(arguments: &[u64; 6]) -> bool {
-    let asked = arguments[2] as c_int;
-    asked & libc::O_PATH != 0 && asked & libc::O_DIRECTORY == 0
+    let flags = arguments[2] as c_int;
+    flags & libc::O_PATH != 0 && flags & libc::O_DIRECTORY == 0
 }
 
 /// The open of a process's groups and ids in /proc, by the file name. A check rests on this file alone, so it
@@ -66,10 +66,10 @@ const fn is_path(arguments: &[u64; 6]) -> bool {
 fn is_status(arguments: &[u64; 6]) -> bool {
     const NAME: &[u8] = b"status\0";
     let path = arguments[1] as *const u8;
-    NAME.iter().enumerate().all(|(at, wanted)| {
+    NAME.iter().enumerate().all(|(at, expected)| {
         // SAFETY: the caller is a waiting thread of this process that passed a string with a final zero. Each
         // byte is read only if all bytes before it matched the name, so the read stops at that zero.
-        !path.is_null() && unsafe { path.add(at).read() } == *wanted
+        !path.is_null() && unsafe { path.add(at).read() } == *expected
     })
 }
 
@@ -92,7 +92,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "bind" SYS_bind any;
     "clone" SYS_clone any;
     "clone3" SYS_clone3 any;
-    "close" SYS_close speaks;
+    "close" SYS_close is_not_stdio;
     "connect" SYS_connect any;
     "dup" SYS_dup any;
     "epoll_create1" SYS_epoll_create1 any;
@@ -104,20 +104,20 @@ pub(crate) const CALLS: &[Call] = calls! {
     "fchmod" SYS_fchmod any;
     "fchmodat" SYS_fchmodat any;
     "fchown" SYS_fchown any;
-    "fcntl(F_ADD_SEALS)" SYS_fcntl has::<{ libc::F_ADD_SEALS }>;
-    "fcntl(F_DUPFD_CLOEXEC)" SYS_fcntl has::<{ libc::F_DUPFD_CLOEXEC }>;
-    "fcntl(F_GETFD)" SYS_fcntl has::<{ libc::F_GETFD }>;
-    "fcntl(F_GETFL)" SYS_fcntl has::<{ libc::F_GETFL }>;
-    "fcntl(F_GETLEASE)" SYS_fcntl has::<{ libc::F_GETLEASE }>;
-    "fcntl(F_GET_SEALS)" SYS_fcntl has::<{ libc::F_GET_SEALS }>;
-    "fcntl(F_OFD_SETLK)" SYS_fcntl has::<{ libc::F_OFD_SETLK }>;
-    "fcntl(F_OFD_SETLKW)" SYS_fcntl has::<{ libc::F_OFD_SETLKW }>;
-    "fcntl(F_SETFD)" SYS_fcntl has::<{ libc::F_SETFD }>;
-    "fcntl(F_SETFL)" SYS_fcntl has::<{ libc::F_SETFL }>;
-    "fcntl(F_SETLEASE)" SYS_fcntl has::<{ libc::F_SETLEASE }>;
+    "fcntl(F_ADD_SEALS)" SYS_fcntl has_command::<{ libc::F_ADD_SEALS }>;
+    "fcntl(F_DUPFD_CLOEXEC)" SYS_fcntl has_command::<{ libc::F_DUPFD_CLOEXEC }>;
+    "fcntl(F_GETFD)" SYS_fcntl has_command::<{ libc::F_GETFD }>;
+    "fcntl(F_GETFL)" SYS_fcntl has_command::<{ libc::F_GETFL }>;
+    "fcntl(F_GETLEASE)" SYS_fcntl has_command::<{ libc::F_GETLEASE }>;
+    "fcntl(F_GET_SEALS)" SYS_fcntl has_command::<{ libc::F_GET_SEALS }>;
+    "fcntl(F_OFD_SETLK)" SYS_fcntl has_command::<{ libc::F_OFD_SETLK }>;
+    "fcntl(F_OFD_SETLKW)" SYS_fcntl has_command::<{ libc::F_OFD_SETLKW }>;
+    "fcntl(F_SETFD)" SYS_fcntl has_command::<{ libc::F_SETFD }>;
+    "fcntl(F_SETFL)" SYS_fcntl has_command::<{ libc::F_SETFL }>;
+    "fcntl(F_SETLEASE)" SYS_fcntl has_command::<{ libc::F_SETLEASE }>;
     // libc does not define these for every C library.
-    "fcntl(F_SETOWN_EX)" SYS_fcntl has::<15>;
-    "fcntl(F_SETSIG)" SYS_fcntl has::<10>;
+    "fcntl(F_SETOWN_EX)" SYS_fcntl has_command::<15>;
+    "fcntl(F_SETSIG)" SYS_fcntl has_command::<10>;
     "flock" SYS_flock any;
     "fstat" SYS_fstat any;
     "fstatfs" SYS_fstatfs any;
@@ -125,7 +125,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "getcwd" SYS_getcwd any;
     "getdents64" SYS_getdents64 any;
     "getpeername" SYS_getpeername any;
-    "getrandom" SYS_getrandom is_plain;
+    "getrandom" SYS_getrandom has_no_flags;
     "getsockname" SYS_getsockname any;
     "getsockopt(SO_PEERCRED)" SYS_getsockopt has_option::<{ libc::SO_PEERCRED }>;
     "getsockopt(SO_PEERGROUPS)" SYS_getsockopt has_option::<59>;
@@ -145,7 +145,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "memfd_create" SYS_memfd_create any;
     "mmap(file)" SYS_mmap is_file;
     "mmap(stack)" SYS_mmap is_stack;
-    "mprotect" SYS_mprotect opens;
+    "mprotect" SYS_mprotect is_accessible;
     "munmap" SYS_munmap any;
     "newfstatat" SYS_newfstatat any;
     "openat(status)" SYS_openat is_status;
@@ -156,12 +156,12 @@ pub(crate) const CALLS: &[Call] = calls! {
     "pidfd_send_signal" SYS_pidfd_send_signal any;
     "pipe2" SYS_pipe2 any;
     "ppoll" SYS_ppoll any;
-    "prctl(PR_GET_DUMPABLE)" SYS_prctl starts_with::<{ libc::PR_GET_DUMPABLE }>;
-    "prctl(PR_SET_DUMPABLE)" SYS_prctl starts_with::<{ libc::PR_SET_DUMPABLE }>;
+    "prctl(PR_GET_DUMPABLE)" SYS_prctl has_operation::<{ libc::PR_GET_DUMPABLE }>;
+    "prctl(PR_SET_DUMPABLE)" SYS_prctl has_operation::<{ libc::PR_SET_DUMPABLE }>;
     "pread64" SYS_pread64 any;
     "prlimit64" SYS_prlimit64 any;
     "pwrite64" SYS_pwrite64 any;
-    "read" SYS_read speaks;
+    "read" SYS_read is_not_stdio;
     "readlinkat" SYS_readlinkat any;
     "recvfrom" SYS_recvfrom any;
     "recvmsg(wakeup)" SYS_recvmsg is_wakeup;
@@ -184,7 +184,7 @@ pub(crate) const CALLS: &[Call] = calls! {
     "vfork" SYS_vfork any;
     "wait4" SYS_wait4 any;
     "waitid" SYS_waitid any;
-    "write" SYS_write speaks;
+    "write" SYS_write is_not_stdio;
     "access" SYS_access any;
     "chmod" SYS_chmod any;
     "epoll_wait" SYS_epoll_wait any;
@@ -200,7 +200,7 @@ pub(crate) const CALLS: &[Call] = calls! {
 };
 
 /// Calls that are never made to fail, each with the reason.
-pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
+pub(crate) const EXEMPT: &[(&str, c_long, &str)] = &[
     (
         "futex",
         libc::SYS_futex,
@@ -209,7 +209,7 @@ pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
     (
         "brk",
         libc::SYS_brk,
-        "used by the allocator; a Rust program aborts without memory, whatever asked for it",
+        "used by the allocator; a Rust program aborts without memory, whatever reply for it",
     ),
     (
         "mmap(anonymous)",
@@ -275,14 +275,14 @@ pub(crate) const LEFT_ALONE: &[(&str, c_long, &str)] = &[
 /// Returns the row of a call of this process. It allocates nothing, because the caller may hold the
 /// allocator's lock.
 pub(crate) fn row_of(number: c_long, arguments: &[u64; 6]) -> Option<usize> {
-    let found = |call: &Call| call.number == number && (call.covers)(arguments);
-    CALLS.iter().position(found)
+    let matches = |call: &Call| call.number == number && (call.covers)(arguments);
+    CALLS.iter().position(matches)
 }
 
-/// Returns whether the table has neither a row nor a reason for a call with this number.
+/// Returns whether a call with this number is neither in `CALLS` nor in `EXEMPT`.
 pub(crate) fn is_unknown(number: c_long) -> bool {
     let has_row = CALLS.iter().any(|call| call.number == number);
-    !has_row && LEFT_ALONE.iter().all(|&(_, other, _)| other != number)
+    !has_row && EXEMPT.iter().all(|&(_, other, _)| other != number)
 }
 
 /// Errors of the table.

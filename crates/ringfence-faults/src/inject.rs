@@ -34,13 +34,13 @@ const DELAY: Duration = Duration::from_millis(50);
 static COUNTS: [AtomicU32; CALLS.len()] = [const { AtomicU32::new(0) }; CALLS.len()];
 static HITS: AtomicU32 = AtomicU32::new(0);
 /// Calls that no row covers, by number.
-static OTHERS: [AtomicU32; 512] = [const { AtomicU32::new(0) }; 512];
+static UNCOVERED: [AtomicU32; 512] = [const { AtomicU32::new(0) }; 512];
 /// Only calls between `arm` and `disarm` count, because the harness makes calls of its own.
 static ARMED: AtomicBool = AtomicBool::new(false);
-static OVER: AtomicBool = AtomicBool::new(false);
+static CANCELED: AtomicBool = AtomicBool::new(false);
 static LISTENER: AtomicI32 = AtomicI32::new(-1);
 /// Whether the answering thread has started. It allocates while it starts, and never again.
-static ANSWERS: AtomicBool = AtomicBool::new(false);
+static ANSWERING: AtomicBool = AtomicBool::new(false);
 
 pub(crate) fn arm() {
     ARMED.store(true, SeqCst);
@@ -51,8 +51,8 @@ pub(crate) fn disarm() {
 }
 
 /// Ends the planned fault, even if it has not happened yet.
-pub(crate) fn forget() {
-    OVER.store(true, SeqCst);
+pub(crate) fn cancel_fault() {
+    CANCELED.store(true, SeqCst);
 }
 
 /// Returns the number of calls that were answered in place of the kernel.
@@ -70,9 +70,9 @@ pub(crate) fn counts() -> impl Iterator<Item = (usize, u32)> {
 }
 
 /// Returns the numbers of the calls that no row covers.
-pub(crate) fn others() -> impl Iterator<Item = c_long> {
+pub(crate) fn uncovered() -> impl Iterator<Item = c_long> {
     let seen = |&(_, count): &(usize, &AtomicU32)| count.load(SeqCst) > 0;
-    OTHERS
+    UNCOVERED
         .iter()
         .enumerate()
         .filter(seen)
@@ -81,7 +81,7 @@ pub(crate) fn others() -> impl Iterator<Item = c_long> {
 
 /// Installs the filter. It stays for the life of the process, and its children inherit it; their calls are
 /// always made.
-pub(crate) fn begin(plan: Plan) -> io::Result<()> {
+pub(crate) fn install(plan: Plan) -> io::Result<()> {
     // SAFETY: a signal set is plain data, which sigfillset fills.
     let mut all = unsafe { mem::zeroed() };
     // SAFETY: the set belongs to this frame.
@@ -93,18 +93,18 @@ pub(crate) fn begin(plan: Plan) -> io::Result<()> {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) };
     thread::Builder::new()
         .name("injector".into())
-        .spawn(move || answer(plan))?;
+        .spawn(move || handle_notifications(plan))?;
     // SAFETY: the set is the mask that was in force before.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, ptr::null_mut()) };
-    while !ANSWERS.load(SeqCst) {
+    while !ANSWERING.load(SeqCst) {
         thread::yield_now();
     }
-    LISTENER.store(install(plan.row.map(|row| CALLS[row].number))?, SeqCst);
+    LISTENER.store(install_filter(plan.row.map(|row| CALLS[row].number))?, SeqCst);
     Ok(())
 }
 
 /// Installs the filter: a call with this number, or every call except futex(2), waits for an answer.
-fn install(number: Option<c_long>) -> io::Result<c_int> {
+fn install_filter(number: Option<c_long>) -> io::Result<c_int> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
     const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
@@ -148,8 +148,8 @@ fn install(number: Option<c_long>) -> io::Result<c_int> {
 }
 
 /// The body of the answering thread, which runs until the process ends.
-fn answer(plan: Plan) {
-    ANSWERS.store(true, SeqCst);
+fn handle_notifications(plan: Plan) {
+    ANSWERING.store(true, SeqCst);
     let listener = loop {
         let listener = LISTENER.load(SeqCst);
         if listener >= 0 {
@@ -184,17 +184,21 @@ fn answer(plan: Plan) {
 /// Returns the errno that a caller gets in place of the kernel's answer, or `None` to let the kernel answer.
 fn decide(plan: Plan, call: &seccomp_notif) -> Option<c_int> {
     let number = c_long::from(call.data.nr);
-    if !ARMED.load(SeqCst) || !is_own(call.pid) {
+    if !ARMED.load(SeqCst) || !is_own_thread(call.pid) {
         return None;
     }
     let Some(row) = row_of(number, &call.data.args) else {
-        if let Some(other) = OTHERS.get(number as usize) {
+        if let Some(other) = UNCOVERED.get(number as usize) {
             other.fetch_add(1, SeqCst);
         }
         return None;
     };
     let count = COUNTS[row].fetch_add(1, SeqCst) + 1;
-    if plan.row != Some(row) || OVER.load(SeqCst) || count < plan.first || count - plan.first >= plan.times {
+    if plan.row != Some(row)
+        || CANCELED.load(SeqCst)
+        || count < plan.first
+        || count - plan.first >= plan.times
+    {
         return None;
     }
     HITS.fetch_add(1, SeqCst);
@@ -211,7 +215,7 @@ fn decide(plan: Plan, call: &seccomp_notif) -> Option<c_int> {
 }
 
 /// Returns whether a thread belongs to this process: children inherit the filter.
-fn is_own(thread: u32) -> bool {
+fn is_own_thread(thread: u32) -> bool {
     // SAFETY: signal 0 is not sent.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread as c_int, 0) == 0 }
 }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
     reason = "the kernel passes every argument as 64 bits, and takes less of most"
 )]
 mod calls;
+mod conversation;
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -24,18 +25,17 @@ mod calls;
 )]
 mod inject;
 mod partner;
+mod resources;
 mod runner;
 mod scenario;
 mod subject;
 mod table;
-mod talk;
-mod traces;
 
 use calls::is_unknown;
+use conversation::AttemptError;
 use inject::Plan;
+use resources::Resources;
 use ringfence::{Address, Evidence};
-use talk::AttemptError;
-use traces::Traces;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -49,74 +49,70 @@ fn main() -> ExitCode {
                 first: number(first).unwrap_or(1),
                 times: number(times).unwrap_or(0),
             };
-            play_subject(role, address, plan)
+            run_subject(role, address, plan)
         }
-        ["partner", role, address] => play_partner(role, address),
-        ["parent-of", plan @ ..] => play_parent(plan),
+        ["partner", role, address] => run_partner(role, address),
+        ["parent-of", plan @ ..] => run_parent(plan),
         _ => runner::main(&words),
     }
 }
 
-fn play_subject(role: &str, address: &str, plan: Plan) -> ExitCode {
+fn run_subject(role: &str, address: &str, plan: Plan) -> ExitCode {
     let address: Address = address.parse().expect("an address");
-    if let Err(error) = inject::begin(plan) {
-        println!("wrong could not install the filter: {error}\ndone");
+    if let Err(error) = inject::install(plan) {
+        println!("failure could not install the filter: {error}\ndone");
         return ExitCode::FAILURE;
     }
     let report = subject::run(role, &address);
-    let left = left();
-    for (code, text) in &report.codes.0 {
-        println!("code {code} {}", text.replace('\n', " "));
-    }
+    let leftovers = leftovers();
+    report.codes.print();
     for Evidence {
         step, check, outcome, ..
     } in &report.evidence
     {
         println!("evidence {step} {check} {outcome}");
     }
-    if let Some(what) = report.wrong {
-        println!("wrong {}", what.replace('\n', " "));
+    if let Some(what) = report.failure {
+        println!("failure {}", what.replace('\n', " "));
     }
     println!("hits {}", inject::hits());
     for (row, count) in inject::counts() {
         println!("count {row}={count}");
     }
-    for number in inject::others().filter(|&number| is_unknown(number)) {
+    for number in inject::uncovered().filter(|&number| is_unknown(number)) {
         println!("unknown {number}");
     }
-    finish(&left)
+    finish(&leftovers)
 }
 
-fn play_partner(role: &str, address: &str) -> ExitCode {
+fn run_partner(role: &str, address: &str) -> ExitCode {
     let address = if role == "child" { "@none" } else { address };
     let outcome = partner::run(role, &address.parse().expect("an address"));
-    let left = left();
+    let leftovers = leftovers();
     match outcome {
-        Ok((whole, codes)) => {
-            println!("whole {whole}");
-            for (code, text) in codes.0 {
-                println!("code {code} {}", text.replace('\n', " "));
-            }
+        Ok((completed, codes)) => {
+            println!("completed {completed}");
+            codes.print();
         }
         Err(AttemptError::Coded(code, text)) => println!("code {code} {text}"),
-        Err(AttemptError::Wrong(what)) => println!("wrong {what}"),
+        Err(AttemptError::Unexpected(what)) => println!("failure {what}"),
     }
-    finish(&left)
+    finish(&leftovers)
 }
 
-/// Plays the parent of a child. The child reports for itself; this reports only what the child cannot.
-fn play_parent(plan: &[&str]) -> ExitCode {
-    match partner::bring_up(plan) {
+/// Runs the parent of a child. The child reports for itself; this reports only what the child cannot.
+fn run_parent(plan: &[&str]) -> ExitCode {
+    match partner::run_parent(plan) {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(AttemptError::Coded(code, text)) => println!("wrong the parent: {code} {text}"),
-        Err(AttemptError::Wrong(what)) => println!("wrong {what}"),
+        Err(AttemptError::Coded(code, text)) => println!("failure the parent: {code} {text}"),
+        Err(AttemptError::Unexpected(what)) => println!("failure {what}"),
     }
     ExitCode::FAILURE
 }
 
-fn finish(left: &Traces) -> ExitCode {
-    for (kind, count) in left {
-        println!("left {kind}={count}");
+fn finish(leftovers: &Resources) -> ExitCode {
+    for (kind, count) in leftovers {
+        println!("leftover {kind}={count}");
     }
     println!("done");
     ExitCode::SUCCESS
@@ -124,14 +120,14 @@ fn finish(left: &Traces) -> ExitCode {
 
 /// Returns the leftovers beyond what the runner saw without a fault. Without such a list, returns all of
 /// them.
-fn left() -> Traces {
-    let text = std::env::var("RINGFENCE_FAULTS_TRACES").unwrap_or_default();
+fn leftovers() -> Resources {
+    let text = std::env::var("RINGFENCE_FAULTS_RESOURCES").unwrap_or_default();
     if text.is_empty() {
-        return traces::settled();
+        return resources::wait_until_stable();
     }
     let pair = |item: &str| {
         let (kind, count) = item.rsplit_once('=')?;
         Some((kind.to_owned(), count.parse().ok()?))
     };
-    traces::beyond(&text.split(';').filter_map(pair).collect())
+    resources::excess(&text.split(';').filter_map(pair).collect())
 }

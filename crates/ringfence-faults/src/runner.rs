@@ -1,4 +1,4 @@
-//! Selects the cases, plays them concurrently, and reports the results.
+//! Selects the cases, runs them concurrently, and reports the results.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,17 +12,17 @@ use std::{
 };
 
 use crate::{
-    calls::{CALLS, ERRORS, LEFT_ALONE},
-    scenario::{Allowed, Fault, LASTING, Result, SCENARIOS, Scenario, play},
+    calls::{CALLS, ERRORS, EXEMPT},
+    scenario::{Allowed, Fault, MAX_CONSECUTIVE, Result, SCENARIOS, Scenario, merge_max, run_case},
     table::Table,
 };
 
 /// Concurrent cases per core: a case spends nearly all of its time waiting for the other process.
-const SIDE_BY_SIDE: usize = 12;
+const CASES_PER_CORE: usize = 12;
 
 /// Runs without a fault at the start of each scenario. Threads interleave differently, so not every run makes
 /// all calls.
-const CONTROLS: usize = 3;
+const BASELINE_RUNS: usize = 3;
 
 struct Arguments {
     seconds: Option<u64>,
@@ -32,7 +32,7 @@ struct Arguments {
 }
 
 /// A scenario, and its behavior without a fault.
-struct Known {
+struct Baseline {
     scenario: &'static Scenario,
     counts: BTreeMap<usize, u32>,
     evidence: BTreeSet<String>,
@@ -40,37 +40,37 @@ struct Known {
     allowed: Allowed,
 }
 
-pub(crate) fn main(words: &[&str]) -> ExitCode {
-    let own = std::env::current_exe().expect("the path of this executable");
-    if let ["case", scenario, call, first, error] = words {
-        return one(&own, scenario, call, first, error);
+pub(crate) fn main(arguments: &[&str]) -> ExitCode {
+    let program = std::env::current_exe().expect("the path of this executable");
+    if let ["case", scenario, call, first, error] = arguments {
+        return run_one(&program, scenario, call, first, error);
     }
-    let Some(arguments) = Arguments::parse(words) else {
+    let Some(arguments) = Arguments::parse(arguments) else {
         eprintln!(
             "usage: ringfence-faults [--seconds N] [--cases N] [--seed S] [--only TEXT] | case SCENARIO CALL NUMBER[+]|all[+] ERROR"
         );
         return ExitCode::from(2);
     };
-    let mut wrong = Vec::new();
-    let known = learn(&own, &arguments.only, &mut wrong);
-    let cases = draw(&known, arguments.seed);
-    for known in &known {
-        let mut counts: Vec<_> = known
+    let mut failures = Vec::new();
+    let baselines = run_baselines(&program, &arguments.only, &mut failures);
+    let cases = order_cases(&baselines, arguments.seed);
+    for baseline in &baselines {
+        let mut counts: Vec<_> = baseline
             .counts
             .iter()
             .map(|(&row, &count)| (count, CALLS[row].name))
             .collect();
-        counts.sort_unstable_by(|one, other| other.cmp(one));
+        counts.sort_unstable_by(|a, b| b.cmp(a));
         let all: u32 = counts.iter().map(|&(count, _)| count).sum();
         println!(
             "{}: {all} calls: {:?}",
-            known.scenario.name,
+            baseline.scenario.name,
             &counts[..6.min(counts.len())]
         );
     }
     println!(
         "{} scenarios, {} cases, seed {}",
-        known.len(),
+        baselines.len(),
         cases.len(),
         arguments.seed
     );
@@ -78,23 +78,28 @@ pub(crate) fn main(words: &[&str]) -> ExitCode {
     let end = arguments
         .seconds
         .map(|seconds| started + Duration::from_secs(seconds));
-    let finding = Finding::default();
+    let findings = Findings::default();
     let next = Mutex::new(cases.iter().take(arguments.cases));
     let cores = thread::available_parallelism().map_or(1, NonZero::get);
     thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE * cores {
+        for _ in 0..CASES_PER_CORE * cores {
             scope.spawn(|| {
                 while end.is_none_or(|end| Instant::now() < end) {
-                    let Some(&(at, fault)) = next.lock().expect("no panic").next() else {
+                    let Some(&(index, fault)) = next.lock().expect("no panic").next() else {
                         return;
                     };
-                    let result = play(&own, known[at].scenario, Some(fault), &known[at].allowed);
-                    finding.judge(&known[at], fault, &result);
+                    let result = run_case(
+                        &program,
+                        baselines[index].scenario,
+                        Some(fault),
+                        &baselines[index].allowed,
+                    );
+                    findings.judge(&baselines[index], fault, &result);
                 }
             });
         }
     });
-    finding.print_report(cases.len(), started.elapsed(), wrong)
+    findings.print_report(cases.len(), started.elapsed(), failures)
 }
 
 impl Arguments {
@@ -118,27 +123,27 @@ impl Arguments {
     }
 }
 
-/// Plays each scenario without a fault, and counts its calls.
-fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
-    let mut known = Vec::new();
+/// Runs each scenario without a fault, and counts its calls.
+fn run_baselines(program: &Path, only: &str, failures: &mut Vec<String>) -> Vec<Baseline> {
+    let mut baselines = Vec::new();
     for scenario in SCENARIOS.iter().filter(|it| it.name.contains(only)) {
-        if let Some(obstacle) = scenario.obstacle() {
-            println!("skipped: {} ({obstacle})", scenario.name);
+        if let Some(skip_reason) = scenario.skip_reason() {
+            println!("skipped: {} ({skip_reason})", scenario.name);
             continue;
         }
-        let mut all = Known {
+        let mut all = Baseline {
             scenario,
             counts: BTreeMap::new(),
             evidence: BTreeSet::new(),
             outcome: String::new(),
             allowed: Allowed::default(),
         };
-        for _ in 0..CONTROLS {
-            let result = play(own, scenario, None, &Allowed::default());
+        for _ in 0..BASELINE_RUNS {
+            let result = run_case(program, scenario, None, &Allowed::default());
             all.add(&result);
-            wrong.extend(
+            failures.extend(
                 result
-                    .wrong
+                    .failures
                     .iter()
                     .map(|what| format!("{}, without a fault: {what}", scenario.name)),
             );
@@ -146,52 +151,49 @@ fn learn(own: &Path, only: &str, wrong: &mut Vec<String>) -> Vec<Known> {
                 == if scenario.must_refuse() {
                     "PEER_REFUSED"
                 } else {
-                    "well"
+                    "success"
                 };
             // If the partner refuses first, the check that must not fail open is never made.
             let refuses_first = |code: &String| code.contains("the peer refused this process");
             if scenario.must_refuse() && result.subject.codes.iter().any(refuses_first) {
-                wrong.push(format!("{}: the partner refuses first", scenario.name));
+                failures.push(format!("{}: the partner refuses first", scenario.name));
             }
             // Without a security module there are no labels, and a policy with a label is refused before a
             // peer connects.
             let has_no_labels = scenario.subject.ends_with("label") && all.outcome == "UNSUPPORTED";
             if !(is_right || has_no_labels) {
-                wrong.push(format!(
+                failures.push(format!(
                     "{}, without a fault: {:?}",
                     scenario.name, result.subject.codes
                 ));
             }
             for number in &result.subject.unknown {
-                wrong.push(format!(
+                failures.push(format!(
                     "{}: the table does not know system call {number}",
                     scenario.name
                 ));
             }
         }
-        known.push(all);
+        baselines.push(all);
     }
-    known
+    baselines
 }
 
-impl Known {
+impl Baseline {
     fn add(&mut self, result: &Result) {
-        for (&row, &count) in &result.subject.counts {
-            let most = self.counts.entry(row).or_default();
-            *most = count.max(*most);
-        }
+        merge_max(&mut self.counts, &result.subject.counts);
         self.evidence.extend(result.subject.evidence.iter().cloned());
         self.outcome = result.subject.outcome();
         self.allowed.add(result);
     }
 }
 
-/// Returns all cases in the order of play. Each call with each error comes once first, then again in another
+/// Returns all cases in the order in which they run. Each call with each error comes once first, then again in another
 /// scenario or at another call of its row, and so on.
-fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
+fn order_cases(baselines: &[Baseline], seed: u64) -> Vec<(usize, Fault)> {
     let mut all = Vec::new();
-    for (at, known) in known.iter().enumerate() {
-        for (&row, &count) in &known.counts {
+    for (index, baseline) in baselines.iter().enumerate() {
+        for (&row, &count) in &baseline.counts {
             for (error, &(_, errno)) in ERRORS.iter().enumerate() {
                 let once = (1..=count).map(|first| Fault {
                     row,
@@ -206,15 +208,15 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
                     first: 1,
                     lasts: true,
                 });
-                all.extend(once.chain(lasting).map(|fault| (at, fault)));
+                all.extend(once.chain(lasting).map(|fault| (index, fault)));
             }
         }
     }
     // One run may count a call more or less than another, because threads interleave differently. Each case
     // is sorted by its own hash, so the order of the other cases does not depend on that call.
-    all.sort_by_cached_key(|(at, fault)| {
+    all.sort_by_cached_key(|(index, fault)| {
         let mut hasher = DefaultHasher::new();
-        (seed, known[*at].scenario.name, fault.to_string()).hash(&mut hasher);
+        (seed, baselines[*index].scenario.name, fault.to_string()).hash(&mut hasher);
         hasher.finish()
     });
     let mut turns: BTreeMap<(usize, usize, bool), usize> = BTreeMap::new();
@@ -232,30 +234,30 @@ fn draw(known: &[Known], seed: u64) -> Vec<(usize, Fault)> {
 
 /// Findings so far.
 #[derive(Default)]
-struct Finding {
+struct Findings {
     once: Mutex<Table>,
     lasting: Mutex<Table>,
-    wrong: Mutex<Vec<String>>,
+    failures: Mutex<Vec<String>>,
     /// Differences between a channel's evidence and that without a fault, with the faults that caused them.
     evidence: Mutex<BTreeMap<String, BTreeSet<String>>>,
-    played: Mutex<(usize, usize)>,
+    run: Mutex<(usize, usize)>,
 }
 
-impl Finding {
-    fn judge(&self, known: &Known, fault: Fault, result: &Result) {
+impl Findings {
+    fn judge(&self, baseline: &Baseline, fault: Fault, result: &Result) {
         let is_hit = result.subject.hits > 0;
         {
-            let mut played = self.played.lock().expect("no panic");
-            played.0 += 1;
-            played.1 += usize::from(is_hit);
+            let mut run = self.run.lock().expect("no panic");
+            run.0 += 1;
+            run.1 += usize::from(is_hit);
         }
-        let name = known.scenario.name;
+        let name = baseline.scenario.name;
         for what in result
-            .wrong
+            .failures
             .iter()
-            .chain(&blamed_on_peer(known.scenario, fault, result))
+            .chain(&blamed_on_peer(baseline.scenario, fault, result))
         {
-            if is_forced_by_kernel(fault, what, &result.wrong) {
+            if is_forced_by_kernel(fault, what, &result.failures) {
                 continue;
             }
             let line = format!(
@@ -269,15 +271,19 @@ impl Finding {
                     .join(", ")
             );
             println!("✘ {line}");
-            self.wrong.lock().expect("no panic").push(line);
+            self.failures.lock().expect("no panic").push(line);
         }
         if !is_hit {
             return;
         }
         let outcome = result.subject.outcome();
-        if outcome == "well" {
-            for line in result.subject.evidence.symmetric_difference(&known.evidence) {
-                let sign = if known.evidence.contains(line) { '-' } else { '+' };
+        if outcome == "success" {
+            for line in result.subject.evidence.symmetric_difference(&baseline.evidence) {
+                let sign = if baseline.evidence.contains(line) {
+                    '-'
+                } else {
+                    '+'
+                };
                 let mut all = self.evidence.lock().expect("no panic");
                 all.entry(format!("{sign} {line}"))
                     .or_default()
@@ -288,30 +294,30 @@ impl Finding {
         table.lock().expect("no panic").add(fault, outcome);
     }
 
-    fn print_report(self, cases: usize, took: Duration, mut wrong: Vec<String>) -> ExitCode {
+    fn print_report(self, cases: usize, took: Duration, mut failures: Vec<String>) -> ExitCode {
         println!("\nOne failing call:\n");
         self.once.into_inner().expect("no panic").print();
-        println!("\n{LASTING} consecutive failing calls:\n");
+        println!("\n{MAX_CONSECUTIVE} consecutive failing calls:\n");
         self.lasting.into_inner().expect("no panic").print();
         println!("\nDifferences in the evidence of channels that were opened (+ added, - missing):\n");
         for (line, faults) in self.evidence.into_inner().expect("no panic") {
             println!("{line}: {}", faults.into_iter().collect::<Vec<_>>().join(", "));
         }
         println!("\nCalls that were not made to fail:\n");
-        for (name, _, reason) in LEFT_ALONE {
+        for (name, _, reason) in EXEMPT {
             println!("{name}: {reason}");
         }
-        let (played, hit) = self.played.into_inner().expect("no panic");
-        wrong.extend(self.wrong.into_inner().expect("no panic"));
+        let (run, hit) = self.run.into_inner().expect("no panic");
+        failures.extend(self.failures.into_inner().expect("no panic"));
         println!(
-            "\n{played} of {cases} cases in {} s; in {hit} the call was made. {} failed.",
+            "\n{run} of {cases} cases in {} s; in {hit} the call was made. {} failed.",
             took.as_secs(),
-            wrong.len()
+            failures.len()
         );
-        for what in &wrong {
+        for what in &failures {
             println!("✘ {what}");
         }
-        if wrong.is_empty() {
+        if failures.is_empty() {
             ExitCode::SUCCESS
         } else {
             ExitCode::FAILURE
@@ -326,7 +332,7 @@ fn brief(codes: &[String]) -> String {
         .map_or("none".into(), |first| format!("{} × {first}", codes.len()))
 }
 
-/// Codes that blame the peer: it did something wrong, or is not the expected process.
+/// Codes that blame the peer: it did something unexpected, or is not the expected process.
 const BLAMES: &[&str] = &[
     "MALFORMED",
     "OBJECT_EXPOSED",
@@ -339,8 +345,8 @@ const BLAMES: &[&str] = &[
 /// Returns a report if a local error is blamed on the peer. A shortage or an interruption is a local error,
 /// and the peer of these scenarios meets the policy.
 fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
-    let is_own = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
-    if !is_own || scenario.must_refuse() {
+    let is_local = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
+    if !is_local || scenario.must_refuse() {
         return None;
     }
     let blame = |code: &&String| BLAMES.contains(&code.split(' ').next().unwrap_or_default());
@@ -352,13 +358,13 @@ fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<
 }
 
 /// Returns whether a report follows from the forced answer of the kernel, and not from what the crate does.
-fn is_forced_by_kernel(fault: Fault, what: &str, beside: &[String]) -> bool {
+fn is_forced_by_kernel(fault: Fault, what: &str, failures: &[String]) -> bool {
     let error = ERRORS[fault.error].0;
     match CALLS[fault.row].name {
         // A mapping that could not be removed stays.
         "munmap" if what.contains("left behind") => what.contains("× mapping"),
         // If the subject has detected that mapping itself, it stops there.
-        "munmap" if what.contains("no complete conversation") => beside
+        "munmap" if what.contains("no complete conversation") => failures
             .iter()
             .any(|it| it.contains("ended peers left behind") && it.contains("× mapping")),
         // A file is removed only after a check of what it is, since another process may have put its own
@@ -370,11 +376,13 @@ fn is_forced_by_kernel(fault: Fault, what: &str, beside: &[String]) -> bool {
         // EAGAIN means a full buffer, which holds wakeups that the peer has not read. If the buffer is not
         // full, the peer sleeps on.
         "sendmsg(wakeup)" if error == "EAGAIN" && what.starts_with("a file was left") => {
-            beside.iter().any(|it| it.contains("ended early (signal: 9"))
+            failures.iter().any(|it| it.contains("ended early (signal: 9"))
         }
         // The subject keeps what it holds in that case, and misses what was published in the meantime.
-        "sendmsg(wakeup)" if error == "EAGAIN" && STILL.iter().any(|it| what.contains(it)) => {
-            beside.iter().any(|it| indicates_lost_wakeup(it))
+        "sendmsg(wakeup)"
+            if error == "EAGAIN" && LATE_LOST_WAKEUP_SIGNS.iter().any(|it| what.contains(it)) =>
+        {
+            failures.iter().any(|it| indicates_lost_wakeup(it))
         }
         "sendmsg(wakeup)" => error == "EAGAIN" && indicates_lost_wakeup(what),
         // The standard library panics if it cannot read the pipe that reports whether its child has executed
@@ -388,7 +396,7 @@ fn indicates_lost_wakeup(what: &str) -> bool {
     LOST_WAKEUP_SIGNS.iter().any(|it| what.contains(it))
 }
 
-const STILL: &[&str] = &["message 0 has a wrong content", "left behind"];
+const LATE_LOST_WAKEUP_SIGNS: &[&str] = &["message 0 has the wrong content", "left behind"];
 const LOST_WAKEUP_SIGNS: &[&str] = &[
     "hangs",
     "ended early (signal: 9",
@@ -398,9 +406,9 @@ const LOST_WAKEUP_SIGNS: &[&str] = &[
     "could be filled within",
 ];
 
-/// Plays one case and prints everything that was reported. With `all`, plays each call of the row in turn,
-/// until one goes wrong.
-fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
+/// Runs one case and prints everything that was reported. With `all`, plays each call of the row in turn,
+/// until one goes failures.
+fn run_one(program: &Path, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
     let found = (
         SCENARIOS.iter().find(|it| it.name == scenario),
         CALLS.iter().position(|it| it.name == call),
@@ -411,7 +419,7 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
         eprintln!("no such case");
         return ExitCode::from(2);
     };
-    let control = play(own, scenario, None, &Allowed::default());
+    let control = run_case(program, scenario, None, &Allowed::default());
     let mut allowed = Allowed::default();
     allowed.add(&control);
     let numbers = match (number, first) {
@@ -430,10 +438,10 @@ fn one(own: &Path, scenario: &str, call: &str, first: &str, error: &str) -> Exit
             first,
             lasts,
         };
-        let mut result = play(own, scenario, Some(fault), &allowed);
-        result.wrong.extend(blamed_on_peer(scenario, fault, &result));
+        let mut result = run_case(program, scenario, Some(fault), &allowed);
+        result.failures.extend(blamed_on_peer(scenario, fault, &result));
         println!("{fault}: {result:#?}");
-        if !result.wrong.is_empty() {
+        if !result.failures.is_empty() {
             return ExitCode::FAILURE;
         }
     }

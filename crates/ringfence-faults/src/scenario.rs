@@ -13,8 +13,8 @@ use std::{
 
 use crate::{
     calls::{CALLS, ERRORS},
+    resources::Resources,
     subject::TIMEOUT_VARIABLE,
-    traces::Traces,
 };
 
 /// A set of processes, one of which has calls that fail.
@@ -26,87 +26,87 @@ pub(crate) struct Scenario {
     /// the other.
     pub(crate) partners: &'static [&'static str],
     /// Whether the subject starts first, and so binds the address.
-    pub(crate) is_first: bool,
+    pub(crate) subject_starts_first: bool,
 }
 
-const fn some(
+const fn scenario(
     name: &'static str,
     subject: &'static str,
     partners: &'static [&'static str],
-    is_first: bool,
+    subject_starts_first: bool,
 ) -> Scenario {
     Scenario {
         name,
         subject,
         partners,
-        is_first,
+        subject_starts_first,
     }
 }
 
 pub(crate) const SCENARIOS: &[Scenario] = &[
-    some("pair, the host", "pair", &["pair"], true),
-    some("pair, the guest", "pair", &["pair"], false),
-    some("calls", "calls", &["calls"], true),
-    some("attachments", "attachments", &["attachments"], true),
-    some("pair over shm, the host", "shm", &["shm"], true),
-    some("pair over shm, the guest", "shm", &["shm"], false),
-    some("service", "service", &["agent", "agent"], true),
-    some("agent", "agent", &["service"], false),
-    some("member, first", "member", &["member"], true),
-    some("member, second", "member", &["member"], false),
-    some("publisher", "publisher", &["subscriber"], true),
-    some("subscriber", "subscriber", &["publisher"], false),
-    some(
+    scenario("pair, the host", "pair", &["pair"], true),
+    scenario("pair, the guest", "pair", &["pair"], false),
+    scenario("calls", "calls", &["calls"], true),
+    scenario("attachments", "attachments", &["attachments"], true),
+    scenario("pair over shm, the host", "shm", &["shm"], true),
+    scenario("pair over shm, the guest", "shm", &["shm"], false),
+    scenario("service", "service", &["agent", "agent"], true),
+    scenario("agent", "agent", &["service"], false),
+    scenario("member, first", "member", &["member"], true),
+    scenario("member, second", "member", &["member"], false),
+    scenario("publisher", "publisher", &["subscriber"], true),
+    scenario("subscriber", "subscriber", &["publisher"], false),
+    scenario(
         "publisher of two",
         "publisher of two",
         &["subscriber", "subscriber"],
         true,
     ),
-    some(
-        "subscriber beside another",
+    scenario(
+        "second subscriber",
         "subscriber",
         &["publisher of two", "subscriber"],
         false,
     ),
-    some("parent", "parent", &[], true),
-    some("child", "child", &[], true),
-    some("host refuses a uid", "host-uid", &["agent"], true),
-    some("guest refuses a uid", "guest-uid", &["service"], false),
-    some("host refuses a gid", "host-gid", &["agent"], true),
-    some("guest refuses a gid", "guest-gid", &["service"], false),
-    some(
+    scenario("parent", "parent", &[], true),
+    scenario("child", "child", &[], true),
+    scenario("host refuses a uid", "host-uid", &["agent"], true),
+    scenario("guest refuses a uid", "guest-uid", &["service"], false),
+    scenario("host refuses a gid", "host-gid", &["agent"], true),
+    scenario("guest refuses a gid", "guest-gid", &["service"], false),
+    scenario(
         "host refuses a dropped group",
         "host-group",
         &["agent of a group"],
         true,
     ),
-    some("host refuses an executable", "host-executable", &["agent"], true),
-    some(
+    scenario("host refuses an executable", "host-executable", &["agent"], true),
+    scenario(
         "guest refuses an executable",
         "guest-executable",
         &["service"],
         false,
     ),
-    some("host refuses a content", "host-content", &["agent"], true),
-    some("guest refuses a content", "guest-content", &["service"], false),
-    some("host refuses a cgroup", "host-cgroup", &["agent"], true),
-    some("guest refuses a cgroup", "guest-cgroup", &["service"], false),
-    some("host refuses a label", "host-label", &["agent"], true),
-    some("guest refuses a label", "guest-label", &["service"], false),
-    some("host refuses by authorize", "host-authorize", &["agent"], true),
-    some(
+    scenario("host refuses a content", "host-content", &["agent"], true),
+    scenario("guest refuses a content", "guest-content", &["service"], false),
+    scenario("host refuses a cgroup", "host-cgroup", &["agent"], true),
+    scenario("guest refuses a cgroup", "guest-cgroup", &["service"], false),
+    scenario("host refuses a label", "host-label", &["agent"], true),
+    scenario("guest refuses a label", "guest-label", &["service"], false),
+    scenario("host refuses by authorize", "host-authorize", &["agent"], true),
+    scenario(
         "guest refuses by authorize",
         "guest-authorize",
         &["service"],
         false,
     ),
-    some(
+    scenario(
         "host refuses a namespace",
         "host-namespace",
         &["agent of a namespace"],
         true,
     ),
-    some(
+    scenario(
         "guest refuses a namespace",
         "guest-namespace",
         &["service of a namespace"],
@@ -134,8 +134,8 @@ impl Scenario {
         self.subject.ends_with("-namespace")
     }
 
-    /// Returns the reason why the scenario cannot be played on this machine.
-    pub(crate) fn obstacle(&self) -> Option<&'static str> {
+    /// Returns the reason why the scenario cannot be run on this machine.
+    pub(crate) fn skip_reason(&self) -> Option<&'static str> {
         let run = || {
             Command::new("unshare")
                 .args(UNSHARE)
@@ -163,13 +163,13 @@ pub(crate) struct Fault {
     pub(crate) error: usize,
     /// Number of the first failing call of the row, from 1 on.
     pub(crate) first: u32,
-    /// Whether the calls after it fail as well, up to `LASTING` calls.
+    /// Whether the calls after it fail as well, up to `MAX_CONSECUTIVE` calls.
     pub(crate) lasts: bool,
 }
 
 /// Number of consecutive calls that fail. Without a limit, a call that is retried after EINTR would be
 /// retried forever.
-pub(crate) const LASTING: u32 = 12;
+pub(crate) const MAX_CONSECUTIVE: u32 = 12;
 
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -189,10 +189,10 @@ pub(crate) struct ProcessReport {
     pub(crate) evidence: BTreeSet<String>,
     pub(crate) counts: BTreeMap<usize, u32>,
     pub(crate) unknown: Vec<String>,
-    pub(crate) left: Traces,
+    pub(crate) leftovers: Resources,
     pub(crate) hits: u32,
-    pub(crate) whole: u32,
-    pub(crate) wrong: Vec<String>,
+    pub(crate) completed: u32,
+    pub(crate) failures: Vec<String>,
     is_done: bool,
 }
 
@@ -201,47 +201,49 @@ pub(crate) struct ProcessReport {
 pub(crate) struct Result {
     pub(crate) subject: ProcessReport,
     pub(crate) partners: Vec<ProcessReport>,
-    pub(crate) wrong: Vec<String>,
+    pub(crate) failures: Vec<String>,
 }
 
 /// Leftovers that a process may have, by kind: what it leaves without a fault.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Allowed {
-    pub(crate) subject: Traces,
-    pub(crate) partner: Traces,
+    pub(crate) subject: Resources,
+    pub(crate) partner: Resources,
 }
 
 impl Allowed {
     pub(crate) fn add(&mut self, result: &Result) {
-        let partners = result.partners.iter().map(|it| &it.left);
-        for (kind, &count) in &result.subject.left {
-            let most = self.subject.entry(kind.clone()).or_default();
-            *most = count.max(*most);
+        merge_max(&mut self.subject, &result.subject.leftovers);
+        for partner in &result.partners {
+            merge_max(&mut self.partner, &partner.leftovers);
         }
-        for (kind, &count) in partners.flatten() {
-            let most = self.partner.entry(kind.clone()).or_default();
-            *most = count.max(*most);
-        }
+    }
+}
+
+pub(crate) fn merge_max<K: Clone + Ord, V: Copy + Ord>(maxima: &mut BTreeMap<K, V>, values: &BTreeMap<K, V>) {
+    for (key, &value) in values {
+        let max = maxima.entry(key.clone()).or_insert(value);
+        *max = value.max(*max);
     }
 }
 
 /// Time after which a process of a case has failed.
 const LIMIT: Duration = Duration::from_secs(60);
 
-struct Actor {
+struct Process {
     child: Child,
     is_compared: bool,
     output: mpsc::Receiver<String>,
 }
 
-impl Actor {
-    fn start(mut command: Command, traces: &Traces) -> Self {
-        let traces: Vec<String> = traces
+impl Process {
+    fn start(mut command: Command, resources: &Resources) -> Self {
+        let resources: Vec<String> = resources
             .iter()
             .map(|(kind, count)| format!("{kind}={count}"))
             .collect();
         let mut child = command
-            .env("RINGFENCE_FAULTS_TRACES", traces.join(";"))
+            .env("RINGFENCE_FAULTS_RESOURCES", resources.join(";"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -263,30 +265,30 @@ impl Actor {
         });
         Self {
             child,
-            is_compared: !traces.is_empty(),
+            is_compared: !resources.is_empty(),
             output,
         }
     }
 
     /// Waits for the process to end, and returns its report.
-    fn finish(mut self, who: &str, wrong: &mut Vec<String>) -> ProcessReport {
+    fn finish(mut self, name: &str, failures: &mut Vec<String>) -> ProcessReport {
         drop(self.child.stdin.take());
         let text = self.output.recv_timeout(LIMIT).unwrap_or_else(|_| {
-            wrong.push(format!("{who} hangs: {}", waits_of(self.child.id())));
+            failures.push(format!("{name} hangs: {}", wait_channels(self.child.id())));
             let _ = self.child.kill();
             self.output.recv_timeout(LIMIT).unwrap_or_default()
         });
         let status = self.child.wait();
         let report = ProcessReport::parse(&text);
-        wrong.extend(report.wrong.iter().map(|what| format!("{who}: {what}")));
+        failures.extend(report.failures.iter().map(|what| format!("{name}: {what}")));
         if !report.is_done {
             let end = status.map_or_else(|error| error.to_string(), |status| status.to_string());
             let stderr_text: Vec<&str> = text.lines().filter(|line| line.starts_with("stderr ")).collect();
-            wrong.push(format!("{who} ended early ({end}): {}", stderr_text.join(" | ")));
+            failures.push(format!("{name} ended early ({end}): {}", stderr_text.join(" | ")));
         }
         // A run without a fault reports everything that is left, and none of it is an error.
-        for (kind, count) in report.left.iter().filter(|_| self.is_compared) {
-            wrong.push(format!("{who} left behind: {count} × {kind}"));
+        for (kind, count) in report.leftovers.iter().filter(|_| self.is_compared) {
+            failures.push(format!("{name} left behind: {count} × {kind}"));
         }
         report
     }
@@ -299,7 +301,7 @@ fn read(mut stdout: ChildStdout) -> String {
 }
 
 /// Returns the kernel functions and system calls in which the threads of a process wait.
-fn waits_of(pid: u32) -> String {
+fn wait_channels(pid: u32) -> String {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
@@ -340,15 +342,15 @@ impl ProcessReport {
                     }
                 }
                 "unknown" => report.unknown.push(rest.to_owned()),
-                "left" => {
+                "leftover" => {
                     if let Some((kind, count)) = pair() {
-                        report.left.insert(kind, count as usize);
+                        report.leftovers.insert(kind, count as usize);
                     }
                 }
                 // A parent reports for a second child too, if the first one had an error.
                 "hits" => report.hits += rest.parse().unwrap_or(0),
-                "whole" => report.whole = rest.parse().unwrap_or(0),
-                "wrong" => report.wrong.push(rest.to_owned()),
+                "completed" => report.completed = rest.parse().unwrap_or(0),
+                "failure" => report.failures.push(rest.to_owned()),
                 "done" => report.is_done = true,
                 _ => {}
             }
@@ -356,28 +358,33 @@ impl ProcessReport {
         report
     }
 
-    /// Returns the first code of all attempts, or "well".
+    /// Returns the first code of all attempts, or "success".
     pub(crate) fn outcome(&self) -> String {
-        self.codes.first().map_or("well".into(), |code| {
+        self.codes.first().map_or("success".into(), |code| {
             code.split(' ').next().unwrap_or(code).to_owned()
         })
     }
 }
 
-fn command(own: &Path, arguments: &[&str], scenario: &Scenario, in_namespace: bool) -> Command {
+fn command(program: &Path, arguments: &[&str], scenario: &Scenario, in_namespace: bool) -> Command {
     let mut command = if in_namespace {
         let mut command = Command::new("unshare");
-        command.args(UNSHARE).arg(own);
+        command.args(UNSHARE).arg(program);
         command
     } else {
-        Command::new(own)
+        Command::new(program)
     };
     command.args(arguments).env(TIMEOUT_VARIABLE, scenario.timeout());
     command
 }
 
-/// Plays a scenario once. Without a fault, counts the calls.
-pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowed: &Allowed) -> Result {
+/// Runs a scenario once. Without a fault, counts the calls.
+pub(crate) fn run_case(
+    program: &Path,
+    scenario: &Scenario,
+    fault: Option<Fault>,
+    allowed: &Allowed,
+) -> Result {
     let folder = tempfile::Builder::new()
         .prefix("ringfence-faults")
         .tempdir()
@@ -385,7 +392,7 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     let address = folder.path().join("socket");
     let text = address.to_str().expect("a name of ASCII");
     let plan = fault.map_or(["count", "0", "0", "0"].map(str::to_owned), |fault| {
-        let times = if fault.lasts { LASTING } else { 1 };
+        let times = if fault.lasts { MAX_CONSECUTIVE } else { 1 };
         [
             fault.row.to_string(),
             ERRORS[fault.error].1.to_string(),
@@ -400,39 +407,39 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
     };
     let mut subject = vec![word, scenario.subject, text];
     subject.extend(plan.iter().map(String::as_str));
-    let start_subject = || Actor::start(command(own, &subject, scenario, false), &allowed.subject);
+    let start_subject = || Process::start(command(program, &subject, scenario, false), &allowed.subject);
     let start_partner = |role: &&str| {
         let words = ["partner", *role, text];
-        Actor::start(
-            command(own, &words, scenario, scenario.in_namespace()),
+        Process::start(
+            command(program, &words, scenario, scenario.in_namespace()),
             &allowed.partner,
         )
     };
     let mut result = Result::default();
     let (first, others) = scenario
         .partners
-        .split_at(usize::from(!scenario.is_first).min(scenario.partners.len()));
-    let mut partners: Vec<Actor> = first.iter().map(start_partner).collect();
+        .split_at(usize::from(!scenario.subject_starts_first).min(scenario.partners.len()));
+    let mut partners: Vec<Process> = first.iter().map(start_partner).collect();
     for partner in &mut partners {
         wait_for(&address, partner);
     }
     let mut subject = start_subject();
-    if scenario.is_first && !others.is_empty() {
+    if scenario.subject_starts_first && !others.is_empty() {
         wait_for(&address, &mut subject);
     }
     partners.extend(others.iter().map(start_partner));
-    result.subject = subject.finish("the subject", &mut result.wrong);
+    result.subject = subject.finish("the subject", &mut result.failures);
     for partner in partners {
-        let report = partner.finish("the partner", &mut result.wrong);
-        if report.whole == 0 && !scenario.must_refuse() {
+        let report = partner.finish("the partner", &mut result.failures);
+        if report.completed == 0 && !scenario.must_refuse() {
             result
-                .wrong
+                .failures
                 .push("the partner had no complete conversation".into());
         }
         result.partners.push(report);
     }
     for entry in fs::read_dir(folder.path()).into_iter().flatten().flatten() {
-        result.wrong.push(format!(
+        result.failures.push(format!(
             "a file was left: {}",
             entry.file_name().to_string_lossy()
         ));
@@ -442,7 +449,7 @@ pub(crate) fn play(own: &Path, scenario: &Scenario, fault: Option<Fault>, allowe
 
 /// Waits until the first process has bound the address or has ended. A process that must refuse tries only
 /// once; one whose first calls fail binds the address in a later attempt.
-fn wait_for(address: &Path, first: &mut Actor) {
+fn wait_for(address: &Path, first: &mut Process) {
     let end = Instant::now() + Duration::from_secs(30);
     while !address.exists() && Instant::now() < end && matches!(first.child.try_wait(), Ok(None)) {
         thread::sleep(Duration::from_millis(1));

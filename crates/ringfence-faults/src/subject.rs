@@ -13,12 +13,12 @@ use ringfence::{
 };
 
 use crate::{
-    inject::{arm, disarm, forget, hits},
-    talk::{
+    conversation::{
         AttemptError, Codes, LIMIT, Outcome, call_each_other, pass_attachments, publish_all, read_all,
-        run_conversation, wrong,
+        run_conversation, unexpected,
     },
-    traces::{self, Traces},
+    inject::{arm, cancel_fault, disarm, hits},
+    resources::{self, Resources},
 };
 
 /// The report of a subject.
@@ -26,7 +26,7 @@ use crate::{
 pub(crate) struct Report {
     pub(crate) codes: Codes,
     pub(crate) evidence: Vec<Evidence>,
-    pub(crate) wrong: Option<String>,
+    pub(crate) failure: Option<String>,
 }
 
 /// Returns the timeout of one handshake, on both sides. A fault that uses up all of it is reported as
@@ -49,16 +49,16 @@ pub(crate) fn options() -> Options {
         .handshake_timeout(timeout())
 }
 
-pub(crate) fn accepting() -> Options {
-    options().attachments(accepted())
+pub(crate) fn attachment_options() -> Options {
+    options().attachments(accepted_attachments())
 }
 
 /// Two messages with attachments are more than a side accepts at once.
-fn accepted() -> Attachments {
+fn accepted_attachments() -> Attachments {
     Attachments::none().sealed(true).descriptors(true).max_count(3)
 }
 
-/// Plays a role to its end. The calls that it makes while they are armed may fail.
+/// Runs a role to its end. The calls that it makes while they are armed may fail.
 pub(crate) fn run(role: &str, address: &Address) -> Report {
     let mut report = Report::default();
     let end = Instant::now() + LIMIT;
@@ -68,8 +68,8 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
         disarm();
         match outcome {
             Ok(()) => return report,
-            Err(AttemptError::Wrong(what)) => {
-                report.wrong = Some(what);
+            Err(AttemptError::Unexpected(what)) => {
+                report.failure = Some(what);
                 return report;
             }
             // A child has one line to its parent. The parent starts another child.
@@ -83,11 +83,11 @@ pub(crate) fn run(role: &str, address: &Address) -> Report {
             return report;
         }
         if Instant::now() > end {
-            report.wrong = Some("the subject did not recover".into());
+            report.failure = Some("the subject did not recover".into());
             return report;
         }
         // A lasting fault ends with the first attempt.
-        forget();
+        cancel_fault();
     }
 }
 
@@ -101,7 +101,7 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
             call_each_other(channel, codes)
         }
         "attachments" => {
-            let channel = join(address, &accepting().wait(true))?;
+            let channel = join(address, &attachment_options().wait(true))?;
             *evidence = channel.evidence().to_vec();
             pass_attachments(channel, codes)
         }
@@ -111,17 +111,17 @@ fn attempt(role: &str, address: &Address, report: &mut Report) -> Outcome {
             evidence,
         ),
         "agent" => converse(connect(address, &options().wait(true))?, codes, evidence),
-        "service" => serve(address, codes, evidence),
-        "member" => stay(address, codes, evidence),
-        "publisher" => publishes(address, 1, codes, evidence),
-        "publisher of two" => publishes(address, 2, codes, evidence),
-        "subscriber" => subscribes(address, codes, evidence),
+        "service" => run_service(address, codes, evidence),
+        "member" => run_member(address, codes, evidence),
+        "publisher" => run_publisher(address, 1, codes, evidence),
+        "publisher of two" => run_publisher(address, 2, codes, evidence),
+        "subscriber" => run_subscriber(address, codes, evidence),
         "parent" => start_child(codes, evidence),
         "child" => converse(from_parent(&options())?, codes, evidence),
         other => match other.split_once('-') {
             Some(("host", check)) => refuse_agents(address, check),
             Some(("guest", check)) => refuse_service(address, check),
-            _ => wrong(format!("no such role: {other}")),
+            _ => unexpected(format!("no such role: {other}")),
         },
     }
 }
@@ -139,11 +139,11 @@ pub(crate) fn with_slots(options: Options, count: usize) -> Options {
 
 /// Fills all slots, and fills them again after those channels have ended. A slot that was not released would
 /// be missing.
-fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+fn run_service(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     const SLOTS: usize = 2;
     let listener = listen(address, &with_slots(options(), SLOTS).wait(true))?;
     let channels = fill_slots(&listener, SLOTS, codes)?;
-    let first = while_disarmed(traces::settled);
+    let first = disarmed(resources::wait_until_stable);
     for channel in channels {
         // The slot must be released in this case as well.
         if let Err(error) = converse(channel, codes, evidence) {
@@ -151,7 +151,7 @@ fn serve(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> 
                 return Err(error);
             };
             codes.0.push((code, text));
-            forget();
+            cancel_fault();
         }
     }
     disarm();
@@ -172,17 +172,17 @@ fn fill_slots(listener: &Listener, slots: usize, codes: &mut Codes) -> Outcome<V
         match listener.accept_until(limit) {
             Ok(Arrival::Accepted(channel)) => channels.push(channel),
             Ok(Arrival::Refused(refused)) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
+                codes.add(&refused.error);
             }
             Ok(_) => {}
-            Err(Error::TimedOut) => return missing_slots(channels.len(), slots),
+            Err(Error::TimedOut) => return unfilled_slots(channels.len(), slots),
             Err(error) => return Err(error.into()),
         }
     }
     Ok(channels)
 }
 
-fn while_disarmed<T>(inspect: impl FnOnce() -> T) -> T {
+fn disarmed<T>(inspect: impl FnOnce() -> T) -> T {
     disarm();
     let found = inspect();
     arm();
@@ -191,15 +191,15 @@ fn while_disarmed<T>(inspect: impl FnOnce() -> T) -> T {
 
 /// Checks, with all slots filled again, that there are no more resources than the first time. A service and a
 /// publisher must keep nothing of an ended peer for the rest of their lives.
-fn check_no_growth(first: &Traces) -> Outcome {
-    match traces::beyond(first).first_key_value() {
+fn check_no_growth(first: &Resources) -> Outcome {
+    match resources::excess(first).first_key_value() {
         None => Ok(()),
-        Some((kind, count)) => wrong(format!("ended peers left behind: {count} × {kind}")),
+        Some((kind, count)) => unexpected(format!("ended peers left behind: {count} × {kind}")),
     }
 }
 
-fn missing_slots<T>(taken: usize, slots: usize) -> Outcome<T> {
-    wrong(format!(
+fn unfilled_slots<T>(taken: usize, slots: usize) -> Outcome<T> {
+    unexpected(format!(
         "a slot was not released: only {taken} of {slots} could be filled within {} s",
         LIMIT.as_secs()
     ))
@@ -207,17 +207,17 @@ fn missing_slots<T>(taken: usize, slots: usize) -> Outcome<T> {
 
 /// Makes the other member leave and join again, which makes this one the host if it was not. Then leaves the
 /// address to it.
-fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+fn run_member(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let membership = member(address, &options().wait(true))?;
-    let mut words = [b"bye".as_slice(), b"leave"];
-    let mut left = words.len();
+    let last_messages = [b"bye".as_slice(), b"leave"];
+    let mut remaining = last_messages.len();
     let end = Instant::now() + LIMIT;
-    while left > 0 {
+    while remaining > 0 {
         match codes.retry(|| membership.next_until(Some(end)))? {
             Some(Change::Channel(channel)) => {
                 *evidence = channel.evidence().to_vec();
-                match run_conversation(channel, words[left - 1], codes) {
-                    Ok(()) => left -= 1,
+                match run_conversation(channel, last_messages[remaining - 1], codes) {
+                    Ok(()) => remaining -= 1,
                     // The partner joins again as soon as a channel has ended, and leaves then.
                     Err(AttemptError::Coded("ENDED" | "PEER_LOST", _)) if hits() == 0 => {}
                     Err(error) => return Err(error),
@@ -226,39 +226,43 @@ fn stay(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> O
             // The partner joins again as soon as a channel has ended, and leaves during that handshake.
             Some(Change::Refused(refused)) if refused.error.code() == "PEER_LOST" => {}
             Some(Change::Refused(refused)) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
+                codes.add(&refused.error);
             }
             Some(_) => {}
-            None => return wrong("no partner has joined"),
+            None => return unexpected("no partner has joined"),
         }
     }
-    words.reverse();
     membership.leave();
     Ok(())
 }
 
-fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let options = with_slots(options().max_message_size(512), wanted).wait(true);
+fn run_publisher(
+    address: &Address,
+    expected: usize,
+    codes: &mut Codes,
+    evidence: &mut Vec<Evidence>,
+) -> Outcome {
+    let options = with_slots(options().max_message_size(512), expected).wait(true);
     let mut publisher = publish(address, &options)?;
-    let mut here = 0;
-    let first = all_subscribers(&publisher, wanted, &mut here, codes)?;
+    let mut connected = 0;
+    let first = fill_subscriber_slots(&publisher, expected, &mut connected, codes)?;
     *evidence = first.last().map_or_else(Vec::new, |it| it.evidence().to_vec());
     // The slots must be free again for the same processes.
-    let traces = while_disarmed(traces::settled);
+    let resources = disarmed(resources::wait_until_stable);
     for subscriber in &first {
         subscriber.disconnect();
     }
-    all_subscribers(&publisher, wanted, &mut here, codes)?;
-    while_disarmed(|| check_no_growth(&traces))?;
+    fill_subscriber_slots(&publisher, expected, &mut connected, codes)?;
+    disarmed(|| check_no_growth(&resources))?;
     publish_all(&mut publisher, codes)?;
-    while here > 0 {
+    while connected > 0 {
         match publisher.next()? {
-            PublisherEvent::Gone(_, CloseReason::Closed) => here -= 1,
+            PublisherEvent::Gone(_, CloseReason::Closed) => connected -= 1,
             PublisherEvent::Gone(_, reason) => {
                 return Err(AttemptError::Coded("GONE", format!("{reason:?}")));
             }
             PublisherEvent::Refused(refused) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
+                codes.add(&refused.error);
             }
             _ => {}
         }
@@ -266,61 +270,62 @@ fn publishes(address: &Address, wanted: usize, codes: &mut Codes, evidence: &mut
     Ok(())
 }
 
-/// Waits until every slot has a new subscriber. `here` counts the subscribers whose end was not reported yet.
+/// Waits until every slot has a new subscriber. `connected` counts the subscribers whose end was not reported yet.
 /// The ends of the previous subscribers are reported first.
-fn all_subscribers(
+fn fill_subscriber_slots(
     publisher: &Publisher,
     slots: usize,
-    here: &mut usize,
+    connected: &mut usize,
     codes: &mut Codes,
 ) -> Outcome<Vec<Subscriber>> {
     let mut new: Vec<Subscriber> = Vec::new();
     let limit = Instant::now() + LIMIT;
-    while new.len() < slots || *here > slots {
+    while new.len() < slots || *connected > slots {
         match publisher.audience().next_until(Some(limit))? {
             Some(PublisherEvent::Subscriber(subscriber)) => {
                 new.push(subscriber);
-                *here += 1;
+                *connected += 1;
             }
             Some(PublisherEvent::Gone(gone, reason)) => {
-                *here -= 1;
+                *connected -= 1;
                 let before = new.len();
                 new.retain(|it| !it.is(&gone));
                 if new.len() < before {
                     codes.0.push(("GONE", format!("{reason:?}")));
-                    forget();
+                    cancel_fault();
                 }
             }
             Some(PublisherEvent::Refused(refused)) => {
-                codes.0.push((refused.error.code(), refused.error.to_string()));
+                codes.add(&refused.error);
             }
             Some(_) => {}
-            None => return missing_slots(new.len(), slots),
+            None => return unfilled_slots(new.len(), slots),
         }
     }
     Ok(new)
 }
 
-fn subscribes(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let mut subscription = subscribe(address, &subscribing().wait(true))?;
+fn run_subscriber(address: &Address, codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
+    let mut subscription = subscribe(address, &subscriber_options().wait(true))?;
     *evidence = subscription.evidence().to_vec();
     let has_retried = !codes.0.is_empty();
     codes.retry(|| subscription.verify().map(|_| ()))?;
     read_all(&mut subscription, codes, has_retried)
 }
 
-pub(crate) fn subscribing() -> Options {
+pub(crate) fn subscriber_options() -> Options {
     Options::new()
         .max_message_size(512)
         .from(StartFrom::Now)
-        .attachments(accepted())
+        .attachments(accepted_attachments())
         .handshake_timeout(timeout())
 }
 
 /// Starts its own child, which answers.
 fn start_child(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
-    let own = std::env::current_exe().map_err(|error| AttemptError::Coded("HARNESS", error.to_string()))?;
-    let mut command = Command::new(own);
+    let program =
+        std::env::current_exe().map_err(|error| AttemptError::Coded("HARNESS", error.to_string()))?;
+    let mut command = Command::new(program);
     command
         .args(["partner", "child", "@"])
         .stdin(Stdio::null())
@@ -342,7 +347,7 @@ fn start_child(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
 pub(crate) const DROPPED_GROUP: u32 = 4_000_000_003;
 
 /// Returns a policy that no peer of these scenarios meets. For `authorize`, the callback refuses.
-fn unmet(check: &str) -> Outcome<Policy> {
+fn unmet_policy(check: &str) -> Outcome<Policy> {
     let policy = Policy::new().any_executable();
     Ok(match check {
         "uid" => policy.uids([4_000_000_001]),
@@ -355,26 +360,29 @@ fn unmet(check: &str) -> Outcome<Policy> {
         "authorize" => policy.authorize(|_| Ok::<_, String>(false)),
         // The partner runs in its own pid namespace.
         "namespace" => policy,
-        other => return wrong(format!("no such check: {other}")),
+        other => return unexpected(format!("no such check: {other}")),
     })
 }
 
 /// A peer that does not meet the policy must never get a channel, whatever fails.
 fn refuse_agents(address: &Address, check: &str) -> Outcome {
-    let listener = listen(address, &options().wait(true).policy(unmet(check)?))?;
+    let listener = listen(address, &options().wait(true).policy(unmet_policy(check)?))?;
     match listener.accept()? {
         Arrival::Accepted(channel) => report_fail_open(&channel),
         Arrival::Refused(refused) => Err(refused.error.into()),
-        _ => wrong("an unknown kind of arrival"),
+        _ => unexpected("an unknown kind of arrival"),
     }
 }
 
 fn refuse_service(address: &Address, check: &str) -> Outcome {
-    report_fail_open(&connect(address, &options().wait(true).policy(unmet(check)?))?)
+    report_fail_open(&connect(
+        address,
+        &options().wait(true).policy(unmet_policy(check)?),
+    )?)
 }
 
 fn report_fail_open(channel: &Channel) -> Outcome {
-    wrong(format!(
+    unexpected(format!(
         "FAIL OPEN: admitted a peer that does not meet the policy: {:?}",
         channel.evidence()
     ))

@@ -27,7 +27,7 @@ pub(crate) enum AttemptError {
     /// An error of ringfence.
     Coded(&'static str, String),
     /// Behavior that must never occur.
-    Wrong(String),
+    Unexpected(String),
 }
 
 pub(crate) type Outcome<T = ()> = Result<T, AttemptError>;
@@ -35,7 +35,7 @@ pub(crate) type Outcome<T = ()> = Result<T, AttemptError>;
 impl From<Error> for AttemptError {
     fn from(error: Error) -> Self {
         match error {
-            Error::TimedOut => Self::Wrong(format!(
+            Error::TimedOut => Self::Unexpected(format!(
                 "nothing arrived within {} s: it was lost",
                 LIMIT.as_secs()
             )),
@@ -44,8 +44,8 @@ impl From<Error> for AttemptError {
     }
 }
 
-pub(crate) fn wrong<T>(what: impl Into<String>) -> Outcome<T> {
-    Err(AttemptError::Wrong(what.into()))
+pub(crate) fn unexpected<T>(what: impl Into<String>) -> Outcome<T> {
+    Err(AttemptError::Unexpected(what.into()))
 }
 
 /// Error codes of a process's calls, in order.
@@ -53,12 +53,22 @@ pub(crate) fn wrong<T>(what: impl Into<String>) -> Outcome<T> {
 pub(crate) struct Codes(pub(crate) Vec<(&'static str, String)>);
 
 impl Codes {
+    pub(crate) fn print(&self) {
+        for (code, text) in &self.0 {
+            println!("code {code} {}", text.replace('\n', " "));
+        }
+    }
+
+    pub(crate) fn add(&mut self, error: &Error) {
+        self.0.push((error.code(), error.to_string()));
+    }
+
     /// Makes a call, and repeats it up to three times on `NoSpace`: the channel is still open then, and the
     /// call may be repeated.
     pub(crate) fn retry<T>(&mut self, mut call: impl FnMut() -> ringfence::Result<T>) -> Outcome<T> {
         for _ in 0..3 {
             match call() {
-                Err(error @ Error::NoSpace { .. }) => self.0.push((error.code(), error.to_string())),
+                Err(error @ Error::NoSpace { .. }) => self.add(&error),
                 other => return Ok(other?),
             }
         }
@@ -66,7 +76,7 @@ impl Codes {
     }
 }
 
-/// Plays the subject's part. The last message is `bye`, or `leave` to ask a member to leave and join again.
+/// Runs the subject's part. The last message is `bye`, or `leave` to ask a member to leave and join again.
 pub(crate) fn run_conversation(mut channel: Channel, last: &[u8], codes: &mut Codes) -> Outcome {
     let mut memory = vec![0; 20_000];
     let long: Vec<u8> = (0..10_000_u32).map(|it| (it * 7 % 251) as u8).collect();
@@ -81,8 +91,8 @@ pub(crate) fn run_conversation(mut channel: Channel, last: &[u8], codes: &mut Co
     let limit = Instant::now() + LIMIT;
     match codes.retry(|| tokens.token_until(limit))? {
         Some(8) => {}
-        Some(other) => return wrong(format!("expected token 8, got {other}")),
-        None if Instant::now() >= limit => return wrong("a token was lost"),
+        Some(other) => return unexpected(format!("expected token 8, got {other}")),
+        None if Instant::now() >= limit => return unexpected("a token was lost"),
         None => {
             return Err(AttemptError::Coded(
                 "ENDED",
@@ -111,7 +121,7 @@ pub(crate) fn pass_attachments(mut channel: Channel, codes: &mut Codes) -> Outco
             receive_expected(&mut channel, message, &mut memory, codes)?;
             match &channel.receiver().attachments()[..] {
                 [Attachment::Sealed(buffer), Attachment::Descriptor(_)] if **buffer == *content => {}
-                other => return wrong(format!("other attachments returned: {other:?}")),
+                other => return unexpected(format!("other attachments returned: {other:?}")),
             }
         }
     }
@@ -125,17 +135,17 @@ fn finish_conversation(mut channel: Channel, last: &[u8], memory: &mut [u8], cod
     channel.sender().end();
     match codes.retry(|| channel.receiver().receive_until(memory, Instant::now() + LIMIT))? {
         None if channel.receiver().close_reason().is_some() => Ok(()),
-        None => wrong("the end was not reported"),
-        Some(_) => wrong("a message arrived after the last"),
+        None => unexpected("the end was not reported"),
+        Some(_) => unexpected("a message arrived after the last"),
     }
 }
 
-fn receive_expected(channel: &mut Channel, wanted: &[u8], memory: &mut [u8], codes: &mut Codes) -> Outcome {
+fn receive_expected(channel: &mut Channel, expected: &[u8], memory: &mut [u8], codes: &mut Codes) -> Outcome {
     let limit = Instant::now() + LIMIT;
     match codes.retry(|| channel.receiver().receive_until(memory, limit))? {
-        Some(length) if memory[..length] == *wanted => Ok(()),
-        Some(length) => wrong(format!("{length} bytes differ from those that were sent")),
-        None if Instant::now() >= limit => wrong("a message was lost"),
+        Some(length) if memory[..length] == *expected => Ok(()),
+        Some(length) => unexpected(format!("{length} bytes differ from those that were sent")),
+        None if Instant::now() >= limit => unexpected("a message was lost"),
         None => Err(AttemptError::Coded(
             "ENDED",
             "the channel ended before the answer".into(),
@@ -143,20 +153,20 @@ fn receive_expected(channel: &mut Channel, wanted: &[u8], memory: &mut [u8], cod
     }
 }
 
-/// Plays the answering process of a conversation by calls: it answers each request with the reply of the subject to the same.
-pub(crate) fn answer_by_calling(channel: Channel) -> Outcome {
+/// Runs the answering process of a conversation by calls: it answers each request with the reply of the subject to the same.
+pub(crate) fn answer_with_calls(channel: Channel) -> Outcome {
     let calls = channel.into_calls()?;
     let ask = |request: Vec<u8>, _: &_| {
-        let asked = calls.call_until(&request, Instant::now() + LIMIT);
-        asked.map_err(|error| RemoteError::new(error.to_string()))
+        let reply = calls.call_until(&request, Instant::now() + LIMIT);
+        reply.map_err(|error| RemoteError::new(error.to_string()))
     };
     Ok(calls.serve(ask)?)
 }
 
-/// Plays the subject's part by calls, and serves those of the other process.
+/// Runs the subject's part by calls, and serves those of the other process.
 pub(crate) fn call_each_other(channel: Channel, codes: &mut Codes) -> Outcome {
     let calls = channel.into_calls()?;
-    let (asked, served) = thread::scope(|scope| -> Outcome<_> {
+    let (reply, served) = thread::scope(|scope| -> Outcome<_> {
         let serve = || {
             let mut codes = Codes::default();
             let echo = || calls.serve(|request, _context| Ok::<_, RemoteError>(request));
@@ -168,31 +178,31 @@ pub(crate) fn call_each_other(channel: Channel, codes: &mut Codes) -> Outcome {
             (served, codes)
         };
         let serving = thread::Builder::new().spawn_scoped(scope, serve);
-        let serving = serving.map_err(|error| no_thread(&error))?;
-        let asked = ask(&calls, codes).and_then(|()| codes.retry(|| calls.end()));
-        if asked.is_err() {
+        let serving = serving.map_err(|error| thread_error(&error))?;
+        let reply = make_calls(&calls, codes).and_then(|()| codes.retry(|| calls.end()));
+        if reply.is_err() {
             calls.destroy();
         }
         let (served, more) = serving.join().expect("no panic");
         codes.0.extend(more.0);
-        Ok((asked, served))
+        Ok((reply, served))
     })?;
-    asked.and(served)
+    reply.and(served)
 }
 
-fn no_thread(error: &io::Error) -> Error {
+fn thread_error(error: &io::Error) -> Error {
     Error::NoSpace {
         what: "a thread".into(),
         reason: error.to_string(),
     }
 }
 
-fn ask(calls: &Calls, codes: &mut Codes) -> Outcome {
+fn make_calls(calls: &Calls, codes: &mut Codes) -> Outcome {
     for size in [0, 100, 1900, 10_000].repeat(4) {
         let request = vec![7; size];
         let reply = codes.retry(|| {
-            let asked = calls.call_until(&request, Instant::now() + LIMIT);
-            asked.map_err(|error| match error {
+            let reply = calls.call_until(&request, Instant::now() + LIMIT);
+            reply.map_err(|error| match error {
                 CallError::Channel(error) => error,
                 // The server has had no memory.
                 error => Error::NoSpace {
@@ -202,7 +212,7 @@ fn ask(calls: &Calls, codes: &mut Codes) -> Outcome {
             })
         })?;
         if reply != request {
-            return wrong(format!("another reply to {size} bytes"));
+            return unexpected(format!("another reply to {size} bytes"));
         }
     }
     Ok(())
@@ -210,14 +220,14 @@ fn ask(calls: &Calls, codes: &mut Codes) -> Outcome {
 
 /// The last message of a conversation, as the answering process saw it.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Farewell {
+pub(crate) enum LastMessage {
     /// The peer ended before its last message.
     None,
     Bye,
     Leave,
 }
 
-fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
+fn as_ref(attachment: &Attachment) -> AttachmentRef<'_> {
     match attachment {
         Attachment::Sealed(buffer) => buffer.into(),
         Attachment::Descriptor(descriptor) => descriptor.as_fd().into(),
@@ -226,17 +236,17 @@ fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
 }
 
 /// Echoes every message and its attachments until the peer has sent its last message and ended.
-pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
+pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<LastMessage> {
     let tokens = channel.tokens();
-    let mut farewell = Farewell::None;
+    let mut last_message = LastMessage::None;
     let mut memory = vec![0; 20_000];
     while let Some(length) = channel.receiver().receive(&mut memory)? {
         let attachments = channel.receiver().attachments();
-        let attachments: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();
+        let attachments: Vec<AttachmentRef<'_>> = attachments.iter().map(as_ref).collect();
         channel.sender().send_with(&memory[..length], &attachments)?;
         match &memory[..length] {
-            b"bye" => farewell = Farewell::Bye,
-            b"leave" => farewell = Farewell::Leave,
+            b"bye" => last_message = LastMessage::Bye,
+            b"leave" => last_message = LastMessage::Leave,
             b"token" => {
                 if let Some(token) = tokens.token()? {
                     tokens.send(token + 1)?;
@@ -246,10 +256,10 @@ pub(crate) fn answer(mut channel: Channel) -> ringfence::Result<Farewell> {
         }
     }
     channel.sender().end();
-    Ok(farewell)
+    Ok(last_message)
 }
 
-fn numbered(number: u32) -> Vec<u8> {
+fn message_of(number: u32) -> Vec<u8> {
     let mut message = vec![number.to_le_bytes()[0]; MESSAGE];
     message[..4].copy_from_slice(&number.to_le_bytes());
     message
@@ -265,7 +275,7 @@ fn has_attachments(number: u32) -> bool {
 pub(crate) fn publish_all(publisher: &mut Publisher, codes: &mut Codes) -> Outcome {
     let stdout = io::stdout();
     for number in 0..MESSAGES {
-        let message = numbered(number);
+        let message = message_of(number);
         if !has_attachments(number) {
             codes.retry(|| publisher.send(&message))?;
             continue;
@@ -288,25 +298,25 @@ pub(crate) fn read_all(subscription: &mut Subscription, codes: &mut Codes, has_r
     let mut next = 0;
     let limit = Instant::now() + LIMIT;
     while let Some(length) = codes.retry(|| subscription.receive_until(&mut memory, limit))? {
-        if memory[..length] != numbered(next) {
+        if memory[..length] != message_of(next) {
             if has_retried && next == 0 {
                 return Err(AttemptError::Coded(
                     "LATE",
                     "the publisher had already started".into(),
                 ));
             }
-            return wrong(format!("message {next} has a wrong content"));
+            return unexpected(format!("message {next} has the wrong content"));
         }
         match &subscription.attachments()[..] {
             [] if !has_attachments(next) => {}
             [Attachment::Sealed(buffer), Attachment::Descriptor(_)]
                 if has_attachments(next) && **buffer == memory[..length] => {}
-            other => return wrong(format!("message {next} has other attachments: {other:?}")),
+            other => return unexpected(format!("message {next} has other attachments: {other:?}")),
         }
         next += 1;
     }
     if subscription.close_reason().is_none() {
-        return wrong(format!("nothing arrived after {next} messages"));
+        return unexpected(format!("nothing arrived after {next} messages"));
     }
     if next < MESSAGES {
         let text = format!("the publisher ended after {next} messages");

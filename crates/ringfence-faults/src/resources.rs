@@ -7,15 +7,15 @@ use std::{
 };
 
 /// Number of resources of each kind. Digits in names are dropped, so that two processes can be compared.
-pub(crate) type Traces = BTreeMap<String, usize>;
+pub(crate) type Resources = BTreeMap<String, usize>;
 
 fn without_digits(name: &str) -> String {
     name.chars().filter(|it| !it.is_ascii_digit()).collect()
 }
 
 /// Returns the resources that the process holds now.
-pub(crate) fn now() -> Traces {
-    let mut found = Traces::new();
+pub(crate) fn current() -> Resources {
+    let mut found = Resources::new();
     let mut note = |kind: &str, name: &str| {
         *found
             .entry(format!("{kind} {}", without_digits(name)))
@@ -45,14 +45,14 @@ pub(crate) fn now() -> Traces {
     found
 }
 
-/// Returns the resources beyond `most`, once there are none or after ten seconds: ending threads need a
-/// moment.
-pub(crate) fn beyond(most: &Traces) -> Traces {
+/// Returns the resources beyond `limits`, once there are none or after ten seconds: ending threads need a
+/// next_check.
+pub(crate) fn excess(limits: &Resources) -> Resources {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
-        let mut found = now();
+        let mut found = current();
         found.retain(|kind, count| {
-            *count = count.saturating_sub(most.get(kind).copied().unwrap_or(0));
+            *count = count.saturating_sub(limits.get(kind).copied().unwrap_or(0));
             *count > 0
         });
         if found.is_empty() || Instant::now() > end {
@@ -63,11 +63,11 @@ pub(crate) fn beyond(most: &Traces) -> Traces {
 }
 
 /// Returns the resources once they have not changed for a while, for a process without a known limit.
-pub(crate) fn settled() -> Traces {
-    let (mut before, mut same) = (now(), 0);
+pub(crate) fn wait_until_stable() -> Resources {
+    let (mut before, mut same) = (current(), 0);
     while same < 8 {
         std::thread::sleep(Duration::from_millis(10));
-        let found = now();
+        let found = current();
         same = if found == before { same + 1 } else { 0 };
         before = found;
     }
