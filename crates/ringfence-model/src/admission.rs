@@ -16,7 +16,7 @@ use stateright::{Model, Property};
 use crate::memory::{Membarrier, Memory, Order};
 
 /// The maximum number of new readers.
-pub const NEWCOMERS: usize = 2;
+pub const MAX_READERS: usize = 2;
 const SENDER: usize = 0;
 /// The number of cells of the ring.
 const CELLS: u8 = 2;
@@ -25,36 +25,36 @@ const CELLS: u8 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The admitting thread makes no fence between its entry and its check of the intent.
-    EntersWithoutFence,
+    NoFenceAfterEntry,
     /// It checks the intent only before it has entered the position, and not after.
-    LooksFirst,
+    IntentCheckedBeforeEntry,
     /// It increments the generation before it has entered the position.
-    TellsFirst,
+    GenerationBeforeEntry,
     /// The sender makes no fence between its intent and its check of the generation.
-    IntendsWithoutFence,
+    NoFenceAfterIntent,
     /// The sender checks the generation, and then stores its intent.
-    IntendsLate,
+    IntentAfterGenerationCheck,
     /// The sender copies the list, and then records the generation.
-    TakesTheListFirst,
+    ListBeforeGeneration,
     /// The new reader is listed as active before it has stored its starting position.
-    ActiveBeforeItsHead,
+    ActiveBeforeHead,
     /// The new reader stores its head before it has copied the message.
-    LetsGoFirst,
+    HeadBeforeCopy,
     /// 'Now' means the time of the first check instead of the time of the admission.
-    BeginsAtTheFirstLook,
+    StartAtFirstCheck,
     /// The floor's copy of the list and the wakeups share one record of the generation.
-    OneNoteOfTheGeneration,
+    SharedGeneration,
     /// The sender checks for a changed list before its fence instead of after.
-    ListBeforeTheFence,
+    ListCheckBeforeFence,
     /// A new reader that cannot issue a barrier is admitted without the publisher's barrier.
-    AdmitsWithoutBarrier,
+    NoAdmissionBarrier,
     /// The first check of a list with such a reader has no fence.
-    FirstLookWithoutFence,
+    NoFenceAtFirstCheck,
 }
 
 /// The starting point of the new reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum From {
+pub enum StartFrom {
     /// The next message that is sent.
     Now,
     /// The oldest message in the ring.
@@ -65,16 +65,16 @@ pub enum From {
 
 /// Whether new readers sleep, and the side that makes the fences in that case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Bells {
+pub enum Wakeups {
     /// They poll.
     None,
     /// The publisher makes a fence after each publication.
-    Fences,
+    PublisherFences,
     /// The new reader issues a membarrier.
-    Membarrier,
+    ReaderMembarrier,
     /// The new reader cannot issue one, though the publisher could. So the publisher makes fences from the
     /// new reader's admission on.
-    FencesFromNowOn,
+    FencesSinceAdmission,
 }
 
 /// The configuration of the model.
@@ -82,21 +82,21 @@ pub enum Bells {
 pub struct Admission {
     /// The number of new readers. The second one only changes the list: it enters at the start of the ring,
     /// and leaves if that was overwritten.
-    pub newcomers: usize,
+    pub readers: usize,
     /// The total number of messages.
     pub messages: u8,
     /// The number of messages that the ring contains at the start.
     pub before: u8,
     /// The starting point of the new readers.
-    pub from: From,
+    pub from: StartFrom,
     /// Whether new readers sleep.
-    pub bells: Bells,
+    pub wakeups: Wakeups,
     /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
 mod word {
-    use super::{CELLS, NEWCOMERS};
+    use super::{CELLS, MAX_READERS};
 
     pub(super) const TAIL: usize = 0;
     pub(super) const FLOOR: usize = 1;
@@ -106,19 +106,19 @@ mod word {
         4 + (position % CELLS) as usize
     }
     /// The new reader's entry in the list. Accessed under the lock only.
-    pub(super) const fn entry(newcomer: usize) -> usize {
-        4 + CELLS as usize + newcomer
+    pub(super) const fn entry(reader: usize) -> usize {
+        4 + CELLS as usize + reader
     }
-    pub(super) const fn head(newcomer: usize) -> usize {
-        4 + CELLS as usize + NEWCOMERS + newcomer
+    pub(super) const fn head(reader: usize) -> usize {
+        4 + CELLS as usize + MAX_READERS + reader
     }
-    pub(super) const fn parked(newcomer: usize) -> usize {
-        4 + CELLS as usize + 2 * NEWCOMERS + newcomer
+    pub(super) const fn parked(reader: usize) -> usize {
+        4 + CELLS as usize + 2 * MAX_READERS + reader
     }
-    pub(super) const ALL: usize = 4 + CELLS as usize + 3 * NEWCOMERS;
+    pub(super) const ALL: usize = 4 + CELLS as usize + 3 * MAX_READERS;
 }
 
-type Words = Memory<{ word::ALL }, { 1 + NEWCOMERS }>;
+type Words = Memory<{ word::ALL }, { 1 + MAX_READERS }>;
 
 /// An entry, decoded from its word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,7 +128,7 @@ enum Entry {
     /// An entry that keeps no position yet.
     Entered,
     /// The floor must not pass this position.
-    Held(u8),
+    Reserved(u8),
     /// The same, and the reader's own word has its read position.
     Active(u8),
 }
@@ -138,7 +138,7 @@ impl Entry {
         match self {
             Self::None => 0,
             Self::Entered => 1,
-            Self::Held(position) => 2 + 2 * position,
+            Self::Reserved(position) => 2 + 2 * position,
             Self::Active(position) => 3 + 2 * position,
         }
     }
@@ -147,7 +147,7 @@ impl Entry {
         match word {
             0 => Self::None,
             1 => Self::Entered,
-            word if word % 2 == 0 => Self::Held(word / 2 - 1),
+            word if word % 2 == 0 => Self::Reserved(word / 2 - 1),
             word => Self::Active(word / 2 - 1),
         }
     }
@@ -158,141 +158,114 @@ const NEVER: u8 = u8::MAX;
 
 /// A reader, as the sender knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Seat {
+struct KnownReader {
     entry: Entry,
     head: u8,
 }
 
 /// The sender's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sends {
-    /// Reads the generation, before it moves the floor.
-    Generation,
-    /// Copies the list.
-    List,
-    /// Records the generation after that ([`Fault::TakesTheListFirst`]).
-    LateGeneration,
-    /// Reads this reader's head.
-    Head(u8),
-    /// Stores its intent, and makes a fence.
-    Intent,
-    /// Reads the generation again.
-    Sure,
-    /// Stores its intent after that ([`Fault::IntendsLate`]).
-    LateIntent,
-    /// Stores the floor.
-    Floor,
-    /// Writes the cell.
-    Write,
-    /// Stores the tail.
-    Tail,
-    /// Makes a fence, if it must.
+enum SenderStep {
+    /// Before the floor moves.
+    LoadGeneration,
+    CopyList,
+    /// [`Fault::ListBeforeGeneration`].
+    LoadGenerationLate,
+    LoadHead(u8),
+    /// Includes a fence.
+    StoreIntent,
+    RecheckGeneration,
+    /// [`Fault::IntentAfterGenerationCheck`].
+    StoreIntentLate,
+    StoreFloor,
+    WriteCell,
+    StoreTail,
+    /// If the readers need one.
     Fence,
-    /// Checks whether the list has changed.
-    Changed,
-    /// Copies the list for the wakeups.
-    WakersList,
-    /// Makes the fence for a list that needs one.
-    ListFence,
-    /// Reads this reader's parked word.
-    Looks(u8),
-    /// Wakes this reader.
-    Rings(u8),
-    /// Has sent all messages.
+    CheckList,
+    CopyWakerList,
+    /// For the first list that needs fences.
+    FenceAfterList,
+    LoadParked(u8),
+    Wake(u8),
     Done,
 }
 
 /// The next step of the new reader, or of the thread that admits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Comes {
-    /// Enters the list.
-    Enters,
-    /// Reads the floor,
-    Floor,
-    /// the tail,
-    Tail,
-    /// and the intent, and chooses a position.
-    Intent,
-    /// Enters the position.
-    Holds,
+enum ReaderStep {
+    Enter,
+    LoadFloor,
+    LoadTail,
+    /// Also chooses a position.
+    LoadIntent,
+    Reserve,
     /// Sets the generation to this value.
-    Tells(u8),
-    /// Reads the intent again.
-    Sure,
-    /// Stores its starting position as its head.
-    Head,
-    /// Marks its entry as active.
-    Activates,
+    PublishReservation(u8),
+    RecheckIntent,
+    /// The head is the reserved position.
+    StoreFirstHead,
+    Activate,
     /// Sets the generation to this value.
-    TellsActive(u8),
-    /// Issues the publisher's barrier.
+    PublishActivation(u8),
+    /// The publisher's barrier for a reader that cannot issue one.
     AdmitBarrier,
-    /// Is in membarrier(2), to be admitted.
-    Admitting(Membarrier),
-    /// Reads the tail, and moves to its starting point.
-    Begins,
-    /// Stores its head.
-    BeginsHead,
-    /// Reads the tail.
-    Looks,
-    /// Copies a message.
-    Copies,
-    /// Stores its head.
-    LetsGo,
-    /// Announces that it sleeps, and makes a fence.
-    Parks,
-    /// Issues a barrier, if it must.
+    InAdmitBarrier(Membarrier),
+    /// Reads the tail, and moves to the starting point.
+    LoadStart,
+    StoreStart,
+    Poll,
+    Copy,
+    StoreHead,
+    /// Includes a fence.
+    Park,
+    /// A fence or a membarrier.
     Barrier,
-    /// Is in membarrier(2).
-    Waits(Membarrier),
-    /// Reads the tail once more.
-    Again,
-    /// Sleeps.
-    Sleeps,
-    /// Announces that it is awake.
-    Unparks,
-    /// Has read all messages.
+    InBarrier(Membarrier),
+    Recheck,
+    Sleep,
+    Unpark,
     Done,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Sender {
-    next: Sends,
+    next: SenderStep,
     sent: u8,
     floor: u8,
     goal: u8,
     /// The generation of its copy of the list.
     generation: u8,
-    seats: [Seat; NEWCOMERS],
+    readers: [KnownReader; MAX_READERS],
     /// The generation up to which the wakeups know the list.
-    told: u8,
+    wakers_generation: u8,
     /// The readers that may need a wakeup, one bit each.
-    watched: u8,
-    rung: [u8; NEWCOMERS],
+    candidates: u8,
+    woken: [u8; MAX_READERS],
     /// It makes a fence after each publication.
-    always: bool,
+    always_fences: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Newcomer {
-    next: Comes,
+struct Reader {
+    next: ReaderStep,
     floor: u8,
     tail: u8,
     /// Its starting position, and then its read position.
     head: u8,
-    number: u8,
-    bell: bool,
+    park_number: u8,
+    wakeup: bool,
     /// The number of messages whose sending had started when it was admitted.
-    begun: Option<u8>,
+    sent_at_admission: Option<u8>,
 }
 
 /// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Wrong {
+enum Violation {
     /// A message was overwritten before it was read.
-    WrittenOver,
+    Overwritten,
     /// An honest reader was accused of a protocol violation.
-    Accused,
+    FalseAccusation,
     /// A message that was sent after the admission is missing.
     Missing,
 }
@@ -302,17 +275,17 @@ enum Wrong {
 pub struct State {
     words: Words,
     sender: Sender,
-    newcomers: [Newcomer; NEWCOMERS],
+    readers: [Reader; MAX_READERS],
     /// The number of changes of the list. Accessed under its lock.
     changes: u8,
-    wrong: Option<Wrong>,
+    violation: Option<Violation>,
 }
 
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
-    GoOn(usize, u8),
+    Step(usize, u8),
     /// The new reader's membarrier interrupts the sender.
     Interrupt(usize),
 }
@@ -324,35 +297,38 @@ impl Admission {
 
     /// Returns the word that the thread loads next, and the load's ordering.
     fn loads(state: &State, thread: usize) -> Option<(usize, Order)> {
-        use Order::{Relaxed, Synchronises};
+        use Order::{AcqRel, Relaxed};
         if thread == SENDER {
             return match state.sender.next {
-                Sends::Generation | Sends::Sure | Sends::LateGeneration | Sends::Changed => {
-                    Some((word::GENERATION, Synchronises))
-                }
-                Sends::Head(at) => Some((word::head(at.into()), Synchronises)),
-                Sends::Looks(at) => Some((word::parked(at.into()), Relaxed)),
+                SenderStep::LoadGeneration
+                | SenderStep::RecheckGeneration
+                | SenderStep::LoadGenerationLate
+                | SenderStep::CheckList => Some((word::GENERATION, AcqRel)),
+                SenderStep::LoadHead(at) => Some((word::head(at.into()), AcqRel)),
+                SenderStep::LoadParked(at) => Some((word::parked(at.into()), Relaxed)),
                 _ => None,
             };
         }
-        let me = &state.newcomers[thread - 1];
+        let me = &state.readers[thread - 1];
         match me.next {
-            Comes::Floor => Some((word::FLOOR, Synchronises)),
-            Comes::Tail | Comes::Begins | Comes::Looks | Comes::Again => Some((word::TAIL, Synchronises)),
-            Comes::Intent | Comes::Sure => Some((word::INTENT, Relaxed)),
-            Comes::Copies => Some((word::cell(me.head), Relaxed)),
+            ReaderStep::LoadFloor => Some((word::FLOOR, AcqRel)),
+            ReaderStep::LoadTail | ReaderStep::LoadStart | ReaderStep::Poll | ReaderStep::Recheck => {
+                Some((word::TAIL, AcqRel))
+            }
+            ReaderStep::LoadIntent | ReaderStep::RecheckIntent => Some((word::INTENT, Relaxed)),
+            ReaderStep::Copy => Some((word::cell(me.head), Relaxed)),
             _ => None,
         }
     }
 
-    fn can_go_on(state: &State, thread: usize) -> bool {
+    fn is_runnable(state: &State, thread: usize) -> bool {
         if thread == SENDER {
-            return state.sender.next != Sends::Done;
+            return state.sender.next != SenderStep::Done;
         }
-        let me = &state.newcomers[thread - 1];
+        let me = &state.readers[thread - 1];
         match me.next {
-            Comes::Sleeps => me.bell,
-            Comes::Done | Comes::Admitting(_) | Comes::Waits(_) => false,
+            ReaderStep::Sleep => me.wakeup,
+            ReaderStep::Done | ReaderStep::InAdmitBarrier(_) | ReaderStep::InBarrier(_) => false,
             _ => true,
         }
     }
@@ -361,238 +337,241 @@ impl Admission {
 /// The sender's steps.
 impl Admission {
     /// Returns the first step for the next message.
-    fn begin(self, me: &mut Sender) -> Sends {
+    fn next_message(self, me: &mut Sender) -> SenderStep {
         if me.sent == self.messages {
-            return Sends::Done;
+            return SenderStep::Done;
         }
         me.goal = (me.sent + 1).saturating_sub(CELLS);
         if me.goal <= me.floor {
-            Sends::Write
-        } else if self.has(Fault::TakesTheListFirst) {
-            Sends::List
+            SenderStep::WriteCell
+        } else if self.has(Fault::ListBeforeGeneration) {
+            SenderStep::CopyList
         } else {
-            Sends::Generation
+            SenderStep::LoadGeneration
         }
     }
 
     /// Returns the step after the list is known: reads the heads if the known ones leave no space.
-    fn after_list(self, me: &Sender) -> Sends {
-        if me.seats.iter().all(|seat| seat.head >= me.goal) {
+    fn after_list(self, me: &Sender) -> SenderStep {
+        if me.readers.iter().all(|reader| reader.head >= me.goal) {
             return self.intent();
         }
-        let active = |at: usize| matches!(me.seats[at].entry, Entry::Active(_)) && me.seats[at].head != NEVER;
-        match (0..NEWCOMERS).find(|at| active(*at)) {
-            Some(at) => Sends::Head(narrow(at)),
-            None => self.wait(),
+        let active =
+            |at: usize| matches!(me.readers[at].entry, Entry::Active(_)) && me.readers[at].head != NEVER;
+        match (0..MAX_READERS).find(|at| active(*at)) {
+            Some(at) => SenderStep::LoadHead(narrow(at)),
+            None => self.retry(),
         }
     }
 
     /// Returns the step after no space was found: checks again.
-    fn wait(self) -> Sends {
-        if self.has(Fault::TakesTheListFirst) {
-            Sends::List
+    fn retry(self) -> SenderStep {
+        if self.has(Fault::ListBeforeGeneration) {
+            SenderStep::CopyList
         } else {
-            Sends::Generation
+            SenderStep::LoadGeneration
         }
     }
 
-    fn intent(self) -> Sends {
-        if self.has(Fault::IntendsLate) {
-            Sends::Sure
+    fn intent(self) -> SenderStep {
+        if self.has(Fault::IntentAfterGenerationCheck) {
+            SenderStep::RecheckGeneration
         } else {
-            Sends::Intent
+            SenderStep::StoreIntent
         }
     }
 
-    fn send(self, state: &mut State, choice: u8) {
+    fn step_sender(self, state: &mut State, choice: u8) {
         let loaded = Self::loads(state, SENDER);
         let State {
             words, sender: me, ..
         } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(SENDER, word, choice, order));
         me.next = match me.next {
-            Sends::Generation if value == me.generation => self.after_list(me),
-            Sends::Generation => {
+            SenderStep::LoadGeneration if value == me.generation => self.after_list(me),
+            SenderStep::LoadGeneration => {
                 me.generation = value;
-                Sends::List
+                SenderStep::CopyList
             }
-            Sends::List => {
-                Self::take_list(words, me);
-                if self.has(Fault::TakesTheListFirst) {
-                    Sends::LateGeneration
+            SenderStep::CopyList => {
+                Self::copy_list(words, me);
+                if self.has(Fault::ListBeforeGeneration) {
+                    SenderStep::LoadGenerationLate
                 } else {
                     self.after_list(me)
                 }
             }
-            Sends::LateGeneration => {
+            SenderStep::LoadGenerationLate => {
                 me.generation = value;
                 self.after_list(me)
             }
-            Sends::Head(at) => {
-                let seat = &mut me.seats[usize::from(at)];
-                if value < seat.head || value > me.sent {
-                    state.wrong = Some(Wrong::Accused);
+            SenderStep::LoadHead(at) => {
+                let reader = &mut me.readers[usize::from(at)];
+                if value < reader.head || value > me.sent {
+                    state.violation = Some(Violation::FalseAccusation);
                 }
-                seat.head = value;
-                let known = |at: &usize| matches!(me.seats[*at].entry, Entry::Active(_));
-                match (usize::from(at) + 1..NEWCOMERS).find(known) {
-                    Some(at) => Sends::Head(narrow(at)),
-                    None if me.seats.iter().all(|seat| seat.head >= me.goal) => self.intent(),
-                    None => self.wait(),
+                reader.head = value;
+                let known = |at: &usize| matches!(me.readers[*at].entry, Entry::Active(_));
+                match (usize::from(at) + 1..MAX_READERS).find(known) {
+                    Some(at) => SenderStep::LoadHead(narrow(at)),
+                    None if me.readers.iter().all(|reader| reader.head >= me.goal) => self.intent(),
+                    None => self.retry(),
                 }
             }
-            Sends::Intent | Sends::LateIntent => {
+            SenderStep::StoreIntent | SenderStep::StoreIntentLate => {
                 words.store(SENDER, word::INTENT, me.goal, Order::Relaxed);
-                if !self.has(Fault::IntendsWithoutFence) {
+                if !self.has(Fault::NoFenceAfterIntent) {
                     words.full_fence(SENDER);
                 }
-                if me.next == Sends::Intent {
-                    Sends::Sure
+                if me.next == SenderStep::StoreIntent {
+                    SenderStep::RecheckGeneration
                 } else {
-                    Sends::Floor
+                    SenderStep::StoreFloor
                 }
             }
-            Sends::Sure if value != me.generation => self.wait(),
-            Sends::Sure if self.has(Fault::IntendsLate) => Sends::LateIntent,
-            Sends::Sure => Sends::Floor,
-            Sends::Floor => {
+            SenderStep::RecheckGeneration if value != me.generation => self.retry(),
+            SenderStep::RecheckGeneration if self.has(Fault::IntentAfterGenerationCheck) => {
+                SenderStep::StoreIntentLate
+            }
+            SenderStep::RecheckGeneration => SenderStep::StoreFloor,
+            SenderStep::StoreFloor => {
                 me.floor = me.goal;
-                words.store(SENDER, word::FLOOR, me.floor, Order::Synchronises);
+                words.store(SENDER, word::FLOOR, me.floor, Order::AcqRel);
                 words.release_fence(SENDER);
-                Sends::Write
+                SenderStep::WriteCell
             }
-            Sends::Write => {
+            SenderStep::WriteCell => {
                 words.store(SENDER, word::cell(me.sent), me.sent + 1, Order::Relaxed);
-                Sends::Tail
+                SenderStep::StoreTail
             }
-            _ => return self.wake(state, value),
+            _ => return self.step_wakeups(state, value),
         };
-        Self::end(state);
+        Self::retire_if_done(state);
     }
 
-    fn end(state: &mut State) {
-        if state.sender.next == Sends::Done {
+    fn retire_if_done(state: &mut State) {
+        if state.sender.next == SenderStep::Done {
             state.words.retire(SENDER);
         }
     }
 
-    fn take_list(words: &mut Words, me: &mut Sender) {
-        for at in 0..NEWCOMERS {
+    fn copy_list(words: &mut Words, me: &mut Sender) {
+        for at in 0..MAX_READERS {
             let entry = Entry::from_word(words.load_newest(SENDER, word::entry(at)));
-            let seat = &mut me.seats[at];
-            let place = |entry| match entry {
-                Entry::Held(position) | Entry::Active(position) => position,
+            let reader = &mut me.readers[at];
+            let position_of = |entry| match entry {
+                Entry::Reserved(position) | Entry::Active(position) => position,
                 Entry::None | Entry::Entered => NEVER,
             };
-            if place(entry) != place(seat.entry) {
-                seat.head = place(entry);
+            if position_of(entry) != position_of(reader.entry) {
+                reader.head = position_of(entry);
             }
-            seat.entry = entry;
+            reader.entry = entry;
         }
     }
 
     /// The steps after a publication.
-    fn wake(self, state: &mut State, value: u8) {
+    fn step_wakeups(self, state: &mut State, value: u8) {
         let State {
             words, sender: me, ..
         } = state;
         me.next = match me.next {
-            Sends::Tail => {
+            SenderStep::StoreTail => {
                 me.sent += 1;
-                words.store(SENDER, word::TAIL, me.sent, Order::Synchronises);
-                if self.bells == Bells::None {
-                    self.begin(me)
-                } else if self.has(Fault::ListBeforeTheFence) {
-                    Sends::Changed
+                words.store(SENDER, word::TAIL, me.sent, Order::AcqRel);
+                if self.wakeups == Wakeups::None {
+                    self.next_message(me)
+                } else if self.has(Fault::ListCheckBeforeFence) {
+                    SenderStep::CheckList
                 } else {
                     self.fence(me)
                 }
             }
-            Sends::Fence => {
+            SenderStep::Fence => {
                 words.full_fence(SENDER);
-                if self.has(Fault::ListBeforeTheFence) {
-                    Self::look(me, 0)
+                if self.has(Fault::ListCheckBeforeFence) {
+                    Self::next_candidate(me, 0)
                 } else {
-                    Sends::Changed
+                    SenderStep::CheckList
                 }
             }
-            Sends::Changed => {
-                let known = if self.has(Fault::OneNoteOfTheGeneration) {
+            SenderStep::CheckList => {
+                let known = if self.has(Fault::SharedGeneration) {
                     me.generation
                 } else {
-                    me.told
+                    me.wakers_generation
                 };
                 if value == known {
                     self.after_changed(me)
                 } else {
                     me.generation = value;
-                    me.told = value;
-                    Sends::WakersList
+                    me.wakers_generation = value;
+                    SenderStep::CopyWakerList
                 }
             }
-            Sends::WakersList => {
-                Self::take_list(words, me);
-                let active = |at: &usize| matches!(me.seats[*at].entry, Entry::Active(_));
-                me.watched = (0..NEWCOMERS).filter(active).map(|at| 1 << at).sum();
+            SenderStep::CopyWakerList => {
+                Self::copy_list(words, me);
+                let active = |at: &usize| matches!(me.readers[*at].entry, Entry::Active(_));
+                me.candidates = (0..MAX_READERS).filter(active).map(|at| 1 << at).sum();
                 // Wake all of them once more instead of tracking whether each is the same reader as before.
-                me.rung = [0; NEWCOMERS];
-                let needs = self.bells == Bells::FencesFromNowOn && me.watched != 0;
-                if needs && !me.always {
-                    me.always = true;
-                    Sends::ListFence
+                me.woken = [0; MAX_READERS];
+                let needs = self.wakeups == Wakeups::FencesSinceAdmission && me.candidates != 0;
+                if needs && !me.always_fences {
+                    me.always_fences = true;
+                    SenderStep::FenceAfterList
                 } else {
                     self.after_changed(me)
                 }
             }
-            Sends::ListFence => {
-                if !self.has(Fault::FirstLookWithoutFence) {
+            SenderStep::FenceAfterList => {
+                if !self.has(Fault::NoFenceAtFirstCheck) {
                     words.full_fence(SENDER);
                 }
                 self.after_changed(me)
             }
-            Sends::Looks(at) => {
-                let number = usize::from(at);
-                if value % 2 == 1 && value != me.rung[number] {
-                    me.rung[number] = value;
-                    Sends::Rings(at)
+            SenderStep::LoadParked(at) => {
+                let reader = usize::from(at);
+                if value % 2 == 1 && value != me.woken[reader] {
+                    me.woken[reader] = value;
+                    SenderStep::Wake(at)
                 } else {
-                    Self::look(me, number + 1)
+                    Self::next_candidate(me, reader + 1)
                 }
             }
-            Sends::Rings(at) => {
-                state.newcomers[usize::from(at)].bell = true;
-                Self::look(me, usize::from(at) + 1)
+            SenderStep::Wake(at) => {
+                state.readers[usize::from(at)].wakeup = true;
+                Self::next_candidate(me, usize::from(at) + 1)
             }
             other => other,
         };
-        if me.next == Sends::Done && self.bells != Bells::None {
-            me.next = self.begin(me);
+        if me.next == SenderStep::Done && self.wakeups != Wakeups::None {
+            me.next = self.next_message(me);
         }
-        Self::end(state);
+        Self::retire_if_done(state);
     }
 
-    fn fence(self, me: &Sender) -> Sends {
-        if self.bells == Bells::Fences || me.always {
-            Sends::Fence
-        } else if self.has(Fault::ListBeforeTheFence) {
-            Self::look(me, 0)
+    fn fence(self, me: &Sender) -> SenderStep {
+        if self.wakeups == Wakeups::PublisherFences || me.always_fences {
+            SenderStep::Fence
+        } else if self.has(Fault::ListCheckBeforeFence) {
+            Self::next_candidate(me, 0)
         } else {
-            Sends::Changed
+            SenderStep::CheckList
         }
     }
 
-    fn after_changed(self, me: &Sender) -> Sends {
-        if self.has(Fault::ListBeforeTheFence) {
+    fn after_changed(self, me: &Sender) -> SenderStep {
+        if self.has(Fault::ListCheckBeforeFence) {
             self.fence(me)
         } else {
-            Self::look(me, 0)
+            Self::next_candidate(me, 0)
         }
     }
 
     /// Returns the step for the next reader to check, or `Done` after the last.
-    fn look(me: &Sender, from: usize) -> Sends {
-        let next = (from..NEWCOMERS).find(|at| me.watched & (1 << at) != 0);
-        next.map_or(Sends::Done, |at| Sends::Looks(narrow(at)))
+    fn next_candidate(me: &Sender, from: usize) -> SenderStep {
+        let next = (from..MAX_READERS).find(|at| me.candidates & (1 << at) != 0);
+        next.map_or(SenderStep::Done, |at| SenderStep::LoadParked(narrow(at)))
     }
 }
 
@@ -601,229 +580,236 @@ fn narrow(at: usize) -> u8 {
 }
 
 /// Changes an entry of the list under the lock that protects all changes. Returns the new generation.
-fn enter(words: &mut Words, changes: &mut u8, at: usize, entry: Entry) -> u8 {
-    for other in 0..NEWCOMERS {
+fn set_entry(words: &mut Words, changes: &mut u8, at: usize, entry: Entry) -> u8 {
+    for other in 0..MAX_READERS {
         words.load_newest(1 + at, word::entry(other));
     }
-    words.store(1 + at, word::entry(at), entry.word(), Order::Synchronises);
+    words.store(1 + at, word::entry(at), entry.word(), Order::AcqRel);
     *changes += 1;
     *changes
 }
 
 /// The new reader's steps.
 impl Admission {
-    fn come(self, state: &mut State, at: usize, choice: u8) {
+    fn step_admission(self, state: &mut State, at: usize, choice: u8) {
         let thread = 1 + at;
         let loaded = Self::loads(state, thread);
         let State {
             words,
-            newcomers,
+            readers,
             changes,
             ..
         } = state;
-        let me = &mut newcomers[at];
+        let me = &mut readers[at];
         let value = loaded.map_or(0, |(word, order)| words.load(thread, word, choice, order));
         me.next = match me.next {
-            Comes::Enters => {
-                words.store(
-                    thread,
-                    word::entry(at),
-                    Entry::Entered.word(),
-                    Order::Synchronises,
-                );
-                Comes::Floor
+            ReaderStep::Enter => {
+                words.store(thread, word::entry(at), Entry::Entered.word(), Order::AcqRel);
+                ReaderStep::LoadFloor
             }
-            Comes::Floor => {
+            ReaderStep::LoadFloor => {
                 me.floor = value;
-                Comes::Tail
+                ReaderStep::LoadTail
             }
-            Comes::Tail => {
+            ReaderStep::LoadTail => {
                 me.tail = value;
-                Comes::Intent
+                ReaderStep::LoadIntent
             }
-            Comes::Intent => {
-                let place = match self.from {
-                    From::Oldest => me.floor.max(value),
-                    From::Now | From::Latest => me.tail,
+            ReaderStep::LoadIntent => {
+                let position = match self.from {
+                    StartFrom::Oldest => me.floor.max(value),
+                    StartFrom::Now | StartFrom::Latest => me.tail,
                 };
                 // Otherwise no mark fits, and it checks again.
-                if place >= value && place >= me.floor && place <= me.tail {
-                    me.head = place;
-                    Comes::Holds
+                if position >= value && position >= me.floor && position <= me.tail {
+                    me.head = position;
+                    ReaderStep::Reserve
                 } else {
-                    Comes::Floor
+                    ReaderStep::LoadFloor
                 }
             }
-            Comes::Holds => {
+            ReaderStep::Reserve => {
                 let head = me.head;
-                if self.has(Fault::TellsFirst) {
-                    words.store(thread, word::GENERATION, *changes + 1, Order::Synchronises);
-                    enter(words, changes, at, Entry::Held(head));
-                    Comes::Sure
+                if self.has(Fault::GenerationBeforeEntry) {
+                    words.store(thread, word::GENERATION, *changes + 1, Order::AcqRel);
+                    set_entry(words, changes, at, Entry::Reserved(head));
+                    ReaderStep::RecheckIntent
                 } else {
-                    Comes::Tells(enter(words, changes, at, Entry::Held(head)))
+                    ReaderStep::PublishReservation(set_entry(words, changes, at, Entry::Reserved(head)))
                 }
             }
-            Comes::Tells(generation) => {
-                words.store(thread, word::GENERATION, generation, Order::Synchronises);
-                if !self.has(Fault::EntersWithoutFence) {
+            ReaderStep::PublishReservation(generation) => {
+                words.store(thread, word::GENERATION, generation, Order::AcqRel);
+                if !self.has(Fault::NoFenceAfterEntry) {
                     words.full_fence(thread);
                 }
-                Comes::Sure
+                ReaderStep::RecheckIntent
             }
-            Comes::Sure if value > me.head && !self.has(Fault::LooksFirst) => Comes::Floor,
-            Comes::Sure if at > 0 && value > 0 => Comes::TellsActive(enter(words, changes, at, Entry::None)),
-            Comes::Sure if at > 0 => Comes::Done,
-            Comes::Sure if self.has(Fault::ActiveBeforeItsHead) => Comes::Activates,
-            Comes::Sure => Comes::Head,
-            Comes::Head => {
-                words.store(thread, word::head(at), me.head, Order::Synchronises);
-                if self.has(Fault::ActiveBeforeItsHead) {
-                    Comes::Begins
+            ReaderStep::RecheckIntent if value > me.head && !self.has(Fault::IntentCheckedBeforeEntry) => {
+                ReaderStep::LoadFloor
+            }
+            ReaderStep::RecheckIntent if at > 0 && value > 0 => {
+                ReaderStep::PublishActivation(set_entry(words, changes, at, Entry::None))
+            }
+            ReaderStep::RecheckIntent if at > 0 => ReaderStep::Done,
+            ReaderStep::RecheckIntent if self.has(Fault::ActiveBeforeHead) => ReaderStep::Activate,
+            ReaderStep::RecheckIntent => ReaderStep::StoreFirstHead,
+            ReaderStep::StoreFirstHead => {
+                words.store(thread, word::head(at), me.head, Order::AcqRel);
+                if self.has(Fault::ActiveBeforeHead) {
+                    ReaderStep::LoadStart
                 } else {
-                    Comes::Activates
+                    ReaderStep::Activate
                 }
             }
-            Comes::Activates => Comes::TellsActive(enter(words, changes, at, Entry::Active(me.head))),
-            Comes::TellsActive(generation) => {
-                words.store(thread, word::GENERATION, generation, Order::Synchronises);
+            ReaderStep::Activate => {
+                ReaderStep::PublishActivation(set_entry(words, changes, at, Entry::Active(me.head)))
+            }
+            ReaderStep::PublishActivation(generation) => {
+                words.store(thread, word::GENERATION, generation, Order::AcqRel);
                 if at > 0 {
-                    Comes::Done
-                } else if self.has(Fault::ActiveBeforeItsHead) {
-                    Comes::Head
-                } else if self.bells == Bells::FencesFromNowOn && !self.has(Fault::AdmitsWithoutBarrier) {
-                    Comes::AdmitBarrier
+                    ReaderStep::Done
+                } else if self.has(Fault::ActiveBeforeHead) {
+                    ReaderStep::StoreFirstHead
+                } else if self.wakeups == Wakeups::FencesSinceAdmission
+                    && !self.has(Fault::NoAdmissionBarrier)
+                {
+                    ReaderStep::AdmitBarrier
                 } else {
-                    Comes::Begins
+                    ReaderStep::LoadStart
                 }
             }
-            Comes::AdmitBarrier => match Membarrier::begin(words, thread, 1 << SENDER) {
-                Membarrier { left: 0 } => Comes::Begins,
-                barrier => Comes::Admitting(barrier),
+            ReaderStep::AdmitBarrier => match Membarrier::start(words, thread, 1 << SENDER) {
+                Membarrier { pending: 0 } => ReaderStep::LoadStart,
+                barrier => ReaderStep::InAdmitBarrier(barrier),
             },
-            _ => return self.read(state, at, value),
+            _ => return self.step_reading(state, at, value),
         };
-        if me.next == Comes::Done {
+        if me.next == ReaderStep::Done {
             words.retire(thread);
         }
     }
 
-    fn read(self, state: &mut State, at: usize, value: u8) {
+    fn step_reading(self, state: &mut State, at: usize, value: u8) {
         let thread = 1 + at;
         let State {
             words,
-            newcomers,
+            readers,
             sender,
             ..
         } = state;
-        let me = &mut newcomers[at];
+        let me = &mut readers[at];
         me.next = match me.next {
-            Comes::Begins => {
+            ReaderStep::LoadStart => {
                 // A message that is being sent when the admission returns was started before.
-                let writing = matches!(sender.next, Sends::Write | Sends::Tail) || sender.goal > sender.floor;
-                me.begun = Some(sender.sent + u8::from(writing && sender.sent < self.messages));
+                let writing = matches!(sender.next, SenderStep::WriteCell | SenderStep::StoreTail)
+                    || sender.goal > sender.floor;
+                me.sent_at_admission = Some(sender.sent + u8::from(writing && sender.sent < self.messages));
                 me.tail = value;
                 match self.from {
-                    From::Now if self.has(Fault::BeginsAtTheFirstLook) => {}
-                    From::Now => me.head = value,
-                    From::Latest => me.head = me.head.max(value.saturating_sub(1)),
-                    From::Oldest => {}
+                    StartFrom::Now if self.has(Fault::StartAtFirstCheck) => {}
+                    StartFrom::Now => me.head = value,
+                    StartFrom::Latest => me.head = me.head.max(value.saturating_sub(1)),
+                    StartFrom::Oldest => {}
                 }
-                Comes::BeginsHead
+                ReaderStep::StoreStart
             }
-            Comes::BeginsHead => {
-                words.store(thread, word::head(at), me.head, Order::Synchronises);
-                Comes::Looks
+            ReaderStep::StoreStart => {
+                words.store(thread, word::head(at), me.head, Order::AcqRel);
+                ReaderStep::Poll
             }
-            Comes::Looks | Comes::Again => {
+            ReaderStep::Poll | ReaderStep::Recheck => {
                 me.tail = value;
-                if self.has(Fault::BeginsAtTheFirstLook) && me.number == 0 && me.head < value {
+                if self.has(Fault::StartAtFirstCheck) && me.park_number == 0 && me.head < value {
                     me.head = value;
                     // Only once.
-                    me.number = 2;
-                    if me.begun.is_some_and(|begun| value > begun) {
-                        state.wrong = Some(Wrong::Missing);
+                    me.park_number = 2;
+                    if me
+                        .sent_at_admission
+                        .is_some_and(|sent_at_admission| value > sent_at_admission)
+                    {
+                        state.violation = Some(Violation::Missing);
                     }
                 }
                 match me.next {
-                    Comes::Again if me.tail > me.head => Comes::Unparks,
-                    Comes::Again => Comes::Sleeps,
-                    _ if me.tail > me.head => self.take(),
-                    _ if self.bells == Bells::None => Comes::Looks,
-                    _ => Comes::Parks,
+                    ReaderStep::Recheck if me.tail > me.head => ReaderStep::Unpark,
+                    ReaderStep::Recheck => ReaderStep::Sleep,
+                    _ if me.tail > me.head => self.read_next(),
+                    _ if self.wakeups == Wakeups::None => ReaderStep::Poll,
+                    _ => ReaderStep::Park,
                 }
             }
-            Comes::Copies => {
-                let expected = me.head + 1 - u8::from(self.has(Fault::LetsGoFirst));
+            ReaderStep::Copy => {
+                let expected = me.head + 1 - u8::from(self.has(Fault::HeadBeforeCopy));
                 if value != expected {
-                    state.wrong = Some(Wrong::WrittenOver);
+                    state.violation = Some(Violation::Overwritten);
                 }
-                if self.has(Fault::LetsGoFirst) {
+                if self.has(Fault::HeadBeforeCopy) {
                     self.after_reading(words, me, thread)
                 } else {
                     me.head += 1;
-                    Comes::LetsGo
+                    ReaderStep::StoreHead
                 }
             }
-            Comes::LetsGo => {
-                if self.has(Fault::LetsGoFirst) {
+            ReaderStep::StoreHead => {
+                if self.has(Fault::HeadBeforeCopy) {
                     me.head += 1;
                 }
-                words.store(thread, word::head(at), me.head, Order::Synchronises);
-                if self.has(Fault::LetsGoFirst) {
-                    Comes::Copies
+                words.store(thread, word::head(at), me.head, Order::AcqRel);
+                if self.has(Fault::HeadBeforeCopy) {
+                    ReaderStep::Copy
                 } else {
                     self.after_reading(words, me, thread)
                 }
             }
-            next => self.sleep(words, me, at, next),
+            next => self.step_parking(words, me, at, next),
         };
     }
 
-    fn take(self) -> Comes {
-        if self.has(Fault::LetsGoFirst) {
-            Comes::LetsGo
+    fn read_next(self) -> ReaderStep {
+        if self.has(Fault::HeadBeforeCopy) {
+            ReaderStep::StoreHead
         } else {
-            Comes::Copies
+            ReaderStep::Copy
         }
     }
 
-    fn after_reading(self, words: &mut Words, me: &Newcomer, thread: usize) -> Comes {
+    fn after_reading(self, words: &mut Words, me: &Reader, thread: usize) -> ReaderStep {
         if me.head == self.messages {
             words.retire(thread);
-            Comes::Done
+            ReaderStep::Done
         } else {
-            Comes::Looks
+            ReaderStep::Poll
         }
     }
 
-    fn sleep(self, words: &mut Words, me: &mut Newcomer, at: usize, next: Comes) -> Comes {
+    fn step_parking(self, words: &mut Words, me: &mut Reader, at: usize, next: ReaderStep) -> ReaderStep {
         let thread = 1 + at;
         match next {
-            Comes::Parks => {
-                me.number += 1;
-                words.store(thread, word::parked(at), me.number, Order::Synchronises);
-                Comes::Barrier
+            ReaderStep::Park => {
+                me.park_number += 1;
+                words.store(thread, word::parked(at), me.park_number, Order::AcqRel);
+                ReaderStep::Barrier
             }
-            Comes::Barrier if self.bells != Bells::Membarrier => {
+            ReaderStep::Barrier if self.wakeups != Wakeups::ReaderMembarrier => {
                 words.full_fence(thread);
-                Comes::Again
+                ReaderStep::Recheck
             }
-            Comes::Barrier => match Membarrier::begin(words, thread, 1 << SENDER) {
-                Membarrier { left: 0 } => Comes::Again,
-                barrier => Comes::Waits(barrier),
+            ReaderStep::Barrier => match Membarrier::start(words, thread, 1 << SENDER) {
+                Membarrier { pending: 0 } => ReaderStep::Recheck,
+                barrier => ReaderStep::InBarrier(barrier),
             },
-            Comes::Sleeps => {
-                me.bell = false;
-                Comes::Unparks
+            ReaderStep::Sleep => {
+                me.wakeup = false;
+                ReaderStep::Unpark
             }
-            Comes::Unparks => {
-                me.number += 1;
-                words.store(thread, word::parked(at), me.number, Order::Relaxed);
+            ReaderStep::Unpark => {
+                me.park_number += 1;
+                words.store(thread, word::parked(at), me.park_number, Order::Relaxed);
                 if me.tail > me.head {
-                    self.take()
+                    self.read_next()
                 } else {
-                    Comes::Looks
+                    ReaderStep::Poll
                 }
             }
             other => other,
@@ -836,76 +822,76 @@ impl Model for Admission {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let uses = |newcomer: usize| {
-            let own = 1 << word::head(newcomer) | 1 << word::parked(newcomer);
-            if newcomer < self.newcomers { own } else { 0 }
+        let uses = |reader: usize| {
+            let own = 1 << word::head(reader) | 1 << word::parked(reader);
+            if reader < self.readers { own } else { 0 }
         };
-        let lists: u32 = (0..NEWCOMERS).map(|at| 1 << word::entry(at)).sum();
+        let lists: u32 = (0..MAX_READERS).map(|at| 1 << word::entry(at)).sum();
         let shared = ((1 << word::entry(0)) - 1) | lists;
-        let seat = Seat {
+        let reader = KnownReader {
             entry: Entry::None,
             head: NEVER,
         };
         let mut sender = Sender {
-            next: Sends::Done,
+            next: SenderStep::Done,
             sent: self.before,
             floor: 0,
             goal: 0,
             generation: 0,
-            seats: [seat; NEWCOMERS],
-            told: 0,
-            watched: 0,
-            rung: [0; NEWCOMERS],
-            always: false,
+            readers: [reader; MAX_READERS],
+            wakers_generation: 0,
+            candidates: 0,
+            woken: [0; MAX_READERS],
+            always_fences: false,
         };
-        sender.next = self.begin(&mut sender);
-        let newcomer = |at| Newcomer {
-            next: if at < self.newcomers {
-                Comes::Enters
+        sender.next = self.next_message(&mut sender);
+        let reader = |at| Reader {
+            next: if at < self.readers {
+                ReaderStep::Enter
             } else {
-                Comes::Done
+                ReaderStep::Done
             },
             floor: 0,
             tail: 0,
             head: 0,
-            number: 0,
-            bell: false,
-            begun: None,
+            park_number: 0,
+            wakeup: false,
+            sent_at_admission: None,
         };
-        let come = |at: usize| if at < self.newcomers { uses(at) | shared } else { 0 };
-        let mut words = Words::new([uses(0) | uses(1) | shared, come(0), come(1)]);
+        let all_uses = |at: usize| if at < self.readers { uses(at) | shared } else { 0 };
+        let mut words = Words::new([uses(0) | uses(1) | shared, all_uses(0), all_uses(1)]);
         for position in 0..self.before {
             words.store(SENDER, word::cell(position), position + 1, Order::Relaxed);
         }
-        words.store(SENDER, word::TAIL, self.before, Order::Synchronises);
-        for thread in 0..=self.newcomers {
+        words.store(SENDER, word::TAIL, self.before, Order::AcqRel);
+        for thread in 0..=self.readers {
             words.settle(thread);
         }
         vec![State {
             words,
             sender,
-            newcomers: [newcomer(0), newcomer(1)],
+            readers: [reader(0), reader(1)],
             changes: 0,
-            wrong: None,
+            violation: None,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         // States after a violation are not explored.
-        if state.wrong.is_some() {
+        if state.violation.is_some() {
             return;
         }
-        for thread in 0..=self.newcomers {
-            if Self::can_go_on(state, thread) {
+        for thread in 0..=self.readers {
+            if Self::is_runnable(state, thread) {
                 let choices = match Self::loads(state, thread) {
                     Some((word, _)) => state.words.choices(thread, word),
                     None => 1,
                 };
-                actions.extend((0..choices).map(|choice| Action::GoOn(thread, choice)));
+                actions.extend((0..choices).map(|choice| Action::Step(thread, choice)));
             }
         }
-        for (at, newcomer) in state.newcomers.iter().enumerate() {
-            if let Comes::Admitting(_) | Comes::Waits(_) = newcomer.next {
+        for (at, reader) in state.readers.iter().enumerate() {
+            if let ReaderStep::InAdmitBarrier(_) | ReaderStep::InBarrier(_) = reader.next {
                 actions.push(Action::Interrupt(at));
             }
         }
@@ -914,19 +900,19 @@ impl Model for Admission {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::GoOn(SENDER, choice) => self.send(&mut state, choice),
-            Action::GoOn(thread, choice) => self.come(&mut state, thread - 1, choice),
+            Action::Step(SENDER, choice) => self.step_sender(&mut state, choice),
+            Action::Step(thread, choice) => self.step_admission(&mut state, thread - 1, choice),
             Action::Interrupt(at) => {
-                let State { words, newcomers, .. } = &mut state;
-                let me = &mut newcomers[at];
+                let State { words, readers, .. } = &mut state;
+                let me = &mut readers[at];
                 me.next = match me.next {
-                    Comes::Admitting(mut barrier) => {
+                    ReaderStep::InAdmitBarrier(mut barrier) => {
                         barrier.interrupt(words, 1 + at, SENDER);
-                        Comes::Begins
+                        ReaderStep::LoadStart
                     }
-                    Comes::Waits(mut barrier) => {
+                    ReaderStep::InBarrier(mut barrier) => {
                         barrier.interrupt(words, 1 + at, SENDER);
-                        Comes::Again
+                        ReaderStep::Recheck
                     }
                     _ => return None,
                 };
@@ -937,34 +923,40 @@ impl Model for Admission {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(KEPT, |_, state: &State| state.wrong != Some(Wrong::WrittenOver)),
-            Property::always(COMPLETE, |_, state: &State| state.wrong != Some(Wrong::Missing)),
-            Property::always(HONEST, |_, state: &State| state.wrong != Some(Wrong::Accused)),
-            Property::always(RUNG, |_, state: &State| {
+            Property::always(NOT_OVERWRITTEN, |_, state: &State| {
+                state.violation != Some(Violation::Overwritten)
+            }),
+            Property::always(COMPLETE, |_, state: &State| {
+                state.violation != Some(Violation::Missing)
+            }),
+            Property::always(NO_FALSE_ACCUSATION, |_, state: &State| {
+                state.violation != Some(Violation::FalseAccusation)
+            }),
+            Property::always(WOKEN, |_, state: &State| {
                 let asleep =
-                    |me: &Newcomer| me.next == Comes::Sleeps && !me.bell && me.head < state.sender.sent;
+                    |me: &Reader| me.next == ReaderStep::Sleep && !me.wakeup && me.head < state.sender.sent;
                 let looks = matches!(
                     state.sender.next,
-                    Sends::Fence
-                        | Sends::Changed
-                        | Sends::WakersList
-                        | Sends::ListFence
-                        | Sends::Looks(_)
-                        | Sends::Rings(_)
+                    SenderStep::Fence
+                        | SenderStep::CheckList
+                        | SenderStep::CopyWakerList
+                        | SenderStep::FenceAfterList
+                        | SenderStep::LoadParked(_)
+                        | SenderStep::Wake(_)
                 );
-                looks || !state.newcomers.iter().any(asleep)
+                looks || !state.readers.iter().any(asleep)
             }),
             Property::sometimes(
                 "the first has read the last message",
-                |model: &Self, state: &State| state.newcomers[0].head == model.messages,
+                |model: &Self, state: &State| state.readers[0].head == model.messages,
             ),
         ];
-        if self.bells != Bells::None {
+        if self.wakeups != Wakeups::None {
             properties.push(Property::sometimes(
                 "a sleeping new reader is woken",
                 |_, state: &State| {
-                    let rung = |me: &Newcomer| me.next == Comes::Sleeps && me.bell;
-                    state.newcomers.iter().any(rung)
+                    let woken = |me: &Reader| me.next == ReaderStep::Sleep && me.wakeup;
+                    state.readers.iter().any(woken)
                 },
             ));
         }
@@ -973,17 +965,17 @@ impl Model for Admission {
                 "a new reader finds that the floor may have passed it",
                 |_, state: &State| {
                     let again = |at: usize| {
-                        let me = &state.newcomers[at];
-                        me.next == Comes::Floor && me.tail > 0
+                        let me = &state.readers[at];
+                        me.next == ReaderStep::LoadFloor && me.tail > 0
                     };
-                    (0..NEWCOMERS).any(again)
+                    (0..MAX_READERS).any(again)
                 },
             ));
             properties.push(Property::sometimes(
                 "the sender finds a new reader after it has stored its intent",
                 |_, state: &State| {
                     let me = &state.sender;
-                    me.next == Sends::List && me.goal > me.floor && state.changes > 0
+                    me.next == SenderStep::CopyList && me.goal > me.floor && state.changes > 0
                 },
             ));
         }
@@ -992,10 +984,11 @@ impl Model for Admission {
 }
 
 /// For a reliable reader.
-pub const KEPT: &str = "the first message of a reliable reader is not overwritten before it is read";
+pub const NOT_OVERWRITTEN: &str =
+    "the first message of a reliable reader is not overwritten before it is read";
 /// For a reader that starts now.
 pub const COMPLETE: &str = "a new reader gets each message whose sending started after its admission";
 /// The publisher accepts the position that the reader reports.
-pub const HONEST: &str = "a correct reader is never accused of a violation";
+pub const NO_FALSE_ACCUSATION: &str = "a correct reader is never accused of a violation";
 /// For a reader that sleeps.
-pub const RUNG: &str = "a new reader does not stay asleep when a message is published";
+pub const WOKEN: &str = "a new reader does not stay asleep when a message is published";

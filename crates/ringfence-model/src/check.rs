@@ -20,7 +20,7 @@ where
 {
     let started = Instant::now();
     let checked = model.checker().spawn_bfs().join();
-    tell(name, form, "holds", checked.unique_state_count(), started);
+    print_row(name, form, "holds", checked.unique_state_count(), started);
     checked.assert_properties();
     assert!(checked.is_done(), "the checker visited every state");
 }
@@ -30,25 +30,25 @@ where
 /// # Panics
 ///
 /// If no state violates it.
-pub fn finds<M>(name: &str, fault: &impl Debug, broken: &'static str, model: M)
+pub fn finds<M>(name: &str, fault: &impl Debug, property: &'static str, model: M)
 where
     M: Model + Send + Sync + 'static,
     M::State: Clone + PartialEq + Debug + Hash + Send + Sync + 'static,
     M::Action: Clone + PartialEq + Debug,
 {
     let started = Instant::now();
-    let only = HasDiscoveries::AnyOf([broken].into());
+    let only = HasDiscoveries::AnyOf([property].into());
     let found = model.checker().finish_when(only).spawn_bfs().join();
     let states = found.unique_state_count();
-    let path = found.discovery(broken);
+    let path = found.discovery(property);
     assert!(
         path.is_some(),
-        "{fault:?} does not violate {broken:?} in {states} states"
+        "{fault:?} does not violate {property:?} in {states} states"
     );
-    tell(name, &format!("{fault:?}"), broken, states, started);
+    print_row(name, &format!("{fault:?}"), property, states, started);
 }
 
-fn tell(name: &str, form: &str, outcome: &str, states: usize, started: Instant) {
+fn print_row(name: &str, form: &str, outcome: &str, states: usize, started: Instant) {
     let seconds = started.elapsed().as_secs_f32();
     println!("| {name} | {form} | {outcome} | {states} | {seconds:.1} s |");
 }

@@ -13,19 +13,19 @@ use crate::memory::{Memory, Order};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A reader that finds that the peer has ended does not read the tail once more.
-    BelievesTheEmptyRing,
+    NoTailRecheck,
     /// A sender announces the end of its sending, and publishes its last message afterwards.
-    EndsBeforeItPublishes,
+    EndBeforePublish,
     /// The phase is stored relaxed.
-    EndsRelaxed,
+    PhaseStoredRelaxed,
     /// The phase is read relaxed.
-    ReadsThePhaseRelaxed,
+    PhaseLoadedRelaxed,
     /// A sender that ends wakes no sleeper.
-    EndsInSilence,
+    EndWithoutWakeup,
     /// A side that closes forgets that it had ended its sending.
-    ClosesOverTheEnd,
+    CloseOverwritesEnd,
     /// A reader that finds its peer gone does not read the tail a last time.
-    ForgetsTheLastLook,
+    NoLastTailCheck,
 }
 
 /// The configuration of the model.
@@ -36,7 +36,7 @@ pub struct Closing {
     /// Readers sleep when nothing is there, instead of polling.
     pub sleeps: bool,
     /// A side may close before it has sent or read everything.
-    pub closes: bool,
+    pub early_closes: bool,
     /// A side may be killed.
     pub kills: bool,
     /// The fault, if any.
@@ -76,52 +76,36 @@ const fn reader(side: usize) -> usize {
 
 /// The next step of a sending thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sends {
+enum SenderStep {
     /// Publishes a message, or ends.
-    Publishes,
-    /// Checks whether the peer sleeps.
-    Looks,
-    /// Announces the end of its sending, under the lock.
-    Ends,
-    /// Checks whether the peer sleeps.
-    EndLooks,
-    /// Closes, if the other half has finished too.
-    Through,
-    /// Closes: stores the phase,
-    Closes,
-    /// and hangs up.
-    HangsUp,
+    Publish,
+    CheckParked,
+    /// Under the lock.
+    End,
+    CheckParkedAfterEnd,
+    /// Closes if the other half has finished too.
+    CheckReceiver,
+    Close,
+    Shutdown,
     Done,
 }
 
 /// The next step of a reading thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reads {
-    /// Checks the line.
-    Line,
-    /// Reads the tail,
-    Tail { parked: bool },
-    /// then the phase,
-    Phase { parked: bool },
-    /// and the tail again.
-    Again { parked: bool, phase: u8 },
-    /// Announces that it sleeps.
-    Parks,
-    /// Sleeps.
-    Sleeps,
-    /// Announces that it is awake.
-    Unparks,
-    /// The peer is gone: reads whether it had ended,
-    LastPhase,
-    /// and its tail.
-    LastTail { phase: u8 },
-    /// Was notified of the end.
-    Told { cut: bool },
-    /// Closes: stores the phase,
-    Closes,
-    /// and hangs up.
-    HangsUp,
-    /// Its side has closed.
+enum ReaderStep {
+    CheckLine,
+    LoadTail { parked: bool },
+    LoadPhase { parked: bool },
+    RecheckTail { parked: bool, phase: u8 },
+    Park,
+    Sleep,
+    Unpark,
+    // The peer is gone.
+    LoadLastPhase,
+    LoadLastTail { phase: u8 },
+    Ended { cut: bool },
+    Close,
+    Shutdown,
     Done,
 }
 
@@ -131,12 +115,12 @@ enum Reads {
 )]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Side {
-    sends: Sends,
-    reads: Reads,
+    sender_step: SenderStep,
+    reader_step: ReaderStep,
     sent: u8,
     read: u8,
-    number: u8,
-    bell: bool,
+    park_number: u8,
+    wakeup: bool,
     /// The flags of both halves, by which the second half to finish closes.
     sending_ended: bool,
     receiving_ended: bool,
@@ -144,7 +128,7 @@ struct Side {
     has_ended: bool,
     /// It has closed before both halves had finished.
     has_closed: bool,
-    lives: bool,
+    is_alive: bool,
 }
 
 /// The words, and both sides.
@@ -155,7 +139,7 @@ pub struct State {
     /// A reader was notified of the end before it had read everything.
     missed: bool,
     /// A reader was notified of a cut although its peer had sent everything, or the other way round.
-    mistold: bool,
+    misreported: bool,
 }
 
 /// One step of one thread.
@@ -169,7 +153,7 @@ pub enum Action {
     /// A side closes before it has finished.
     Close(usize),
     /// A process is killed.
-    Die(usize),
+    Kill(usize),
 }
 
 impl Closing {
@@ -179,203 +163,221 @@ impl Closing {
 
     fn loads(self, state: &State, side: usize, reads: bool) -> Option<(usize, Order)> {
         let peer = 1 - side;
-        let phase = if self.has(Fault::ReadsThePhaseRelaxed) {
+        let phase = if self.has(Fault::PhaseLoadedRelaxed) {
             Order::Relaxed
         } else {
-            Order::Synchronises
+            Order::AcqRel
         };
         if reads {
-            return match state.sides[side].reads {
-                Reads::Tail { .. } | Reads::Again { .. } | Reads::LastTail { .. } => {
-                    Some((word::tail(peer), Order::Synchronises))
-                }
-                Reads::Phase { .. } | Reads::LastPhase => Some((word::phase(peer), phase)),
+            return match state.sides[side].reader_step {
+                ReaderStep::LoadTail { .. }
+                | ReaderStep::RecheckTail { .. }
+                | ReaderStep::LoadLastTail { .. } => Some((word::tail(peer), Order::AcqRel)),
+                ReaderStep::LoadPhase { .. } | ReaderStep::LoadLastPhase => Some((word::phase(peer), phase)),
                 _ => None,
             };
         }
-        match state.sides[side].sends {
-            Sends::Looks | Sends::EndLooks => Some((word::parked(peer), Order::Relaxed)),
+        match state.sides[side].sender_step {
+            SenderStep::CheckParked | SenderStep::CheckParkedAfterEnd => {
+                Some((word::parked(peer), Order::Relaxed))
+            }
             _ => None,
         }
     }
 
     /// Adds a bit to the phase, under the lock of its side.
-    fn say(self, words: &mut Words, thread: usize, side: usize, what: u8) {
+    fn store_phase(self, words: &mut Words, thread: usize, side: usize, flag: u8) {
         let now = words.load_newest(thread, word::phase(side));
-        let order = if self.has(Fault::EndsRelaxed) {
+        let order = if self.has(Fault::PhaseStoredRelaxed) {
             Order::Relaxed
         } else {
-            Order::Synchronises
+            Order::AcqRel
         };
-        if now >= CLOSED || now & what != 0 {
+        if now >= CLOSED || now & flag != 0 {
             return;
         }
-        let kept = if self.has(Fault::ClosesOverTheEnd) { 0 } else { now };
-        words.store(thread, word::phase(side), kept | what, order);
+        let base = if self.has(Fault::CloseOverwritesEnd) {
+            0
+        } else {
+            now
+        };
+        words.store(thread, word::phase(side), base | flag, order);
     }
 
-    fn send(self, state: &mut State, side: usize, choice: u8) {
+    fn step_sender(self, state: &mut State, side: usize, choice: u8) {
         let thread = sender(side);
         let loaded = self.loads(state, side, false);
         let State { words, sides, .. } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(thread, word, choice, order));
         let total = self.messages[side];
         let me = &mut sides[side];
-        let late = self.has(Fault::EndsBeforeItPublishes);
-        let (mut next, mut rings) = (me.sends, false);
-        match me.sends {
-            Sends::Publishes if late && me.sent + 1 == total && !me.has_ended => next = Sends::Ends,
-            Sends::Publishes if me.sent < total => {
+        let late = self.has(Fault::EndBeforePublish);
+        let (mut next, mut wakes) = (me.sender_step, false);
+        match me.sender_step {
+            SenderStep::Publish if late && me.sent + 1 == total && !me.has_ended => next = SenderStep::End,
+            SenderStep::Publish if me.sent < total => {
                 me.sent += 1;
-                words.store(thread, word::tail(side), me.sent, Order::Synchronises);
+                words.store(thread, word::tail(side), me.sent, Order::AcqRel);
                 if self.sleeps {
                     words.full_fence(thread);
-                    next = Sends::Looks;
+                    next = SenderStep::CheckParked;
                 }
             }
-            Sends::Publishes if me.has_ended => next = Sends::Through,
-            Sends::Publishes => next = Sends::Ends,
-            Sends::Looks => {
-                rings = value % 2 == 1;
-                next = Sends::Publishes;
+            SenderStep::Publish if me.has_ended => next = SenderStep::CheckReceiver,
+            SenderStep::Publish => next = SenderStep::End,
+            SenderStep::CheckParked => {
+                wakes = value % 2 == 1;
+                next = SenderStep::Publish;
             }
-            Sends::Ends => {
-                self.say(words, thread, side, ENDED);
+            SenderStep::End => {
+                self.store_phase(words, thread, side, ENDED);
                 me.has_ended = true;
                 if self.sleeps {
                     words.full_fence(thread);
-                    next = Sends::EndLooks;
+                    next = SenderStep::CheckParkedAfterEnd;
                 } else {
                     me.sending_ended = true;
                     next = Self::after_end(late);
                 }
             }
-            Sends::EndLooks => {
-                rings = value % 2 == 1 && !self.has(Fault::EndsInSilence);
+            SenderStep::CheckParkedAfterEnd => {
+                wakes = value % 2 == 1 && !self.has(Fault::EndWithoutWakeup);
                 me.sending_ended = true;
                 next = Self::after_end(late);
             }
-            Sends::Through => {
+            SenderStep::CheckReceiver => {
                 next = if me.receiving_ended {
-                    Sends::Closes
+                    SenderStep::Close
                 } else {
-                    Sends::Done
+                    SenderStep::Done
                 }
             }
-            Sends::Closes => {
-                self.say(words, thread, side, CLOSED);
-                next = Sends::HangsUp;
+            SenderStep::Close => {
+                self.store_phase(words, thread, side, CLOSED);
+                next = SenderStep::Shutdown;
             }
-            Sends::HangsUp => {
-                Self::hang_up(words, thread, side);
-                next = Sends::Done;
+            SenderStep::Shutdown => {
+                Self::shutdown(words, thread, side);
+                next = SenderStep::Done;
             }
-            Sends::Done => {}
+            SenderStep::Done => {}
         }
-        me.sends = next;
-        if next == Sends::Done {
+        me.sender_step = next;
+        if next == SenderStep::Done {
             words.retire(thread);
         }
-        sides[1 - side].bell |= rings;
+        sides[1 - side].wakeup |= wakes;
     }
 
-    fn after_end(late: bool) -> Sends {
-        if late { Sends::Publishes } else { Sends::Through }
+    fn after_end(late: bool) -> SenderStep {
+        if late {
+            SenderStep::Publish
+        } else {
+            SenderStep::CheckReceiver
+        }
     }
 
-    fn hang_up(words: &mut Words, thread: usize, side: usize) {
+    fn shutdown(words: &mut Words, thread: usize, side: usize) {
         words.load_newest(thread, word::line(side));
-        words.store(thread, word::line(side), 1, Order::Synchronises);
+        words.store(thread, word::line(side), 1, Order::AcqRel);
     }
 
-    fn read(self, state: &mut State, side: usize, choice: u8) {
+    fn step_reader(self, state: &mut State, side: usize, choice: u8) {
         let thread = reader(side);
         let peer = 1 - side;
         let loaded = self.loads(state, side, true);
         let State { words, sides, .. } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(thread, word, choice, order));
         let me = &mut sides[side];
-        let there = value > me.read;
-        let next = match me.reads {
-            Reads::Line if words.load_newest(thread, word::line(peer)) == 1 => Reads::LastPhase,
-            Reads::Line => Reads::Tail { parked: false },
-            Reads::Tail { parked } | Reads::Again { parked, .. } if there => {
-                me.read += 1;
-                if parked { Reads::Unparks } else { Reads::Line }
+        let has_message = value > me.read;
+        let next = match me.reader_step {
+            ReaderStep::CheckLine if words.load_newest(thread, word::line(peer)) == 1 => {
+                ReaderStep::LoadLastPhase
             }
-            Reads::Tail { parked } => Reads::Phase { parked },
-            Reads::Phase { .. } if value == 0 && !self.sleeps => Reads::Line,
-            Reads::Phase { parked } if value == 0 => {
+            ReaderStep::CheckLine => ReaderStep::LoadTail { parked: false },
+            ReaderStep::LoadTail { parked } | ReaderStep::RecheckTail { parked, .. } if has_message => {
+                me.read += 1;
                 if parked {
-                    Reads::Sleeps
+                    ReaderStep::Unpark
                 } else {
-                    Reads::Parks
+                    ReaderStep::CheckLine
                 }
             }
-            Reads::Phase { .. } if self.has(Fault::BelievesTheEmptyRing) => Reads::Told {
+            ReaderStep::LoadTail { parked } => ReaderStep::LoadPhase { parked },
+            ReaderStep::LoadPhase { .. } if value == 0 && !self.sleeps => ReaderStep::CheckLine,
+            ReaderStep::LoadPhase { parked } if value == 0 => {
+                if parked {
+                    ReaderStep::Sleep
+                } else {
+                    ReaderStep::Park
+                }
+            }
+            ReaderStep::LoadPhase { .. } if self.has(Fault::NoTailRecheck) => ReaderStep::Ended {
                 cut: value & ENDED == 0,
             },
-            Reads::Phase { parked } => Reads::Again { parked, phase: value },
-            Reads::Again { phase, .. } | Reads::LastTail { phase } if !there => Reads::Told {
-                cut: phase & ENDED == 0,
-            },
-            Reads::Parks => {
-                me.number += 1;
-                words.store(thread, word::parked(side), me.number, Order::Synchronises);
+            ReaderStep::LoadPhase { parked } => ReaderStep::RecheckTail { parked, phase: value },
+            ReaderStep::RecheckTail { phase, .. } | ReaderStep::LoadLastTail { phase } if !has_message => {
+                ReaderStep::Ended {
+                    cut: phase & ENDED == 0,
+                }
+            }
+            ReaderStep::Park => {
+                me.park_number += 1;
+                words.store(thread, word::parked(side), me.park_number, Order::AcqRel);
                 words.full_fence(thread);
-                Reads::Tail { parked: true }
+                ReaderStep::LoadTail { parked: true }
             }
-            Reads::Sleeps => {
-                me.bell = false;
-                Reads::Unparks
+            ReaderStep::Sleep => {
+                me.wakeup = false;
+                ReaderStep::Unpark
             }
-            Reads::Unparks => {
-                me.number += 1;
-                words.store(thread, word::parked(side), me.number, Order::Relaxed);
-                Reads::Line
+            ReaderStep::Unpark => {
+                me.park_number += 1;
+                words.store(thread, word::parked(side), me.park_number, Order::Relaxed);
+                ReaderStep::CheckLine
             }
-            Reads::LastPhase if self.has(Fault::ForgetsTheLastLook) => Reads::Told {
+            ReaderStep::LoadLastPhase if self.has(Fault::NoLastTailCheck) => ReaderStep::Ended {
                 cut: value & ENDED == 0,
             },
-            Reads::LastPhase => Reads::LastTail { phase: value },
-            Reads::Again { .. } | Reads::LastTail { .. } => {
+            ReaderStep::LoadLastPhase => ReaderStep::LoadLastTail { phase: value },
+            ReaderStep::RecheckTail { .. } | ReaderStep::LoadLastTail { .. } => {
                 me.read += 1;
-                me.reads
+                me.reader_step
             }
-            Reads::Told { .. } => {
+            ReaderStep::Ended { .. } => {
                 me.receiving_ended = true;
                 if me.sending_ended {
-                    Reads::Closes
+                    ReaderStep::Close
                 } else {
-                    Reads::Done
+                    ReaderStep::Done
                 }
             }
-            Reads::Closes => {
-                self.say(words, thread, side, CLOSED);
-                Reads::HangsUp
+            ReaderStep::Close => {
+                self.store_phase(words, thread, side, CLOSED);
+                ReaderStep::Shutdown
             }
-            Reads::HangsUp => {
-                Self::hang_up(words, thread, side);
-                Reads::Done
+            ReaderStep::Shutdown => {
+                Self::shutdown(words, thread, side);
+                ReaderStep::Done
             }
-            Reads::Done => Reads::Done,
+            ReaderStep::Done => ReaderStep::Done,
         };
-        me.reads = next;
-        self.judge(state, side);
-        if state.sides[side].reads == Reads::Done {
+        me.reader_step = next;
+        self.check_report(state, side);
+        if state.sides[side].reader_step == ReaderStep::Done {
             state.words.retire(thread);
         }
     }
 
     /// Compares the result with facts that the reader cannot know.
-    fn judge(self, state: &mut State, side: usize) {
-        let Reads::Told { cut } = state.sides[side].reads else {
+    fn check_report(self, state: &mut State, side: usize) {
+        let ReaderStep::Ended { cut } = state.sides[side].reader_step else {
             return;
         };
         let (me, peer) = (state.sides[side], state.sides[1 - side]);
         // Messages that a stopped peer had not sent yet are not missed.
         state.missed |= me.read < peer.sent || !cut && me.read < self.messages[1 - side];
-        state.mistold |= cut && peer.has_ended || !cut && !peer.has_ended;
+        state.misreported |= cut && peer.has_ended || !cut && !peer.has_ended;
     }
 }
 
@@ -385,17 +387,17 @@ impl Model for Closing {
 
     fn init_states(&self) -> Vec<State> {
         let side = Side {
-            sends: Sends::Publishes,
-            reads: Reads::Line,
+            sender_step: SenderStep::Publish,
+            reader_step: ReaderStep::CheckLine,
             sent: 0,
             read: 0,
-            number: 0,
-            bell: false,
+            park_number: 0,
+            wakeup: false,
             sending_ended: false,
             receiving_ended: false,
             has_ended: false,
             has_closed: false,
-            lives: true,
+            is_alive: true,
         };
         let uses = |side: usize, reads: bool| {
             let peer = 1 - side;
@@ -412,16 +414,16 @@ impl Model for Closing {
             words: Words::new([uses(0, false), uses(0, true), uses(1, false), uses(1, true)]),
             sides: [side; 2],
             missed: false,
-            mistold: false,
+            misreported: false,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.missed || state.mistold {
+        if state.missed || state.misreported {
             return;
         }
         for (at, side) in state.sides.iter().enumerate() {
-            if !side.lives {
+            if !side.is_alive {
                 continue;
             }
             let choices = |reads| match self.loads(state, at, reads) {
@@ -431,25 +433,29 @@ impl Model for Closing {
                 }
                 None => 1,
             };
-            if side.sends != Sends::Done {
+            if side.sender_step != SenderStep::Done {
                 actions.extend((0..choices(false)).map(|choice| Action::Send(at, choice)));
             }
             // A closed line wakes a reader as a wakeup does. The kernel reports it, so the newest value
             // counts.
-            let is_connected = state.sides[1 - at].lives && {
+            let is_connected = state.sides[1 - at].is_alive && {
                 let mut words = state.words.clone();
                 words.load_newest(reader(at), word::line(1 - at)) == 0
             };
-            let sleeps = side.reads == Reads::Sleeps && !side.bell && is_connected;
-            if side.reads != Reads::Done && !sleeps {
+            let sleeps = side.reader_step == ReaderStep::Sleep && !side.wakeup && is_connected;
+            if side.reader_step != ReaderStep::Done && !sleeps {
                 actions.extend((0..choices(true)).map(|choice| Action::Read(at, choice)));
             }
-            let is_through = side.sending_ended && side.receiving_ended;
-            if self.closes && !side.has_closed && !is_through && side.sends == Sends::Publishes {
+            let has_finished = side.sending_ended && side.receiving_ended;
+            if self.early_closes
+                && !side.has_closed
+                && !has_finished
+                && side.sender_step == SenderStep::Publish
+            {
                 actions.push(Action::Close(at));
             }
-            if self.kills && state.sides[1 - at].lives {
-                actions.push(Action::Die(at));
+            if self.kills && state.sides[1 - at].is_alive {
+                actions.push(Action::Kill(at));
             }
         }
     }
@@ -457,18 +463,18 @@ impl Model for Closing {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::Send(side, choice) => self.send(&mut state, side, choice),
-            Action::Read(side, choice) => self.read(&mut state, side, choice),
+            Action::Send(side, choice) => self.step_sender(&mut state, side, choice),
+            Action::Read(side, choice) => self.step_reader(&mut state, side, choice),
             Action::Close(side) => {
                 let me = &mut state.sides[side];
                 me.has_closed = true;
-                me.sends = Sends::Closes;
-                me.reads = Reads::Done;
+                me.sender_step = SenderStep::Close;
+                me.reader_step = ReaderStep::Done;
                 state.words.retire(reader(side));
             }
-            Action::Die(side) => {
+            Action::Kill(side) => {
                 let me = &mut state.sides[side];
-                (me.lives, me.sends, me.reads) = (false, Sends::Done, Reads::Done);
+                (me.is_alive, me.sender_step, me.reader_step) = (false, SenderStep::Done, ReaderStep::Done);
                 // Published messages stay available, and the kernel closes the line.
                 state.words.store_by_kernel(word::line(side), 1);
                 state.words.retire(sender(side));
@@ -481,12 +487,12 @@ impl Model for Closing {
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
             Property::always(ALL_READ, |_, state: &State| !state.missed),
-            Property::always(NOT_MISTOLD, |_, state: &State| !state.mistold),
-            Property::always(RUNG, |_, state: &State| {
+            Property::always(CUT_OFF_REPORTED, |_, state: &State| !state.misreported),
+            Property::always(WOKEN, |_, state: &State| {
                 [0, 1].into_iter().all(|at| {
                     let (me, peer) = (&state.sides[at], &state.sides[1 - at]);
-                    let asleep = me.reads == Reads::Sleeps && !me.bell && peer.lives;
-                    let at_rest = peer.sends == Sends::Done;
+                    let asleep = me.reader_step == ReaderStep::Sleep && !me.wakeup && peer.is_alive;
+                    let at_rest = peer.sender_step == SenderStep::Done;
                     !(asleep && at_rest && (peer.has_ended || me.read < peer.sent))
                         || peer.receiving_ended && peer.sending_ended
                         || peer.has_closed
@@ -505,16 +511,16 @@ impl Model for Closing {
             properties.push(Property::sometimes(
                 "a sleeping reader is woken",
                 |_, state: &State| {
-                    let rung = |side: &Side| side.reads == Reads::Sleeps && side.bell;
-                    state.sides.iter().any(rung)
+                    let woken = |side: &Side| side.reader_step == ReaderStep::Sleep && side.wakeup;
+                    state.sides.iter().any(woken)
                 },
             ));
         }
-        if self.closes || self.kills {
+        if self.early_closes || self.kills {
             properties.push(Property::sometimes(
                 "a reader is notified that it was cut off",
                 |_, state: &State| {
-                    let cut = |side: &Side| side.reads == Reads::Told { cut: true };
+                    let cut = |side: &Side| side.reader_step == ReaderStep::Ended { cut: true };
                     state.sides.iter().any(cut)
                 },
             ));
@@ -527,6 +533,6 @@ impl Model for Closing {
 pub const ALL_READ: &str =
     "every message published before an end, a close or a kill is read before the end is reported";
 /// For a stream.
-pub const NOT_MISTOLD: &str = "a stream that was cut off is distinguished from one that has ended";
+pub const CUT_OFF_REPORTED: &str = "a stream that was cut off is distinguished from one that has ended";
 /// For a reader that sleeps.
-pub const RUNG: &str = "no reader stays asleep when its peer ends the sending";
+pub const WOKEN: &str = "no reader stays asleep when its peer ends the sending";

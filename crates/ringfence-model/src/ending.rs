@@ -24,29 +24,29 @@ pub const GUEST: usize = 1;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The writing half stores phase 1 without the channel's lock, and so overwrites any phase.
-    EndsWithoutLock,
+    EndWithoutLock,
     /// The line is closed before the phase is stored.
-    HangsUpFirst,
+    ShutdownBeforePhase,
     /// Unread messages are wiped if the peer is refused.
-    WipesWhatTheRefusedHasNotRead,
+    WipeUnreadOnRefusal,
     /// A region is wiped before its phase announces it.
-    WipesBeforeItSaysSo,
+    WipeBeforePhase,
     /// A reader does not check its own side's state again after it has copied.
-    ForgetsItsOwnEnd,
+    NoOwnEndCheck,
     /// The reader checks the state instead of its own side's phase. The state is stored later, when the peer
     /// may already know.
-    LooksAtItsStateAlone,
+    OwnStateCheckedOnly,
     /// A guest takes over on every end of its channel.
-    TakesOverWhateverTheEnd,
+    TakeOverOnEveryEnd,
     /// A leaving host removes the address although it got no answer.
-    RemovesWithoutAnAnswer,
+    RemoveWithoutAnswer,
 }
 
 /// The way in which a side's channel ends: the states of the code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum End {
     /// This side closes it. A corrupt ring ends it in the same way.
-    Here,
+    Local,
     /// The verifier refuses the peer.
     Refused,
     /// The tripwire has raised an alarm.
@@ -63,16 +63,16 @@ pub enum End {
 
 impl End {
     /// Whether unread messages stay available to the peer.
-    fn keeps(self, fault: Option<Fault>) -> bool {
+    fn keeps_unread(self, fault: Option<Fault>) -> bool {
         match self {
-            Self::Here => true,
-            Self::Refused => fault != Some(Fault::WipesWhatTheRefusedHasNotRead),
+            Self::Local => true,
+            Self::Refused => fault != Some(Fault::WipeUnreadOnRefusal),
             _ => false,
         }
     }
 
     /// Whether messages from the peer may still be read.
-    fn lets_read(self) -> bool {
+    fn allows_reading(self) -> bool {
         matches!(self, Self::ByPeer | Self::Left | Self::Exited)
     }
 }
@@ -83,9 +83,9 @@ pub enum Line {
     /// No direction was shut.
     Open,
     /// This side has ended its direction: the peer sees an end, and can still answer by ending its own.
-    Silent,
+    WriteShut,
     /// Both directions were shut.
-    HungUp,
+    Shut,
 }
 
 /// The holder of the channel's lock, and its next step.
@@ -105,7 +105,7 @@ pub enum Lock {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Stage {
     /// Shared resources are released. A guest takes over, if the end calls for it.
-    Place,
+    Release,
     /// The phase is stored.
     Phase,
     /// The ring is wiped.
@@ -113,17 +113,17 @@ pub enum Stage {
     /// The state is stored for the threads of this side.
     State,
     /// The line is shut and the lock released.
-    Line,
+    Shutdown,
 }
 
 /// The writing half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Writer {
     /// It may send more.
-    Sends,
+    Open,
     /// It has found the channel open, and is about to announce the end of its sending
-    /// ([`Fault::EndsWithoutLock`]).
-    Looked,
+    /// ([`Fault::EndWithoutLock`]).
+    FoundOpen,
     /// It has announced that, or has found no peer to notify.
     Done,
 }
@@ -160,7 +160,7 @@ pub struct Side {
     /// The channel's lock.
     pub lock: Lock,
     /// The resources that are released at the end are still held.
-    pub held: bool,
+    pub holds_resources: bool,
     /// The end of the channel, as the threads of this side see it.
     pub state: Option<End>,
     /// The end of the peer that a thread has noticed and will handle next.
@@ -170,11 +170,11 @@ pub struct Side {
     /// The reading half.
     pub reader: Reader,
     /// The last value that it has seen in the peer's phase word.
-    pub seen: u64,
+    pub last_word: u64,
     /// It accepts clients at the address.
     pub accepts: bool,
     /// It has announced to its threads that it leaves, and waits for the peer's answer.
-    pub waits: bool,
+    pub awaits_answer: bool,
 }
 
 impl Side {
@@ -186,14 +186,14 @@ impl Side {
             wiped: false,
             line: Line::Open,
             lock: Lock::Free,
-            held: true,
+            holds_resources: true,
             state: None,
             noticed: None,
-            writer: Writer::Sends,
+            writer: Writer::Open,
             reader: Reader::Awake,
-            seen: Phase::OPEN.word(),
+            last_word: Phase::OPEN.word(),
             accepts,
-            waits: false,
+            awaits_answer: false,
         }
     }
 
@@ -202,14 +202,14 @@ impl Side {
     }
 
     /// Stores the next phase. Returns `false` if there is none.
-    fn become_(&mut self, next: Option<Phase>) -> bool {
+    fn set_phase(&mut self, next: Option<Phase>) -> bool {
         next.is_some_and(|next| {
             self.word = next.word();
             true
         })
     }
 
-    fn is_past_the_sending(&self) -> bool {
+    fn is_past_open(&self) -> bool {
         self.phase().step != Step::Open
     }
 
@@ -219,7 +219,7 @@ impl Side {
     }
 
     fn may_read(&self) -> bool {
-        self.state.is_none_or(End::lets_read)
+        self.state.is_none_or(End::allows_reading)
     }
 }
 
@@ -237,38 +237,38 @@ pub struct State {
     /// A reader received zeros.
     pub handed_out_zeros: bool,
     /// A reader saw a phase that cannot follow the previous one.
-    pub saw_a_phase_go_back: bool,
+    pub phase_went_back: bool,
     /// A host that had left found that its guest has taken over.
     pub handed_over: bool,
     /// A copy of wiped memory was discarded.
-    pub threw_away: bool,
+    pub discarded_zeros: bool,
 }
 
 /// One step of one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// Its process is killed, or executes another program.
-    Die(usize),
+    Kill(usize),
     /// The writing half ends its sending, or takes the first of two steps.
     EndSending(usize),
     /// A thread starts to end the channel.
-    Begin(usize, End),
+    StartEnd(usize, End),
     /// The thread that holds the lock takes its next step.
-    GoOn(usize),
+    Step(usize),
     /// A thread checks how the peer has ended.
-    Notice(usize),
+    CheckPeer(usize),
     /// The thread that has noticed it handles it.
-    Tell(usize),
+    HandlePeerEnd(usize),
     /// The reading half copies the unread messages.
     Copy(usize),
     /// The reading half checks whether it may hand out the copy.
-    Look(usize),
+    HandOut(usize),
     /// The host leaves the address.
     Leave,
     /// The host has an answer, or stops waiting.
-    Answered {
+    StopWaiting {
         /// Whether the line or the guest's process has ended.
-        heard: bool,
+        is_gone: bool,
     },
 }
 
@@ -299,34 +299,34 @@ impl Ending {
     }
 
     /// Whether a reader does not wait for other threads of its side.
-    fn is_hasty(self) -> bool {
-        self.has(Fault::ForgetsItsOwnEnd) || self.has(Fault::LooksAtItsStateAlone)
+    fn skips_own_end_check(self) -> bool {
+        self.has(Fault::NoOwnEndCheck) || self.has(Fault::OwnStateCheckedOnly)
     }
 
-    fn begin(side: &mut Side, end: End) {
-        if side.is_past_the_sending() {
+    fn start_end(side: &mut Side, end: End) {
+        if side.is_past_open() {
             // Only the alarm still has work to do. The thread that waits for the answer releases everything
             // else.
             side.lock = Lock::Wiping;
         } else {
-            side.lock = Lock::Ending(end, Stage::Place);
+            side.lock = Lock::Ending(end, Stage::Release);
         }
     }
 
     /// The next step of a thread that ends the channel.
-    fn end(self, side: &mut Side, is_guest: bool, end: End, stage: Stage) {
-        let hang_up = |side: &mut Side| side.line = Line::HungUp;
+    fn step_end(self, side: &mut Side, is_guest: bool, end: End, stage: Stage) {
+        let shutdown = |side: &mut Side| side.line = Line::Shut;
         let next = match stage {
-            Stage::Place => {
+            Stage::Release => {
                 let succeeds = matches!(end, End::Left | End::Exited)
-                    || self.has(Fault::TakesOverWhateverTheEnd) && end != End::Here;
+                    || self.has(Fault::TakeOverOnEveryEnd) && end != End::Local;
                 if is_guest && succeeds {
                     side.accepts = true;
                 }
-                if self.has(Fault::HangsUpFirst) {
-                    hang_up(side);
+                if self.has(Fault::ShutdownBeforePhase) {
+                    shutdown(side);
                 }
-                if self.has(Fault::WipesBeforeItSaysSo) && end == End::Exposed {
+                if self.has(Fault::WipeBeforePhase) && end == End::Exposed {
                     side.wiped = true;
                 }
                 Stage::Phase
@@ -338,7 +338,7 @@ impl Ending {
                     _ => Step::Closed,
                 };
                 let next = side.phase().then(step);
-                side.become_(next);
+                side.set_phase(next);
                 if end == End::Exposed {
                     Stage::Wipe
                 } else {
@@ -351,42 +351,42 @@ impl Ending {
             }
             Stage::State => {
                 side.state = Some(end);
-                Stage::Line
+                Stage::Shutdown
             }
-            Stage::Line => {
-                hang_up(side);
-                side.held = false;
+            Stage::Shutdown => {
+                shutdown(side);
+                side.holds_resources = false;
                 side.lock = Lock::Free;
                 // The mapping is dropped and wiped.
-                side.wiped |= !end.keeps(self.fault);
+                side.wiped |= !end.keeps_unread(self.fault);
                 return;
             }
         };
         side.lock = Lock::Ending(end, next);
     }
 
-    fn go_on(self, side: &mut Side, is_guest: bool) {
+    fn step_lock(self, side: &mut Side, is_guest: bool) {
         match side.lock {
             Lock::Free => {}
-            Lock::Ending(end, stage) => self.end(side, is_guest, end, stage),
+            Lock::Ending(end, stage) => self.step_end(side, is_guest, end, stage),
             Lock::Leaving(Stage::State) => {
-                side.state = Some(End::Here);
+                side.state = Some(End::Local);
                 side.lock = Lock::Leaving(Stage::Phase);
             }
             Lock::Leaving(Stage::Phase) => {
                 let next = side.phase().then(Step::Left);
-                side.become_(next);
-                side.lock = Lock::Leaving(Stage::Line);
+                side.set_phase(next);
+                side.lock = Lock::Leaving(Stage::Shutdown);
             }
             Lock::Leaving(_) => {
-                side.line = Line::Silent;
-                side.waits = true;
+                side.line = Line::WriteShut;
+                side.awaits_answer = true;
                 side.lock = Lock::Free;
             }
             Lock::Wiping => {
                 // Announces and wipes: two steps.
                 let next = side.phase().then(Step::Exposed);
-                if !side.become_(next) {
+                if !side.set_phase(next) {
                     side.wiped |= side.phase().step == Step::Exposed;
                     side.lock = Lock::Free;
                 }
@@ -404,9 +404,9 @@ impl Model for Ending {
             sides: [Side::new(true), Side::new(false)],
             removed: false,
             handed_out_zeros: false,
-            saw_a_phase_go_back: false,
+            phase_went_back: false,
             handed_over: false,
-            threw_away: false,
+            discarded_zeros: false,
         }]
     }
 
@@ -416,47 +416,47 @@ impl Model for Ending {
             if !side.alive {
                 continue;
             }
-            actions.push(Action::Die(at));
+            actions.push(Action::Kill(at));
             let free = side.lock == Lock::Free;
-            let open = free && side.held && !side.is_past_the_sending();
+            let open = free && side.holds_resources && !side.is_past_open();
             match side.writer {
-                Writer::Sends if self.has(Fault::EndsWithoutLock) => actions.push(Action::EndSending(at)),
-                Writer::Sends if free => actions.push(Action::EndSending(at)),
-                Writer::Looked => actions.push(Action::EndSending(at)),
+                Writer::Open if self.has(Fault::EndWithoutLock) => actions.push(Action::EndSending(at)),
+                Writer::Open if free => actions.push(Action::EndSending(at)),
+                Writer::FoundOpen => actions.push(Action::EndSending(at)),
                 _ => {}
             }
             if open {
-                actions.push(Action::Begin(at, End::Here));
-                actions.push(Action::Begin(at, End::Refused));
+                actions.push(Action::StartEnd(at, End::Local));
+                actions.push(Action::StartEnd(at, End::Refused));
             }
-            if open || (free && side.held && side.phase().step == Step::Left) {
-                actions.push(Action::Begin(at, End::Exposed));
+            if open || (free && side.holds_resources && side.phase().step == Step::Left) {
+                actions.push(Action::StartEnd(at, End::Exposed));
             }
             if !free {
-                actions.push(Action::GoOn(at));
+                actions.push(Action::Step(at));
             }
-            if side.held && side.noticed.is_none() && side.state.is_none() {
-                actions.push(Action::Notice(at));
+            if side.holds_resources && side.noticed.is_none() && side.state.is_none() {
+                actions.push(Action::CheckPeer(at));
             }
             if side.noticed.is_some() && free {
-                actions.push(Action::Tell(at));
+                actions.push(Action::HandlePeerEnd(at));
             }
             match side.reader {
                 Reader::Awake if side.may_read() => actions.push(Action::Copy(at)),
                 Reader::Awake => {}
                 // A reader whose own phase is past open waits for the thread that ends the channel.
-                Reader::Copied { .. } if !free && side.is_past_the_sending() && !self.is_hasty() => {}
-                Reader::Copied { .. } => actions.push(Action::Look(at)),
+                Reader::Copied { .. } if !free && side.is_past_open() && !self.skips_own_end_check() => {}
+                Reader::Copied { .. } => actions.push(Action::HandOut(at)),
             }
             if at == HOST && open && side.state.is_none() {
                 actions.push(Action::Leave);
             }
-            if side.waits && free {
-                actions.push(Action::Answered {
-                    heard: peer.seems_gone(),
+            if side.awaits_answer && free {
+                actions.push(Action::StopWaiting {
+                    is_gone: peer.seems_gone(),
                 });
                 // The host may also stop waiting.
-                actions.push(Action::Answered { heard: false });
+                actions.push(Action::StopWaiting { is_gone: false });
             }
         }
     }
@@ -464,20 +464,20 @@ impl Model for Ending {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::Die(at) => {
+            Action::Kill(at) => {
                 let side = &mut state.sides[at];
                 side.alive = false;
-                side.line = Line::HungUp;
+                side.line = Line::Shut;
                 // These no longer matter.
                 side.noticed = None;
                 side.reader = Reader::Awake;
             }
             Action::EndSending(at) => {
                 let side = &mut state.sides[at];
-                if self.has(Fault::EndsWithoutLock) {
-                    if side.writer == Writer::Sends {
+                if self.has(Fault::EndWithoutLock) {
+                    if side.writer == Writer::Open {
                         side.writer = match side.state {
-                            None => Writer::Looked,
+                            None => Writer::FoundOpen,
                             Some(_) => Writer::Done,
                         };
                     } else {
@@ -486,21 +486,21 @@ impl Model for Ending {
                         side.writer = Writer::Done;
                     }
                 } else {
-                    if side.held && !side.is_past_the_sending() {
+                    if side.holds_resources && !side.is_past_open() {
                         let next = side.phase().ending();
-                        side.has_ended |= side.become_(next);
+                        side.has_ended |= side.set_phase(next);
                     }
                     side.writer = Writer::Done;
                 }
             }
-            Action::Begin(at, end) => Self::begin(&mut state.sides[at], end),
-            Action::GoOn(at) => self.go_on(&mut state.sides[at], at == GUEST),
-            Action::Notice(at) => {
+            Action::StartEnd(at, end) => Self::start_end(&mut state.sides[at], end),
+            Action::Step(at) => self.step_lock(&mut state.sides[at], at == GUEST),
+            Action::CheckPeer(at) => {
                 let peer = &state.sides[1 - at];
                 let (word, gone) = (peer.word, peer.seems_gone());
                 let side = &mut state.sides[at];
-                state.saw_a_phase_go_back |= !follows(side.seen, word);
-                side.seen = word;
+                state.phase_went_back |= !follows(side.last_word, word);
+                side.last_word = word;
                 side.noticed = match Phase::from_word(word).expect("a valid phase").step {
                     // The reading half sees it before the line ends, if the ring is empty.
                     Step::Closed | Step::Succeeds => Some(End::ByPeer),
@@ -511,40 +511,40 @@ impl Model for Ending {
                     Step::Open | Step::Evicted => None,
                 };
             }
-            Action::Tell(at) => {
+            Action::HandlePeerEnd(at) => {
                 let side = &mut state.sides[at];
                 let end = side.noticed.take()?;
-                if side.held && !side.is_past_the_sending() {
-                    Self::begin(side, end);
+                if side.holds_resources && !side.is_past_open() {
+                    Self::start_end(side, end);
                 }
             }
             Action::Copy(at) => {
                 let wiped = state.sides[1 - at].wiped;
                 state.sides[at].reader = Reader::Copied { wiped };
             }
-            Action::Look(at) => {
+            Action::HandOut(at) => {
                 let exposed = state.sides[1 - at].phase().step == Step::Exposed;
                 let side = &mut state.sides[at];
-                let hands_out = !exposed && (side.may_read() || self.has(Fault::ForgetsItsOwnEnd));
+                let hands_out = !exposed && (side.may_read() || self.has(Fault::NoOwnEndCheck));
                 let wiped = side.reader == Reader::Copied { wiped: true };
                 side.reader = Reader::Awake;
                 state.handed_out_zeros |= hands_out && wiped;
-                state.threw_away |= wiped && !hands_out;
+                state.discarded_zeros |= wiped && !hands_out;
             }
             Action::Leave => {
                 let side = &mut state.sides[HOST];
                 side.accepts = false;
                 side.lock = Lock::Leaving(Stage::State);
             }
-            Action::Answered { heard } => {
+            Action::StopWaiting { is_gone } => {
                 let phase = state.sides[GUEST].phase();
                 let side = &mut state.sides[HOST];
-                side.waits = false;
-                side.held = false;
-                side.line = Line::HungUp;
+                side.awaits_answer = false;
+                side.holds_resources = false;
+                side.line = Line::Shut;
                 if phase.step == Step::Succeeds {
                     state.handed_over = true;
-                } else if heard || self.has(Fault::RemovesWithoutAnAnswer) {
+                } else if is_gone || self.has(Fault::RemoveWithoutAnswer) {
                     state.removed = true;
                 }
             }
@@ -577,15 +577,17 @@ impl Model for Ending {
             }),
             Property::always(
                 "a channel that has ended is not seen open again",
-                |_, state: &State| !state.saw_a_phase_go_back,
+                |_, state: &State| !state.phase_went_back,
             ),
             Property::always(
                 "a peer that had sent everything is not reported as cut off",
                 |_, state: &State| {
                     [HOST, GUEST].into_iter().all(|at| {
                         let (side, peer) = (&state.sides[at], &state.sides[1 - at]);
-                        let told = side.state.is_some_and(End::lets_read);
-                        !told || peer.phase().ended == peer.has_ended || peer.phase().step == Step::Exposed
+                        let is_reported = side.state.is_some_and(End::allows_reading);
+                        !is_reported
+                            || peer.phase().ended == peer.has_ended
+                            || peer.phase().step == Step::Exposed
                     })
                 },
             ),
@@ -603,11 +605,11 @@ impl Model for Ending {
                 state.sides[HOST].state == Some(End::ExposedAtPeer)
             }),
             Property::sometimes("a copy of zeros is discarded", |_, state: &State| {
-                state.threw_away
+                state.discarded_zeros
             }),
             Property::sometimes("a side that has left is exposed", |_, state: &State| {
                 let host = &state.sides[HOST];
-                host.waits && host.wiped
+                host.awaits_answer && host.wiped
             }),
         ]
     }

@@ -21,41 +21,41 @@ const CELLS: u8 = 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The old reader does not check the floor after it has copied.
-    HandsOutWithoutALook,
+    NoFloorCheck,
     /// It makes no acquire fence before that check.
-    LooksWithoutFence,
+    NoFenceBeforeFloorCheck,
     /// The sender stores the floor after it has written.
-    FloorAfterTheWrite,
+    FloorAfterWrite,
     /// A reader that blocks the sender is identified by its slot only.
-    NamesTheSlot,
+    BlockerBySlot,
     /// The sender's knowledge of a head belongs to the slot.
-    HeadOfTheSlot,
+    HeadPerSlot,
     /// The sender continues to read the old reader's control object.
-    ObjectOfTheSlot,
+    ObjectPerSlot,
     /// The last woken number belongs to the slot.
-    RungOfTheSlot,
+    WokenNumberPerSlot,
     /// A reader is evicted, and a sender that waits for its space is not woken.
-    ReleasesWithoutWaking,
+    EvictionWithoutWakeup,
     /// The sender is woken before the reader is evicted.
-    WakesFirst,
+    WakeupBeforeEviction,
     /// The sender is woken only if it sleeps already, and a sender that is about to sleep misses that.
-    WakesOnlyASleeper,
+    WakeupOnlyIfAsleep,
     /// An observer that compares positions treats a reader without a position as if it were behind all
     /// messages.
-    PositionOfNone,
+    MissingPositionIsMax,
 }
 
 /// The aspect that is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum About {
+pub enum Aspect {
     /// Slots: the sender polls for space.
-    Places,
+    Slots,
     /// Wakeups: the new reader sleeps. The old reader has slept, and was woken.
-    Bells,
+    Wakeups,
     /// Space: the sender sleeps until the ring has space.
-    Room,
+    Space,
     /// Slots, and an observer polls the position of the new reader.
-    Looks,
+    Position,
 }
 
 /// The configuration of the model.
@@ -66,7 +66,7 @@ pub struct Eviction {
     /// The number of messages that the old reader reads.
     pub old_reads: u8,
     /// The aspect that is checked.
-    pub about: About,
+    pub aspect: Aspect,
     /// The fault, if any.
     pub fault: Option<Fault>,
 }
@@ -95,7 +95,7 @@ type Words = Memory<{ word::ALL }, 4>;
 
 /// One of the two readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Who {
+pub enum ReaderId {
     /// The reader that is evicted.
     Old,
     /// The new reader.
@@ -109,44 +109,44 @@ enum Entry {
     /// The new reader is in the list, but without a position.
     Entered,
     /// This reader has the slot from this position on, and its own word has its read position.
-    Taken(Who, u8),
+    Active(ReaderId, u8),
     /// The new reader is in its handshake.
-    Held(u8),
+    Reserved(u8),
 }
 
 impl Entry {
     fn word(self) -> u8 {
         match self {
             Self::Free => 0,
-            Self::Taken(Who::Old, _) => 1,
+            Self::Active(ReaderId::Old, _) => 1,
             Self::Entered => u8::MAX,
-            Self::Held(position) => 2 + 2 * position,
-            Self::Taken(Who::New, position) => 3 + 2 * position,
+            Self::Reserved(position) => 2 + 2 * position,
+            Self::Active(ReaderId::New, position) => 3 + 2 * position,
         }
     }
 
     fn from_word(word: u8) -> Self {
         match word {
             0 => Self::Free,
-            1 => Self::Taken(Who::Old, 0),
+            1 => Self::Active(ReaderId::Old, 0),
             u8::MAX => Self::Entered,
-            word if word % 2 == 0 => Self::Held(word / 2 - 1),
-            word => Self::Taken(Who::New, word / 2 - 1),
+            word if word % 2 == 0 => Self::Reserved(word / 2 - 1),
+            word => Self::Active(ReaderId::New, word / 2 - 1),
         }
     }
 
-    fn who(self) -> Option<Who> {
+    fn who(self) -> Option<ReaderId> {
         match self {
             Self::Free => None,
-            Self::Taken(who, _) => Some(who),
-            Self::Entered | Self::Held(_) => Some(Who::New),
+            Self::Active(who, _) => Some(who),
+            Self::Entered | Self::Reserved(_) => Some(ReaderId::New),
         }
     }
 
     fn position(self) -> u8 {
         match self {
             Self::Free | Self::Entered => NEVER,
-            Self::Taken(_, position) | Self::Held(position) => position,
+            Self::Active(_, position) | Self::Reserved(position) => position,
         }
     }
 }
@@ -156,142 +156,116 @@ const NEVER: u8 = u8::MAX;
 
 /// The sender's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Sends {
-    /// Checks whether the list has changed, and copies it.
-    List,
-    /// Reads the head that leaves no space.
-    Head,
-    /// Stores its intent.
-    Intent,
-    /// Reads the generation again.
-    Sure,
-    /// Stores the floor.
-    Floor,
-    /// Writes the cell.
-    Write,
-    /// Stores the floor late ([`Fault::FloorAfterTheWrite`]).
-    LateFloor,
-    /// Stores the tail, makes a fence,
-    Tail,
-    /// checks whether the list has changed, and copies it,
-    Changed,
-    /// and reads the new reader's parked word.
-    Looks,
-    /// Checks the list once more before it sleeps.
-    Again,
-    /// Reads the head once more.
-    AgainHead,
-    /// Sleeps.
-    Sleeps,
-    /// Has sent all messages.
+enum SenderStep {
+    /// Copies the list if it has changed.
+    CheckList,
+    /// The head that leaves no space.
+    LoadHead,
+    StoreIntent,
+    RecheckGeneration,
+    StoreFloor,
+    WriteCell,
+    /// [`Fault::FloorAfterWrite`].
+    StoreFloorLate,
+    /// Includes a fence if the new reader sleeps.
+    StoreTail,
+    CheckListAfterTail,
+    /// The new reader's parked word.
+    LoadParked,
+    RecheckList,
+    RecheckHead,
+    Sleep,
     Done,
 }
 
 /// The watcher's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Watches {
-    /// Waits until a reader leaves no space or the old one has died, or reads the position of the new reader.
-    Waits,
-    /// Evicts the reader that the sender has named.
-    Evicts(Who),
-    /// Removes the old reader, which has died.
-    Buries,
+enum WatcherStep {
+    /// For a reader that leaves no space, or for the death of the old one. Polls the position of the new reader.
+    Wait,
+    Evict(ReaderId),
+    RemoveDead,
     /// Sets the generation to this value.
-    Tells(u8),
-    /// Wakes the sender.
-    Wakes,
-    /// Wakes the sender before it evicts this reader ([`Fault::WakesFirst`]).
-    WakesBefore(Who),
+    StoreGeneration(u8),
+    WakeSender,
+    /// [`Fault::WakeupBeforeEviction`].
+    WakeSenderFirst(ReaderId),
 }
 
 /// The old reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reads {
-    /// Copies a message.
-    Copies,
-    /// Reads the floor.
-    Checks { copied: u8 },
-    /// Stores its head.
-    LetsGo,
-    /// It has read enough messages, has noticed its eviction, or has died.
+enum OldStep {
+    Copy,
+    CheckFloor { copied: u8 },
+    StoreHead,
+    // Has read enough messages, has noticed its eviction, or has died.
     Done,
 }
 
 /// The next step of the new reader, or of the thread that admits it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Comes {
-    /// Takes the slot once it is free. That changes nothing for the sender, so the generation stays.
-    Enters,
-    /// Holds the position of the floor.
-    Holds,
-    /// Sets the generation to this value, and makes a fence.
-    Tells(u8),
-    /// Reads the intent again.
-    Sure,
-    /// Leaves the slot, and announces that.
-    Leaves,
-    /// Stores its starting position as its head.
-    Head,
-    /// Marks its entry as active.
-    Activates,
-    /// Sets the generation to this value.
-    TellsActive(u8),
-    /// Reads the tail.
-    Looks,
-    /// Copies a message.
-    Copies,
-    /// Reads the floor.
-    Checks { copied: u8 },
-    /// Stores its head.
-    LetsGo,
-    /// Announces that it sleeps, and makes a fence.
-    Parks,
-    /// Reads the tail once more.
-    Again,
-    /// Sleeps.
-    Sleeps,
-    /// Announces that it is awake.
-    Unparks,
-    /// Has read all messages, or has noticed its eviction.
+enum NewStep {
+    // Takes the slot once it is free. The generation stays, because nothing changes for the sender.
+    Enter,
+    // At the position of the floor.
+    Reserve,
+    // Sets the generation to this value. Includes a fence.
+    PublishReservation(u8),
+    RecheckIntent,
+    Leave,
+    StoreFirstHead,
+    Activate,
+    // Sets the generation to this value.
+    PublishActivation(u8),
+    Poll,
+    Copy,
+    CheckFloor { copied: u8 },
+    StoreHead,
+    // Includes a fence.
+    Park,
+    Recheck,
+    Sleep,
+    Unpark,
+    // Has read all messages, or has noticed its eviction.
     Done,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Sender {
-    next: Sends,
+    next: SenderStep,
     sent: u8,
     floor: u8,
     generation: u8,
     /// The slot as it knows it, the head, and the last woken number.
     entry: Entry,
     head: u8,
-    rung: u8,
+    woken_number: u8,
     /// The reader whose control object it reads.
-    object: Who,
+    object: ReaderId,
     /// The reader that it has reported as leaving no space.
-    named: Option<Who>,
+    blocker: Option<ReaderId>,
     /// The watcher has sent it a wakeup.
     woken: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Newcomer {
-    next: Comes,
+struct NewReader {
+    next: NewStep,
     head: u8,
     tail: u8,
-    number: u8,
-    bell: bool,
+    park_number: u8,
+    wakeup: bool,
 }
 
 /// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Wrong {
+enum Violation {
     /// A message was handed out that had been overwritten.
     Torn,
     /// A reader that was not evicted is below the floor.
     Passed,
     /// An honest reader was accused of a protocol violation.
-    Accused,
+    FalseAccusation,
     /// A reader was evicted that had not blocked the sender.
     Mistaken,
 }
@@ -301,33 +275,33 @@ enum Wrong {
 pub struct State {
     words: Words,
     sender: Sender,
-    watcher: Watches,
+    watcher: WatcherStep,
     /// The position of the new reader at the watcher's last check.
-    seen: Option<u8>,
-    old: Reads,
+    last_position: Option<u8>,
+    old: OldStep,
     old_head: u8,
-    old_lives: bool,
-    new: Newcomer,
+    old_is_alive: bool,
+    new: NewReader,
     /// The number of changes of the list. Accessed under its lock.
     changes: u8,
     /// Whether the old and the new reader were evicted.
     evicted: [bool; 2],
-    wrong: Option<Wrong>,
+    violation: Option<Violation>,
 }
 
 /// One step of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
-    GoOn(usize, u8),
+    Step(usize, u8),
     /// The old reader is killed.
-    Die,
+    Kill,
     /// The reader that the sender has named has left no space for too long.
-    Stall(Who),
+    Stall(ReaderId),
     /// The watcher notices that the old reader has died.
-    Hear,
+    NoticeDeath,
     /// The watcher reads the new reader's position: the oldest head that it may read (0), or a newer one.
-    Look(u8),
+    PollPosition(u8),
 }
 
 impl Eviction {
@@ -336,50 +310,51 @@ impl Eviction {
     }
 
     fn loads(state: &State, thread: usize) -> Option<(usize, Order)> {
-        use Order::{Relaxed, Synchronises};
+        use Order::{AcqRel, Relaxed};
         let head = match state.sender.object {
-            Who::Old => word::OLD_HEAD,
-            Who::New => word::NEW_HEAD,
+            ReaderId::Old => word::OLD_HEAD,
+            ReaderId::New => word::NEW_HEAD,
         };
         match thread {
             SENDER => match state.sender.next {
-                Sends::List | Sends::Sure | Sends::Changed | Sends::Again => {
-                    Some((word::GENERATION, Synchronises))
-                }
-                Sends::Head | Sends::AgainHead => Some((head, Synchronises)),
-                Sends::Looks => Some((word::NEW_PARKED, Relaxed)),
+                SenderStep::CheckList
+                | SenderStep::RecheckGeneration
+                | SenderStep::CheckListAfterTail
+                | SenderStep::RecheckList => Some((word::GENERATION, AcqRel)),
+                SenderStep::LoadHead | SenderStep::RecheckHead => Some((head, AcqRel)),
+                SenderStep::LoadParked => Some((word::NEW_PARKED, Relaxed)),
                 _ => None,
             },
             OLD => match state.old {
-                Reads::Copies => Some((word::cell(state.old_head), Relaxed)),
-                Reads::Checks { .. } => Some((word::FLOOR, Relaxed)),
+                OldStep::Copy => Some((word::cell(state.old_head), Relaxed)),
+                OldStep::CheckFloor { .. } => Some((word::FLOOR, Relaxed)),
                 _ => None,
             },
             NEW => match state.new.next {
-                Comes::Sure => Some((word::INTENT, Relaxed)),
-                Comes::Looks | Comes::Again => Some((word::TAIL, Synchronises)),
-                Comes::Copies => Some((word::cell(state.new.head), Relaxed)),
-                Comes::Checks { .. } => Some((word::FLOOR, Relaxed)),
+                NewStep::RecheckIntent => Some((word::INTENT, Relaxed)),
+                NewStep::Poll | NewStep::Recheck => Some((word::TAIL, AcqRel)),
+                NewStep::Copy => Some((word::cell(state.new.head), Relaxed)),
+                NewStep::CheckFloor { .. } => Some((word::FLOOR, Relaxed)),
                 _ => None,
             },
             _ => None,
         }
     }
 
-    fn can_go_on(state: &State, thread: usize) -> bool {
+    fn is_runnable(state: &State, thread: usize) -> bool {
         match thread {
             SENDER => match state.sender.next {
-                Sends::Sleeps => state.sender.woken,
-                Sends::Done => false,
+                SenderStep::Sleep => state.sender.woken,
+                SenderStep::Done => false,
                 _ => true,
             },
-            WATCHER => state.watcher != Watches::Waits,
-            OLD => state.old != Reads::Done,
+            WATCHER => state.watcher != WatcherStep::Wait,
+            OLD => state.old != OldStep::Done,
             _ => match state.new.next {
                 // The slot is free once the old reader was evicted.
-                Comes::Enters => state.evicted[0],
-                Comes::Sleeps => state.new.bell,
-                Comes::Done => false,
+                NewStep::Enter => state.evicted[0],
+                NewStep::Sleep => state.new.wakeup,
+                NewStep::Done => false,
                 _ => true,
             },
         }
@@ -392,152 +367,156 @@ impl Eviction {
         (me.sent + 1).saturating_sub(CELLS)
     }
 
-    fn begin(self, me: &Sender) -> Sends {
+    fn next_message(self, me: &Sender) -> SenderStep {
         if me.sent == self.messages {
-            Sends::Done
+            SenderStep::Done
         } else if Self::goal(me) > me.floor {
-            Sends::List
+            SenderStep::CheckList
         } else {
-            Sends::Write
+            SenderStep::WriteCell
         }
     }
 
     fn is_active(me: &Sender) -> bool {
-        matches!(me.entry, Entry::Taken(..)) && me.head != NEVER
+        matches!(me.entry, Entry::Active(..)) && me.head != NEVER
     }
 
-    fn after_list(me: &Sender) -> Sends {
+    fn after_list(me: &Sender) -> SenderStep {
         if me.head >= Self::goal(me) {
-            Sends::Intent
+            SenderStep::StoreIntent
         } else if Self::is_active(me) {
-            Sends::Head
+            SenderStep::LoadHead
         } else {
-            Sends::List
+            SenderStep::CheckList
         }
     }
 
-    fn take_list(self, words: &mut Words, me: &mut Sender) {
+    fn copy_list(self, words: &mut Words, me: &mut Sender) {
         let entry = Entry::from_word(words.load_newest(SENDER, word::ENTRY));
         let known = match entry.who() {
             // The slot has no reader, so nothing is known.
             None => false,
-            _ if self.has(Fault::HeadOfTheSlot) => me.head != NEVER,
+            _ if self.has(Fault::HeadPerSlot) => me.head != NEVER,
             who => who == me.entry.who() && entry.position() == me.entry.position(),
         };
-        let keeps = known || self.has(Fault::HeadOfTheSlot) && entry == Entry::Free;
+        let keeps = known || self.has(Fault::HeadPerSlot) && entry == Entry::Free;
         if !keeps {
             me.head = entry.position();
         }
         if let Some(who) = entry.who()
             && who != me.object
-            && !self.has(Fault::ObjectOfTheSlot)
+            && !self.has(Fault::ObjectPerSlot)
         {
             me.object = who;
         }
-        if entry.who() == Some(Who::New)
-            && me.entry.who() != Some(Who::New)
-            && !self.has(Fault::RungOfTheSlot)
+        if entry.who() == Some(ReaderId::New)
+            && me.entry.who() != Some(ReaderId::New)
+            && !self.has(Fault::WokenNumberPerSlot)
         {
-            me.rung = 0;
+            me.woken_number = 0;
         }
         me.entry = entry;
     }
 
-    fn send(self, state: &mut State, choice: u8) {
+    fn step_sender(self, state: &mut State, choice: u8) {
         let loaded = Self::loads(state, SENDER);
         let State {
             words,
             sender: me,
             new,
-            wrong,
+            violation,
             ..
         } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(SENDER, word, choice, order));
         me.next = match me.next {
-            Sends::List | Sends::Changed | Sends::Again => {
+            SenderStep::CheckList | SenderStep::CheckListAfterTail | SenderStep::RecheckList => {
                 if value != me.generation {
                     me.generation = value;
-                    self.take_list(words, me);
+                    self.copy_list(words, me);
                 }
                 match me.next {
-                    Sends::Changed if me.entry.who() == Some(Who::New) && Self::is_active(me) => Sends::Looks,
-                    Sends::Changed => self.begin(me),
-                    Sends::List => Self::after_list(me),
-                    _ if me.head >= Self::goal(me) => Sends::Intent,
-                    _ if Self::is_active(me) => Sends::AgainHead,
-                    _ => Sends::Sleeps,
+                    SenderStep::CheckListAfterTail
+                        if me.entry.who() == Some(ReaderId::New) && Self::is_active(me) =>
+                    {
+                        SenderStep::LoadParked
+                    }
+                    SenderStep::CheckListAfterTail => self.next_message(me),
+                    SenderStep::CheckList => Self::after_list(me),
+                    _ if me.head >= Self::goal(me) => SenderStep::StoreIntent,
+                    _ if Self::is_active(me) => SenderStep::RecheckHead,
+                    _ => SenderStep::Sleep,
                 }
             }
-            Sends::Head | Sends::AgainHead => {
+            SenderStep::LoadHead | SenderStep::RecheckHead => {
                 if value < me.head || value > me.sent {
-                    *wrong = Some(Wrong::Accused);
+                    *violation = Some(Violation::FalseAccusation);
                 }
                 me.head = value;
                 match me.next {
-                    _ if value >= Self::goal(me) => Sends::Intent,
-                    Sends::AgainHead => Sends::Sleeps,
+                    _ if value >= Self::goal(me) => SenderStep::StoreIntent,
+                    SenderStep::RecheckHead => SenderStep::Sleep,
                     _ => {
-                        me.named = me.entry.who();
-                        if self.about == About::Room {
-                            Sends::Again
+                        me.blocker = me.entry.who();
+                        if self.aspect == Aspect::Space {
+                            SenderStep::RecheckList
                         } else {
-                            Sends::List
+                            SenderStep::CheckList
                         }
                     }
                 }
             }
-            Sends::Sleeps => {
+            SenderStep::Sleep => {
                 me.woken = false;
                 words.load_newest(SENDER, word::WOKEN);
-                Sends::List
+                SenderStep::CheckList
             }
-            Sends::Intent => {
+            SenderStep::StoreIntent => {
                 words.store(SENDER, word::INTENT, Self::goal(me), Order::Relaxed);
                 words.full_fence(SENDER);
-                Sends::Sure
+                SenderStep::RecheckGeneration
             }
-            Sends::Sure if value != me.generation => Sends::List,
-            Sends::Sure if self.has(Fault::FloorAfterTheWrite) => Sends::Write,
-            Sends::Sure => Sends::Floor,
-            Sends::Floor | Sends::LateFloor => {
+            SenderStep::RecheckGeneration if value != me.generation => SenderStep::CheckList,
+            SenderStep::RecheckGeneration if self.has(Fault::FloorAfterWrite) => SenderStep::WriteCell,
+            SenderStep::RecheckGeneration => SenderStep::StoreFloor,
+            SenderStep::StoreFloor | SenderStep::StoreFloorLate => {
                 me.floor = Self::goal(me);
-                me.named = None;
-                words.store(SENDER, word::FLOOR, me.floor, Order::Synchronises);
+                me.blocker = None;
+                words.store(SENDER, word::FLOOR, me.floor, Order::AcqRel);
                 words.release_fence(SENDER);
-                if me.next == Sends::Floor {
-                    Sends::Write
+                if me.next == SenderStep::StoreFloor {
+                    SenderStep::WriteCell
                 } else {
-                    Sends::Tail
+                    SenderStep::StoreTail
                 }
             }
-            Sends::Write => {
+            SenderStep::WriteCell => {
                 words.store(SENDER, word::cell(me.sent), me.sent + 1, Order::Relaxed);
-                if self.has(Fault::FloorAfterTheWrite) {
-                    Sends::LateFloor
+                if self.has(Fault::FloorAfterWrite) {
+                    SenderStep::StoreFloorLate
                 } else {
-                    Sends::Tail
+                    SenderStep::StoreTail
                 }
             }
-            Sends::Tail => {
+            SenderStep::StoreTail => {
                 me.sent += 1;
-                words.store(SENDER, word::TAIL, me.sent, Order::Synchronises);
-                if self.about == About::Bells {
+                words.store(SENDER, word::TAIL, me.sent, Order::AcqRel);
+                if self.aspect == Aspect::Wakeups {
                     words.full_fence(SENDER);
-                    Sends::Changed
+                    SenderStep::CheckListAfterTail
                 } else {
-                    self.begin(me)
+                    self.next_message(me)
                 }
             }
-            Sends::Looks => {
-                if value % 2 == 1 && value != me.rung {
-                    me.rung = value;
-                    new.bell = true;
+            SenderStep::LoadParked => {
+                if value % 2 == 1 && value != me.woken_number {
+                    me.woken_number = value;
+                    new.wakeup = true;
                 }
-                self.begin(me)
+                self.next_message(me)
             }
-            Sends::Done => Sends::Done,
+            SenderStep::Done => SenderStep::Done,
         };
-        if me.next == Sends::Done {
+        if me.next == SenderStep::Done {
             words.retire(SENDER);
         }
     }
@@ -545,59 +524,59 @@ impl Eviction {
 
 /// The watcher's steps.
 impl Eviction {
-    fn wake(self, words: &mut Words, sender: &mut Sender) {
-        sender.woken |= sender.next == Sends::Sleeps || !self.has(Fault::WakesOnlyASleeper);
-        words.store(WATCHER, word::WOKEN, 1, Order::Synchronises);
+    fn wake_sender(self, words: &mut Words, sender: &mut Sender) {
+        sender.woken |= sender.next == SenderStep::Sleep || !self.has(Fault::WakeupOnlyIfAsleep);
+        words.store(WATCHER, word::WOKEN, 1, Order::AcqRel);
     }
 
-    fn watch(self, state: &mut State) {
+    fn step_watcher(self, state: &mut State) {
         let State {
             words,
             watcher,
             changes,
             evicted,
             sender,
-            wrong,
+            violation,
             ..
         } = state;
         *watcher = match *watcher {
-            Watches::Evicts(_) | Watches::Buries => {
-                let named = match *watcher {
-                    Watches::Evicts(who) => who,
-                    _ => Who::Old,
+            WatcherStep::Evict(_) | WatcherStep::RemoveDead => {
+                let blocker = match *watcher {
+                    WatcherStep::Evict(who) => who,
+                    _ => ReaderId::Old,
                 };
                 let entry = Entry::from_word(words.load_newest(WATCHER, word::ENTRY));
                 let in_slot = entry.who();
-                let slot_alone = self.has(Fault::NamesTheSlot) && *watcher != Watches::Buries;
-                if in_slot == Some(named) || slot_alone && in_slot.is_some() {
-                    if in_slot == Some(Who::New) && named == Who::Old {
-                        *wrong = Some(Wrong::Mistaken);
+                let slot_alone = self.has(Fault::BlockerBySlot) && *watcher != WatcherStep::RemoveDead;
+                if in_slot == Some(blocker) || slot_alone && in_slot.is_some() {
+                    if in_slot == Some(ReaderId::New) && blocker == ReaderId::Old {
+                        *violation = Some(Violation::Mistaken);
                     }
-                    evicted[usize::from(in_slot == Some(Who::New))] = true;
-                    words.store(WATCHER, word::ENTRY, Entry::Free.word(), Order::Synchronises);
+                    evicted[usize::from(in_slot == Some(ReaderId::New))] = true;
+                    words.store(WATCHER, word::ENTRY, Entry::Free.word(), Order::AcqRel);
                     *changes += 1;
-                    Watches::Tells(*changes)
+                    WatcherStep::StoreGeneration(*changes)
                 } else {
-                    Watches::Waits
+                    WatcherStep::Wait
                 }
             }
-            Watches::Tells(generation) => {
-                words.store(WATCHER, word::GENERATION, generation, Order::Synchronises);
-                if self.has(Fault::ReleasesWithoutWaking) || self.has(Fault::WakesFirst) {
-                    Watches::Waits
+            WatcherStep::StoreGeneration(generation) => {
+                words.store(WATCHER, word::GENERATION, generation, Order::AcqRel);
+                if self.has(Fault::EvictionWithoutWakeup) || self.has(Fault::WakeupBeforeEviction) {
+                    WatcherStep::Wait
                 } else {
-                    Watches::Wakes
+                    WatcherStep::WakeSender
                 }
             }
-            Watches::Wakes => {
-                self.wake(words, sender);
-                Watches::Waits
+            WatcherStep::WakeSender => {
+                self.wake_sender(words, sender);
+                WatcherStep::Wait
             }
-            Watches::WakesBefore(who) => {
-                self.wake(words, sender);
-                Watches::Evicts(who)
+            WatcherStep::WakeSenderFirst(who) => {
+                self.wake_sender(words, sender);
+                WatcherStep::Evict(who)
             }
-            Watches::Waits => Watches::Waits,
+            WatcherStep::Wait => WatcherStep::Wait,
         };
     }
 }
@@ -606,33 +585,31 @@ impl Eviction {
 impl Eviction {
     /// Returns the number of results that one check of the new reader may have: one for each head that may be
     /// read.
-    fn looks(state: &State) -> u8 {
+    fn position_choices(state: &State) -> u8 {
         let mut words = state.words.clone();
         match Entry::from_word(words.load_newest(WATCHER, word::ENTRY)) {
-            Entry::Taken(Who::New, _) => words.choices(WATCHER, word::NEW_HEAD),
-            Entry::Entered | Entry::Held(_) => 1,
-            Entry::Free | Entry::Taken(Who::Old, _) => 0,
+            Entry::Active(ReaderId::New, _) => words.choices(WATCHER, word::NEW_HEAD),
+            Entry::Entered | Entry::Reserved(_) => 1,
+            Entry::Free | Entry::Active(ReaderId::Old, _) => 0,
         }
     }
 
     /// Compares the position of the new reader with the previous one. A position that decreases counts as a
     /// violation.
-    fn look(self, state: &mut State, choice: u8) {
+    fn poll_position(self, state: &mut State, choice: u8) {
         // The lock orders all stores before the entry.
         let entry = Entry::from_word(state.words.load_newest(WATCHER, word::ENTRY));
         let position = match entry {
-            Entry::Taken(Who::New, _) => {
-                state
-                    .words
-                    .load(WATCHER, word::NEW_HEAD, choice, Order::Synchronises)
+            Entry::Active(ReaderId::New, _) => {
+                state.words.load(WATCHER, word::NEW_HEAD, choice, Order::AcqRel)
             }
-            Entry::Entered if !self.has(Fault::PositionOfNone) => return,
+            Entry::Entered if !self.has(Fault::MissingPositionIsMax) => return,
             entry => entry.position(),
         };
-        if state.seen.is_some_and(|seen| position < seen) {
-            state.wrong = Some(Wrong::Accused);
+        if state.last_position.is_some_and(|seen| position < seen) {
+            state.violation = Some(Violation::FalseAccusation);
         }
-        state.seen = Some(position);
+        state.last_position = Some(position);
     }
 }
 
@@ -640,168 +617,170 @@ impl Eviction {
 impl Eviction {
     /// Whether a copy may be handed out, given the floor after it. The preceding fence has ordered the two.
     fn may_hand_out(self, head: u8, floor: u8) -> bool {
-        floor <= head || self.has(Fault::HandsOutWithoutALook)
+        floor <= head || self.has(Fault::NoFloorCheck)
     }
 
     fn fence(self, words: &mut Words, thread: usize) {
-        if !self.has(Fault::LooksWithoutFence) {
+        if !self.has(Fault::NoFenceBeforeFloorCheck) {
             words.acquire_fence(thread);
         }
     }
 
-    fn read(self, state: &mut State, choice: u8) {
+    fn step_old(self, state: &mut State, choice: u8) {
         let loaded = Self::loads(state, OLD);
         let State {
             words,
             old,
             old_head,
             evicted,
-            wrong,
+            violation,
             ..
         } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(OLD, word, choice, order));
         *old = match *old {
-            Reads::Copies => {
+            OldStep::Copy => {
                 self.fence(words, OLD);
-                Reads::Checks { copied: value }
+                OldStep::CheckFloor { copied: value }
             }
-            Reads::Checks { copied } if self.may_hand_out(*old_head, value) => {
+            OldStep::CheckFloor { copied } if self.may_hand_out(*old_head, value) => {
                 if copied != *old_head + 1 {
-                    *wrong = Some(Wrong::Torn);
+                    *violation = Some(Violation::Torn);
                 }
-                Reads::LetsGo
+                OldStep::StoreHead
             }
-            Reads::Checks { .. } => {
+            OldStep::CheckFloor { .. } => {
                 if !evicted[0] {
-                    *wrong = Some(Wrong::Passed);
+                    *violation = Some(Violation::Passed);
                 }
-                Reads::Done
+                OldStep::Done
             }
-            Reads::LetsGo => {
+            OldStep::StoreHead => {
                 *old_head += 1;
-                words.store(OLD, word::OLD_HEAD, *old_head, Order::Synchronises);
+                words.store(OLD, word::OLD_HEAD, *old_head, Order::AcqRel);
                 if *old_head == self.old_reads {
-                    Reads::Done
+                    OldStep::Done
                 } else {
-                    Reads::Copies
+                    OldStep::Copy
                 }
             }
-            Reads::Done => Reads::Done,
+            OldStep::Done => OldStep::Done,
         };
-        if *old == Reads::Done {
+        if *old == OldStep::Done {
             words.retire(OLD);
         }
     }
 
-    fn come(self, state: &mut State, choice: u8) {
+    fn step_admission(self, state: &mut State, choice: u8) {
         let loaded = Self::loads(state, NEW);
         let State {
             words,
             new: me,
             changes,
             evicted,
-            wrong,
+            violation,
             ..
         } = state;
         let value = loaded.map_or(0, |(word, order)| words.load(NEW, word, choice, order));
-        let mut enter = |words: &mut Words, entry: Entry| {
+        let mut set_entry = |words: &mut Words, entry: Entry| {
             words.load_newest(NEW, word::ENTRY);
-            words.store(NEW, word::ENTRY, entry.word(), Order::Synchronises);
+            words.store(NEW, word::ENTRY, entry.word(), Order::AcqRel);
             *changes += 1;
             *changes
         };
         me.next = match me.next {
-            Comes::Enters => {
+            NewStep::Enter => {
                 words.load_newest(NEW, word::ENTRY);
-                words.store(NEW, word::ENTRY, Entry::Entered.word(), Order::Synchronises);
-                Comes::Holds
+                words.store(NEW, word::ENTRY, Entry::Entered.word(), Order::AcqRel);
+                NewStep::Reserve
             }
-            Comes::Holds => {
+            NewStep::Reserve => {
                 me.head = words
                     .load_newest(NEW, word::FLOOR)
                     .max(words.load_newest(NEW, word::INTENT));
-                Comes::Tells(enter(words, Entry::Held(me.head)))
+                NewStep::PublishReservation(set_entry(words, Entry::Reserved(me.head)))
             }
-            Comes::Tells(generation) => {
-                words.store(NEW, word::GENERATION, generation, Order::Synchronises);
+            NewStep::PublishReservation(generation) => {
+                words.store(NEW, word::GENERATION, generation, Order::AcqRel);
                 words.full_fence(NEW);
-                Comes::Sure
+                NewStep::RecheckIntent
             }
-            Comes::Sure if value > me.head => Comes::Leaves,
-            Comes::Sure => Comes::Head,
-            Comes::Leaves => {
+            NewStep::RecheckIntent if value > me.head => NewStep::Leave,
+            NewStep::RecheckIntent => NewStep::StoreFirstHead,
+            NewStep::Leave => {
                 // Behave like a failed handshake, because other models cover the retry.
-                Comes::TellsActive(enter(words, Entry::Free))
+                NewStep::PublishActivation(set_entry(words, Entry::Free))
             }
-            Comes::Head => {
-                words.store(NEW, word::NEW_HEAD, me.head, Order::Synchronises);
-                Comes::Activates
+            NewStep::StoreFirstHead => {
+                words.store(NEW, word::NEW_HEAD, me.head, Order::AcqRel);
+                NewStep::Activate
             }
-            Comes::Activates if evicted[1] => Comes::Done,
-            Comes::Activates => Comes::TellsActive(enter(words, Entry::Taken(Who::New, me.head))),
-            Comes::TellsActive(generation) => {
-                words.store(NEW, word::GENERATION, generation, Order::Synchronises);
+            NewStep::Activate if evicted[1] => NewStep::Done,
+            NewStep::Activate => {
+                NewStep::PublishActivation(set_entry(words, Entry::Active(ReaderId::New, me.head)))
+            }
+            NewStep::PublishActivation(generation) => {
+                words.store(NEW, word::GENERATION, generation, Order::AcqRel);
                 let left = words.load_newest(NEW, word::ENTRY) == Entry::Free.word() && !evicted[1];
-                if left { Comes::Done } else { Comes::Looks }
+                if left { NewStep::Done } else { NewStep::Poll }
             }
-            Comes::Copies => {
+            NewStep::Copy => {
                 self.fence(words, NEW);
-                Comes::Checks { copied: value }
+                NewStep::CheckFloor { copied: value }
             }
-            Comes::Checks { copied } if self.may_hand_out(me.head, value) => {
+            NewStep::CheckFloor { copied } if self.may_hand_out(me.head, value) => {
                 if copied != me.head + 1 {
-                    *wrong = Some(Wrong::Torn);
+                    *violation = Some(Violation::Torn);
                 }
-                Comes::LetsGo
+                NewStep::StoreHead
             }
-            Comes::Checks { .. } => {
+            NewStep::CheckFloor { .. } => {
                 if !evicted[1] {
-                    *wrong = Some(Wrong::Passed);
+                    *violation = Some(Violation::Passed);
                 }
-                Comes::Done
+                NewStep::Done
             }
-            next => self.go_on(words, me, next, value),
+            next => self.step_reading(words, me, next, value),
         };
-        if me.next == Comes::Done {
+        if me.next == NewStep::Done {
             words.retire(NEW);
         }
     }
 
-    fn go_on(self, words: &mut Words, me: &mut Newcomer, next: Comes, value: u8) -> Comes {
+    fn step_reading(self, words: &mut Words, me: &mut NewReader, next: NewStep, value: u8) -> NewStep {
         match next {
-            Comes::LetsGo => {
+            NewStep::StoreHead => {
                 me.head += 1;
-                words.store(NEW, word::NEW_HEAD, me.head, Order::Synchronises);
+                words.store(NEW, word::NEW_HEAD, me.head, Order::AcqRel);
                 if me.head == self.messages {
-                    Comes::Done
+                    NewStep::Done
                 } else {
-                    Comes::Looks
+                    NewStep::Poll
                 }
             }
-            Comes::Looks | Comes::Again => {
+            NewStep::Poll | NewStep::Recheck => {
                 me.tail = value;
                 match next {
-                    Comes::Again if value > me.head => Comes::Unparks,
-                    Comes::Again => Comes::Sleeps,
-                    _ if value > me.head => Comes::Copies,
-                    _ if self.about == About::Bells => Comes::Parks,
-                    _ => Comes::Looks,
+                    NewStep::Recheck if value > me.head => NewStep::Unpark,
+                    NewStep::Recheck => NewStep::Sleep,
+                    _ if value > me.head => NewStep::Copy,
+                    _ if self.aspect == Aspect::Wakeups => NewStep::Park,
+                    _ => NewStep::Poll,
                 }
             }
-            Comes::Parks => {
-                me.number += 1;
-                words.store(NEW, word::NEW_PARKED, me.number, Order::Synchronises);
+            NewStep::Park => {
+                me.park_number += 1;
+                words.store(NEW, word::NEW_PARKED, me.park_number, Order::AcqRel);
                 words.full_fence(NEW);
-                Comes::Again
+                NewStep::Recheck
             }
-            Comes::Sleeps => {
-                me.bell = false;
-                Comes::Unparks
+            NewStep::Sleep => {
+                me.wakeup = false;
+                NewStep::Unpark
             }
-            Comes::Unparks => {
-                me.number += 1;
-                words.store(NEW, word::NEW_PARKED, me.number, Order::Relaxed);
-                Comes::Looks
+            NewStep::Unpark => {
+                me.park_number += 1;
+                words.store(NEW, word::NEW_PARKED, me.park_number, Order::Relaxed);
+                NewStep::Poll
             }
             other => other,
         }
@@ -823,81 +802,81 @@ impl Model for Eviction {
         for position in 0..CELLS {
             words.store(SENDER, word::cell(position), position + 1, Order::Relaxed);
         }
-        words.store(SENDER, word::TAIL, CELLS, Order::Synchronises);
+        words.store(SENDER, word::TAIL, CELLS, Order::AcqRel);
         words.store(
             SENDER,
             word::ENTRY,
-            Entry::Taken(Who::Old, 0).word(),
-            Order::Synchronises,
+            Entry::Active(ReaderId::Old, 0).word(),
+            Order::AcqRel,
         );
         for thread in [SENDER, WATCHER, OLD, NEW] {
             words.settle(thread);
         }
         let mut sender = Sender {
-            next: Sends::Done,
+            next: SenderStep::Done,
             sent: CELLS,
             floor: 0,
             generation: 0,
-            entry: Entry::Taken(Who::Old, 0),
+            entry: Entry::Active(ReaderId::Old, 0),
             head: 0,
-            rung: 1,
-            object: Who::Old,
-            named: None,
+            woken_number: 1,
+            object: ReaderId::Old,
+            blocker: None,
             woken: false,
         };
-        sender.next = self.begin(&sender);
+        sender.next = self.next_message(&sender);
         vec![State {
             words,
             sender,
-            watcher: Watches::Waits,
-            seen: None,
+            watcher: WatcherStep::Wait,
+            last_position: None,
             old: if self.old_reads == 0 {
-                Reads::Done
+                OldStep::Done
             } else {
-                Reads::Copies
+                OldStep::Copy
             },
             old_head: 0,
-            old_lives: true,
-            new: Newcomer {
-                next: Comes::Enters,
+            old_is_alive: true,
+            new: NewReader {
+                next: NewStep::Enter,
                 head: 0,
                 tail: 0,
-                number: 0,
-                bell: false,
+                park_number: 0,
+                wakeup: false,
             },
             changes: 0,
             evicted: [false; 2],
-            wrong: None,
+            violation: None,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         // States after a violation are not explored.
-        if state.wrong.is_some() {
+        if state.violation.is_some() {
             return;
         }
         for thread in [SENDER, WATCHER, OLD, NEW] {
-            if thread == OLD && !state.old_lives || !Self::can_go_on(state, thread) {
+            if thread == OLD && !state.old_is_alive || !Self::is_runnable(state, thread) {
                 continue;
             }
             let choices = match Self::loads(state, thread) {
                 Some((word, _)) => state.words.choices(thread, word),
                 None => 1,
             };
-            actions.extend((0..choices).map(|choice| Action::GoOn(thread, choice)));
+            actions.extend((0..choices).map(|choice| Action::Step(thread, choice)));
         }
-        if state.old_lives {
-            actions.push(Action::Die);
+        if state.old_is_alive {
+            actions.push(Action::Kill);
         }
-        if state.watcher == Watches::Waits {
-            if let Some(who) = state.sender.named {
+        if state.watcher == WatcherStep::Wait {
+            if let Some(who) = state.sender.blocker {
                 actions.push(Action::Stall(who));
             }
-            if !state.old_lives && !state.evicted[0] {
-                actions.push(Action::Hear);
+            if !state.old_is_alive && !state.evicted[0] {
+                actions.push(Action::NoticeDeath);
             }
-            if self.about == About::Looks && !state.evicted[1] {
-                actions.extend((0..Self::looks(state)).map(Action::Look));
+            if self.aspect == Aspect::Position && !state.evicted[1] {
+                actions.extend((0..Self::position_choices(state)).map(Action::PollPosition));
             }
         }
     }
@@ -905,27 +884,27 @@ impl Model for Eviction {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::GoOn(SENDER, choice) => self.send(&mut state, choice),
-            Action::GoOn(WATCHER, _) => self.watch(&mut state),
-            Action::GoOn(OLD, choice) => self.read(&mut state, choice),
-            Action::GoOn(_, choice) => self.come(&mut state, choice),
-            Action::Die => {
-                state.old_lives = false;
+            Action::Step(SENDER, choice) => self.step_sender(&mut state, choice),
+            Action::Step(WATCHER, _) => self.step_watcher(&mut state),
+            Action::Step(OLD, choice) => self.step_old(&mut state, choice),
+            Action::Step(_, choice) => self.step_admission(&mut state, choice),
+            Action::Kill => {
+                state.old_is_alive = false;
                 state.words.retire(OLD);
             }
             Action::Stall(who) => {
-                state.watcher = if self.has(Fault::WakesFirst) {
-                    Watches::WakesBefore(who)
+                state.watcher = if self.has(Fault::WakeupBeforeEviction) {
+                    WatcherStep::WakeSenderFirst(who)
                 } else {
-                    Watches::Evicts(who)
+                    WatcherStep::Evict(who)
                 };
             }
-            Action::Look(choice) => self.look(&mut state, choice),
-            Action::Hear => {
-                state.watcher = if self.has(Fault::WakesFirst) {
-                    Watches::WakesBefore(Who::Old)
+            Action::PollPosition(choice) => self.poll_position(&mut state, choice),
+            Action::NoticeDeath => {
+                state.watcher = if self.has(Fault::WakeupBeforeEviction) {
+                    WatcherStep::WakeSenderFirst(ReaderId::Old)
                 } else {
-                    Watches::Buries
+                    WatcherStep::RemoveDead
                 };
             }
         }
@@ -934,39 +913,50 @@ impl Model for Eviction {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(WHOLE, |_, state: &State| state.wrong != Some(Wrong::Torn)),
-            Property::always(KEPT, |_, state: &State| state.wrong != Some(Wrong::Passed)),
-            Property::always(HONEST, |_, state: &State| state.wrong != Some(Wrong::Accused)),
-            Property::always(BY_NUMBER, |_, state: &State| state.wrong != Some(Wrong::Mistaken)),
+            Property::always(NEVER_TORN, |_, state: &State| {
+                state.violation != Some(Violation::Torn)
+            }),
+            Property::always(FLOOR_BELOW_HEAD, |_, state: &State| {
+                state.violation != Some(Violation::Passed)
+            }),
+            Property::always(OWN_WORDS_ONLY, |_, state: &State| {
+                state.violation != Some(Violation::FalseAccusation)
+            }),
+            Property::always(OWN_STALL_ONLY, |_, state: &State| {
+                state.violation != Some(Violation::Mistaken)
+            }),
             Property::always(SENDER_WOKEN, |_, state: &State| {
-                let rests = state.watcher == Watches::Waits && state.new.next == Comes::Enters;
-                let stuck = state.sender.next == Sends::Sleeps && !state.sender.woken;
+                let rests = state.watcher == WatcherStep::Wait && state.new.next == NewStep::Enter;
+                let stuck = state.sender.next == SenderStep::Sleep && !state.sender.woken;
                 !(stuck && rests && state.evicted[0])
             }),
-            Property::always(RUNG, |_, state: &State| {
+            Property::always(WOKEN, |_, state: &State| {
                 let me = &state.new;
-                let asleep = me.next == Comes::Sleeps && !me.bell && me.head < state.sender.sent;
-                let looks = matches!(state.sender.next, Sends::Changed | Sends::Looks);
+                let asleep = me.next == NewStep::Sleep && !me.wakeup && me.head < state.sender.sent;
+                let looks = matches!(
+                    state.sender.next,
+                    SenderStep::CheckListAfterTail | SenderStep::LoadParked
+                );
                 !asleep || looks || state.evicted[1]
             }),
             Property::sometimes("a living reader is evicted", |_, state: &State| {
-                state.evicted[0] && state.old_lives && state.sender.floor > state.old_head
+                state.evicted[0] && state.old_is_alive && state.sender.floor > state.old_head
             }),
             Property::sometimes(
                 "the new reader in the slot reads the last message",
                 |model: &Self, state: &State| state.new.head == model.messages,
             ),
         ];
-        if self.about == About::Looks {
+        if self.aspect == Aspect::Position {
             properties.push(Property::sometimes(
                 "the watcher sees the new reader's progress",
-                |_, state: &State| state.seen.is_some_and(|seen| seen > 0 && seen < NEVER),
+                |_, state: &State| state.last_position.is_some_and(|seen| seen > 0 && seen < NEVER),
             ));
         }
-        if self.about == About::Bells {
+        if self.aspect == Aspect::Wakeups {
             properties.push(Property::sometimes(
                 "the new reader is woken",
-                |_, state: &State| state.new.next == Comes::Sleeps && state.new.bell,
+                |_, state: &State| state.new.next == NewStep::Sleep && state.new.wakeup,
             ));
         }
         properties
@@ -974,15 +964,16 @@ impl Model for Eviction {
 }
 
 /// For best-effort, latest and evicted readers.
-pub const WHOLE: &str = "a torn message is never handed out, even to a reader that is being evicted";
+pub const NEVER_TORN: &str = "a torn message is never handed out, even to a reader that is being evicted";
 /// For a reliable reader.
-pub const KEPT: &str = "the floor never passes the head of a reliable reader that was not evicted";
+pub const FLOOR_BELOW_HEAD: &str =
+    "the floor never passes the head of a reliable reader that was not evicted";
 /// Words of another reader in the same slot do not count, and neither does a word that was not stored yet.
-pub const HONEST: &str = "a reader is judged only by its own words";
+pub const OWN_WORDS_ONLY: &str = "a reader is judged only by its own words";
 /// For the new reader.
-pub const BY_NUMBER: &str = "a reader is never evicted for another reader's stall";
+pub const OWN_STALL_ONLY: &str = "a reader is never evicted for another reader's stall";
 /// For the publisher.
 pub const SENDER_WOKEN: &str = "a publisher does not wait for space from an evicted reader";
 /// For a new reader that sleeps.
-pub const RUNG: &str =
+pub const WOKEN: &str =
     "a new reader does not stay asleep, whatever the previous reader in its slot was woken for";

@@ -26,29 +26,29 @@ const PART: u8 = CELLS / 2;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The publisher makes no release fence after it has stored the floor.
-    WritesWithoutFence,
+    NoFenceAfterFloor,
     /// It writes before it stores the floor.
-    WritesFirst,
+    WriteBeforeFloor,
     /// The reader makes no acquire fence before it reads the floor.
-    LooksWithoutFence,
+    NoFenceBeforeFloorCheck,
     /// The reader reads the floor only before it copies, and not after.
-    LooksFirst,
+    FloorCheckBeforeCopy,
     /// The reader does not check whether a mark was overwritten in the meantime.
-    BelievesMarks,
+    NoMarkRecheck,
     /// The reader restarts at a mark below the floor.
-    TakesAnyMark,
+    MarkBelowFloor,
     /// The publisher stores a mark's position before its number.
-    MarksPositionFirst,
+    PositionBeforeNumber,
     /// The position of a mark is stored relaxed.
-    MarksRelaxed,
+    MarkStoredRelaxed,
     /// The position of a mark is read relaxed.
-    ReadsMarksRelaxed,
+    MarkLoadedRelaxed,
     /// A mark is written before the floor has passed the previous mark in the same place.
-    MarksBeforeTheFloor,
+    MarkBeforeFloor,
     /// The floor moves to the tail, and leaves the reader no mark.
-    FloorPastTheMarks,
+    FloorPastMarks,
     /// The reader judges a header before it has read the floor.
-    JudgesFirst,
+    HeaderCheckBeforeFloor,
     /// The reader reads the floor before the tail.
     FloorBeforeTail,
     /// The floor is stored relaxed, so a mark above it may be invisible.
@@ -96,17 +96,14 @@ type Words = Memory<{ word::ALL }, 2>;
 
 /// The publisher's next step for the current message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Publishes {
-    /// Stores the floor, if it must move.
-    Floor,
-    /// Stores one word of a mark.
-    Mark(MarkWord),
-    /// Writes this cell of the record.
-    Cell(u8),
-    /// Stores the floor late ([`Fault::WritesFirst`], [`Fault::MarksBeforeTheFloor`]).
-    LateFloor,
-    /// Stores the tail.
-    Tail,
+enum PublisherStep {
+    /// If it must move.
+    StoreFloor,
+    StoreMark(MarkWord),
+    WriteCell(u8),
+    /// [`Fault::WriteBeforeFloor`], [`Fault::MarkBeforeFloor`].
+    StoreFloorLate,
+    StoreTail,
     /// Has published all messages, or was killed.
     Done,
 }
@@ -126,36 +123,30 @@ struct Mark {
 
 /// The reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reads {
-    /// Loads the tail.
-    Tail,
-    /// Loads the floor, to check that the tail is plausible.
-    Floor,
-    /// Loads the header at this position, `passed` messages behind the head, on the way to the last one.
+enum ReaderStep {
+    LoadTail,
+    // To check that the tail is plausible.
+    LoadFloor,
+    // Loads the header at `at`, `passed` messages behind the head, on the way to the last record.
     Walk { at: u8, passed: u8 },
-    /// Reads the floor after reaching the last record at this position.
-    Walked { last: u8, passed: u8 },
-    /// Loads the header of the record at the head.
-    Header,
-    /// Loads the second cell.
-    Second { first: u8 },
-    /// Reads the floor, and hands out the copy.
-    Check { first: u8, second: u8 },
-    /// Reads the floor after an implausible value.
-    Unsound,
-    /// Restarts: reads the floor,
-    AgainFloor,
-    /// the tail,
-    AgainTail,
-    /// this word of this mark,
-    AgainMark(usize, MarkWord),
-    /// and the floor once more, and moves to a mark.
-    AgainCheck,
+    // Reads the floor after reaching the last record.
+    CheckWalk { last: u8, passed: u8 },
+    LoadHeader,
+    LoadSecondCell { first: u8 },
+    // Reads the floor, and hands out the copy.
+    Validate { first: u8, second: u8 },
+    // Reads the floor after an implausible value.
+    CheckImplausible,
+    RestartFloor,
+    RestartTail,
+    RestartMark(usize, MarkWord),
+    // Reads the floor once more, and moves to a mark.
+    RestartCheck,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Publisher {
-    next: Publishes,
+    next: PublisherStep,
     /// The number of messages that were published.
     sent: u8,
     tail: u8,
@@ -167,7 +158,7 @@ struct Publisher {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Reader {
-    next: Reads,
+    next: ReaderStep,
     head: u8,
     /// The number of messages before the head, as it counts.
     passed: u8,
@@ -176,16 +167,16 @@ struct Reader {
     floor: u8,
     marks: [Mark; MARKS],
     /// The number of restarts since the settling.
-    again: u8,
+    restarts: u8,
 }
 
 /// The violation that was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Wrong {
+enum Violation {
     /// The reader handed out a torn message, or one other than the one that it counts.
     Torn,
     /// It reported the ring as corrupt.
-    Accused,
+    FalseAccusation,
     /// Its count of messages before its head is wrong.
     Miscounted,
 }
@@ -198,7 +189,7 @@ pub struct State {
     reader: Reader,
     /// The publisher has stopped, and all its stores are visible.
     settled: bool,
-    wrong: Option<Wrong>,
+    violation: Option<Violation>,
     /// The last message was handed out.
     handed_out_last: bool,
 }
@@ -256,7 +247,7 @@ impl Floor {
         if goal <= me.floor {
             return None;
         }
-        if self.has(Fault::FloorPastTheMarks) {
+        if self.has(Fault::FloorPastMarks) {
             return Some(me.tail);
         }
         let marks = me.marks.iter().map(|mark| mark.position);
@@ -269,25 +260,25 @@ impl Floor {
     }
 
     /// Returns the step after the floor.
-    fn after_floor(self, me: &Publisher) -> Publishes {
+    fn after_floor(self, me: &Publisher) -> PublisherStep {
         if !Self::needs_mark(me) {
-            Publishes::Cell(0)
-        } else if self.has(Fault::MarksPositionFirst) {
-            Publishes::Mark(MarkWord::Position)
+            PublisherStep::WriteCell(0)
+        } else if self.has(Fault::PositionBeforeNumber) {
+            PublisherStep::StoreMark(MarkWord::Position)
         } else {
-            Publishes::Mark(MarkWord::Number)
+            PublisherStep::StoreMark(MarkWord::Number)
         }
     }
 
     /// Returns the first step for the next message.
-    fn begin(self, me: &Publisher) -> Publishes {
+    fn next_message(self, me: &Publisher) -> PublisherStep {
         if usize::from(me.sent) == self.sizes.len() {
-            Publishes::Done
+            PublisherStep::Done
         } else if self.goal(me).is_some()
-            && !self.has(Fault::WritesFirst)
-            && !self.has(Fault::MarksBeforeTheFloor)
+            && !self.has(Fault::WriteBeforeFloor)
+            && !self.has(Fault::MarkBeforeFloor)
         {
-            Publishes::Floor
+            PublisherStep::StoreFloor
         } else {
             self.after_floor(me)
         }
@@ -299,69 +290,69 @@ impl Floor {
         let order = if self.has(Fault::FloorRelaxed) {
             Order::Relaxed
         } else {
-            Order::Synchronises
+            Order::AcqRel
         };
         words.store(PUBLISHER, word::FLOOR, floor, order);
-        if !self.has(Fault::WritesWithoutFence) {
+        if !self.has(Fault::NoFenceAfterFloor) {
             words.release_fence(PUBLISHER);
         }
     }
 
-    fn publish(self, words: &mut Words, me: &mut Publisher) {
+    fn step_publisher(self, words: &mut Words, me: &mut Publisher) {
         let size = self.sizes.get(usize::from(me.sent)).copied().unwrap_or(0);
         me.next = match me.next {
-            Publishes::Floor => {
+            PublisherStep::StoreFloor => {
                 self.move_floor(words, me);
                 self.after_floor(me)
             }
-            Publishes::Mark(which) => return self.mark(words, me, which),
-            Publishes::Cell(nth) => {
+            PublisherStep::StoreMark(which) => return self.store_mark(words, me, which),
+            PublisherStep::WriteCell(nth) => {
                 let value = cell(me.sent + 1, size, nth);
                 words.store(PUBLISHER, word::cell(me.tail + nth), value, Order::Relaxed);
                 if nth + 1 < size {
-                    Publishes::Cell(nth + 1)
-                } else if self.has(Fault::WritesFirst) && self.goal(me).is_some() {
-                    Publishes::LateFloor
+                    PublisherStep::WriteCell(nth + 1)
+                } else if self.has(Fault::WriteBeforeFloor) && self.goal(me).is_some() {
+                    PublisherStep::StoreFloorLate
                 } else {
-                    Publishes::Tail
+                    PublisherStep::StoreTail
                 }
             }
-            Publishes::LateFloor => {
+            PublisherStep::StoreFloorLate => {
                 self.move_floor(words, me);
-                if self.has(Fault::MarksBeforeTheFloor) {
-                    Publishes::Cell(0)
+                if self.has(Fault::MarkBeforeFloor) {
+                    PublisherStep::WriteCell(0)
                 } else {
-                    Publishes::Tail
+                    PublisherStep::StoreTail
                 }
             }
-            Publishes::Tail => {
+            PublisherStep::StoreTail => {
                 me.tail += size;
                 me.sent += 1;
-                words.store(PUBLISHER, word::TAIL, me.tail, Order::Synchronises);
-                self.begin(me)
+                words.store(PUBLISHER, word::TAIL, me.tail, Order::AcqRel);
+                self.next_message(me)
             }
-            Publishes::Done => Publishes::Done,
+            PublisherStep::Done => PublisherStep::Done,
         };
-        if me.next == Publishes::Done {
+        if me.next == PublisherStep::Done {
             words.retire(PUBLISHER);
         }
     }
 
-    fn mark(self, words: &mut Words, me: &mut Publisher, which: MarkWord) {
+    fn store_mark(self, words: &mut Words, me: &mut Publisher, which: MarkWord) {
         let slot = usize::from(me.count) % MARKS;
         let is_last = match which {
             MarkWord::Number => {
                 words.store(PUBLISHER, word::number(slot), me.sent, Order::Relaxed);
-                self.has(Fault::MarksPositionFirst)
+                self.has(Fault::PositionBeforeNumber)
             }
             MarkWord::Position => {
-                let order = if self.has(Fault::MarksRelaxed) {
+                let order = if self.has(Fault::MarkStoredRelaxed) {
                     Order::Relaxed
                 } else {
-                    Order::Synchronises
+                    Order::AcqRel
                 };
                 words.store(PUBLISHER, word::position(slot), me.tail, order);
-                !self.has(Fault::MarksPositionFirst)
+                !self.has(Fault::PositionBeforeNumber)
             }
         };
         me.next = match which {
@@ -371,14 +362,14 @@ impl Floor {
                     number: me.sent,
                 };
                 me.count += 1;
-                if self.has(Fault::MarksBeforeTheFloor) && self.goal(me).is_some() {
-                    Publishes::LateFloor
+                if self.has(Fault::MarkBeforeFloor) && self.goal(me).is_some() {
+                    PublisherStep::StoreFloorLate
                 } else {
-                    Publishes::Cell(0)
+                    PublisherStep::WriteCell(0)
                 }
             }
-            MarkWord::Number => Publishes::Mark(MarkWord::Position),
-            MarkWord::Position => Publishes::Mark(MarkWord::Number),
+            MarkWord::Number => PublisherStep::StoreMark(MarkWord::Position),
+            MarkWord::Position => PublisherStep::StoreMark(MarkWord::Number),
         };
     }
 }
@@ -388,137 +379,144 @@ impl Floor {
     /// Returns the word that it loads next, and the load's ordering.
     fn loads(self, me: &Reader) -> (usize, Order) {
         match me.next {
-            Reads::Tail | Reads::AgainTail => (word::TAIL, Order::Synchronises),
-            Reads::Floor | Reads::AgainFloor => (word::FLOOR, Order::Synchronises),
-            Reads::Walk { at, .. } => (word::cell(at), Order::Relaxed),
-            Reads::Header => (word::cell(me.head), Order::Relaxed),
-            Reads::Second { .. } => (word::cell(me.head + 1), Order::Relaxed),
-            Reads::Walked { .. } | Reads::Check { .. } | Reads::Unsound | Reads::AgainCheck => {
-                (word::FLOOR, Order::Relaxed)
-            }
-            Reads::AgainMark(mark, MarkWord::Position) if self.has(Fault::ReadsMarksRelaxed) => {
+            ReaderStep::LoadTail | ReaderStep::RestartTail => (word::TAIL, Order::AcqRel),
+            ReaderStep::LoadFloor | ReaderStep::RestartFloor => (word::FLOOR, Order::AcqRel),
+            ReaderStep::Walk { at, .. } => (word::cell(at), Order::Relaxed),
+            ReaderStep::LoadHeader => (word::cell(me.head), Order::Relaxed),
+            ReaderStep::LoadSecondCell { .. } => (word::cell(me.head + 1), Order::Relaxed),
+            ReaderStep::CheckWalk { .. }
+            | ReaderStep::Validate { .. }
+            | ReaderStep::CheckImplausible
+            | ReaderStep::RestartCheck => (word::FLOOR, Order::Relaxed),
+            ReaderStep::RestartMark(mark, MarkWord::Position) if self.has(Fault::MarkLoadedRelaxed) => {
                 (word::position(mark), Order::Relaxed)
             }
-            Reads::AgainMark(mark, MarkWord::Position) => (word::position(mark), Order::Synchronises),
-            Reads::AgainMark(mark, MarkWord::Number) => (word::number(mark), Order::Relaxed),
+            ReaderStep::RestartMark(mark, MarkWord::Position) => (word::position(mark), Order::AcqRel),
+            ReaderStep::RestartMark(mark, MarkWord::Number) => (word::number(mark), Order::Relaxed),
         }
     }
 
     /// Whether this step reads the floor and then judges the copy.
-    fn is_check(next: Reads) -> bool {
+    fn is_check(next: ReaderStep) -> bool {
         matches!(
             next,
-            Reads::Walked { .. } | Reads::Check { .. } | Reads::Unsound | Reads::AgainCheck
+            ReaderStep::CheckWalk { .. }
+                | ReaderStep::Validate { .. }
+                | ReaderStep::CheckImplausible
+                | ReaderStep::RestartCheck
         )
     }
 
-    fn read(self, state: &mut State, choice: u8) {
+    fn step_reader(self, state: &mut State, choice: u8) {
         let State {
             words, reader: me, ..
         } = state;
         let (word, order) = self.loads(me);
         let value = words.load(READER, word, choice, order);
         match me.next {
-            Reads::Tail if self.has(Fault::FloorBeforeTail) => {
+            ReaderStep::LoadTail if self.has(Fault::FloorBeforeTail) => {
                 me.tail = value;
-                self.judge_tail(state);
+                self.check_tail(state);
             }
-            Reads::Tail => {
+            ReaderStep::LoadTail => {
                 me.tail = value;
-                me.next = Reads::Floor;
+                me.next = ReaderStep::LoadFloor;
             }
-            Reads::Floor => {
+            ReaderStep::LoadFloor => {
                 me.floor = value;
                 if self.has(Fault::FloorBeforeTail) {
-                    me.next = Reads::Tail;
+                    me.next = ReaderStep::LoadTail;
                 } else {
-                    self.judge_tail(state);
+                    self.check_tail(state);
                 }
             }
-            Reads::Walk { .. } | Reads::Walked { .. } => self.walk(state, value),
-            Reads::Header | Reads::Second { .. } | Reads::Check { .. } | Reads::Unsound => {
-                self.copy(state, value);
+            ReaderStep::Walk { .. } | ReaderStep::CheckWalk { .. } => self.step_walk(state, value),
+            ReaderStep::LoadHeader
+            | ReaderStep::LoadSecondCell { .. }
+            | ReaderStep::Validate { .. }
+            | ReaderStep::CheckImplausible => {
+                self.step_copy(state, value);
             }
-            _ => self.look_at_marks(state, value),
+            _ => self.step_restart(state, value),
         }
         // The fence comes before the load that judges, and no other thread sees it. So it is not a separate
         // step.
-        if Self::is_check(state.reader.next) && !self.has(Fault::LooksWithoutFence) {
+        if Self::is_check(state.reader.next) && !self.has(Fault::NoFenceBeforeFloorCheck) {
             state.words.acquire_fence(READER);
         }
     }
 
     /// Judges the tail. One that is more than a ring above the floor is invalid.
-    fn judge_tail(self, state: &mut State) {
+    fn check_tail(self, state: &mut State) {
         let me = &mut state.reader;
         if me.tail.saturating_sub(me.floor) > CELLS {
-            state.wrong = Some(Wrong::Accused);
+            state.violation = Some(Violation::FalseAccusation);
         }
         me.next = match self.delivery {
-            _ if me.head >= me.tail => self.first(),
-            Delivery::BestEffort => Reads::Header,
-            Delivery::Latest => Reads::Walk {
+            _ if me.head >= me.tail => self.first_step(),
+            Delivery::BestEffort => ReaderStep::LoadHeader,
+            Delivery::Latest => ReaderStep::Walk {
                 at: me.head,
                 passed: 0,
             },
         };
     }
 
-    fn first(self) -> Reads {
+    fn first_step(self) -> ReaderStep {
         if self.has(Fault::FloorBeforeTail) {
-            Reads::Floor
+            ReaderStep::LoadFloor
         } else {
-            Reads::Tail
+            ReaderStep::LoadTail
         }
     }
 
-    fn walk(self, state: &mut State, value: u8) {
+    fn step_walk(self, state: &mut State, value: u8) {
         let me = &mut state.reader;
         match me.next {
-            Reads::Walk { at, passed } => {
+            ReaderStep::Walk { at, passed } => {
                 me.next = match size_in(value) {
-                    Some(size) if at + size == me.tail => Reads::Walked { last: at, passed },
-                    Some(size) if at + size < me.tail => Reads::Walk {
+                    Some(size) if at + size == me.tail => ReaderStep::CheckWalk { last: at, passed },
+                    Some(size) if at + size < me.tail => ReaderStep::Walk {
                         at: at + size,
                         passed: passed + 1,
                     },
-                    _ => Reads::Unsound,
+                    _ => ReaderStep::CheckImplausible,
                 }
             }
-            Reads::Walked { last, passed } => {
+            ReaderStep::CheckWalk { last, passed } => {
                 if value <= me.head {
                     me.head = last;
                     me.passed += passed;
-                    me.next = Reads::Header;
+                    me.next = ReaderStep::LoadHeader;
                 } else {
-                    me.next = Reads::AgainFloor;
+                    me.next = ReaderStep::RestartFloor;
                 }
-                self.count(state);
+                self.check_count(state);
             }
             _ => {}
         }
     }
 
-    fn copy(self, state: &mut State, value: u8) {
+    fn step_copy(self, state: &mut State, value: u8) {
         let me = &mut state.reader;
         match me.next {
-            Reads::Header => {
+            ReaderStep::LoadHeader => {
                 me.next = match size_in(value) {
-                    Some(size) if me.head + size > me.tail => Reads::Unsound,
-                    Some(1) => Reads::Check {
+                    Some(size) if me.head + size > me.tail => ReaderStep::CheckImplausible,
+                    Some(1) => ReaderStep::Validate {
                         first: value,
                         second: value | 1,
                     },
-                    Some(_) => Reads::Second { first: value },
-                    None => Reads::Unsound,
+                    Some(_) => ReaderStep::LoadSecondCell { first: value },
+                    None => ReaderStep::CheckImplausible,
                 };
-                if me.next == Reads::Unsound && self.has(Fault::JudgesFirst) {
-                    state.wrong = Some(Wrong::Accused);
+                if me.next == ReaderStep::CheckImplausible && self.has(Fault::HeaderCheckBeforeFloor) {
+                    state.violation = Some(Violation::FalseAccusation);
                 }
             }
-            Reads::Second { first } => me.next = Reads::Check { first, second: value },
-            Reads::Check { first, second } => {
-                let floor = if self.has(Fault::LooksFirst) {
+            ReaderStep::LoadSecondCell { first } => me.next = ReaderStep::Validate { first, second: value },
+            ReaderStep::Validate { first, second } => {
+                let floor = if self.has(Fault::FloorCheckBeforeCopy) {
                     me.floor
                 } else {
                     value
@@ -526,11 +524,11 @@ impl Floor {
                 if floor <= me.head {
                     self.hand_out(state, first, second);
                 } else {
-                    me.next = Reads::AgainFloor;
+                    me.next = ReaderStep::RestartFloor;
                 }
             }
-            _ if value <= me.head => state.wrong = Some(Wrong::Accused),
-            _ => me.next = Reads::AgainFloor,
+            _ if value <= me.head => state.violation = Some(Violation::FalseAccusation),
+            _ => me.next = ReaderStep::RestartFloor,
         }
     }
 
@@ -539,44 +537,44 @@ impl Floor {
         let size = size_in(first).expect("checked before");
         let expected = me.passed + 1;
         if first != cell(expected, size, 0) || second != cell(expected, size, 1) {
-            state.wrong = Some(Wrong::Torn);
+            state.violation = Some(Violation::Torn);
         }
         me.head += size;
         me.passed += 1;
-        me.next = self.first();
+        me.next = self.first_step();
         state.handed_out_last = usize::from(me.passed) == self.sizes.len();
-        self.count(state);
+        self.check_count(state);
     }
 
-    fn count(self, state: &mut State) {
+    fn check_count(self, state: &mut State) {
         let me = &state.reader;
-        if state.wrong.is_none() && self.number_at(me.head) != Some(me.passed) {
-            state.wrong = Some(Wrong::Miscounted);
+        if state.violation.is_none() && self.number_at(me.head) != Some(me.passed) {
+            state.violation = Some(Violation::Miscounted);
         }
     }
 
-    fn look_at_marks(self, state: &mut State, value: u8) {
+    fn step_restart(self, state: &mut State, value: u8) {
         let me = &mut state.reader;
         me.next = match me.next {
-            Reads::AgainFloor => {
+            ReaderStep::RestartFloor => {
                 me.floor = value;
-                me.again += u8::from(state.settled);
-                Reads::AgainTail
+                me.restarts += u8::from(state.settled);
+                ReaderStep::RestartTail
             }
-            Reads::AgainTail => {
+            ReaderStep::RestartTail => {
                 me.tail = value;
-                Reads::AgainMark(0, MarkWord::Position)
+                ReaderStep::RestartMark(0, MarkWord::Position)
             }
-            Reads::AgainMark(mark, MarkWord::Position) => {
+            ReaderStep::RestartMark(mark, MarkWord::Position) => {
                 me.marks[mark].position = value;
-                Reads::AgainMark(mark, MarkWord::Number)
+                ReaderStep::RestartMark(mark, MarkWord::Number)
             }
-            Reads::AgainMark(mark, MarkWord::Number) => {
+            ReaderStep::RestartMark(mark, MarkWord::Number) => {
                 me.marks[mark].number = value;
                 if mark + 1 < MARKS {
-                    Reads::AgainMark(mark + 1, MarkWord::Position)
+                    ReaderStep::RestartMark(mark + 1, MarkWord::Position)
                 } else {
-                    Reads::AgainCheck
+                    ReaderStep::RestartCheck
                 }
             }
             _ => {
@@ -588,13 +586,13 @@ impl Floor {
 
     fn go_to_mark(self, state: &mut State, value: u8) {
         let me = &mut state.reader;
-        let floor = if self.has(Fault::BelievesMarks) {
+        let floor = if self.has(Fault::NoMarkRecheck) {
             me.floor
         } else {
             value
         };
         let (head, tail) = (me.head, me.tail);
-        let any = self.has(Fault::TakesAnyMark);
+        let any = self.has(Fault::MarkBelowFloor);
         let is_whole = |mark: &&Mark| (any || mark.position >= floor) && mark.position <= tail;
         let whole = me
             .marks
@@ -607,13 +605,13 @@ impl Floor {
         };
         if let Some(mark) = mark {
             (me.head, me.passed) = (mark.position, mark.number);
-            self.count(state);
+            self.check_count(state);
         } else if me.floor == value && value > head {
             // The floor did not move, so an honest publisher has a mark above it.
-            state.wrong = Some(Wrong::Accused);
+            state.violation = Some(Violation::FalseAccusation);
         }
         let me = &mut state.reader;
-        me.next = self.first();
+        me.next = self.first_step();
         // Values of this attempt are not used later.
         me.floor = 0;
         me.marks = [Mark {
@@ -633,7 +631,7 @@ impl Model for Floor {
             number: 0,
         };
         let mut publisher = Publisher {
-            next: Publishes::Done,
+            next: PublisherStep::Done,
             sent: 0,
             tail: 0,
             floor: 0,
@@ -641,32 +639,32 @@ impl Model for Floor {
             // The first is the mark of the ring's start, which words of zeros already represent.
             count: 1,
         };
-        publisher.next = self.begin(&publisher);
+        publisher.next = self.next_message(&publisher);
         let all = (1 << word::ALL) - 1;
         vec![State {
             words: Words::new([all, all]),
             publisher,
             reader: Reader {
-                next: self.first(),
+                next: self.first_step(),
                 head: 0,
                 passed: 0,
                 tail: 0,
                 floor: 0,
                 marks: [mark; MARKS],
-                again: 0,
+                restarts: 0,
             },
             settled: false,
-            wrong: None,
+            violation: None,
             handed_out_last: false,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         // States after a violation are not explored.
-        if state.wrong.is_some() {
+        if state.violation.is_some() {
             return;
         }
-        if state.publisher.next != Publishes::Done {
+        if state.publisher.next != PublisherStep::Done {
             actions.extend([Action::Publish, Action::Kill]);
         } else if !state.settled {
             actions.push(Action::Settle);
@@ -678,12 +676,12 @@ impl Model for Floor {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::Publish => self.publish(&mut state.words, &mut state.publisher),
+            Action::Publish => self.step_publisher(&mut state.words, &mut state.publisher),
             Action::Kill => {
-                state.publisher.next = Publishes::Done;
+                state.publisher.next = PublisherStep::Done;
                 state.words.retire(PUBLISHER);
             }
-            Action::Read(choice) => self.read(&mut state, choice),
+            Action::Read(choice) => self.step_reader(&mut state, choice),
             Action::Settle => {
                 state.words.settle(READER);
                 state.settled = true;
@@ -694,15 +692,19 @@ impl Model for Floor {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NEVER_TORN, |_, state: &State| state.wrong != Some(Wrong::Torn)),
-            Property::always(EXACT, |_, state: &State| state.wrong != Some(Wrong::Miscounted)),
-            Property::always(NEVER_ACCUSED, |_, state: &State| {
-                state.wrong != Some(Wrong::Accused)
+            Property::always(NEVER_TORN, |_, state: &State| {
+                state.violation != Some(Violation::Torn)
             }),
-            Property::always(PROGRESS, |_, state: &State| state.reader.again <= 1),
+            Property::always(EXACT_COUNT, |_, state: &State| {
+                state.violation != Some(Violation::Miscounted)
+            }),
+            Property::always(NO_FALSE_ACCUSATION, |_, state: &State| {
+                state.violation != Some(Violation::FalseAccusation)
+            }),
+            Property::always(PROGRESS, |_, state: &State| state.reader.restarts <= 1),
             Property::sometimes("an overtaken reader continues", |model: &Self, state: &State| {
                 let from = model.sizes.iter().map(|size| i32::from(*size)).sum::<i32>() - 1;
-                state.reader.next == Reads::AgainFloor && i32::from(state.publisher.tail) >= from
+                state.reader.next == ReaderStep::RestartFloor && i32::from(state.publisher.tail) >= from
             }),
             Property::sometimes("the last message is handed out", |_, state: &State| {
                 state.handed_out_last
@@ -714,8 +716,8 @@ impl Model for Floor {
 /// For best-effort and latest readers.
 pub const NEVER_TORN: &str = "a torn message is never handed out";
 /// For their count.
-pub const EXACT: &str = "messages received and lost add up to the sequence number minus the start";
+pub const EXACT_COUNT: &str = "messages received and lost add up to the sequence number minus the start";
 /// For an honest publisher.
-pub const NEVER_ACCUSED: &str = "an honest publisher's ring is never reported as corrupt";
+pub const NO_FALSE_ACCUSATION: &str = "an honest publisher's ring is never reported as corrupt";
 /// Past events do not prevent a reader from reading.
 pub const PROGRESS: &str = "once the publisher has stopped, a reader restarts at most once";

@@ -11,10 +11,10 @@
 //! | [`closing`] | the end of sending and the close of a channel, from both sides at the same time, with messages in the ring |
 //! | [`parking`] | one publisher and its readers, each of which sleeps when it has nothing to do: the parked words, the fences, and the single word that promises fences to all readers |
 //! | [`admission`] | a reader that subscribes while the publisher continues: its starting position is kept, it misses nothing, and it is woken |
-//! | [`bells`] | one line that wakes two halves, one waiting in an event loop and the other in a thread |
+//! | [`wakeups`] | one line that wakes two halves, one waiting in an event loop and the other in a thread |
 //! | [`eviction`] | a reader that is evicted while it reads, and a new one in the same slot: knowledge about the first is never applied to the second |
 //! | [`floor`] | a reader that is overtaken: no torn message, an exact count, and no false accusation of an honest publisher |
-//! | [`holding`] | the ownership of an address while members join, leave, are killed and are stopped |
+//! | [`ownership`] | the ownership of an address while members join, leave, are killed and are stopped |
 //! | [`wiping`] | a ring that is wiped while slices of it are handed out: slices stay unchanged, and nothing else remains |
 //!
 //! `cargo test -p ringfence-model` checks all of them in a few seconds. `npm run test:models` checks larger
@@ -35,7 +35,7 @@
 //!
 //! # What a model does not show
 //!
-//! - [`ending`], [`bells`] and [`holding`] do not model memory orderings: each load sees the latest store.
+//! - [`ending`], [`wakeups`] and [`ownership`] do not model memory orderings: each load sees the latest store.
 //!   The others use the words of [`memory`], where a thread may see old values unless the code forbids it.
 //! - A model is small: two or three readers, and a ring of a few cells. It does not find a mistake that needs
 //!   more.
@@ -43,13 +43,13 @@
 //!   configurations.
 
 pub mod admission;
-pub mod bells;
 pub mod check;
 pub mod closing;
 pub mod ending;
 pub mod eviction;
 pub mod floor;
-pub mod holding;
 pub mod memory;
+pub mod ownership;
 pub mod parking;
+pub mod wakeups;
 pub mod wiping;

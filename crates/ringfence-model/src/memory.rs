@@ -20,7 +20,7 @@ pub enum Order {
     /// No ordering.
     Relaxed,
     /// A load adopts the view that a release store carries. A store carries its thread's view.
-    Synchronises,
+    AcqRel,
 }
 
 /// For each word, the oldest store that may still be read.
@@ -47,7 +47,7 @@ struct Store<const WORDS: usize> {
 
 /// The view of one thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Seen<const WORDS: usize> {
+struct ThreadView<const WORDS: usize> {
     /// The words that it reads or writes, one bit each. Zero once the thread has ended. Its knowledge of
     /// other words is not tracked, which allows more behaviour with fewer states.
     uses: u32,
@@ -62,9 +62,9 @@ struct Seen<const WORDS: usize> {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Memory<const WORDS: usize, const THREADS: usize> {
     stores: Vec<Store<WORDS>>,
-    threads: [Seen<WORDS>; THREADS],
+    threads: [ThreadView<WORDS>; THREADS],
     /// The view that all full fences so far agree on.
-    agreed: View<WORDS>,
+    fenced: View<WORDS>,
 }
 
 impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
@@ -77,7 +77,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
             value: 0,
             carries: [0; WORDS],
         });
-        let mut seen = [Seen {
+        let mut seen = [ThreadView {
             uses: 0,
             now: [0; WORDS],
             after_fence: [0; WORDS],
@@ -89,22 +89,24 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         Self {
             stores: stores.collect(),
             threads: seen,
-            agreed: [0; WORDS],
+            fenced: [0; WORDS],
         }
     }
 
-    fn of(&self, word: usize) -> impl DoubleEndedIterator<Item = &Store<WORDS>> {
+    fn stores_of(&self, word: usize) -> impl DoubleEndedIterator<Item = &Store<WORDS>> {
         self.stores
             .iter()
             .filter(move |store| usize::from(store.word) == word)
     }
 
     fn newest(&self, word: usize) -> &Store<WORDS> {
-        self.of(word).next_back().expect("at least one store is kept")
+        self.stores_of(word)
+            .next_back()
+            .expect("at least one store is kept")
     }
 
     fn find(&self, word: usize, at: u8) -> &Store<WORDS> {
-        self.of(word)
+        self.stores_of(word)
             .find(|store| store.at == at)
             .expect("a valid choice")
     }
@@ -120,18 +122,18 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         let &Store { value, carries, .. } = self.find(word, at);
         let seen = &mut self.threads[thread];
         seen.now[word] = at;
-        if order == Order::Synchronises {
+        if order == Order::AcqRel {
             join(&mut seen.now, &carries);
         }
         join(&mut seen.after_fence, &carries);
-        self.forget();
+        self.compact();
         value
     }
 
     /// Loads the newest value of a word, for a word that is protected by a lock or read by a system call.
     pub fn load_newest(&mut self, thread: usize, word: usize) -> u8 {
         let newest = self.choices(thread, word) - 1;
-        self.load(thread, word, newest, Order::Synchronises)
+        self.load(thread, word, newest, Order::AcqRel)
     }
 
     /// Stores a value.
@@ -140,7 +142,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         let seen = &mut self.threads[thread];
         seen.now[word] = at;
         let mut carries = match order {
-            Order::Synchronises => seen.now,
+            Order::AcqRel => seen.now,
             Order::Relaxed => seen.at_fence,
         };
         carries[word] = at;
@@ -170,16 +172,16 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
     }
 
     fn insert(&mut self, store: Store<WORDS>) {
-        let place = self.stores.partition_point(|other| other.word <= store.word);
-        self.stores.insert(place, store);
-        self.forget();
+        let index = self.stores.partition_point(|other| other.word <= store.word);
+        self.stores.insert(index, store);
+        self.compact();
     }
 
     /// Orders the loads before the fence with the loads after it.
     pub fn acquire_fence(&mut self, thread: usize) {
         let seen = &mut self.threads[thread];
         join(&mut seen.now, &seen.after_fence);
-        self.forget();
+        self.compact();
     }
 
     /// Orders the stores before the fence with the stores after it: a thread that sees a later store sees the
@@ -187,7 +189,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
     pub fn release_fence(&mut self, thread: usize) {
         let seen = &mut self.threads[thread];
         seen.at_fence = seen.now;
-        self.forget();
+        self.compact();
     }
 
     /// Does both, and full fences of different threads have a total order.
@@ -195,22 +197,22 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
         let seen = &mut self.threads[thread];
         let after_fence = seen.after_fence;
         join(&mut seen.now, &after_fence);
-        join(&mut seen.now, &self.agreed);
-        self.agreed = seen.now;
+        join(&mut seen.now, &self.fenced);
+        self.fenced = seen.now;
         seen.at_fence = seen.now;
-        self.forget();
+        self.compact();
     }
 
     /// Ends the thread. No processor holds back its stores any longer, so a membarrier need not interrupt it.
     pub fn retire(&mut self, thread: usize) {
         self.full_fence(thread);
-        self.threads[thread] = Seen {
+        self.threads[thread] = ThreadView {
             uses: 0,
             now: [0; WORDS],
             after_fence: [0; WORDS],
             at_fence: [0; WORDS],
         };
-        self.forget();
+        self.compact();
     }
 
     /// Makes every store so far visible to the thread: no processor delays a store forever.
@@ -219,14 +221,14 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
             let newest = self.newest(word).at;
             self.threads[thread].now[word] = newest;
         }
-        self.forget();
+        self.compact();
     }
 
     /// Drops everything that no thread can read or learn, and renumbers the rest. So states that no thread
     /// can distinguish become equal.
-    fn forget(&mut self) {
+    fn compact(&mut self) {
         let mut oldest = [u8::MAX; WORDS];
-        let mut used_beside = [0; WORDS];
+        let mut used_with = [0; WORDS];
         let mut used = 0;
         for seen in &mut self.threads {
             let now = seen.now;
@@ -234,7 +236,7 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
             used |= seen.uses;
             for word in words(seen.uses, WORDS) {
                 oldest[word] = oldest[word].min(now[word]);
-                used_beside[word] |= seen.uses;
+                used_with[word] |= seen.uses;
             }
         }
         for (word, oldest) in oldest.iter_mut().enumerate() {
@@ -252,27 +254,28 @@ impl<const WORDS: usize, const THREADS: usize> Memory<WORDS, THREADS> {
                 };
             }
         };
-        rebase(&mut self.agreed, used);
+        rebase(&mut self.fenced, used);
         for store in &mut self.stores {
             let word = usize::from(store.word);
             store.at -= oldest[word];
-            rebase(&mut store.carries, used_beside[word]);
+            rebase(&mut store.carries, used_with[word]);
         }
         for seen in &mut self.threads {
             rebase(&mut seen.now, seen.uses);
             rebase(&mut seen.after_fence, seen.uses);
             rebase(&mut seen.at_fence, seen.uses);
         }
-        self.raise();
+        self.normalize_carried_views();
     }
 
     /// Normalizes the carried views: they matter only if a thread that may read the store has not seen as
     /// much.
-    fn raise(&mut self) {
+    fn normalize_carried_views(&mut self) {
         for store in &mut self.stores {
             let word = usize::from(store.word);
             let mut known = [u8::MAX; WORDS];
-            let may_read = |seen: &&Seen<WORDS>| seen.uses & (1 << word) != 0 && seen.now[word] <= store.at;
+            let may_read =
+                |seen: &&ThreadView<WORDS>| seen.uses & (1 << word) != 0 && seen.now[word] <= store.at;
             for seen in self.threads.iter().filter(may_read) {
                 for word in words(seen.uses, WORDS) {
                     known[word] = known[word].min(seen.now[word]);
@@ -295,13 +298,13 @@ fn words(set: u32, all: usize) -> impl Iterator<Item = usize> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Membarrier {
     /// The threads that have not made their fence yet, one bit each.
-    pub left: u8,
+    pub pending: u8,
 }
 
 impl Membarrier {
     /// Starts a call that interrupts these threads (one bit each), if they take part. The fences of other
     /// threads are left out, because they could only help.
-    pub fn begin<const WORDS: usize, const THREADS: usize>(
+    pub fn start<const WORDS: usize, const THREADS: usize>(
         memory: &mut Memory<WORDS, THREADS>,
         thread: usize,
         others: u8,
@@ -309,7 +312,7 @@ impl Membarrier {
         memory.full_fence(thread);
         let takes_part = |other: &usize| others & (1 << other) != 0 && memory.threads[*other].uses != 0;
         Self {
-            left: (0..THREADS).filter(takes_part).map(|other| 1 << other).sum(),
+            pending: (0..THREADS).filter(takes_part).map(|other| 1 << other).sum(),
         }
     }
 
@@ -321,8 +324,8 @@ impl Membarrier {
         other: usize,
     ) {
         memory.full_fence(other);
-        self.left &= !(1 << other);
-        if self.left == 0 {
+        self.pending &= !(1 << other);
+        if self.pending == 0 {
             memory.full_fence(thread);
         }
     }

@@ -20,83 +20,76 @@ pub const MEMBERS: usize = 4;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A client that has locked the file does not check whether the file is still at its path.
-    LocksWithoutALook,
+    NoPathCheckAfterLock,
     /// The last member unlocks before it removes the files.
-    UnlocksFirst,
+    UnlockBeforeRemoval,
     /// A host that leaves removes the files although it got no answer.
-    RemovesWithoutAnAnswer,
+    RemoveWithoutAnswer,
     /// A host that leaves does not wait for an answer, and removes nothing.
-    LeavesWithoutWaiting,
+    LeaveWithoutWaiting,
     /// A host leaves while a guest has READY but is not registered as its guest yet.
-    LeavesBeforeItsWelcome,
+    LeaveBeforeRegistration,
     /// A guest takes over on every end of its channel.
-    TakesOverOnEveryEnd,
+    TakeOverOnEveryEnd,
     /// A guest gets the listening socket but not the lock.
-    PassesNoLock,
+    LockNotPassed,
     /// A guest continues without calling listen(2).
-    GoesOnUnnamed,
+    TakeOverWithoutListen,
     /// A client accepts an answer from any process, and a guest that takes over keeps the connections in the
     /// queue.
-    BelievesTheAnswer,
+    NoIdentityCheck,
     /// A host accepts a guest although it has one.
-    LetsAThirdIn,
+    AcceptSecondGuest,
 }
 
 /// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
-pub struct Holding {
+pub struct Ownership {
     /// The number of members that join.
     pub members: usize,
     /// The maximum number of members that are killed.
-    pub deaths: u8,
+    pub kills: u8,
     /// The fault, if any.
     pub fault: Option<Fault>,
 }
 
 /// The next step of a member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum At {
-    /// Has not joined yet.
-    Out,
-    /// Opens the lock file, or creates it.
-    Opens,
-    /// Tries to lock it.
-    Locks,
-    /// Checks whether the file is still at its path.
-    Looks,
-    /// Has the lock: removes a socket at which no process answers.
-    Clears,
-    /// Binds.
-    Binds,
-    /// Listens.
-    Listens,
-    /// Accepts guests.
+enum Step {
+    NotJoined,
+    // Opens the lock file, or creates it.
+    OpenLock,
+    Lock,
+    // Checks whether the locked file is still at its path.
+    CheckPath,
+    // Removes a socket at which no process answers.
+    RemoveStaleSocket,
+    Bind,
+    Listen,
+    // Accepts guests.
     Host,
-    /// Did not get the lock: connects.
-    Connects,
-    /// Waits in the queue of this socket, and was given this name.
+    // After it did not get the lock.
+    Connect,
+    // Waits in the queue of this socket. The kernel named this process as its owner.
     Queued { socket: u8, named: u8 },
-    /// Has received this host's READY, and checks what came with it.
-    Greeted { host: u8 },
-    /// Has a channel with this host. A closed channel does not mean that the host has left.
+    // Checks what came with READY.
+    ReadyReceived { host: u8 },
+    // Has a channel with this host. A closed channel does not mean that the host has left.
     Guest { host: u8, closed: bool },
-    /// Its host has gone: calls listen(2),
-    TakesOver { host: u8 },
-    /// answers its host,
-    Answers { host: u8 },
-    /// and closes the connections in the queue.
-    SendsAway,
-    /// A host that accepts no more guests, and waits for this guest's answer.
-    Leaves { guest: u8 },
-    /// Removes the socket,
-    RemovesSocket,
-    /// the lock file,
-    RemovesLock,
-    /// and unlocks that.
-    Unlocks,
-    /// Closes its descriptors.
-    Closes,
-    /// Has left, or was killed.
+    // Its host has gone: calls listen(2).
+    TakeOver { host: u8 },
+    // Reports the takeover to its host.
+    Answer { host: u8 },
+    // Closes the connections in the queue.
+    CloseQueue,
+    // Accepts no more guests, and waits for this guest's answer.
+    Leave { guest: u8 },
+    RemoveSocket,
+    RemoveLock,
+    Unlock,
+    // Closes its descriptors.
+    Close,
+    // Has left, or was killed.
     Gone,
 }
 
@@ -110,7 +103,7 @@ enum Answer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Member {
-    at: At,
+    step: Step,
     /// The open lock file, identified by the member that has opened it.
     lock: Option<u8>,
     /// The listening socket, identified by the member that has bound it.
@@ -133,20 +126,20 @@ pub struct State {
     locks: [(u8, bool); MEMBERS],
     /// For each listening socket: the last process that called listen(2).
     callers: [Option<u8>; MEMBERS],
-    deaths: u8,
+    kills: u8,
     /// A host has left without an answer.
-    untold: bool,
+    left_without_answer: bool,
     /// A member has a channel with a process other than the one that the kernel has named to it.
-    mistaken: bool,
+    wrong_peer: bool,
 }
 
 /// One step of one member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The member joins.
-    Come(usize),
+    Join(usize),
     /// The member takes its next step.
-    GoOn(usize),
+    Step(usize),
     /// A host accepts this member from the queue.
     Accept(usize, usize),
     /// A host or a guest leaves.
@@ -154,9 +147,9 @@ pub enum Action {
     /// A host closes its channel, and stays.
     CloseChannel(usize),
     /// A leaving host stops waiting for an answer.
-    GiveUp(usize),
+    StopWaiting(usize),
     /// The process is killed.
-    Die(usize),
+    Kill(usize),
 }
 
 fn narrow(at: usize) -> u8 {
@@ -182,36 +175,36 @@ impl State {
     /// Returns the guest of this host, unless the guest knows that its channel was closed.
     fn guest_of(&self, host: usize) -> Option<usize> {
         let host = narrow(host);
-        (0..MEMBERS).find(|at| match self.members[*at].at {
-            At::Guest { host: of, closed } => of == host && !closed,
-            At::TakesOver { host: of } | At::Answers { host: of } => of == host,
+        (0..MEMBERS).find(|at| match self.members[*at].step {
+            Step::Guest { host: of, closed } => of == host && !closed,
+            Step::TakeOver { host: of } | Step::Answer { host: of } => of == host,
             _ => false,
         })
     }
 
-    fn has_greeted(&self, host: usize) -> bool {
-        let greeted = At::Greeted { host: narrow(host) };
-        self.members.iter().any(|member| member.at == greeted)
+    fn has_pending_guest(&self, host: usize) -> bool {
+        let pending = Step::ReadyReceived { host: narrow(host) };
+        self.members.iter().any(|member| member.step == pending)
     }
 
     /// Closes all descriptors, and starts over.
     fn come_again(&mut self, at: usize) {
         let me = &mut self.members[at];
-        (me.lock, me.socket, me.at) = (None, None, At::Opens);
+        (me.lock, me.socket, me.step) = (None, None, Step::OpenLock);
     }
 
     /// The host learns what its guest has done.
-    fn tell(&mut self, host: u8, answer: Answer) {
+    fn set_answer(&mut self, host: u8, answer: Answer) {
         self.members[usize::from(host)].answer = answer;
     }
 
     /// Whether this host is dead or has left.
     fn has_gone(&self, host: u8) -> bool {
-        use At::{Closes, Gone, Leaves};
-        matches!(self.members[usize::from(host)].at, Gone | Leaves { .. } | Closes)
+        use Step::{Close, Gone, Leave};
+        matches!(self.members[usize::from(host)].step, Gone | Leave { .. } | Close)
     }
 
-    fn beside(&self, member: Member) -> bool {
+    fn holds_address(&self, member: Member) -> bool {
         let locked = member.lock.is_some_and(|open| {
             let (inode, locked) = self.locks[usize::from(open)];
             locked && self.lock_file == Some(inode)
@@ -220,245 +213,245 @@ impl State {
     }
 }
 
-impl Holding {
+impl Ownership {
     fn has(self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
 
     /// The steps of a joining member.
-    fn arrive(self, state: &mut State, at: usize) {
+    fn step_joining(self, state: &mut State, at: usize) {
         let own = narrow(at);
-        let next = match state.members[at].at {
-            At::Opens => {
+        let next = match state.members[at].step {
+            Step::OpenLock => {
                 let inode = *state.lock_file.get_or_insert_with(|| {
                     state.inodes += 1;
                     state.inodes
                 });
                 state.locks[at] = (inode, false);
                 state.members[at].lock = Some(own);
-                At::Locks
+                Step::Lock
             }
-            At::Locks => {
+            Step::Lock => {
                 let (inode, _) = state.locks[at];
                 if state.is_locked(inode) {
                     state.members[at].lock = None;
-                    At::Connects
+                    Step::Connect
                 } else {
                     state.locks[at].1 = true;
-                    if self.has(Fault::LocksWithoutALook) {
-                        At::Clears
+                    if self.has(Fault::NoPathCheckAfterLock) {
+                        Step::RemoveStaleSocket
                     } else {
-                        At::Looks
+                        Step::CheckPath
                     }
                 }
             }
-            At::Looks if state.lock_file == Some(state.locks[at].0) => At::Clears,
-            At::Looks => return state.come_again(at),
-            At::Clears => match state.socket_file {
+            Step::CheckPath if state.lock_file == Some(state.locks[at].0) => Step::RemoveStaleSocket,
+            Step::CheckPath => return state.come_again(at),
+            Step::RemoveStaleSocket => match state.socket_file {
                 // Possibly a program that ignores the lock, so connect to it.
                 Some(socket) if state.is_listening(socket) => {
                     state.lock_file = None;
                     state.members[at].lock = None;
-                    At::Connects
+                    Step::Connect
                 }
                 _ => {
                     state.socket_file = None;
-                    At::Binds
+                    Step::Bind
                 }
             },
-            At::Binds => {
+            Step::Bind => {
                 state.socket_file = Some(own);
                 state.members[at].socket = Some(own);
-                At::Listens
+                Step::Listen
             }
-            At::Listens => {
+            Step::Listen => {
                 state.callers[at] = Some(own);
-                At::Host
+                Step::Host
             }
-            At::Connects => match state.socket_file {
+            Step::Connect => match state.socket_file {
                 Some(socket) if state.is_listening(socket) => {
                     let named = state.callers[usize::from(socket)].expect("it listens");
-                    At::Queued { socket, named }
+                    Step::Queued { socket, named }
                 }
-                _ => At::Opens,
+                _ => Step::OpenLock,
             },
             // The socket was closed, and the kernel closes the connection.
-            At::Queued { .. } => At::Opens,
+            Step::Queued { .. } => Step::OpenLock,
             other => other,
         };
-        state.members[at].at = next;
+        state.members[at].step = next;
     }
 
     /// The steps of a host or guest.
-    fn hold(self, state: &mut State, at: usize) {
-        let next = match state.members[at].at {
-            At::Greeted { host } => {
+    fn step_member(self, state: &mut State, at: usize) {
+        let next = match state.members[at].step {
+            Step::ReadyReceived { host } => {
                 let member = state.members[at];
-                let good = state.beside(member) || self.has(Fault::PassesNoLock);
+                let good = state.holds_address(member) || self.has(Fault::LockNotPassed);
                 if !good {
                     return state.come_again(at);
                 }
-                At::Guest { host, closed: false }
+                Step::Guest { host, closed: false }
             }
-            At::Guest { host, closed } => {
+            Step::Guest { host, closed } => {
                 let gone = !closed && state.has_gone(host);
-                if gone || self.has(Fault::TakesOverOnEveryEnd) {
-                    At::TakesOver { host }
+                if gone || self.has(Fault::TakeOverOnEveryEnd) {
+                    Step::TakeOver { host }
                 } else {
                     return state.come_again(at);
                 }
             }
-            At::TakesOver { host } => {
-                if !self.has(Fault::GoesOnUnnamed)
+            Step::TakeOver { host } => {
+                if !self.has(Fault::TakeOverWithoutListen)
                     && let Some(socket) = state.members[at].socket
                 {
                     state.callers[usize::from(socket)] = Some(narrow(at));
                 }
-                At::Answers { host }
+                Step::Answer { host }
             }
-            At::Answers { host } => {
-                state.tell(host, Answer::Succeeds);
-                At::SendsAway
+            Step::Answer { host } => {
+                state.set_answer(host, Answer::Succeeds);
+                Step::CloseQueue
             }
-            At::SendsAway => {
+            Step::CloseQueue => {
                 let mine = state.members[at].socket;
                 for other in 0..MEMBERS {
-                    if self.has(Fault::BelievesTheAnswer) {
+                    if self.has(Fault::NoIdentityCheck) {
                         break;
                     }
-                    if let At::Queued { socket, named } = state.members[other].at
+                    if let Step::Queued { socket, named } = state.members[other].step
                         && Some(socket) == mine
                         && named != narrow(at)
                     {
-                        state.members[other].at = At::Opens;
+                        state.members[other].step = Step::OpenLock;
                     }
                 }
                 // The answer was given to its host, and its own guest has given none.
                 state.members[at].answer = Answer::None;
-                At::Host
+                Step::Host
             }
-            _ => return self.go(state, at),
+            _ => return self.step_leaving(state, at),
         };
-        state.members[at].at = next;
+        state.members[at].step = next;
     }
 
     /// The steps of a leaving member.
-    fn go(self, state: &mut State, at: usize) {
+    fn step_leaving(self, state: &mut State, at: usize) {
         let member = state.members[at];
         let inode = member.lock.map(|open| state.locks[usize::from(open)].0);
-        let next = match member.at {
-            At::Leaves { .. } => match member.answer {
+        let next = match member.step {
+            Step::Leave { .. } => match member.answer {
                 Answer::Ended => self.first_removal(),
-                _ => At::Closes,
+                _ => Step::Close,
             },
-            At::RemovesSocket => {
+            Step::RemoveSocket => {
                 if state.socket_file == member.socket {
                     state.socket_file = None;
                 }
-                At::RemovesLock
+                Step::RemoveLock
             }
-            At::RemovesLock => {
+            Step::RemoveLock => {
                 if state.lock_file == inode {
                     state.lock_file = None;
                 }
-                if self.has(Fault::UnlocksFirst) {
-                    At::Closes
+                if self.has(Fault::UnlockBeforeRemoval) {
+                    Step::Close
                 } else {
-                    At::Unlocks
+                    Step::Unlock
                 }
             }
-            At::Unlocks => {
+            Step::Unlock => {
                 if let Some(open) = member.lock {
                     state.locks[usize::from(open)].1 = false;
                 }
-                if self.has(Fault::UnlocksFirst) {
-                    At::RemovesSocket
+                if self.has(Fault::UnlockBeforeRemoval) {
+                    Step::RemoveSocket
                 } else {
-                    At::Closes
+                    Step::Close
                 }
             }
-            At::Closes => {
+            Step::Close => {
                 let me = &mut state.members[at];
                 (me.lock, me.socket) = (None, None);
-                At::Gone
+                Step::Gone
             }
             other => other,
         };
-        state.members[at].at = next;
+        state.members[at].step = next;
     }
 
-    fn first_removal(self) -> At {
-        if self.has(Fault::UnlocksFirst) {
-            At::Unlocks
+    fn first_removal(self) -> Step {
+        if self.has(Fault::UnlockBeforeRemoval) {
+            Step::Unlock
         } else {
-            At::RemovesSocket
+            Step::RemoveSocket
         }
     }
 
-    fn accept(self, state: &mut State, host: usize, newcomer: usize) {
-        let At::Queued { named, .. } = state.members[newcomer].at else {
+    fn accept(self, state: &mut State, host: usize, client: usize) {
+        let Step::Queued { named, .. } = state.members[client].step else {
             return;
         };
-        let taken = state.guest_of(host).is_some() || state.has_greeted(host);
+        let taken = state.guest_of(host).is_some() || state.has_pending_guest(host);
         let is_named = usize::from(named) == host;
-        if taken && !self.has(Fault::LetsAThirdIn) || !is_named && !self.has(Fault::BelievesTheAnswer) {
-            state.members[newcomer].at = At::Opens;
+        if taken && !self.has(Fault::AcceptSecondGuest) || !is_named && !self.has(Fault::NoIdentityCheck) {
+            state.members[client].step = Step::OpenLock;
             return;
         }
-        state.mistaken |= !is_named;
+        state.wrong_peer |= !is_named;
         let (lock, socket) = (state.members[host].lock, state.members[host].socket);
-        let guest = &mut state.members[newcomer];
-        guest.lock = lock.filter(|_| !self.has(Fault::PassesNoLock));
+        let guest = &mut state.members[client];
+        guest.lock = lock.filter(|_| !self.has(Fault::LockNotPassed));
         guest.socket = socket;
-        guest.at = At::Greeted { host: narrow(host) };
+        guest.step = Step::ReadyReceived { host: narrow(host) };
         state.members[host].answer = Answer::None;
     }
 
     fn leave(self, state: &mut State, at: usize) {
-        if let At::Guest { host, closed } = state.members[at].at {
+        if let Step::Guest { host, closed } = state.members[at].step {
             if !closed {
-                state.tell(host, Answer::Ended);
+                state.set_answer(host, Answer::Ended);
             }
             let me = &mut state.members[at];
-            (me.lock, me.socket, me.at) = (None, None, At::Gone);
+            (me.lock, me.socket, me.step) = (None, None, Step::Gone);
             return;
         }
-        state.members[at].at = match state.guest_of(at) {
-            _ if self.has(Fault::LeavesWithoutWaiting) => At::Closes,
-            Some(guest) => At::Leaves { guest: narrow(guest) },
+        state.members[at].step = match state.guest_of(at) {
+            _ if self.has(Fault::LeaveWithoutWaiting) => Step::Close,
+            Some(guest) => Step::Leave { guest: narrow(guest) },
             None => self.first_removal(),
         };
     }
 
-    fn die(state: &mut State, at: usize) {
-        state.deaths += 1;
-        if let At::Guest { host, closed: false } | At::TakesOver { host } | At::Answers { host } =
-            state.members[at].at
+    fn kill(state: &mut State, at: usize) {
+        state.kills += 1;
+        if let Step::Guest { host, closed: false } | Step::TakeOver { host } | Step::Answer { host } =
+            state.members[at].step
         {
-            state.tell(host, Answer::Ended);
+            state.set_answer(host, Answer::Ended);
         }
         let me = &mut state.members[at];
-        (me.lock, me.socket, me.at) = (None, None, At::Gone);
+        (me.lock, me.socket, me.step) = (None, None, Step::Gone);
     }
 
-    fn can_go_on(state: &State, at: usize) -> bool {
-        match state.members[at].at {
-            At::Out | At::Host | At::Gone => false,
-            At::Queued { socket, .. } => !state.is_listening(socket),
-            At::Guest { host, closed } => closed || state.has_gone(host),
-            At::Leaves { .. } => state.members[at].answer != Answer::None,
+    fn is_runnable(state: &State, at: usize) -> bool {
+        match state.members[at].step {
+            Step::NotJoined | Step::Host | Step::Gone => false,
+            Step::Queued { socket, .. } => !state.is_listening(socket),
+            Step::Guest { host, closed } => closed || state.has_gone(host),
+            Step::Leave { .. } => state.members[at].answer != Answer::None,
             _ => true,
         }
     }
 }
 
-impl Model for Holding {
+impl Model for Ownership {
     type State = State;
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
         let member = Member {
-            at: At::Out,
+            step: Step::NotJoined,
             lock: None,
             socket: None,
             answer: Answer::None,
@@ -470,40 +463,40 @@ impl Model for Holding {
             socket_file: None,
             locks: [(0, false); MEMBERS],
             callers: [None; MEMBERS],
-            deaths: 0,
-            untold: false,
-            mistaken: false,
+            kills: 0,
+            left_without_answer: false,
+            wrong_peer: false,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         // The members are alike, so the first to join has the first number.
-        let next = (0..self.members).find(|at| state.members[*at].at == At::Out);
-        actions.extend(next.map(Action::Come));
+        let next = (0..self.members).find(|at| state.members[*at].step == Step::NotJoined);
+        actions.extend(next.map(Action::Join));
         for at in 0..self.members {
             let member = &state.members[at];
-            if Self::can_go_on(state, at) {
-                actions.push(Action::GoOn(at));
+            if Self::is_runnable(state, at) {
+                actions.push(Action::Step(at));
             }
-            if !matches!(member.at, At::Out | At::Gone) && state.deaths < self.deaths {
-                actions.push(Action::Die(at));
+            if !matches!(member.step, Step::NotJoined | Step::Gone) && state.kills < self.kills {
+                actions.push(Action::Kill(at));
             }
-            match member.at {
-                At::Host => {
-                    let waiting = (0..self.members).filter(|other| match state.members[*other].at {
-                        At::Queued { socket, .. } => Some(socket) == member.socket,
+            match member.step {
+                Step::Host => {
+                    let waiting = (0..self.members).filter(|other| match state.members[*other].step {
+                        Step::Queued { socket, .. } => Some(socket) == member.socket,
                         _ => false,
                     });
                     actions.extend(waiting.map(|other| Action::Accept(at, other)));
-                    if !state.has_greeted(at) || self.has(Fault::LeavesBeforeItsWelcome) {
+                    if !state.has_pending_guest(at) || self.has(Fault::LeaveBeforeRegistration) {
                         actions.push(Action::Leave(at));
                     }
                     if state.guest_of(at).is_some() {
                         actions.push(Action::CloseChannel(at));
                     }
                 }
-                At::Guest { .. } => actions.push(Action::Leave(at)),
-                At::Leaves { .. } => actions.push(Action::GiveUp(at)),
+                Step::Guest { .. } => actions.push(Action::Leave(at)),
+                Step::Leave { .. } => actions.push(Action::StopWaiting(at)),
                 _ => {}
             }
         }
@@ -512,35 +505,35 @@ impl Model for Holding {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::Come(at) => state.members[at].at = At::Opens,
-            Action::GoOn(at) => match state.members[at].at {
-                At::Opens
-                | At::Locks
-                | At::Looks
-                | At::Clears
-                | At::Binds
-                | At::Listens
-                | At::Connects
-                | At::Queued { .. } => self.arrive(&mut state, at),
-                _ => self.hold(&mut state, at),
+            Action::Join(at) => state.members[at].step = Step::OpenLock,
+            Action::Step(at) => match state.members[at].step {
+                Step::OpenLock
+                | Step::Lock
+                | Step::CheckPath
+                | Step::RemoveStaleSocket
+                | Step::Bind
+                | Step::Listen
+                | Step::Connect
+                | Step::Queued { .. } => self.step_joining(&mut state, at),
+                _ => self.step_member(&mut state, at),
             },
-            Action::Accept(host, newcomer) => self.accept(&mut state, host, newcomer),
+            Action::Accept(host, client) => self.accept(&mut state, host, client),
             Action::Leave(at) => self.leave(&mut state, at),
             Action::CloseChannel(at) => {
                 let guest = state.guest_of(at)?;
-                if let At::Guest { closed, .. } = &mut state.members[guest].at {
+                if let Step::Guest { closed, .. } = &mut state.members[guest].step {
                     *closed = true;
                 }
             }
-            Action::GiveUp(at) => {
-                state.untold = true;
-                state.members[at].at = if self.has(Fault::RemovesWithoutAnAnswer) {
-                    At::RemovesSocket
+            Action::StopWaiting(at) => {
+                state.left_without_answer = true;
+                state.members[at].step = if self.has(Fault::RemoveWithoutAnswer) {
+                    Step::RemoveSocket
                 } else {
-                    At::Closes
+                    Step::Close
                 };
             }
-            Action::Die(at) => Self::die(&mut state, at),
+            Action::Kill(at) => Self::kill(&mut state, at),
         }
         (state != *last).then_some(state)
     }
@@ -548,47 +541,47 @@ impl Model for Holding {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(ONE_HOST, |_, state: &State| {
-                let hosts = state.members.iter().filter(|member| member.at == At::Host);
+                let hosts = state.members.iter().filter(|member| member.step == Step::Host);
                 hosts.count() <= 1
             }),
             Property::always(NEVER_FREE, |_, state: &State| {
-                state.members.iter().all(|member| match member.at {
-                    At::Host | At::TakesOver { .. } | At::Answers { .. } | At::SendsAway => {
-                        state.beside(*member)
+                state.members.iter().all(|member| match member.step {
+                    Step::Host | Step::TakeOver { .. } | Step::Answer { .. } | Step::CloseQueue => {
+                        state.holds_address(*member)
                     }
-                    At::Guest { closed, .. } => closed || state.beside(*member),
+                    Step::Guest { closed, .. } => closed || state.holds_address(*member),
                     _ => true,
                 })
             }),
-            Property::always(NAMED, |_, state: &State| {
+            Property::always(PEER_IS_NAMED_HOST, |_, state: &State| {
                 let named = state.members.iter().enumerate().all(|(at, member)| {
                     let caller = member
                         .socket
                         .and_then(|socket| state.callers[usize::from(socket)]);
-                    member.at != At::Host || caller == Some(narrow(at))
+                    member.step != Step::Host || caller == Some(narrow(at))
                 });
-                named && !state.mistaken
+                named && !state.wrong_peer
             }),
-            Property::always(TWO, |_, state: &State| {
+            Property::always(ONE_GUEST, |_, state: &State| {
                 (0..MEMBERS).all(|host| {
-                    let of = |member: &&Member| match member.at {
-                        At::Guest { host: of, closed } => usize::from(of) == host && !closed,
+                    let of = |member: &&Member| match member.step {
+                        Step::Guest { host: of, closed } => usize::from(of) == host && !closed,
                         _ => false,
                     };
                     state.members.iter().filter(of).count() <= 1
                 })
             }),
-            Property::always(NOTHING_LEFT, |_, state: &State| {
+            Property::always(FILES_REMOVED, |_, state: &State| {
                 let all = state
                     .members
                     .iter()
-                    .all(|member| matches!(member.at, At::Gone | At::Out));
-                let orderly = state.deaths == 0 && !state.untold;
+                    .all(|member| matches!(member.step, Step::Gone | Step::NotJoined));
+                let orderly = state.kills == 0 && !state.left_without_answer;
                 !(all && orderly) || state.lock_file.is_none() && state.socket_file.is_none()
             }),
             Property::sometimes("a guest follows a host that has left", |_, state: &State| {
-                let follows = |member: &Member| member.at == At::SendsAway;
-                state.deaths == 0 && state.members.iter().any(follows)
+                let follows = |member: &Member| member.step == Step::CloseQueue;
+                state.kills == 0 && state.members.iter().any(follows)
             }),
             Property::sometimes(
                 "a host that has taken over accepts a guest",
@@ -596,12 +589,12 @@ impl Model for Holding {
                     (0..MEMBERS).any(|at| {
                         let me = &state.members[at];
                         let taken_over = me.socket.is_some_and(|socket| usize::from(socket) != at);
-                        taken_over && me.at == At::Host && state.guest_of(at).is_some()
+                        taken_over && me.step == Step::Host && state.guest_of(at).is_some()
                     })
                 },
             ),
             Property::sometimes("the last member has removed the files", |_, state: &State| {
-                state.inodes > 0 && state.lock_file.is_none() && state.members[1].at == At::Gone
+                state.inodes > 0 && state.lock_file.is_none() && state.members[1].step == Step::Gone
             }),
         ]
     }
@@ -612,9 +605,9 @@ pub const ONE_HOST: &str = "never two hosts at an address";
 /// For members.
 pub const NEVER_FREE: &str = "the address is never free while a member lives";
 /// For a new member.
-pub const NAMED: &str =
+pub const PEER_IS_NAMED_HOST: &str =
     "a new member's channel leads to the process that the kernel has named, which is the host";
 /// For a third member.
-pub const TWO: &str = "a host has one guest at a time";
+pub const ONE_GUEST: &str = "a host has one guest at a time";
 /// For the last member.
-pub const NOTHING_LEFT: &str = "the last member to leave removes the files";
+pub const FILES_REMOVED: &str = "the last member to leave removes the files";

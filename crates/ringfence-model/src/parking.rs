@@ -19,38 +19,38 @@ const PUBLISHER: usize = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// A reader makes no fence after it has announced that it sleeps.
-    ReaderWithoutFence,
+    NoReaderFence,
     /// A reader issues no membarrier, though the publisher makes no fences.
-    ReaderWithoutMembarrier,
+    NoReaderMembarrier,
     /// A reader sleeps without checking once more.
-    SleepsWithoutALook,
+    NoRecheckBeforeSleep,
     /// A reader empties its line between its check and its sleep.
-    EmptiesTheLineLate,
+    LineDrainedAfterRecheck,
     /// The publisher makes no fence, though its word promises one.
-    PublisherWithoutFence,
+    NoPublisherFence,
     /// The publisher revokes its promise of fences after its last fence instead of before.
-    TakesBackAfterTheFence,
+    RevokedAfterFence,
     /// The promise of fences is stored relaxed, so messages published without a fence may be invisible to a
     /// reader that sees the promise.
-    PromisesRelaxed,
+    PromiseStoredRelaxed,
     /// The promise is read relaxed.
-    ReadsThePromiseRelaxed,
+    PromiseLoadedRelaxed,
     /// The publisher checks for sleepers before it stores its tail.
-    LooksBeforeItPublishes,
+    CheckBeforePublish,
     /// The publisher counts fences per reader, but has one word for all.
-    CountsForEachReader,
+    FenceCountPerReader,
     /// The publisher remembers one number for all readers.
-    RemembersOneNumber,
+    OneWokenNumber,
     /// A reader parks with the same number each time.
-    ParksWithOneNumber,
+    ConstantParkNumber,
     /// A publisher that sleeps for space takes one reader's promise of fences for the promise of all.
-    AsksOneReader,
+    PromiseOfOneReader,
     /// A publisher that sleeps for space checks only the first reader again.
-    LooksAtOneReader,
+    RecheckOfOneReader,
     /// A publisher that sleeps for space makes no fence.
-    SleeperForRoomWithoutFence,
+    NoPublisherSleepFence,
     /// A reader makes no fence after it has freed space, though its word promises one.
-    RoomWithoutFence,
+    NoFenceAfterFreeing,
 }
 
 /// The side that makes the fence between a publication and the check of the sleeper's word.
@@ -81,7 +81,7 @@ pub struct Parking {
     /// The number of messages that are published.
     pub messages: u8,
     /// The number of messages that the ring holds.
-    pub room: u8,
+    pub capacity: u8,
     /// The sides that sleep. The other side polls.
     pub sleepers: Sleepers,
     /// The side that makes fences.
@@ -118,113 +118,90 @@ type Words = Memory<{ word::ALL }, { 1 + READERS }>;
 /// The state of a side that checks for sleepers and wakes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Waker {
-    /// The number of publications that still get a fence; per reader with [`Fault::CountsForEachReader`].
+    /// The number of publications that still get a fence; per reader with [`Fault::FenceCountPerReader`].
     fences: [u8; READERS],
     /// The parked numbers that were last woken.
-    rung: [u8; READERS],
+    woken: [u8; READERS],
 }
 
 /// The publisher's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Publishes {
-    /// Checks for space, and publishes or reads a head.
-    Begins,
-    /// Loads this reader's head.
-    Heads(u8),
-    /// Revokes its promise of fences.
-    TakesBack,
-    /// Makes a fence, if it must.
-    Fences,
-    /// Makes a fence for this reader ([`Fault::CountsForEachReader`]).
-    FencesFor(u8),
-    /// Reads this reader's parked word.
-    Looks(u8),
-    /// Promises fences, and continues with the reader after this one.
-    Promises(u8),
+enum PublisherStep {
+    /// Publishes, or reads a head.
+    CheckSpace,
+    LoadHead(u8),
+    RevokePromise,
+    /// If it must make one.
+    Fence,
+    /// [`Fault::FenceCountPerReader`].
+    FenceFor(u8),
+    LoadParked(u8),
+    /// Continues with the reader after this one.
+    StorePromise(u8),
     /// Wakes the sleepers that it has found.
-    Rings,
-    /// Stores the tail after all that ([`Fault::LooksBeforeItPublishes`]).
-    Late,
-    /// Announces that it sleeps.
-    Parks,
-    /// Makes its fence.
+    Wake,
+    /// [`Fault::CheckBeforePublish`].
+    StoreTailLate,
+    Park,
     ParkFence,
     /// Reads whether this reader makes fences.
-    Asks(u8),
-    /// Is in membarrier(2).
+    LoadPromise(u8),
     Barrier(Membarrier),
-    /// Reads this reader's head once more.
-    Again(u8),
-    /// Sleeps.
-    Sleeps,
-    /// Announces that it is awake.
-    Unparks,
-    /// Has published all messages.
+    RecheckHead(u8),
+    Sleep,
+    Unpark,
     Done,
 }
 
 /// A reader's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Reads {
-    /// Loads the tail.
-    Looks,
-    /// Announces that it sleeps.
-    Parks,
-    /// Makes its fence.
+enum ReaderStep {
+    LoadTail,
+    Park,
     ParkFence,
     /// Reads whether the publisher makes fences.
-    Asks,
-    /// Is in membarrier(2).
+    LoadPromise,
     Barrier(Membarrier),
-    /// Reads the tail once more.
-    Again,
-    /// Empties its line ([`Fault::EmptiesTheLineLate`]).
-    Empties,
-    /// Sleeps.
-    Sleeps,
-    /// Announces that it is awake.
-    Unparks,
-    /// Stores its head.
-    MakesRoom,
-    /// Revokes its promise of fences.
-    TakesBack,
-    /// Makes a fence, if it must.
-    Fences,
-    /// Reads the publisher's parked word.
-    LooksAtWriter,
-    /// Promises fences.
-    Promises,
-    /// Wakes the publisher.
-    Rings,
-    /// Has read all messages.
+    RecheckTail,
+    /// [`Fault::LineDrainedAfterRecheck`].
+    DrainLine,
+    Sleep,
+    Unpark,
+    StoreHead,
+    RevokePromise,
+    /// If it must make one.
+    Fence,
+    LoadWriterParked,
+    StorePromise,
+    WakePublisher,
     Done,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Publisher {
-    next: Publishes,
+    next: PublisherStep,
     sent: u8,
     waker: Waker,
     /// The readers to wake, one bit each.
     asleep: u8,
     /// The heads as it last read them.
     heads: [u8; READERS],
-    number: u8,
+    park_number: u8,
     /// A reader has sent a wakeup.
-    bell: bool,
+    wakeup: bool,
     /// A slow reader makes no fences, so the publisher must issue a membarrier.
     must_issue: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Reader {
-    next: Reads,
+    next: ReaderStep,
     /// The tail as it last read it.
     tail: u8,
     read: u8,
-    number: u8,
+    park_number: u8,
     /// The publisher has sent a wakeup.
-    bell: bool,
+    wakeup: bool,
     waker: Waker,
 }
 
@@ -240,7 +217,7 @@ pub struct State {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Action {
     /// The thread takes its next step. A load reads the oldest store that it may (0), or a newer one.
-    GoOn(usize, u8),
+    Step(usize, u8),
     /// The membarrier of the first thread interrupts the second.
     Interrupt(usize, usize),
 }
@@ -249,7 +226,7 @@ impl Waker {
     fn new() -> Self {
         Self {
             fences: [0; READERS],
-            rung: [0; READERS],
+            woken: [0; READERS],
         }
     }
 
@@ -270,9 +247,9 @@ impl Waker {
 
     /// Whether a sleeper with this word must be woken. Remembers the number if so.
     fn must_wake(&mut self, at: usize, parked: u8) -> bool {
-        let asleep = parked % 2 == 1 && parked != self.rung[at];
+        let asleep = parked % 2 == 1 && parked != self.woken[at];
         if asleep {
-            self.rung[at] = parked;
+            self.woken[at] = parked;
         }
         asleep
     }
@@ -283,18 +260,18 @@ impl Parking {
         self.fault == Some(fault)
     }
 
-    fn has_room(self, publisher: &Publisher) -> bool {
-        (0..self.readers).all(|at| !self.is_in_the_way(publisher, at))
+    fn has_space(self, publisher: &Publisher) -> bool {
+        (0..self.readers).all(|at| !self.is_blocking(publisher, at))
     }
 
-    fn is_in_the_way(self, publisher: &Publisher, at: usize) -> bool {
-        publisher.sent - publisher.heads[at] >= self.room
+    fn is_blocking(self, publisher: &Publisher, at: usize) -> bool {
+        publisher.sent - publisher.heads[at] >= self.capacity
     }
 
     /// Returns the first reader from here on that leaves no space.
-    fn in_the_way(self, publisher: &Publisher, from: usize) -> Option<u8> {
+    fn next_blocking(self, publisher: &Publisher, from: usize) -> Option<u8> {
         (from..self.readers)
-            .find(|&at| self.is_in_the_way(publisher, at))
+            .find(|&at| self.is_blocking(publisher, at))
             .map(narrow)
     }
 
@@ -315,32 +292,32 @@ impl Parking {
     fn loads(state: &State, thread: usize) -> Option<usize> {
         if thread == PUBLISHER {
             return match state.publisher.next {
-                Publishes::Heads(at) | Publishes::Again(at) => Some(word::head(at.into())),
-                Publishes::Looks(at) => Some(word::parked(at.into())),
-                Publishes::Asks(at) => Some(word::head_fenced(at.into())),
+                PublisherStep::LoadHead(at) | PublisherStep::RecheckHead(at) => Some(word::head(at.into())),
+                PublisherStep::LoadParked(at) => Some(word::parked(at.into())),
+                PublisherStep::LoadPromise(at) => Some(word::head_fenced(at.into())),
                 _ => None,
             };
         }
         match state.readers[thread - 1].next {
-            Reads::Looks | Reads::Again => Some(word::TAIL),
-            Reads::Asks => Some(word::TAIL_FENCED),
-            Reads::LooksAtWriter => Some(word::WRITER_PARKED),
+            ReaderStep::LoadTail | ReaderStep::RecheckTail => Some(word::TAIL),
+            ReaderStep::LoadPromise => Some(word::TAIL_FENCED),
+            ReaderStep::LoadWriterParked => Some(word::WRITER_PARKED),
             _ => None,
         }
     }
 
-    fn can_go_on(state: &State, thread: usize) -> bool {
+    fn is_runnable(state: &State, thread: usize) -> bool {
         if thread == PUBLISHER {
             return match state.publisher.next {
-                Publishes::Sleeps => state.publisher.bell,
-                Publishes::Done | Publishes::Barrier(_) => false,
+                PublisherStep::Sleep => state.publisher.wakeup,
+                PublisherStep::Done | PublisherStep::Barrier(_) => false,
                 _ => true,
             };
         }
         let reader = &state.readers[thread - 1];
         match reader.next {
-            Reads::Sleeps => reader.bell,
-            Reads::Done | Reads::Barrier(_) => false,
+            ReaderStep::Sleep => reader.wakeup,
+            ReaderStep::Done | ReaderStep::Barrier(_) => false,
             _ => true,
         }
     }
@@ -348,40 +325,40 @@ impl Parking {
     fn barrier(state: &State, thread: usize) -> Option<Membarrier> {
         if thread == PUBLISHER {
             return match state.publisher.next {
-                Publishes::Barrier(barrier) => Some(barrier),
+                PublisherStep::Barrier(barrier) => Some(barrier),
                 _ => None,
             };
         }
         match state.readers[thread - 1].next {
-            Reads::Barrier(barrier) => Some(barrier),
+            ReaderStep::Barrier(barrier) => Some(barrier),
             _ => None,
         }
     }
 
     /// Returns the ordering of a sleeper's load of the promise. It acquires, so that earlier publications are
     /// visible too.
-    fn asks(self) -> Order {
-        if self.has(Fault::ReadsThePromiseRelaxed) {
+    fn promise_load_order(self) -> Order {
+        if self.has(Fault::PromiseLoadedRelaxed) {
             Order::Relaxed
         } else {
-            Order::Synchronises
+            Order::AcqRel
         }
     }
 
-    fn promises(self) -> Order {
-        if self.has(Fault::PromisesRelaxed) {
+    fn promise_store_order(self) -> Order {
+        if self.has(Fault::PromiseStoredRelaxed) {
             Order::Relaxed
         } else {
-            Order::Synchronises
+            Order::AcqRel
         }
     }
 
     /// Whether the promise must be revoked now, before the last fence after a publication.
-    fn after_publishing(self, waker: Waker) -> bool {
+    fn must_revoke(self, waker: Waker) -> bool {
         self.barriers == Barriers::Sleeper
             && waker.is_last()
-            && !self.has(Fault::TakesBackAfterTheFence)
-            && !self.has(Fault::CountsForEachReader)
+            && !self.has(Fault::RevokedAfterFence)
+            && !self.has(Fault::FenceCountPerReader)
     }
 }
 
@@ -391,88 +368,89 @@ fn narrow(at: usize) -> u8 {
 
 /// The publisher's steps.
 impl Parking {
-    fn publish(self, state: &mut State, choice: u8) {
+    fn step_publisher(self, state: &mut State, choice: u8) {
         let State {
             words, publisher: me, ..
         } = state;
         me.next = match me.next {
-            Publishes::Begins if me.sent == self.messages => {
+            PublisherStep::CheckSpace if me.sent == self.messages => {
                 words.retire(PUBLISHER);
-                Publishes::Done
+                PublisherStep::Done
             }
-            Publishes::Begins => match self.in_the_way(me, 0) {
-                Some(at) => Publishes::Heads(at),
+            PublisherStep::CheckSpace => match self.next_blocking(me, 0) {
+                Some(at) => PublisherStep::LoadHead(at),
                 None => self.store_tail(words, me),
             },
-            Publishes::Heads(at) => {
+            PublisherStep::LoadHead(at) => {
                 me.heads[usize::from(at)] =
-                    words.load(PUBLISHER, word::head(at.into()), choice, Order::Synchronises);
-                match self.in_the_way(me, usize::from(at) + 1) {
-                    Some(at) => Publishes::Heads(at),
-                    None if self.has_room(me) => self.store_tail(words, me),
-                    None => Publishes::Parks,
+                    words.load(PUBLISHER, word::head(at.into()), choice, Order::AcqRel);
+                match self.next_blocking(me, usize::from(at) + 1) {
+                    Some(at) => PublisherStep::LoadHead(at),
+                    None if self.has_space(me) => self.store_tail(words, me),
+                    None => PublisherStep::Park,
                 }
             }
-            Publishes::Sleeps => {
-                me.bell = false;
-                Publishes::Unparks
+            PublisherStep::Sleep => {
+                me.wakeup = false;
+                PublisherStep::Unpark
             }
-            Publishes::Unparks => {
-                me.number += 1;
-                words.store(PUBLISHER, word::WRITER_PARKED, me.number, Order::Relaxed);
-                Publishes::Begins
+            PublisherStep::Unpark => {
+                me.park_number += 1;
+                words.store(PUBLISHER, word::WRITER_PARKED, me.park_number, Order::Relaxed);
+                PublisherStep::CheckSpace
             }
-            Publishes::Late => {
-                words.store(PUBLISHER, word::TAIL, me.sent, Order::Synchronises);
-                Publishes::Begins
+            PublisherStep::StoreTailLate => {
+                words.store(PUBLISHER, word::TAIL, me.sent, Order::AcqRel);
+                PublisherStep::CheckSpace
             }
-            next @ (Publishes::Parks | Publishes::ParkFence | Publishes::Asks(_) | Publishes::Again(_)) => {
-                self.park_for_room(words, me, next, choice)
-            }
-            next => return self.look_for_sleepers(state, next, choice),
+            next @ (PublisherStep::Park
+            | PublisherStep::ParkFence
+            | PublisherStep::LoadPromise(_)
+            | PublisherStep::RecheckHead(_)) => self.step_parking(words, me, next, choice),
+            next => return self.step_checks(state, next, choice),
         };
     }
 
-    fn store_tail(self, words: &mut Words, me: &mut Publisher) -> Publishes {
+    fn store_tail(self, words: &mut Words, me: &mut Publisher) -> PublisherStep {
         me.sent += 1;
-        if !self.has(Fault::LooksBeforeItPublishes) {
-            words.store(PUBLISHER, word::TAIL, me.sent, Order::Synchronises);
+        if !self.has(Fault::CheckBeforePublish) {
+            words.store(PUBLISHER, word::TAIL, me.sent, Order::AcqRel);
         }
         if self.sleepers == Sleepers::Publisher {
-            return Publishes::Begins;
+            return PublisherStep::CheckSpace;
         }
-        if self.after_publishing(me.waker) {
-            Publishes::TakesBack
+        if self.must_revoke(me.waker) {
+            PublisherStep::RevokePromise
         } else if me.waker.makes_fence()
             || self.barriers == Barriers::Both
-            || self.has(Fault::CountsForEachReader)
+            || self.has(Fault::FenceCountPerReader)
         {
-            Publishes::Fences
+            PublisherStep::Fence
         } else {
-            Publishes::Looks(0)
+            PublisherStep::LoadParked(0)
         }
     }
 
-    fn looks(self, at: u8) -> Publishes {
-        if self.has(Fault::CountsForEachReader) {
-            Publishes::FencesFor(at)
+    fn check_reader(self, at: u8) -> PublisherStep {
+        if self.has(Fault::FenceCountPerReader) {
+            PublisherStep::FenceFor(at)
         } else {
-            Publishes::Looks(at)
+            PublisherStep::LoadParked(at)
         }
     }
 
-    fn after_look(self, at: u8) -> Publishes {
+    fn after_check(self, at: u8) -> PublisherStep {
         if usize::from(at) + 1 < self.readers {
-            self.looks(at + 1)
+            self.check_reader(at + 1)
         } else {
-            Publishes::Rings
+            PublisherStep::Wake
         }
     }
 
     /// Records that this reader must be woken and that fences are made from now on.
-    fn found_asleep(self, me: &mut Publisher, at: u8) -> Publishes {
+    fn record_sleeper(self, me: &mut Publisher, at: u8) -> PublisherStep {
         me.asleep |= 1 << at;
-        let counted = if self.has(Fault::CountsForEachReader) {
+        let counted = if self.has(Fault::FenceCountPerReader) {
             usize::from(at)
         } else {
             0
@@ -480,107 +458,118 @@ impl Parking {
         let promised = me.waker.fences[counted] > 0;
         me.waker.fences[counted] = self.fences;
         if promised || self.fences == 0 || self.barriers == Barriers::Both {
-            self.after_look(at)
+            self.after_check(at)
         } else {
-            Publishes::Promises(at)
+            PublisherStep::StorePromise(at)
         }
     }
 
-    fn look_for_sleepers(self, state: &mut State, next: Publishes, choice: u8) {
+    fn step_checks(self, state: &mut State, next: PublisherStep, choice: u8) {
         let State {
             words, publisher: me, ..
         } = state;
         me.next = match next {
-            Publishes::TakesBack => {
+            PublisherStep::RevokePromise => {
                 words.store(PUBLISHER, word::TAIL_FENCED, 0, Order::Relaxed);
-                Publishes::Fences
+                PublisherStep::Fence
             }
-            Publishes::Fences => {
-                let own = me.waker.makes_fence() && !self.has(Fault::CountsForEachReader);
-                if (own || self.barriers == Barriers::Both) && !self.has(Fault::PublisherWithoutFence) {
+            PublisherStep::Fence => {
+                let own = me.waker.makes_fence() && !self.has(Fault::FenceCountPerReader);
+                if (own || self.barriers == Barriers::Both) && !self.has(Fault::NoPublisherFence) {
                     words.full_fence(PUBLISHER);
                 }
-                if own && me.waker.is_last() && self.has(Fault::TakesBackAfterTheFence) {
+                if own && me.waker.is_last() && self.has(Fault::RevokedAfterFence) {
                     words.store(PUBLISHER, word::TAIL_FENCED, 0, Order::Relaxed);
                 }
-                if !self.has(Fault::CountsForEachReader) {
+                if !self.has(Fault::FenceCountPerReader) {
                     me.waker.count_down();
                 }
-                self.looks(0)
+                self.check_reader(0)
             }
-            Publishes::FencesFor(at) => {
+            PublisherStep::FenceFor(at) => {
                 let left = &mut me.waker.fences[usize::from(at)];
                 if *left > 0 {
                     *left -= 1;
                     words.full_fence(PUBLISHER);
                 }
-                Publishes::Looks(at)
+                PublisherStep::LoadParked(at)
             }
-            Publishes::Looks(at) => {
+            PublisherStep::LoadParked(at) => {
                 let reader = usize::from(at);
                 let parked = words.load(PUBLISHER, word::parked(reader), choice, Order::Relaxed);
-                let number = if self.has(Fault::RemembersOneNumber) {
+                let number = if self.has(Fault::OneWokenNumber) {
                     0
                 } else {
                     reader
                 };
                 if me.waker.must_wake(number, parked) {
-                    self.found_asleep(me, at)
+                    self.record_sleeper(me, at)
                 } else {
-                    self.after_look(at)
+                    self.after_check(at)
                 }
             }
-            Publishes::Promises(at) => {
-                words.store(PUBLISHER, word::TAIL_FENCED, 1, self.promises());
-                self.after_look(at)
+            PublisherStep::StorePromise(at) => {
+                words.store(PUBLISHER, word::TAIL_FENCED, 1, self.promise_store_order());
+                self.after_check(at)
             }
-            Publishes::Rings if me.asleep != 0 => {
+            PublisherStep::Wake if me.asleep != 0 => {
                 let at = me.asleep.trailing_zeros();
                 me.asleep &= !(1 << at);
-                state.readers[at as usize].bell = true;
-                Publishes::Rings
+                state.readers[at as usize].wakeup = true;
+                PublisherStep::Wake
             }
-            Publishes::Rings if self.has(Fault::LooksBeforeItPublishes) => Publishes::Late,
-            _ => Publishes::Begins,
+            PublisherStep::Wake if self.has(Fault::CheckBeforePublish) => PublisherStep::StoreTailLate,
+            _ => PublisherStep::CheckSpace,
         };
     }
 
-    fn park_for_room(self, words: &mut Words, me: &mut Publisher, next: Publishes, choice: u8) -> Publishes {
-        let first = self.in_the_way(me, 0).expect("it parks only without space");
+    fn step_parking(
+        self,
+        words: &mut Words,
+        me: &mut Publisher,
+        next: PublisherStep,
+        choice: u8,
+    ) -> PublisherStep {
+        let first = self.next_blocking(me, 0).expect("it parks only without space");
         match next {
-            Publishes::Parks => {
-                me.number += 1;
+            PublisherStep::Park => {
+                me.park_number += 1;
                 me.must_issue = false;
-                words.store(PUBLISHER, word::WRITER_PARKED, me.number, Order::Synchronises);
-                Publishes::ParkFence
+                words.store(PUBLISHER, word::WRITER_PARKED, me.park_number, Order::AcqRel);
+                PublisherStep::ParkFence
             }
-            Publishes::ParkFence => {
-                if !self.has(Fault::SleeperForRoomWithoutFence) {
+            PublisherStep::ParkFence => {
+                if !self.has(Fault::NoPublisherSleepFence) {
                     words.full_fence(PUBLISHER);
                 }
                 match self.barriers {
-                    Barriers::Both => Publishes::Again(first),
-                    Barriers::Sleeper => Publishes::Asks(first),
+                    Barriers::Both => PublisherStep::RecheckHead(first),
+                    Barriers::Sleeper => PublisherStep::LoadPromise(first),
                 }
             }
-            Publishes::Asks(at) => {
-                let fenced = words.load(PUBLISHER, word::head_fenced(at.into()), choice, self.asks());
+            PublisherStep::LoadPromise(at) => {
+                let fenced = words.load(
+                    PUBLISHER,
+                    word::head_fenced(at.into()),
+                    choice,
+                    self.promise_load_order(),
+                );
                 me.must_issue |= fenced != 1;
-                match self.in_the_way(me, usize::from(at) + 1) {
-                    Some(at) if !self.has(Fault::AsksOneReader) => Publishes::Asks(at),
+                match self.next_blocking(me, usize::from(at) + 1) {
+                    Some(at) if !self.has(Fault::PromiseOfOneReader) => PublisherStep::LoadPromise(at),
                     _ if me.must_issue => {
-                        Publishes::Barrier(Membarrier::begin(words, PUBLISHER, !(1 << PUBLISHER)))
+                        PublisherStep::Barrier(Membarrier::start(words, PUBLISHER, !(1 << PUBLISHER)))
                     }
-                    _ => Publishes::Again(first),
+                    _ => PublisherStep::RecheckHead(first),
                 }
             }
-            Publishes::Again(at) => {
+            PublisherStep::RecheckHead(at) => {
                 me.heads[usize::from(at)] =
-                    words.load(PUBLISHER, word::head(at.into()), choice, Order::Synchronises);
-                match self.in_the_way(me, usize::from(at) + 1) {
-                    Some(at) if !self.has(Fault::LooksAtOneReader) => Publishes::Again(at),
-                    _ if self.has_room(me) => Publishes::Unparks,
-                    _ => Publishes::Sleeps,
+                    words.load(PUBLISHER, word::head(at.into()), choice, Order::AcqRel);
+                match self.next_blocking(me, usize::from(at) + 1) {
+                    Some(at) if !self.has(Fault::RecheckOfOneReader) => PublisherStep::RecheckHead(at),
+                    _ if self.has_space(me) => PublisherStep::Unpark,
+                    _ => PublisherStep::Sleep,
                 }
             }
             other => other,
@@ -590,153 +579,153 @@ impl Parking {
 
 /// A reader's steps.
 impl Parking {
-    fn read(self, state: &mut State, at: usize, choice: u8) {
+    fn step_reader(self, state: &mut State, at: usize, choice: u8) {
         let thread = 1 + at;
         let State { words, readers, .. } = state;
         let me = &mut readers[at];
         me.next = match me.next {
-            Reads::Looks => {
-                me.tail = words.load(thread, word::TAIL, choice, Order::Synchronises);
+            ReaderStep::LoadTail => {
+                me.tail = words.load(thread, word::TAIL, choice, Order::AcqRel);
                 if me.tail > me.read {
                     self.consume(words, me, thread)
                 } else if self.sleepers == Sleepers::Publisher {
-                    Reads::Looks
+                    ReaderStep::LoadTail
                 } else {
-                    Reads::Parks
+                    ReaderStep::Park
                 }
             }
-            Reads::Parks => {
-                me.number = if self.has(Fault::ParksWithOneNumber) {
+            ReaderStep::Park => {
+                me.park_number = if self.has(Fault::ConstantParkNumber) {
                     1
                 } else {
-                    me.number + 1
+                    me.park_number + 1
                 };
-                words.store(thread, word::parked(at), me.number, Order::Synchronises);
-                Reads::ParkFence
+                words.store(thread, word::parked(at), me.park_number, Order::AcqRel);
+                ReaderStep::ParkFence
             }
-            Reads::ParkFence => {
-                if !self.has(Fault::ReaderWithoutFence) {
+            ReaderStep::ParkFence => {
+                if !self.has(Fault::NoReaderFence) {
                     words.full_fence(thread);
                 }
                 match self.barriers {
-                    Barriers::Both => Reads::Again,
-                    Barriers::Sleeper => Reads::Asks,
+                    Barriers::Both => ReaderStep::RecheckTail,
+                    Barriers::Sleeper => ReaderStep::LoadPromise,
                 }
             }
-            Reads::Asks => {
-                let fenced = words.load(thread, word::TAIL_FENCED, choice, self.asks());
-                if fenced == 1 || self.has(Fault::ReaderWithoutMembarrier) {
-                    Reads::Again
+            ReaderStep::LoadPromise => {
+                let fenced = words.load(thread, word::TAIL_FENCED, choice, self.promise_load_order());
+                if fenced == 1 || self.has(Fault::NoReaderMembarrier) {
+                    ReaderStep::RecheckTail
                 } else {
-                    match Membarrier::begin(words, thread, 1 << PUBLISHER) {
+                    match Membarrier::start(words, thread, 1 << PUBLISHER) {
                         // The publisher has ended.
-                        Membarrier { left: 0 } => Reads::Again,
-                        barrier => Reads::Barrier(barrier),
+                        Membarrier { pending: 0 } => ReaderStep::RecheckTail,
+                        barrier => ReaderStep::Barrier(barrier),
                     }
                 }
             }
-            Reads::Again => {
-                me.tail = words.load(thread, word::TAIL, choice, Order::Synchronises);
-                if me.tail > me.read && !self.has(Fault::SleepsWithoutALook) {
-                    Reads::Unparks
-                } else if self.has(Fault::EmptiesTheLineLate) {
-                    Reads::Empties
+            ReaderStep::RecheckTail => {
+                me.tail = words.load(thread, word::TAIL, choice, Order::AcqRel);
+                if me.tail > me.read && !self.has(Fault::NoRecheckBeforeSleep) {
+                    ReaderStep::Unpark
+                } else if self.has(Fault::LineDrainedAfterRecheck) {
+                    ReaderStep::DrainLine
                 } else {
-                    Reads::Sleeps
+                    ReaderStep::Sleep
                 }
             }
-            Reads::Empties => {
-                me.bell = false;
-                Reads::Sleeps
+            ReaderStep::DrainLine => {
+                me.wakeup = false;
+                ReaderStep::Sleep
             }
-            Reads::Sleeps => {
-                me.bell = false;
-                Reads::Unparks
+            ReaderStep::Sleep => {
+                me.wakeup = false;
+                ReaderStep::Unpark
             }
-            Reads::Unparks => {
-                if self.has(Fault::ParksWithOneNumber) {
-                    me.number = 0;
+            ReaderStep::Unpark => {
+                if self.has(Fault::ConstantParkNumber) {
+                    me.park_number = 0;
                 } else {
-                    me.number += 1;
+                    me.park_number += 1;
                 }
-                words.store(thread, word::parked(at), me.number, Order::Relaxed);
+                words.store(thread, word::parked(at), me.park_number, Order::Relaxed);
                 if me.tail > me.read {
                     self.consume(words, me, thread)
                 } else {
-                    Reads::Looks
+                    ReaderStep::LoadTail
                 }
             }
-            next => return self.make_room(state, at, next, choice),
+            next => return self.step_freeing(state, at, next, choice),
         };
     }
 
     /// Reads one message. Announces the free space if the publisher can run out of it.
-    fn consume(self, words: &mut Words, me: &mut Reader, thread: usize) -> Reads {
+    fn consume(self, words: &mut Words, me: &mut Reader, thread: usize) -> ReaderStep {
         me.read += 1;
         if self.sleepers == Sleepers::Readers {
             self.after_reading(words, me, thread)
         } else {
-            Reads::MakesRoom
+            ReaderStep::StoreHead
         }
     }
 
-    fn after_reading(self, words: &mut Words, me: &Reader, thread: usize) -> Reads {
+    fn after_reading(self, words: &mut Words, me: &Reader, thread: usize) -> ReaderStep {
         if me.read == self.messages {
             words.retire(thread);
-            Reads::Done
+            ReaderStep::Done
         } else {
-            Reads::Looks
+            ReaderStep::LoadTail
         }
     }
 
-    fn make_room(self, state: &mut State, at: usize, next: Reads, choice: u8) {
+    fn step_freeing(self, state: &mut State, at: usize, next: ReaderStep, choice: u8) {
         let thread = 1 + at;
         let State { words, readers, .. } = state;
         let me = &mut readers[at];
         me.next = match next {
-            Reads::MakesRoom => {
-                words.store(thread, word::head(at), me.read, Order::Synchronises);
-                if self.after_publishing(me.waker) {
-                    Reads::TakesBack
+            ReaderStep::StoreHead => {
+                words.store(thread, word::head(at), me.read, Order::AcqRel);
+                if self.must_revoke(me.waker) {
+                    ReaderStep::RevokePromise
                 } else {
-                    Reads::Fences
+                    ReaderStep::Fence
                 }
             }
-            Reads::TakesBack => {
+            ReaderStep::RevokePromise => {
                 words.store(thread, word::head_fenced(at), 0, Order::Relaxed);
-                Reads::Fences
+                ReaderStep::Fence
             }
-            Reads::Fences => {
+            ReaderStep::Fence => {
                 let makes = me.waker.makes_fence() || self.barriers == Barriers::Both;
-                if makes && !self.has(Fault::RoomWithoutFence) {
+                if makes && !self.has(Fault::NoFenceAfterFreeing) {
                     words.full_fence(thread);
                 }
-                if me.waker.is_last() && self.has(Fault::TakesBackAfterTheFence) {
+                if me.waker.is_last() && self.has(Fault::RevokedAfterFence) {
                     words.store(thread, word::head_fenced(at), 0, Order::Relaxed);
                 }
                 me.waker.count_down();
-                Reads::LooksAtWriter
+                ReaderStep::LoadWriterParked
             }
-            Reads::LooksAtWriter => {
+            ReaderStep::LoadWriterParked => {
                 let parked = words.load(thread, word::WRITER_PARKED, choice, Order::Relaxed);
                 if me.waker.must_wake(0, parked) {
                     let promised = me.waker.fences[0] > 0;
                     me.waker.fences[0] = self.fences;
                     if promised || self.fences == 0 || self.barriers == Barriers::Both {
-                        Reads::Rings
+                        ReaderStep::WakePublisher
                     } else {
-                        Reads::Promises
+                        ReaderStep::StorePromise
                     }
                 } else {
                     self.after_reading(words, me, thread)
                 }
             }
-            Reads::Promises => {
-                words.store(thread, word::head_fenced(at), 1, self.promises());
-                Reads::Rings
+            ReaderStep::StorePromise => {
+                words.store(thread, word::head_fenced(at), 1, self.promise_store_order());
+                ReaderStep::WakePublisher
             }
             _ => {
-                state.publisher.bell = true;
+                state.publisher.wakeup = true;
                 self.after_reading(words, me, thread)
             }
         };
@@ -745,20 +734,31 @@ impl Parking {
 
 impl State {
     /// Whether the publisher has checked every sleeper since its last publication, and has sent all wakeups.
-    fn owes_no_bell(&self) -> bool {
-        use Publishes::{Again, Asks, Barrier, Begins, Done, Heads, ParkFence, Parks, Sleeps, Unparks};
+    fn has_sent_wakeups(&self) -> bool {
+        use PublisherStep::{
+            Barrier, CheckSpace, Done, LoadHead, LoadPromise, Park, ParkFence, RecheckHead, Sleep, Unpark,
+        };
         matches!(
             self.publisher.next,
-            Begins | Heads(_) | Parks | ParkFence | Asks(_) | Barrier(_) | Again(_) | Sleeps | Unparks | Done
+            CheckSpace
+                | LoadHead(_)
+                | Park
+                | ParkFence
+                | LoadPromise(_)
+                | Barrier(_)
+                | RecheckHead(_)
+                | Sleep
+                | Unpark
+                | Done
         )
     }
 
     /// Whether the reader has checked the publisher's word since it freed space, and has sent its wakeup.
-    fn owes_no_room(reader: &Reader) -> bool {
-        use Reads::{Fences, LooksAtWriter, MakesRoom, Promises, Rings, TakesBack};
+    fn has_announced_space(reader: &Reader) -> bool {
+        use ReaderStep::{Fence, LoadWriterParked, RevokePromise, StoreHead, StorePromise, WakePublisher};
         !matches!(
             reader.next,
-            MakesRoom | TakesBack | Fences | LooksAtWriter | Promises | Rings
+            StoreHead | RevokePromise | Fence | LoadWriterParked | StorePromise | WakePublisher
         )
     }
 }
@@ -772,33 +772,33 @@ impl Model for Parking {
         let mut waker = Waker::new();
         if self.promised > 0 {
             waker.fences[0] = self.promised;
-            words.store(PUBLISHER, word::TAIL_FENCED, 1, Order::Synchronises);
+            words.store(PUBLISHER, word::TAIL_FENCED, 1, Order::AcqRel);
             for at in 0..self.readers {
-                words.store(1 + at, word::head_fenced(at), 1, Order::Synchronises);
+                words.store(1 + at, word::head_fenced(at), 1, Order::AcqRel);
             }
         }
         let reader = |at| Reader {
             next: if at < self.readers {
-                Reads::Looks
+                ReaderStep::LoadTail
             } else {
-                Reads::Done
+                ReaderStep::Done
             },
             tail: 0,
             read: 0,
-            number: 0,
-            bell: false,
+            park_number: 0,
+            wakeup: false,
             waker,
         };
         vec![State {
             words,
             publisher: Publisher {
-                next: Publishes::Begins,
+                next: PublisherStep::CheckSpace,
                 sent: 0,
                 waker,
                 asleep: 0,
                 heads: [0; READERS],
-                number: 0,
-                bell: false,
+                park_number: 0,
+                wakeup: false,
                 must_issue: false,
             },
             readers: [0, 1, 2].map(reader),
@@ -807,15 +807,15 @@ impl Model for Parking {
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
         for thread in 0..=self.readers {
-            if Self::can_go_on(state, thread) {
+            if Self::is_runnable(state, thread) {
                 let choices = match Self::loads(state, thread) {
                     Some(word) => state.words.choices(thread, word),
                     None => 1,
                 };
-                actions.extend((0..choices).map(|choice| Action::GoOn(thread, choice)));
+                actions.extend((0..choices).map(|choice| Action::Step(thread, choice)));
             }
             if let Some(barrier) = Self::barrier(state, thread) {
-                let left = (0..=self.readers).filter(|other| barrier.left & (1 << other) != 0);
+                let left = (0..=self.readers).filter(|other| barrier.pending & (1 << other) != 0);
                 actions.extend(left.map(|other| Action::Interrupt(thread, other)));
             }
         }
@@ -824,24 +824,24 @@ impl Model for Parking {
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         match action {
-            Action::GoOn(PUBLISHER, choice) => self.publish(&mut state, choice),
-            Action::GoOn(thread, choice) => self.read(&mut state, thread - 1, choice),
+            Action::Step(PUBLISHER, choice) => self.step_publisher(&mut state, choice),
+            Action::Step(thread, choice) => self.step_reader(&mut state, thread - 1, choice),
             Action::Interrupt(thread, other) => {
                 let mut barrier = Self::barrier(&state, thread)?;
                 barrier.interrupt(&mut state.words, thread, other);
-                let is_over = barrier.left == 0;
+                let is_over = barrier.pending == 0;
                 if thread == PUBLISHER {
-                    let first = self.in_the_way(&state.publisher, 0)?;
+                    let first = self.next_blocking(&state.publisher, 0)?;
                     state.publisher.next = if is_over {
-                        Publishes::Again(first)
+                        PublisherStep::RecheckHead(first)
                     } else {
-                        Publishes::Barrier(barrier)
+                        PublisherStep::Barrier(barrier)
                     };
                 } else {
                     state.readers[thread - 1].next = if is_over {
-                        Reads::Again
+                        ReaderStep::RecheckTail
                     } else {
-                        Reads::Barrier(barrier)
+                        ReaderStep::Barrier(barrier)
                     };
                 }
             }
@@ -851,38 +851,38 @@ impl Model for Parking {
 
     fn properties(&self) -> Vec<Property<Self>> {
         let mut properties = vec![
-            Property::always(NO_READER, |_, state: &State| {
+            Property::always(READER_WOKEN, |_, state: &State| {
                 let lost = |reader: &Reader| {
-                    reader.next == Reads::Sleeps && !reader.bell && reader.read < state.publisher.sent
+                    reader.next == ReaderStep::Sleep && !reader.wakeup && reader.read < state.publisher.sent
                 };
-                !(state.owes_no_bell() && state.readers.iter().any(lost))
+                !(state.has_sent_wakeups() && state.readers.iter().any(lost))
             }),
-            Property::always(NO_PUBLISHER, |model: &Self, state: &State| {
+            Property::always(PUBLISHER_WOKEN, |model: &Self, state: &State| {
                 let publisher = &state.publisher;
                 let readers = &state.readers[..model.readers];
-                let room = readers
+                let has_space = readers
                     .iter()
-                    .all(|reader| publisher.sent - reader.read < model.room);
-                let told = readers.iter().all(State::owes_no_room);
-                !(publisher.next == Publishes::Sleeps && !publisher.bell && room && told)
+                    .all(|reader| publisher.sent - reader.read < model.capacity);
+                let announced = readers.iter().all(State::has_announced_space);
+                !(publisher.next == PublisherStep::Sleep && !publisher.wakeup && has_space && announced)
             }),
             Property::sometimes("all messages are read", |_, state: &State| {
-                state.readers.iter().all(|reader| reader.next == Reads::Done)
+                state.readers.iter().all(|reader| reader.next == ReaderStep::Done)
             }),
         ];
         if self.sleepers != Sleepers::Publisher {
             properties.push(Property::sometimes(
                 "a sleeping reader is woken",
                 |_, state: &State| {
-                    let rung = |reader: &Reader| reader.next == Reads::Sleeps && reader.bell;
-                    state.readers.iter().any(rung)
+                    let woken = |reader: &Reader| reader.next == ReaderStep::Sleep && reader.wakeup;
+                    state.readers.iter().any(woken)
                 },
             ));
         }
         if self.sleepers != Sleepers::Readers {
             properties.push(Property::sometimes(
                 "a sleeping publisher is woken",
-                |_, state: &State| state.publisher.next == Publishes::Sleeps && state.publisher.bell,
+                |_, state: &State| state.publisher.next == PublisherStep::Sleep && state.publisher.wakeup,
             ));
         }
         let is_counted_out = |fences| fences > 0 && fences <= self.messages;
@@ -891,8 +891,8 @@ impl Model for Parking {
             properties.push(Property::sometimes(
                 "a promise of fences is revoked",
                 |_, state: &State| {
-                    let reader = |reader: &Reader| reader.next == Reads::TakesBack;
-                    state.publisher.next == Publishes::TakesBack || state.readers.iter().any(reader)
+                    let reader = |reader: &Reader| reader.next == ReaderStep::RevokePromise;
+                    state.publisher.next == PublisherStep::RevokePromise || state.readers.iter().any(reader)
                 },
             ));
         }
@@ -901,6 +901,6 @@ impl Model for Parking {
 }
 
 /// The promise in docs/internals/promises.md: a sleeping peer is woken.
-pub const NO_READER: &str = "no reader stays asleep when a message is published";
+pub const READER_WOKEN: &str = "no reader stays asleep when a message is published";
 /// The same promise for a publisher.
-pub const NO_PUBLISHER: &str = "no publisher stays asleep when the ring has space";
+pub const PUBLISHER_WOKEN: &str = "no publisher stays asleep when the ring has space";

@@ -17,32 +17,32 @@ use stateright::{Model, Property};
 pub enum Fault {
     /// The former code: the thread polls the line next to the loop. The loop empties the line and notifies
     /// only the thread's next wait.
-    LoopTakesTheBell,
+    LoopConsumesWakeup,
     /// The former code: before it parks, the thread empties the line, including the loop's wakeup.
-    ThreadTakesTheBell,
+    ThreadConsumesWakeup,
     /// The thread sleeps in a read although there is a loop.
-    ReadsBesideALoop,
+    ReadAlongsideLoop,
     /// The loop polls the line although a thread sleeps in a read of it.
-    PollsWhatIsRead,
+    LoopPollsLineBeingRead,
     /// The thread that has taken a wakeup in its read does not notify the loop.
-    ReaderTellsNone,
+    NoNotifyAfterRead,
     /// The loop reads the line although a thread polls it that went to sleep before the loop existed.
-    ReadsFromAPoller,
+    LoopReadsLineBeingPolled,
     /// The loop passes on no wakeup if threads were notified before, even if new ones have arrived since.
-    TellsOfNothingKnown,
+    NewWakeupsSkipped,
     /// The loop arms its half, and reads the leftovers of the line afterwards.
-    ReadsAfterArming,
+    ReadAfterArming,
 }
 
 /// The configuration of the model.
 #[derive(Debug, Clone, Copy)]
-pub struct Bells {
+pub struct Wakeups {
     /// The number of messages for each half.
     pub messages: u8,
     /// The loop is notified of each wakeup once (`EPOLLET`), and not for as long as it is on the line.
-    pub edge: bool,
+    pub edge_triggered: bool,
     /// The loop may leave a wakeup on the line until it arms a half.
-    pub later: bool,
+    pub may_defer: bool,
     /// The fault, if any.
     pub fault: Option<Fault>,
 }
@@ -55,26 +55,26 @@ const THREAD: usize = 1;
 /// The way in which the thread waits on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Watch {
-    Reads,
-    Polls,
-    Beside,
+    Read,
+    Poll,
+    OwnEpoll,
 }
 
 /// The known leftovers on the line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Left {
-    Nothing,
-    Bells,
+enum Leftover {
+    None,
+    Wakeups,
     ForLoop,
 }
 
 /// The descriptor that the loop was given to poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Lent {
-    Nothing,
+enum LoopFd {
+    None,
     Line,
     /// An epoll of the line and of a descriptor with which a reader announces what it has taken.
-    Apart,
+    Epoll,
 }
 
 /// The state under the doorbell's lock, and the descriptors.
@@ -88,65 +88,59 @@ struct Doorbell {
     line: u8,
     watch: Option<Watch>,
     /// A wakeup arrived since the thread last asked.
-    heard: bool,
-    left: Left,
-    looped: bool,
-    lent: Lent,
+    observed: bool,
+    leftover: Leftover,
+    has_loop: bool,
+    loop_fd: LoopFd,
     /// A reader has taken a wakeup, and notifies the loop.
-    taken: bool,
+    read_by_thread: bool,
     /// The thread's epoll for use next to a loop, once it exists.
     thread_poll: bool,
     /// A pending event of that epoll: for the line,
     line_event: bool,
     /// and for the loop's notification.
-    told: bool,
+    notified: bool,
     /// A pending event of the loop's own epoll.
     loop_event: bool,
 }
 
 /// The next step of a half's waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Waits {
-    /// Takes what is ready.
-    Takes,
-    /// Reads the leftovers of the line.
-    CatchesUp,
-    /// Announces that it sleeps.
-    Parks,
-    /// Checks once more.
-    Looks,
-    /// Reads the leftovers of the line ([`Fault::ReadsAfterArming`]).
-    CatchesUpLate,
-    /// Chooses how to sleep.
-    Chooses,
-    /// Sleeps.
-    Sleeps,
-    /// The thread was woken, by a wakeup on the line or not.
-    Woken { rung: bool },
-    /// The loop reads the line.
-    Reads,
-    /// Announces that it is awake.
-    Unparks,
+enum WaitStep {
+    // Takes the messages that are ready.
+    Consume,
+    // Reads the leftovers of the line.
+    CatchUp,
+    Park,
+    Recheck,
+    // `Fault::ReadAfterArming`.
+    CatchUpLate,
+    ChooseWait,
+    Sleep,
+    Woken { by_line: bool },
+    // Only the loop.
+    ReadLine,
+    Unpark,
 }
 
 /// One half and its waiter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Half {
-    next: Waits,
+    next: WaitStep,
     /// The number of messages that are ready.
     ready: u8,
     /// The number of messages that are still to come.
-    to_come: u8,
+    unpublished: u8,
     parked: bool,
-    rung: bool,
+    woken: bool,
     /// The peer has published, and has not checked yet whether it must send a wakeup.
-    peer_looks: bool,
+    peer_check_pending: bool,
 }
 
 /// Both halves and the doorbell.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
-    bell: Doorbell,
+    doorbell: Doorbell,
     halves: [Half; 2],
 }
 
@@ -156,36 +150,36 @@ pub enum Action {
     /// The peer publishes a message for this half.
     Publish(usize),
     /// The peer checks whether that half sleeps, and wakes it.
-    Look(usize),
+    CheckParked(usize),
     /// The loop takes its next step.
-    Loop,
+    StepLoop,
     /// The loop leaves the wakeup on the line.
-    LeaveBells,
+    DeferWakeups,
     /// The thread takes its next step.
-    Thread,
+    StepThread,
     /// The thread sleeps in a read instead of a poll.
-    ThreadReads,
+    StepThreadByRead,
 }
 
 impl Doorbell {
     /// Records a wakeup and notifies the thread.
-    fn note(&mut self) {
-        self.heard = true;
-        if self.watch == Some(Watch::Beside) {
-            self.told = true;
+    fn observe(&mut self) {
+        self.observed = true;
+        if self.watch == Some(Watch::OwnEpoll) {
+            self.notified = true;
         }
     }
 
-    fn ring(&mut self) {
+    fn wake(&mut self) {
         self.line += 1;
         self.loop_event = true;
         self.line_event |= self.thread_poll;
     }
 
-    fn lend(&mut self, fault: Option<Fault>) {
-        if self.lent == Lent::Nothing {
-            let apart = self.watch == Some(Watch::Reads) && fault != Some(Fault::PollsWhatIsRead);
-            self.lent = if apart { Lent::Apart } else { Lent::Line };
+    fn open_loop_fd(&mut self, fault: Option<Fault>) {
+        if self.loop_fd == LoopFd::None {
+            let epoll = self.watch == Some(Watch::Read) && fault != Some(Fault::LoopPollsLineBeingRead);
+            self.loop_fd = if epoll { LoopFd::Epoll } else { LoopFd::Line };
             self.loop_event |= self.line > 0;
         }
     }
@@ -193,9 +187,9 @@ impl Doorbell {
     /// Whether the watching thread went to sleep when there was no loop.
     fn is_watched_alone(&self, fault: Option<Fault>) -> bool {
         match self.watch {
-            Some(Watch::Reads) => true,
-            Some(Watch::Polls) => {
-                fault != Some(Fault::ReadsFromAPoller) && fault != Some(Fault::LoopTakesTheBell)
+            Some(Watch::Read) => true,
+            Some(Watch::Poll) => {
+                fault != Some(Fault::LoopReadsLineBeingPolled) && fault != Some(Fault::LoopConsumesWakeup)
             }
             _ => false,
         }
@@ -203,218 +197,218 @@ impl Doorbell {
 
     fn read_all(&mut self, fault: Option<Fault>) {
         let known =
-            self.left == Left::ForLoop && (self.line == 1 || fault == Some(Fault::TellsOfNothingKnown));
+            self.leftover == Leftover::ForLoop && (self.line == 1 || fault == Some(Fault::NewWakeupsSkipped));
         self.line = 0;
-        self.left = Left::Nothing;
+        self.leftover = Leftover::None;
         if !known {
-            self.note();
+            self.observe();
         }
     }
 
-    fn read_bells(&mut self, fault: Option<Fault>) {
-        self.taken = false;
+    fn read_wakeups(&mut self, fault: Option<Fault>) {
+        self.read_by_thread = false;
         if self.is_watched_alone(fault) {
-            self.note();
+            self.observe();
         } else {
             self.read_all(fault);
         }
     }
 
-    fn leave_bells(&mut self, fault: Option<Fault>) {
-        if self.left == Left::Bells {
-            return self.read_bells(fault);
+    fn defer_wakeups(&mut self, fault: Option<Fault>) {
+        if self.leftover == Leftover::Wakeups {
+            return self.read_wakeups(fault);
         }
-        self.taken = false;
-        self.left = Left::Bells;
-        self.note();
+        self.read_by_thread = false;
+        self.leftover = Leftover::Wakeups;
+        self.observe();
     }
 
     /// The loop arms a half.
     fn arm(&mut self, fault: Option<Fault>) {
-        self.looped = true;
-        self.lend(fault);
-        if self.left != Left::Nothing && !self.is_watched_alone(fault) {
+        self.has_loop = true;
+        self.open_loop_fd(fault);
+        if self.leftover != Leftover::None && !self.is_watched_alone(fault) {
             self.read_all(fault);
         }
     }
 
     /// The thread catches up before it parks.
     fn catch_up(&mut self, fault: Option<Fault>) {
-        if self.left != Left::Bells || self.watch.is_some() {
+        if self.leftover != Leftover::Wakeups || self.watch.is_some() {
             return;
         }
-        if self.looped && fault != Some(Fault::ThreadTakesTheBell) {
-            self.left = if self.line > 0 {
-                Left::ForLoop
+        if self.has_loop && fault != Some(Fault::ThreadConsumesWakeup) {
+            self.leftover = if self.line > 0 {
+                Leftover::ForLoop
             } else {
-                Left::Nothing
+                Leftover::None
             };
             self.line = self.line.min(1);
-            self.note();
+            self.observe();
         } else {
             self.read_all(fault);
         }
     }
 
     /// Whether the loop's poll ends.
-    fn wakes_loop(&self, edge: bool) -> bool {
-        let readable = self.line > 0 || self.taken && self.lent == Lent::Apart;
-        readable && (self.loop_event || !edge)
+    fn wakes_loop(&self, edge_triggered: bool) -> bool {
+        let readable = self.line > 0 || self.read_by_thread && self.loop_fd == LoopFd::Epoll;
+        readable && (self.loop_event || !edge_triggered)
     }
 
     /// Whether the thread's sleep ends.
     fn wakes_thread(&self) -> bool {
         match self.watch {
-            Some(Watch::Reads | Watch::Polls) => self.line > 0,
-            Some(Watch::Beside) => self.told || self.line_event && self.line > 0,
+            Some(Watch::Read | Watch::Poll) => self.line > 0,
+            Some(Watch::OwnEpoll) => self.notified || self.line_event && self.line > 0,
             None => true,
         }
     }
 }
 
-impl Bells {
+impl Wakeups {
     fn has(self, fault: Fault) -> bool {
         self.fault == Some(fault)
     }
 
-    fn sleeps_alone(self, bell: &Doorbell) -> bool {
-        !bell.looped || self.has(Fault::ReadsBesideALoop) || self.has(Fault::LoopTakesTheBell)
+    fn may_sleep_alone(self, doorbell: &Doorbell) -> bool {
+        !doorbell.has_loop || self.has(Fault::ReadAlongsideLoop) || self.has(Fault::LoopConsumesWakeup)
     }
 
-    fn go_on(self, state: &mut State, at: usize, action: Action) {
-        let State { bell, halves } = state;
+    fn step(self, state: &mut State, at: usize, action: Action) {
+        let State { doorbell, halves } = state;
         let me = &mut halves[at];
         me.next = match me.next {
-            Waits::Takes if me.ready > 0 => {
+            WaitStep::Consume if me.ready > 0 => {
                 me.ready -= 1;
-                Waits::Takes
+                WaitStep::Consume
             }
-            Waits::Takes => Waits::CatchesUp,
-            Waits::CatchesUp => {
+            WaitStep::Consume => WaitStep::CatchUp,
+            WaitStep::CatchUp => {
                 if at == THREAD {
-                    bell.catch_up(self.fault);
+                    doorbell.catch_up(self.fault);
                     // Forget the wakeups that arrived so far.
-                    bell.heard = false;
-                } else if self.has(Fault::ReadsAfterArming) {
-                    bell.looped = true;
-                    bell.lend(self.fault);
+                    doorbell.observed = false;
+                } else if self.has(Fault::ReadAfterArming) {
+                    doorbell.has_loop = true;
+                    doorbell.open_loop_fd(self.fault);
                 } else {
-                    bell.arm(self.fault);
+                    doorbell.arm(self.fault);
                 }
-                Waits::Parks
+                WaitStep::Park
             }
-            Waits::Parks => {
+            WaitStep::Park => {
                 me.parked = true;
-                me.rung = false;
-                Waits::Looks
+                me.woken = false;
+                WaitStep::Recheck
             }
-            Waits::Looks if me.ready > 0 => Waits::Unparks,
-            Waits::Looks if at == THREAD => Waits::Chooses,
-            Waits::Looks if self.has(Fault::ReadsAfterArming) => Waits::CatchesUpLate,
-            Waits::CatchesUpLate => {
-                bell.arm(self.fault);
-                Waits::Sleeps
+            WaitStep::Recheck if me.ready > 0 => WaitStep::Unpark,
+            WaitStep::Recheck if at == THREAD => WaitStep::ChooseWait,
+            WaitStep::Recheck if self.has(Fault::ReadAfterArming) => WaitStep::CatchUpLate,
+            WaitStep::CatchUpLate => {
+                doorbell.arm(self.fault);
+                WaitStep::Sleep
             }
-            Waits::Looks => Waits::Sleeps,
-            Waits::Unparks => {
+            WaitStep::Recheck => WaitStep::Sleep,
+            WaitStep::Unpark => {
                 me.parked = false;
-                Waits::Takes
+                WaitStep::Consume
             }
-            next if at == LOOP => self.loop_goes_on(bell, next, action),
-            next => self.thread_goes_on(bell, next, action),
+            next if at == LOOP => self.step_loop(doorbell, next, action),
+            next => self.step_thread(doorbell, next, action),
         };
     }
 
-    fn loop_goes_on(self, bell: &mut Doorbell, next: Waits, action: Action) -> Waits {
-        if next == Waits::Sleeps {
-            bell.loop_event = false;
-            return Waits::Reads;
+    fn step_loop(self, doorbell: &mut Doorbell, next: WaitStep, action: Action) -> WaitStep {
+        if next == WaitStep::Sleep {
+            doorbell.loop_event = false;
+            return WaitStep::ReadLine;
         }
-        if action == Action::LeaveBells {
-            bell.leave_bells(self.fault);
+        if action == Action::DeferWakeups {
+            doorbell.defer_wakeups(self.fault);
         } else {
-            bell.read_bells(self.fault);
+            doorbell.read_wakeups(self.fault);
         }
-        Waits::Unparks
+        WaitStep::Unpark
     }
 
-    fn thread_goes_on(self, bell: &mut Doorbell, next: Waits, action: Action) -> Waits {
+    fn step_thread(self, doorbell: &mut Doorbell, next: WaitStep, action: Action) -> WaitStep {
         match next {
-            Waits::Chooses if bell.heard => Waits::Unparks,
-            Waits::Chooses => {
-                bell.watch = Some(if !self.sleeps_alone(bell) {
-                    if !bell.thread_poll {
-                        bell.thread_poll = true;
-                        bell.line_event = bell.line > 0;
+            WaitStep::ChooseWait if doorbell.observed => WaitStep::Unpark,
+            WaitStep::ChooseWait => {
+                doorbell.watch = Some(if !self.may_sleep_alone(doorbell) {
+                    if !doorbell.thread_poll {
+                        doorbell.thread_poll = true;
+                        doorbell.line_event = doorbell.line > 0;
                     }
-                    Watch::Beside
-                } else if action == Action::ThreadReads {
-                    bell.left = Left::Nothing;
-                    Watch::Reads
+                    Watch::OwnEpoll
+                } else if action == Action::StepThreadByRead {
+                    doorbell.leftover = Leftover::None;
+                    Watch::Read
                 } else {
-                    Watch::Polls
+                    Watch::Poll
                 });
-                Waits::Sleeps
+                WaitStep::Sleep
             }
-            Waits::Sleeps => {
-                let rung = match bell.watch {
-                    Some(Watch::Reads) => {
-                        bell.line = 0;
+            WaitStep::Sleep => {
+                let by_line = match doorbell.watch {
+                    Some(Watch::Read) => {
+                        doorbell.line = 0;
                         true
                     }
-                    Some(Watch::Beside) => {
-                        let rung = bell.line_event && bell.line > 0;
-                        bell.line_event = false;
-                        bell.told = false;
-                        rung
+                    Some(Watch::OwnEpoll) => {
+                        let by_line = doorbell.line_event && doorbell.line > 0;
+                        doorbell.line_event = false;
+                        doorbell.notified = false;
+                        by_line
                     }
                     _ => true,
                 };
-                Waits::Woken { rung }
+                WaitStep::Woken { by_line }
             }
-            Waits::Woken { rung } => {
-                let watch = bell.watch.take();
-                bell.heard |= rung;
-                if rung && watch == Some(Watch::Reads) {
-                    if bell.lent == Lent::Apart && !self.has(Fault::ReaderTellsNone) {
-                        bell.taken = true;
-                        bell.loop_event = true;
+            WaitStep::Woken { by_line } => {
+                let watch = doorbell.watch.take();
+                doorbell.observed |= by_line;
+                if by_line && watch == Some(Watch::Read) {
+                    if doorbell.loop_fd == LoopFd::Epoll && !self.has(Fault::NoNotifyAfterRead) {
+                        doorbell.read_by_thread = true;
+                        doorbell.loop_event = true;
                     }
-                } else if rung {
-                    bell.left = Left::Bells;
+                } else if by_line {
+                    doorbell.leftover = Leftover::Wakeups;
                 }
-                Waits::Chooses
+                WaitStep::ChooseWait
             }
             other => other,
         }
     }
 }
 
-impl Model for Bells {
+impl Model for Wakeups {
     type State = State;
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
         let half = Half {
-            next: Waits::Takes,
+            next: WaitStep::Consume,
             ready: 0,
-            to_come: self.messages,
+            unpublished: self.messages,
             parked: false,
-            rung: false,
-            peer_looks: false,
+            woken: false,
+            peer_check_pending: false,
         };
         vec![State {
-            bell: Doorbell {
+            doorbell: Doorbell {
                 line: 0,
                 watch: None,
-                heard: false,
-                left: Left::Nothing,
-                looped: false,
-                lent: Lent::Nothing,
-                taken: false,
+                observed: false,
+                leftover: Leftover::None,
+                has_loop: false,
+                loop_fd: LoopFd::None,
+                read_by_thread: false,
                 thread_poll: false,
                 line_event: false,
-                told: false,
+                notified: false,
                 loop_event: false,
             },
             halves: [half; 2],
@@ -422,29 +416,29 @@ impl Model for Bells {
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        let State { bell, halves } = state;
+        let State { doorbell, halves } = state;
         for (at, half) in halves.iter().enumerate() {
-            if half.peer_looks {
-                actions.push(Action::Look(at));
-            } else if half.to_come > 0 {
+            if half.peer_check_pending {
+                actions.push(Action::CheckParked(at));
+            } else if half.unpublished > 0 {
                 actions.push(Action::Publish(at));
             }
         }
-        let sleeps = |at: usize| halves[at].next == Waits::Sleeps;
-        if !sleeps(LOOP) || bell.wakes_loop(self.edge) {
-            actions.push(Action::Loop);
+        let sleeps = |at: usize| halves[at].next == WaitStep::Sleep;
+        if !sleeps(LOOP) || doorbell.wakes_loop(self.edge_triggered) {
+            actions.push(Action::StepLoop);
         }
-        if halves[LOOP].next == Waits::Reads && self.later {
-            actions.push(Action::LeaveBells);
+        if halves[LOOP].next == WaitStep::ReadLine && self.may_defer {
+            actions.push(Action::DeferWakeups);
         }
-        if !sleeps(THREAD) || bell.wakes_thread() {
-            actions.push(Action::Thread);
+        if !sleeps(THREAD) || doorbell.wakes_thread() {
+            actions.push(Action::StepThread);
         }
-        if halves[THREAD].next == Waits::Chooses && self.sleeps_alone(bell) {
+        if halves[THREAD].next == WaitStep::ChooseWait && self.may_sleep_alone(doorbell) {
             // In the former code, a thread polled as well once a loop had asked for the line.
-            let polls = self.has(Fault::LoopTakesTheBell) && bell.looped;
+            let polls = self.has(Fault::LoopConsumesWakeup) && doorbell.has_loop;
             if !polls {
-                actions.push(Action::ThreadReads);
+                actions.push(Action::StepThreadByRead);
             }
         }
     }
@@ -454,32 +448,32 @@ impl Model for Bells {
         match action {
             Action::Publish(at) => {
                 let half = &mut state.halves[at];
-                half.to_come -= 1;
+                half.unpublished -= 1;
                 half.ready += 1;
-                half.peer_looks = true;
+                half.peer_check_pending = true;
             }
-            Action::Look(at) => {
+            Action::CheckParked(at) => {
                 let half = &mut state.halves[at];
-                half.peer_looks = false;
-                if half.parked && !half.rung {
-                    half.rung = true;
-                    state.bell.ring();
+                half.peer_check_pending = false;
+                if half.parked && !half.woken {
+                    half.woken = true;
+                    state.doorbell.wake();
                 }
             }
-            Action::Loop | Action::LeaveBells => self.go_on(&mut state, LOOP, action),
-            Action::Thread | Action::ThreadReads => self.go_on(&mut state, THREAD, action),
+            Action::StepLoop | Action::DeferWakeups => self.step(&mut state, LOOP, action),
+            Action::StepThread | Action::StepThreadByRead => self.step(&mut state, THREAD, action),
         }
         (state != *last).then_some(state)
     }
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NO_STANDSTILL, |model: &Self, state: &State| {
-                let State { bell, halves } = state;
+            Property::always(NO_HALF_ASLEEP, |model: &Self, state: &State| {
+                let State { doorbell, halves } = state;
                 let rests = halves
                     .iter()
-                    .all(|half| half.next == Waits::Sleeps && !half.peer_looks);
-                let asleep = !bell.wakes_loop(model.edge) && !bell.wakes_thread();
+                    .all(|half| half.next == WaitStep::Sleep && !half.peer_check_pending);
+                let asleep = !doorbell.wakes_loop(model.edge_triggered) && !doorbell.wakes_thread();
                 let waits = halves.iter().any(|half| half.ready > 0);
                 !(rests && asleep && waits)
             }),
@@ -487,19 +481,19 @@ impl Model for Bells {
                 state
                     .halves
                     .iter()
-                    .all(|half| half.ready == 0 && half.to_come == 0 && half.next == Waits::Sleeps)
+                    .all(|half| half.ready == 0 && half.unpublished == 0 && half.next == WaitStep::Sleep)
             }),
             Property::sometimes("the thread sleeps next to the loop", |_, state: &State| {
-                state.bell.watch == Some(Watch::Beside)
+                state.doorbell.watch == Some(Watch::OwnEpoll)
             }),
             Property::sometimes(
                 "the loop polls apart from a thread that reads",
-                |_, state: &State| state.bell.lent == Lent::Apart && state.bell.taken,
+                |_, state: &State| state.doorbell.loop_fd == LoopFd::Epoll && state.doorbell.read_by_thread,
             ),
         ]
     }
 }
 
 /// For a channel whose halves are awaited in two ways.
-pub const NO_STANDSTILL: &str =
+pub const NO_HALF_ASLEEP: &str =
     "neither half stays asleep when a message arrives for it, whether a thread or an event loop waits";

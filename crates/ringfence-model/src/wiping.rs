@@ -13,7 +13,7 @@ use stateright::{Model, Property};
 use crate::memory::{Membarrier, Memory, Order};
 
 /// No thread wipes a slice that is being written.
-pub const NOT_TOUCHED: &str = "a slice is not wiped while it is handed out";
+pub const SLICE_INTACT: &str = "a slice is not wiped while it is handed out";
 /// The producer wipes what the alarm skips.
 pub const ALL_WIPED: &str = "once an alarm is over, the ring contains only slices that are handed out";
 
@@ -30,22 +30,22 @@ pub enum Barriers {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
     /// The producer checks whether the ring was wiped before it announces the slice.
-    LooksFirst,
+    CheckBeforeAnnouncement,
     /// The producer makes no fence although it must.
-    ProducerWithoutFence,
+    NoProducerFence,
     /// The alarm makes no barrier for the producer.
-    AlarmWithoutBarrier,
+    NoAlarmBarrier,
     /// A producer that may hand out nothing more wipes the new range, but not the one that it has replaced.
-    ForgetsWhatWasReplaced,
+    ReplacedRangeNotWiped,
     /// A producer that releases a slice does not check whether the ring was wiped.
-    LetsGoWithoutALook,
+    NoCheckOnRelease,
     /// A long slice replaces another long one directly, and overwrites its length.
-    LongInPlaceOfLong,
+    LongReplacesLong,
     /// A producer that finds, before it hands out a long slice, that the ring was wiped still stores the
     /// length.
-    GoesOnAfterALook,
+    LengthStoredAfterWipe,
     /// The length of a long slice is stored after the word that refers to it.
-    LengthLast,
+    LengthAfterRange,
 }
 
 /// The configuration of the model.
@@ -92,7 +92,7 @@ impl Slice {
 }
 
 /// Decodes a range word. A length of `None` means that it is in the other word.
-fn read(word: u8) -> Option<(u8, Option<u8>)> {
+fn decode(word: u8) -> Option<(u8, Option<u8>)> {
     let at = (word >> 2).checked_sub(1)?;
     let length = word & 3;
     Some((at, (length < 3).then_some(length)))
@@ -100,33 +100,33 @@ fn read(word: u8) -> Option<(u8, Option<u8>)> {
 
 /// The producer's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Produces {
+enum ProducerStep {
     /// No call is running. A slice may be handed out.
     Idle,
-    /// Clears the range: before a long slice, or for good.
-    Clears(Option<Slice>),
-    ClearFences(Option<Slice>, Option<Slice>),
-    LooksAfterClearing(Option<Slice>, Option<Slice>),
-    StoresLength(Slice),
+    /// Before a long slice, or for good.
+    ClearRange(Option<Slice>),
+    FenceAfterClear(Option<Slice>, Option<Slice>),
+    CheckAfterClear(Option<Slice>, Option<Slice>),
+    StoreLength(Slice),
     /// Stores the word of a slice, which replaces another.
-    Stores(Slice, Option<Slice>),
-    StoresLengthLate(Slice, Option<Slice>),
-    Fences(Slice, Option<Slice>),
-    Looks(Slice, Option<Slice>),
-    LooksEarly(Slice, Option<Slice>),
+    StoreRange(Slice, Option<Slice>),
+    StoreLengthLate(Slice, Option<Slice>),
+    Fence(Slice, Option<Slice>),
+    CheckWiped(Slice, Option<Slice>),
+    CheckEarly(Slice, Option<Slice>),
     Done,
 }
 
 /// The alarm's next step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Alarm {
-    Begins,
-    Fences,
+enum AlarmStep {
+    StoreWiped,
+    Fence,
     Barrier(Membarrier),
-    Looks,
-    LooksAtLength(u8),
+    LoadRange,
+    LoadLength(u8),
     /// Wipes this piece, unless it is in the skipped ones (one bit each).
-    Wipes(u8, u8),
+    WipePiece(u8, u8),
     Done,
 }
 
@@ -134,17 +134,17 @@ enum Alarm {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct State {
     words: Words,
-    producer: Produces,
-    alarm: Alarm,
+    producer: ProducerStep,
+    alarm: AlarmStep,
     /// The number of slices that were handed out.
     count: u8,
     /// The content of the producer's word.
-    held: Option<Slice>,
+    announced: Option<Slice>,
     /// The slice that may be written.
-    out: Option<Slice>,
+    handed_out: Option<Slice>,
     /// The pieces that contain data.
     dirty: u8,
-    touched: bool,
+    wiped_while_handed_out: bool,
 }
 
 /// One step of one thread or of the program.
@@ -155,9 +155,9 @@ pub enum Action {
     /// The program writes the slice.
     Write,
     /// The program releases the slice.
-    LetGo,
+    Release,
     /// A thread takes its next step. A load skips this many of the stores that it may read.
-    GoOn(usize, u8),
+    Step(usize, u8),
     /// The alarm's barrier interrupts the producer.
     Interrupt,
 }
@@ -170,36 +170,36 @@ impl Wiping {
     /// Returns the word that a thread loads next.
     fn loads(state: &State, thread: usize) -> Option<usize> {
         if thread == PRODUCER {
-            use Produces::{Looks, LooksAfterClearing, LooksEarly};
-            let looks = matches!(
+            use ProducerStep::{CheckAfterClear, CheckEarly, CheckWiped};
+            let checks = matches!(
                 state.producer,
-                Looks(..) | LooksAfterClearing(..) | LooksEarly(..)
+                CheckWiped(..) | CheckAfterClear(..) | CheckEarly(..)
             );
-            return looks.then_some(word::WIPED);
+            return checks.then_some(word::WIPED);
         }
         match state.alarm {
-            Alarm::Looks => Some(word::RANGE),
-            Alarm::LooksAtLength(_) => Some(word::LENGTH),
+            AlarmStep::LoadRange => Some(word::RANGE),
+            AlarmStep::LoadLength(_) => Some(word::LENGTH),
             _ => None,
         }
     }
 
     /// Returns the first step of announcing a slice.
-    fn holds(self, state: &State, slice: Slice) -> Produces {
-        match state.held {
-            held if !slice.long || self.has(Fault::LongInPlaceOfLong) => {
-                Self::begins(slice, held, self.fault)
+    fn announce(self, state: &State, slice: Slice) -> ProducerStep {
+        match state.announced {
+            announced if !slice.long || self.has(Fault::LongReplacesLong) => {
+                Self::first_store(slice, announced, self.fault)
             }
-            Some(_) => Produces::Clears(Some(slice)),
-            None => Produces::LooksAfterClearing(None, Some(slice)),
+            Some(_) => ProducerStep::ClearRange(Some(slice)),
+            None => ProducerStep::CheckAfterClear(None, Some(slice)),
         }
     }
 
-    fn begins(slice: Slice, before: Option<Slice>, fault: Option<Fault>) -> Produces {
+    fn first_store(slice: Slice, before: Option<Slice>, fault: Option<Fault>) -> ProducerStep {
         match fault {
-            Some(Fault::LooksFirst) => Produces::LooksEarly(slice, before),
-            _ if slice.long && fault != Some(Fault::LengthLast) => Produces::StoresLength(slice),
-            _ => Produces::Stores(slice, before),
+            Some(Fault::CheckBeforeAnnouncement) => ProducerStep::CheckEarly(slice, before),
+            _ if slice.long && fault != Some(Fault::LengthAfterRange) => ProducerStep::StoreLength(slice),
+            _ => ProducerStep::StoreRange(slice, before),
         }
     }
 
@@ -209,87 +209,87 @@ impl Wiping {
     }
 
     fn hand_out(state: &mut State, slice: Slice) {
-        state.out = Some(slice);
-        state.producer = Produces::Idle;
+        state.handed_out = Some(slice);
+        state.producer = ProducerStep::Idle;
     }
 
-    fn produce(self, state: &mut State, choice: u8) {
-        use Produces::{
-            ClearFences, Clears, Done, Fences, Idle, Looks, LooksAfterClearing, LooksEarly, Stores,
-            StoresLength, StoresLengthLate,
+    fn step_producer(self, state: &mut State, choice: u8) {
+        use ProducerStep::{
+            CheckAfterClear, CheckEarly, CheckWiped, ClearRange, Done, Fence, FenceAfterClear, Idle,
+            StoreLength, StoreLengthLate, StoreRange,
         };
         let words = &mut state.words;
-        let mut looks = || words.load(PRODUCER, word::WIPED, choice, Order::Synchronises) == 1;
+        let mut is_wiped = || words.load(PRODUCER, word::WIPED, choice, Order::AcqRel) == 1;
         state.producer = match state.producer {
-            Clears(next) => {
-                words.store(PRODUCER, word::RANGE, 0, Order::Synchronises);
-                ClearFences(state.held.take(), next)
+            ClearRange(next) => {
+                words.store(PRODUCER, word::RANGE, 0, Order::AcqRel);
+                FenceAfterClear(state.announced.take(), next)
             }
-            ClearFences(before, next) => {
+            FenceAfterClear(before, next) => {
                 self.fence(words);
-                if self.has(Fault::LetsGoWithoutALook) {
-                    next.map_or(Idle, |slice| Self::begins(slice, None, self.fault))
+                if self.has(Fault::NoCheckOnRelease) {
+                    next.map_or(Idle, |slice| Self::first_store(slice, None, self.fault))
                 } else {
-                    LooksAfterClearing(before, next)
+                    CheckAfterClear(before, next)
                 }
             }
-            LooksAfterClearing(before, next) => {
-                let is_wiped = looks();
-                if is_wiped {
+            CheckAfterClear(before, next) => {
+                let wiped = is_wiped();
+                if wiped {
                     Self::wipe_late(state, before);
                 }
                 match next {
-                    Some(_) if is_wiped && !self.has(Fault::GoesOnAfterALook) => {
+                    Some(_) if wiped && !self.has(Fault::LengthStoredAfterWipe) => {
                         state.count = u8::MAX;
                         Idle
                     }
-                    Some(slice) => Self::begins(slice, None, self.fault),
+                    Some(slice) => Self::first_store(slice, None, self.fault),
                     None => Idle,
                 }
             }
-            StoresLength(slice) => {
+            StoreLength(slice) => {
                 words.store(PRODUCER, word::LENGTH, slice.length, Order::Relaxed);
-                Stores(slice, state.held)
+                StoreRange(slice, state.announced)
             }
-            Stores(slice, before) => {
-                words.store(PRODUCER, word::RANGE, slice.word(), Order::Synchronises);
-                state.held = Some(slice);
-                if slice.long && self.has(Fault::LengthLast) {
-                    StoresLengthLate(slice, before)
-                } else if self.has(Fault::LooksFirst) {
+            StoreRange(slice, before) => {
+                words.store(PRODUCER, word::RANGE, slice.word(), Order::AcqRel);
+                state.announced = Some(slice);
+                if slice.long && self.has(Fault::LengthAfterRange) {
+                    StoreLengthLate(slice, before)
+                } else if self.has(Fault::CheckBeforeAnnouncement) {
                     return Self::hand_out(state, slice);
                 } else {
-                    Fences(slice, before)
+                    Fence(slice, before)
                 }
             }
-            StoresLengthLate(slice, before) => {
+            StoreLengthLate(slice, before) => {
                 words.store(PRODUCER, word::LENGTH, slice.length, Order::Relaxed);
-                Fences(slice, before)
+                Fence(slice, before)
             }
-            Fences(slice, before) => {
+            Fence(slice, before) => {
                 self.fence(words);
-                Looks(slice, before)
+                CheckWiped(slice, before)
             }
-            Looks(slice, before) => {
-                if !looks() {
+            CheckWiped(slice, before) => {
+                if !is_wiped() {
                     return Self::hand_out(state, slice);
                 }
-                if !self.has(Fault::ForgetsWhatWasReplaced) {
+                if !self.has(Fault::ReplacedRangeNotWiped) {
                     Self::wipe_late(state, before);
                 }
                 // It releases the new range like any other, because the alarm may have skipped it.
                 state.count = u8::MAX;
-                Clears(None)
+                ClearRange(None)
             }
-            LooksEarly(slice, before) => {
-                if looks() {
+            CheckEarly(slice, before) => {
+                if is_wiped() {
                     Self::wipe_late(state, before);
                     state.count = u8::MAX;
-                    Clears(None)
+                    ClearRange(None)
                 } else if slice.long {
-                    StoresLength(slice)
+                    StoreLength(slice)
                 } else {
-                    Stores(slice, before)
+                    StoreRange(slice, before)
                 }
             }
             Idle | Done => Done,
@@ -297,55 +297,57 @@ impl Wiping {
     }
 
     fn fence(self, words: &mut Words) {
-        if self.barriers == Barriers::Both && !self.has(Fault::ProducerWithoutFence) {
+        if self.barriers == Barriers::Both && !self.has(Fault::NoProducerFence) {
             words.full_fence(PRODUCER);
         }
     }
 
-    fn wipe(self, state: &mut State, choice: u8) {
+    fn step_alarm(self, state: &mut State, choice: u8) {
         let words = &mut state.words;
         state.alarm = match state.alarm {
-            Alarm::Begins => {
-                words.store(ALARM, word::WIPED, 1, Order::Synchronises);
-                Alarm::Fences
+            AlarmStep::StoreWiped => {
+                words.store(ALARM, word::WIPED, 1, Order::AcqRel);
+                AlarmStep::Fence
             }
-            Alarm::Fences if self.barriers == Barriers::Alarm && !self.has(Fault::AlarmWithoutBarrier) => {
-                Alarm::Barrier(Membarrier::begin(words, ALARM, 1 << PRODUCER))
+            AlarmStep::Fence if self.barriers == Barriers::Alarm && !self.has(Fault::NoAlarmBarrier) => {
+                AlarmStep::Barrier(Membarrier::start(words, ALARM, 1 << PRODUCER))
             }
-            Alarm::Fences => {
+            AlarmStep::Fence => {
                 words.full_fence(ALARM);
-                Alarm::Looks
+                AlarmStep::LoadRange
             }
-            Alarm::Looks => {
-                let range = words.load(ALARM, word::RANGE, choice, Order::Synchronises);
-                match read(range) {
-                    None => Alarm::Wipes(0, 0),
-                    Some((at, None)) => Alarm::LooksAtLength(at),
-                    Some((at, Some(length))) => Self::leaves_out(at, length),
+            AlarmStep::LoadRange => {
+                let range = words.load(ALARM, word::RANGE, choice, Order::AcqRel);
+                match decode(range) {
+                    None => AlarmStep::WipePiece(0, 0),
+                    Some((at, None)) => AlarmStep::LoadLength(at),
+                    Some((at, Some(length))) => Self::skip(at, length),
                 }
             }
-            Alarm::LooksAtLength(at) => {
+            AlarmStep::LoadLength(at) => {
                 let length = words.load(ALARM, word::LENGTH, choice, Order::Relaxed);
-                Self::leaves_out(at, length)
+                Self::skip(at, length)
             }
-            Alarm::Wipes(piece, left_out) => {
-                if left_out & 1 << piece == 0 {
+            AlarmStep::WipePiece(piece, skipped) => {
+                if skipped & 1 << piece == 0 {
                     state.dirty &= !(1 << piece);
-                    state.touched |= state.out.is_some_and(|slice| slice.pieces() & 1 << piece != 0);
+                    state.wiped_while_handed_out |= state
+                        .handed_out
+                        .is_some_and(|slice| slice.pieces() & 1 << piece != 0);
                 }
                 if piece + 1 < PIECES {
-                    Alarm::Wipes(piece + 1, left_out)
+                    AlarmStep::WipePiece(piece + 1, skipped)
                 } else {
-                    Alarm::Done
+                    AlarmStep::Done
                 }
             }
-            waits @ (Alarm::Barrier(_) | Alarm::Done) => waits,
+            waits @ (AlarmStep::Barrier(_) | AlarmStep::Done) => waits,
         };
     }
 
-    fn leaves_out(at: u8, length: u8) -> Alarm {
+    fn skip(at: u8, length: u8) -> AlarmStep {
         let long = false;
-        Alarm::Wipes(0, Slice { at, length, long }.pieces())
+        AlarmStep::WipePiece(0, Slice { at, length, long }.pieces())
     }
 }
 
@@ -356,42 +358,42 @@ impl Model for Wiping {
     fn init_states(&self) -> Vec<State> {
         vec![State {
             words: Words::new([0b111, 0b111]),
-            producer: Produces::Idle,
-            alarm: Alarm::Begins,
+            producer: ProducerStep::Idle,
+            alarm: AlarmStep::StoreWiped,
             count: 0,
-            held: None,
-            out: None,
+            announced: None,
+            handed_out: None,
             dirty: (1 << PIECES) - 1,
-            touched: false,
+            wiped_while_handed_out: false,
         }]
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        if state.producer == Produces::Idle {
+        if state.producer == ProducerStep::Idle {
             if state.count < self.slices {
                 for (length, long) in [(1, false), (2, false), (1, true), (2, true)] {
                     let at = state.count * 2;
                     actions.push(Action::Reserve(Slice { at, length, long }));
                 }
             }
-            if let Some(slice) = state.out {
+            if let Some(slice) = state.handed_out {
                 if state.dirty & slice.pieces() != slice.pieces() {
                     actions.push(Action::Write);
                 }
-                actions.push(Action::LetGo);
+                actions.push(Action::Release);
             }
         }
         for thread in [PRODUCER, ALARM] {
-            let can_go_on = match thread {
-                PRODUCER => !matches!(state.producer, Produces::Idle | Produces::Done),
-                _ => !matches!(state.alarm, Alarm::Barrier(_) | Alarm::Done),
+            let is_runnable = match thread {
+                PRODUCER => !matches!(state.producer, ProducerStep::Idle | ProducerStep::Done),
+                _ => !matches!(state.alarm, AlarmStep::Barrier(_) | AlarmStep::Done),
             };
-            if can_go_on {
+            if is_runnable {
                 let choices = Self::loads(state, thread).map_or(1, |word| state.words.choices(thread, word));
-                actions.extend((0..choices).map(|choice| Action::GoOn(thread, choice)));
+                actions.extend((0..choices).map(|choice| Action::Step(thread, choice)));
             }
         }
-        if matches!(state.alarm, Alarm::Barrier(_)) {
+        if matches!(state.alarm, AlarmStep::Barrier(_)) {
             actions.push(Action::Interrupt);
         }
     }
@@ -401,23 +403,23 @@ impl Model for Wiping {
         match action {
             Action::Reserve(slice) => {
                 // The borrow of the previous slice has ended.
-                state.out = None;
+                state.handed_out = None;
                 state.count += 1;
-                state.producer = self.holds(&state, slice);
+                state.producer = self.announce(&state, slice);
             }
-            Action::Write => state.dirty |= state.out?.pieces(),
-            Action::LetGo => {
-                state.out = None;
-                state.producer = Produces::Clears(None);
+            Action::Write => state.dirty |= state.handed_out?.pieces(),
+            Action::Release => {
+                state.handed_out = None;
+                state.producer = ProducerStep::ClearRange(None);
             }
-            Action::GoOn(PRODUCER, choice) => self.produce(&mut state, choice),
-            Action::GoOn(_, choice) => self.wipe(&mut state, choice),
+            Action::Step(PRODUCER, choice) => self.step_producer(&mut state, choice),
+            Action::Step(_, choice) => self.step_alarm(&mut state, choice),
             Action::Interrupt => {
-                let Alarm::Barrier(mut barrier) = state.alarm else {
+                let AlarmStep::Barrier(mut barrier) = state.alarm else {
                     return None;
                 };
                 barrier.interrupt(&mut state.words, ALARM, PRODUCER);
-                state.alarm = Alarm::Looks;
+                state.alarm = AlarmStep::LoadRange;
             }
         }
         Some(state)
@@ -425,18 +427,18 @@ impl Model for Wiping {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NOT_TOUCHED, |_, state: &State| !state.touched),
+            Property::always(SLICE_INTACT, |_, state: &State| !state.wiped_while_handed_out),
             Property::always(ALL_WIPED, |_, state: &State| {
-                let is_over = state.alarm == Alarm::Done && state.producer == Produces::Idle;
-                let handed_out = state.out.map_or(0, Slice::pieces);
-                !is_over || state.dirty & !handed_out == 0
+                let is_over = state.alarm == AlarmStep::Done && state.producer == ProducerStep::Idle;
+                let handed_out_pieces = state.handed_out.map_or(0, Slice::pieces);
+                !is_over || state.dirty & !handed_out_pieces == 0
             }),
             Property::sometimes("a slice outlives the alarm", |_, state: &State| {
                 let writes = |slice: Slice| state.dirty & slice.pieces() == slice.pieces();
-                state.alarm == Alarm::Done && state.out.is_some_and(writes)
+                state.alarm == AlarmStep::Done && state.handed_out.is_some_and(writes)
             }),
             Property::sometimes("the producer stops handing out slices", |_, state: &State| {
-                state.alarm == Alarm::Done && state.count == u8::MAX
+                state.alarm == AlarmStep::Done && state.count == u8::MAX
             }),
         ]
     }

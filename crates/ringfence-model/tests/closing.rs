@@ -2,14 +2,14 @@
 
 use ringfence_model::{
     check,
-    closing::{ALL_READ, Closing, Fault, NOT_MISTOLD, RUNG},
+    closing::{ALL_READ, CUT_OFF_REPORTED, Closing, Fault, WOKEN},
 };
 
 fn model(messages: [u8; 2]) -> Closing {
     Closing {
         messages,
         sleeps: false,
-        closes: false,
+        early_closes: false,
         kills: false,
         fault: None,
     }
@@ -18,7 +18,7 @@ fn model(messages: [u8; 2]) -> Closing {
 fn holds(model: Closing) {
     let form = format!(
         "messages: {:?}, asleep: {}, closes before: {}, killed: {}",
-        model.messages, model.sleeps, model.closes, model.kills
+        model.messages, model.sleeps, model.early_closes, model.kills
     );
     check::holds("closing", &form, model);
 }
@@ -43,27 +43,27 @@ fn checker_finds_each_fault() {
         sleeps: true,
         ..model([0, 0])
     };
-    for (fault, broken, model) in [
-        (Fault::BelievesTheEmptyRing, ALL_READ, model([1, 0])),
-        (Fault::EndsBeforeItPublishes, ALL_READ, model([1, 0])),
-        (Fault::EndsRelaxed, ALL_READ, model([1, 0])),
-        (Fault::ReadsThePhaseRelaxed, ALL_READ, model([1, 0])),
-        (Fault::EndsInSilence, RUNG, sleeps),
-        (Fault::ClosesOverTheEnd, NOT_MISTOLD, model([0, 0])),
-        (Fault::ForgetsTheLastLook, ALL_READ, kills),
+    for (fault, property, model) in [
+        (Fault::NoTailRecheck, ALL_READ, model([1, 0])),
+        (Fault::EndBeforePublish, ALL_READ, model([1, 0])),
+        (Fault::PhaseStoredRelaxed, ALL_READ, model([1, 0])),
+        (Fault::PhaseLoadedRelaxed, ALL_READ, model([1, 0])),
+        (Fault::EndWithoutWakeup, WOKEN, sleeps),
+        (Fault::CloseOverwritesEnd, CUT_OFF_REPORTED, model([0, 0])),
+        (Fault::NoLastTailCheck, ALL_READ, kills),
     ] {
         let model = Closing {
             fault: Some(fault),
             ..model
         };
-        check::finds("closing", &fault, broken, model);
+        check::finds("closing", &fault, property, model);
     }
 }
 
 #[test]
 fn messages_are_read_if_a_side_closes_or_is_killed() {
     holds(Closing {
-        closes: true,
+        early_closes: true,
         ..model([1, 0])
     });
     holds(Closing {

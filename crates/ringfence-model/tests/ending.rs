@@ -12,35 +12,35 @@ fn every_end_is_reported_correctly() {
 
 #[test]
 fn checker_finds_each_fault() {
-    for (fault, broken) in [
+    for (fault, property) in [
         (
-            Fault::EndsWithoutLock,
+            Fault::EndWithoutLock,
             "a living process is never reported as ended",
         ),
-        (Fault::EndsWithoutLock, "never two hosts"),
-        (Fault::EndsWithoutLock, "wiped bytes are not handed out"),
+        (Fault::EndWithoutLock, "never two hosts"),
+        (Fault::EndWithoutLock, "wiped bytes are not handed out"),
         (
-            Fault::EndsWithoutLock,
+            Fault::EndWithoutLock,
             "a channel that has ended is not seen open again",
         ),
         (
-            Fault::EndsWithoutLock,
+            Fault::EndWithoutLock,
             "the address of a living host is not removed",
         ),
-        (Fault::HangsUpFirst, "a living process is never reported as ended"),
         (
-            Fault::WipesWhatTheRefusedHasNotRead,
-            "wiped bytes are not handed out",
+            Fault::ShutdownBeforePhase,
+            "a living process is never reported as ended",
         ),
-        (Fault::WipesBeforeItSaysSo, "wiped bytes are not handed out"),
-        (Fault::ForgetsItsOwnEnd, "wiped bytes are not handed out"),
-        (Fault::LooksAtItsStateAlone, "wiped bytes are not handed out"),
-        (Fault::TakesOverWhateverTheEnd, "never two hosts"),
+        (Fault::WipeUnreadOnRefusal, "wiped bytes are not handed out"),
+        (Fault::WipeBeforePhase, "wiped bytes are not handed out"),
+        (Fault::NoOwnEndCheck, "wiped bytes are not handed out"),
+        (Fault::OwnStateCheckedOnly, "wiped bytes are not handed out"),
+        (Fault::TakeOverOnEveryEnd, "never two hosts"),
         (
-            Fault::RemovesWithoutAnAnswer,
+            Fault::RemoveWithoutAnswer,
             "the address of a living host is not removed",
         ),
     ] {
-        check::finds("ending", &fault, broken, Ending { fault: Some(fault) });
+        check::finds("ending", &fault, property, Ending { fault: Some(fault) });
     }
 }

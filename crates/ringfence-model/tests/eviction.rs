@@ -2,27 +2,30 @@
 
 use ringfence_model::{
     check,
-    eviction::{About, BY_NUMBER, Eviction, Fault, HONEST, KEPT, RUNG, SENDER_WOKEN, WHOLE},
+    eviction::{
+        Aspect, Eviction, FLOOR_BELOW_HEAD, Fault, NEVER_TORN, OWN_STALL_ONLY, OWN_WORDS_ONLY, SENDER_WOKEN,
+        WOKEN,
+    },
 };
 
-fn model(about: About, messages: u8) -> Eviction {
+fn model(aspect: Aspect, messages: u8) -> Eviction {
     Eviction {
         messages,
-        old_reads: u8::from(about == About::Places),
-        about,
+        old_reads: u8::from(aspect == Aspect::Slots),
+        aspect,
         fault: None,
     }
 }
 
 fn holds(model: Eviction) {
-    let form = format!("about: {:?}, messages: {}", model.about, model.messages);
+    let form = format!("aspect: {:?}, messages: {}", model.aspect, model.messages);
     check::holds("eviction", &form, model);
 }
 
 #[test]
 fn evicted_readers_slot_goes_to_another() {
-    for about in [About::Places, About::Bells, About::Room, About::Looks] {
-        holds(model(about, 3));
+    for aspect in [Aspect::Slots, Aspect::Wakeups, Aspect::Space, Aspect::Position] {
+        holds(model(aspect, 3));
     }
 }
 
@@ -30,41 +33,41 @@ fn evicted_readers_slot_goes_to_another() {
 fn checker_finds_each_fault() {
     let both_read = Eviction {
         old_reads: 2,
-        ..model(About::Places, 4)
+        ..model(Aspect::Slots, 4)
     };
     check::finds(
         "eviction",
-        &Fault::HeadOfTheSlot,
-        KEPT,
+        &Fault::HeadPerSlot,
+        FLOOR_BELOW_HEAD,
         Eviction {
-            fault: Some(Fault::HeadOfTheSlot),
+            fault: Some(Fault::HeadPerSlot),
             ..both_read
         },
     );
-    for (fault, broken, about, messages) in [
-        (Fault::HandsOutWithoutALook, WHOLE, About::Places, 3),
-        (Fault::LooksWithoutFence, WHOLE, About::Places, 3),
-        (Fault::FloorAfterTheWrite, WHOLE, About::Places, 3),
-        (Fault::NamesTheSlot, BY_NUMBER, About::Places, 3),
-        (Fault::ObjectOfTheSlot, HONEST, About::Places, 4),
-        (Fault::RungOfTheSlot, RUNG, About::Bells, 4),
-        (Fault::ReleasesWithoutWaking, SENDER_WOKEN, About::Room, 3),
-        (Fault::WakesFirst, SENDER_WOKEN, About::Room, 3),
-        (Fault::WakesOnlyASleeper, SENDER_WOKEN, About::Room, 3),
-        (Fault::PositionOfNone, HONEST, About::Looks, 3),
+    for (fault, property, aspect, messages) in [
+        (Fault::NoFloorCheck, NEVER_TORN, Aspect::Slots, 3),
+        (Fault::NoFenceBeforeFloorCheck, NEVER_TORN, Aspect::Slots, 3),
+        (Fault::FloorAfterWrite, NEVER_TORN, Aspect::Slots, 3),
+        (Fault::BlockerBySlot, OWN_STALL_ONLY, Aspect::Slots, 3),
+        (Fault::ObjectPerSlot, OWN_WORDS_ONLY, Aspect::Slots, 4),
+        (Fault::WokenNumberPerSlot, WOKEN, Aspect::Wakeups, 4),
+        (Fault::EvictionWithoutWakeup, SENDER_WOKEN, Aspect::Space, 3),
+        (Fault::WakeupBeforeEviction, SENDER_WOKEN, Aspect::Space, 3),
+        (Fault::WakeupOnlyIfAsleep, SENDER_WOKEN, Aspect::Space, 3),
+        (Fault::MissingPositionIsMax, OWN_WORDS_ONLY, Aspect::Position, 3),
     ] {
         let model = Eviction {
             fault: Some(fault),
-            ..model(about, messages)
+            ..model(aspect, messages)
         };
-        check::finds("eviction", &fault, broken, model);
+        check::finds("eviction", &fault, property, model);
     }
 }
 
 #[test]
 #[ignore = "takes a minute: npm run test:models"]
 fn more_messages() {
-    for about in [About::Places, About::Bells, About::Room, About::Looks] {
-        holds(model(about, 4));
+    for aspect in [Aspect::Slots, Aspect::Wakeups, Aspect::Space, Aspect::Position] {
+        holds(model(aspect, 4));
     }
 }

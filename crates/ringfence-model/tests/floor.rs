@@ -2,7 +2,7 @@
 
 use ringfence_model::{
     check,
-    floor::{Delivery, EXACT, Fault, Floor, NEVER_ACCUSED, NEVER_TORN, PROGRESS},
+    floor::{Delivery, EXACT_COUNT, Fault, Floor, NEVER_TORN, NO_FALSE_ACCUSATION, PROGRESS},
 };
 
 const DELIVERIES: [Delivery; 2] = [Delivery::BestEffort, Delivery::Latest];
@@ -27,35 +27,39 @@ fn overtaken_reader_returns_whole_messages_and_counts() {
 
 #[test]
 fn checker_finds_each_fault() {
+    use Delivery::{BestEffort, Latest};
+    use Fault::*;
     let short: &[u8] = &[1, 2, 1, 2, 1];
     let long: &[u8] = &[1, 2, 1, 2, 1, 1, 1, 1];
-    for (fault, broken, delivery, sizes) in [
-        (Fault::WritesWithoutFence, NEVER_TORN, Delivery::BestEffort, short),
-        (Fault::WritesFirst, NEVER_TORN, Delivery::BestEffort, short),
-        (Fault::LooksWithoutFence, NEVER_TORN, Delivery::BestEffort, short),
-        (Fault::LooksFirst, NEVER_TORN, Delivery::BestEffort, short),
-        (Fault::JudgesFirst, NEVER_ACCUSED, Delivery::BestEffort, short),
-        (Fault::FloorBeforeTail, NEVER_ACCUSED, Delivery::BestEffort, short),
-        (Fault::BelievesMarks, EXACT, Delivery::BestEffort, long),
-        (Fault::TakesAnyMark, PROGRESS, Delivery::BestEffort, long),
-        (Fault::MarksPositionFirst, EXACT, Delivery::BestEffort, long),
-        (Fault::MarksRelaxed, EXACT, Delivery::BestEffort, long),
-        (Fault::ReadsMarksRelaxed, EXACT, Delivery::BestEffort, long),
-        (Fault::MarksBeforeTheFloor, EXACT, Delivery::BestEffort, long),
-        (
-            Fault::FloorPastTheMarks,
-            NEVER_ACCUSED,
-            Delivery::BestEffort,
-            short,
-        ),
-        (Fault::FloorRelaxed, NEVER_ACCUSED, Delivery::Latest, short),
+    let floor: &[Fault] = &[
+        NoFenceAfterFloor,
+        WriteBeforeFloor,
+        NoFenceBeforeFloorCheck,
+        FloorCheckBeforeCopy,
+    ];
+    let marks: &[Fault] = &[
+        NoMarkRecheck,
+        PositionBeforeNumber,
+        MarkStoredRelaxed,
+        MarkLoadedRelaxed,
+        MarkBeforeFloor,
+    ];
+    let order: &[Fault] = &[HeaderCheckBeforeFloor, FloorBeforeTail, FloorPastMarks];
+    for (property, delivery, sizes, faults) in [
+        (NEVER_TORN, BestEffort, short, floor),
+        (NO_FALSE_ACCUSATION, BestEffort, short, order),
+        (NO_FALSE_ACCUSATION, Latest, short, &[FloorRelaxed]),
+        (EXACT_COUNT, BestEffort, long, marks),
+        (PROGRESS, BestEffort, long, &[MarkBelowFloor]),
     ] {
-        let model = Floor {
-            sizes,
-            delivery,
-            fault: Some(fault),
-        };
-        check::finds("floor", &fault, broken, model);
+        for &fault in faults {
+            let model = Floor {
+                sizes,
+                delivery,
+                fault: Some(fault),
+            };
+            check::finds("floor", &fault, property, model);
+        }
     }
 }
 

@@ -2,17 +2,17 @@
 
 use ringfence_model::{
     check,
-    holding::{Fault, Holding, NAMED, NEVER_FREE, NOTHING_LEFT, ONE_HOST, TWO},
+    ownership::{FILES_REMOVED, Fault, NEVER_FREE, ONE_GUEST, ONE_HOST, Ownership, PEER_IS_NAMED_HOST},
 };
 
-fn holds(members: usize, deaths: u8) {
-    let form = format!("members: {members}, killed: {deaths}");
-    let model = Holding {
+fn holds(members: usize, kills: u8) {
+    let form = format!("members: {members}, killed: {kills}");
+    let model = Ownership {
         members,
-        deaths,
+        kills,
         fault: None,
     };
-    check::holds("holding", &form, model);
+    check::holds("ownership", &form, model);
 }
 
 #[test]
@@ -22,24 +22,24 @@ fn address_always_belongs_to_one_member() {
 
 #[test]
 fn checker_finds_each_fault() {
-    for (fault, broken) in [
-        (Fault::LocksWithoutALook, NEVER_FREE),
-        (Fault::UnlocksFirst, NEVER_FREE),
-        (Fault::RemovesWithoutAnAnswer, NEVER_FREE),
-        (Fault::LeavesWithoutWaiting, NOTHING_LEFT),
-        (Fault::LeavesBeforeItsWelcome, NEVER_FREE),
-        (Fault::TakesOverOnEveryEnd, ONE_HOST),
-        (Fault::PassesNoLock, NEVER_FREE),
-        (Fault::GoesOnUnnamed, NAMED),
-        (Fault::BelievesTheAnswer, NAMED),
-        (Fault::LetsAThirdIn, TWO),
+    for (fault, property) in [
+        (Fault::NoPathCheckAfterLock, NEVER_FREE),
+        (Fault::UnlockBeforeRemoval, NEVER_FREE),
+        (Fault::RemoveWithoutAnswer, NEVER_FREE),
+        (Fault::LeaveWithoutWaiting, FILES_REMOVED),
+        (Fault::LeaveBeforeRegistration, NEVER_FREE),
+        (Fault::TakeOverOnEveryEnd, ONE_HOST),
+        (Fault::LockNotPassed, NEVER_FREE),
+        (Fault::TakeOverWithoutListen, PEER_IS_NAMED_HOST),
+        (Fault::NoIdentityCheck, PEER_IS_NAMED_HOST),
+        (Fault::AcceptSecondGuest, ONE_GUEST),
     ] {
-        let model = Holding {
+        let model = Ownership {
             members: 3,
-            deaths: 1,
+            kills: 1,
             fault: Some(fault),
         };
-        check::finds("holding", &fault, broken, model);
+        check::finds("ownership", &fault, property, model);
     }
 }
 

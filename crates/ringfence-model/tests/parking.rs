@@ -2,7 +2,7 @@
 
 use ringfence_model::{
     check,
-    parking::{Barriers, Fault, NO_PUBLISHER, NO_READER, Parking, Sleepers},
+    parking::{Barriers, Fault, PUBLISHER_WOKEN, Parking, READER_WOKEN, Sleepers},
 };
 
 /// `readers` readers of a ring that holds all `messages`.
@@ -10,7 +10,7 @@ fn readers(readers: usize, messages: u8) -> Parking {
     Parking {
         readers,
         messages,
-        room: messages + 1,
+        capacity: messages + 1,
         sleepers: Sleepers::Readers,
         barriers: Barriers::Sleeper,
         fences: 1,
@@ -22,7 +22,7 @@ fn readers(readers: usize, messages: u8) -> Parking {
 /// A publisher whose ring holds one message.
 fn publisher(readers: usize, messages: u8) -> Parking {
     Parking {
-        room: 1,
+        capacity: 1,
         sleepers: Sleepers::Publisher,
         ..self::readers(readers, messages)
     }
@@ -36,12 +36,12 @@ fn holds(model: Parking) {
     check::holds("parking", &form, model);
 }
 
-fn finds(fault: Fault, broken: &'static str, model: Parking) {
+fn finds(fault: Fault, property: &'static str, model: Parking) {
     let model = Parking {
         fault: Some(fault),
         ..model
     };
-    check::finds("parking", &fault, broken, model);
+    check::finds("parking", &fault, property, model);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn sleeping_readers_are_woken_for_each_message() {
 }
 
 #[test]
-fn sleeping_publisher_is_woken_once_all_readers_made_room() {
+fn sleeping_publisher_is_woken_when_all_readers_free_space() {
     holds(publisher(2, 2));
     holds(Parking {
         barriers: Barriers::Both,
@@ -86,7 +86,7 @@ fn both_sides_of_a_pair_can_sleep() {
 }
 
 #[test]
-fn checker_finds_each_fault_of_the_readers_sleep() {
+fn checker_finds_each_reader_fault() {
     let fenced = Parking {
         barriers: Barriers::Both,
         fences: 0,
@@ -98,27 +98,27 @@ fn checker_finds_each_fault_of_the_readers_sleep() {
         ..readers(1, 1)
     };
     for (fault, model) in [
-        (Fault::ReaderWithoutFence, fenced),
-        (Fault::ReaderWithoutFence, promised),
-        (Fault::ReaderWithoutMembarrier, readers(1, 1)),
-        (Fault::SleepsWithoutALook, readers(1, 1)),
-        (Fault::EmptiesTheLineLate, readers(1, 1)),
-        (Fault::PublisherWithoutFence, fenced),
-        (Fault::PublisherWithoutFence, promised),
-        (Fault::TakesBackAfterTheFence, readers(1, 3)),
-        (Fault::PromisesRelaxed, readers(1, 2)),
-        (Fault::ReadsThePromiseRelaxed, readers(1, 2)),
-        (Fault::LooksBeforeItPublishes, readers(1, 1)),
-        (Fault::CountsForEachReader, readers(2, 2)),
-        (Fault::RemembersOneNumber, readers(2, 1)),
-        (Fault::ParksWithOneNumber, readers(1, 2)),
+        (Fault::NoReaderFence, fenced),
+        (Fault::NoReaderFence, promised),
+        (Fault::NoReaderMembarrier, readers(1, 1)),
+        (Fault::NoRecheckBeforeSleep, readers(1, 1)),
+        (Fault::LineDrainedAfterRecheck, readers(1, 1)),
+        (Fault::NoPublisherFence, fenced),
+        (Fault::NoPublisherFence, promised),
+        (Fault::RevokedAfterFence, readers(1, 3)),
+        (Fault::PromiseStoredRelaxed, readers(1, 2)),
+        (Fault::PromiseLoadedRelaxed, readers(1, 2)),
+        (Fault::CheckBeforePublish, readers(1, 1)),
+        (Fault::FenceCountPerReader, readers(2, 2)),
+        (Fault::OneWokenNumber, readers(2, 1)),
+        (Fault::ConstantParkNumber, readers(1, 2)),
     ] {
-        finds(fault, NO_READER, model);
+        finds(fault, READER_WOKEN, model);
     }
 }
 
 #[test]
-fn checker_finds_each_fault_of_the_publishers_sleep() {
+fn checker_finds_each_publisher_fault() {
     let promised = Parking {
         promised: 2,
         fences: 2,
@@ -129,14 +129,14 @@ fn checker_finds_each_fault_of_the_publishers_sleep() {
         ..publisher(1, 3)
     };
     for (fault, model) in [
-        (Fault::AsksOneReader, publisher(2, 3)),
-        (Fault::LooksAtOneReader, publisher(2, 2)),
-        (Fault::SleeperForRoomWithoutFence, promised),
-        (Fault::RoomWithoutFence, promised),
-        (Fault::TakesBackAfterTheFence, last_promised),
-        (Fault::PromisesRelaxed, publisher(1, 3)),
+        (Fault::PromiseOfOneReader, publisher(2, 3)),
+        (Fault::RecheckOfOneReader, publisher(2, 2)),
+        (Fault::NoPublisherSleepFence, promised),
+        (Fault::NoFenceAfterFreeing, promised),
+        (Fault::RevokedAfterFence, last_promised),
+        (Fault::PromiseStoredRelaxed, publisher(1, 3)),
     ] {
-        finds(fault, NO_PUBLISHER, model);
+        finds(fault, PUBLISHER_WOKEN, model);
     }
 }
 

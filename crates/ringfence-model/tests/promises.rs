@@ -2,42 +2,42 @@
 
 use std::{fs, path::Path};
 
-use ringfence_model::{admission, bells, closing, eviction, floor, holding, parking, wiping};
+use ringfence_model::{admission, closing, eviction, floor, ownership, parking, wakeups, wiping};
 
 #[test]
-fn each_property_is_a_sentence_of_promises_md() {
+fn promises_md_lists_each_property() {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/internals/promises.md");
     let page = fs::read_to_string(page).unwrap();
     let (_, modelled) = page
         .split_once("## What is modelled")
         .expect("the section about models");
     for property in [
-        parking::NO_READER,
-        parking::NO_PUBLISHER,
-        bells::NO_STANDSTILL,
+        parking::READER_WOKEN,
+        parking::PUBLISHER_WOKEN,
+        wakeups::NO_HALF_ASLEEP,
         closing::ALL_READ,
-        closing::NOT_MISTOLD,
-        closing::RUNG,
+        closing::CUT_OFF_REPORTED,
+        closing::WOKEN,
         floor::NEVER_TORN,
-        floor::EXACT,
-        floor::NEVER_ACCUSED,
+        floor::EXACT_COUNT,
+        floor::NO_FALSE_ACCUSATION,
         floor::PROGRESS,
-        admission::KEPT,
+        admission::NOT_OVERWRITTEN,
         admission::COMPLETE,
-        admission::HONEST,
-        admission::RUNG,
-        eviction::WHOLE,
-        eviction::KEPT,
-        eviction::HONEST,
-        eviction::BY_NUMBER,
+        admission::NO_FALSE_ACCUSATION,
+        admission::WOKEN,
+        eviction::NEVER_TORN,
+        eviction::FLOOR_BELOW_HEAD,
+        eviction::OWN_WORDS_ONLY,
+        eviction::OWN_STALL_ONLY,
         eviction::SENDER_WOKEN,
-        eviction::RUNG,
-        holding::ONE_HOST,
-        holding::NEVER_FREE,
-        holding::NAMED,
-        holding::TWO,
-        holding::NOTHING_LEFT,
-        wiping::NOT_TOUCHED,
+        eviction::WOKEN,
+        ownership::ONE_HOST,
+        ownership::NEVER_FREE,
+        ownership::PEER_IS_NAMED_HOST,
+        ownership::ONE_GUEST,
+        ownership::FILES_REMOVED,
+        wiping::SLICE_INTACT,
         wiping::ALL_WIPED,
     ] {
         assert!(modelled.contains(property), "{property}");

@@ -1,39 +1,41 @@
 //! An event loop waits for one half of a channel, a thread for the other.
 
 use ringfence_model::{
-    bells::{Bells, Fault, NO_STANDSTILL},
     check,
+    wakeups::{Fault, NO_HALF_ASLEEP, Wakeups},
 };
 
-fn model(messages: u8) -> Bells {
-    Bells {
+fn model(messages: u8) -> Wakeups {
+    Wakeups {
         messages,
-        edge: false,
-        later: false,
+        edge_triggered: false,
+        may_defer: false,
         fault: None,
     }
 }
 
-fn holds(model: Bells) {
-    let Bells {
+fn holds(model: Wakeups) {
+    let Wakeups {
         messages,
-        edge,
-        later,
+        edge_triggered,
+        may_defer,
         ..
     } = model;
-    let form = format!("messages for each half: {messages}, edge: {edge}, later: {later}");
-    check::holds("bells", &form, model);
+    let form = format!(
+        "messages for each half: {messages}, edge_triggered: {edge_triggered}, may_defer: {may_defer}"
+    );
+    check::holds("wakeups", &form, model);
 }
 
 #[test]
 fn each_half_is_woken_for_its_messages() {
     holds(model(2));
-    holds(Bells {
-        edge: true,
+    holds(Wakeups {
+        edge_triggered: true,
         ..model(2)
     });
-    holds(Bells {
-        later: true,
+    holds(Wakeups {
+        may_defer: true,
         ..model(2)
     });
 }
@@ -41,28 +43,28 @@ fn each_half_is_woken_for_its_messages() {
 #[test]
 fn checker_finds_each_fault() {
     for fault in [
-        Fault::LoopTakesTheBell,
-        Fault::ThreadTakesTheBell,
-        Fault::ReadsBesideALoop,
-        Fault::PollsWhatIsRead,
-        Fault::ReaderTellsNone,
-        Fault::ReadsFromAPoller,
-        Fault::TellsOfNothingKnown,
-        Fault::ReadsAfterArming,
+        Fault::LoopConsumesWakeup,
+        Fault::ThreadConsumesWakeup,
+        Fault::ReadAlongsideLoop,
+        Fault::LoopPollsLineBeingRead,
+        Fault::NoNotifyAfterRead,
+        Fault::LoopReadsLineBeingPolled,
+        Fault::NewWakeupsSkipped,
+        Fault::ReadAfterArming,
     ] {
-        let model = Bells {
+        let model = Wakeups {
             fault: Some(fault),
             ..model(2)
         };
-        check::finds("bells", &fault, NO_STANDSTILL, model);
+        check::finds("wakeups", &fault, NO_HALF_ASLEEP, model);
     }
 }
 
 #[test]
 #[ignore = "takes a minute: npm run test:models"]
 fn more_messages() {
-    holds(Bells {
-        later: true,
+    holds(Wakeups {
+        may_defer: true,
         ..model(3)
     });
 }

@@ -2,7 +2,7 @@
 
 use ringfence_model::{
     check,
-    wiping::{ALL_WIPED, Barriers, Fault, NOT_TOUCHED, Wiping},
+    wiping::{ALL_WIPED, Barriers, Fault, SLICE_INTACT, Wiping},
 };
 
 fn model(barriers: Barriers) -> Wiping {
@@ -33,23 +33,23 @@ fn borrowed_slices_are_skipped_and_wiped_later() {
 #[test]
 fn checker_finds_each_fault() {
     use Barriers::{Alarm, Both};
-    for (fault, barriers, broken) in [
-        (Fault::LooksFirst, Both, NOT_TOUCHED),
-        (Fault::LooksFirst, Alarm, NOT_TOUCHED),
-        (Fault::ProducerWithoutFence, Both, NOT_TOUCHED),
-        (Fault::AlarmWithoutBarrier, Alarm, NOT_TOUCHED),
-        (Fault::ForgetsWhatWasReplaced, Both, ALL_WIPED),
-        (Fault::ForgetsWhatWasReplaced, Alarm, ALL_WIPED),
-        (Fault::LetsGoWithoutALook, Alarm, ALL_WIPED),
-        (Fault::LongInPlaceOfLong, Alarm, ALL_WIPED),
-        (Fault::GoesOnAfterALook, Both, ALL_WIPED),
-        (Fault::GoesOnAfterALook, Alarm, ALL_WIPED),
-        (Fault::LengthLast, Alarm, ALL_WIPED),
+    for (fault, barriers, property) in [
+        (Fault::CheckBeforeAnnouncement, Both, SLICE_INTACT),
+        (Fault::CheckBeforeAnnouncement, Alarm, SLICE_INTACT),
+        (Fault::NoProducerFence, Both, SLICE_INTACT),
+        (Fault::NoAlarmBarrier, Alarm, SLICE_INTACT),
+        (Fault::ReplacedRangeNotWiped, Both, ALL_WIPED),
+        (Fault::ReplacedRangeNotWiped, Alarm, ALL_WIPED),
+        (Fault::NoCheckOnRelease, Alarm, ALL_WIPED),
+        (Fault::LongReplacesLong, Alarm, ALL_WIPED),
+        (Fault::LengthStoredAfterWipe, Both, ALL_WIPED),
+        (Fault::LengthStoredAfterWipe, Alarm, ALL_WIPED),
+        (Fault::LengthAfterRange, Alarm, ALL_WIPED),
     ] {
         let model = Wiping {
             fault: Some(fault),
             ..model(barriers)
         };
-        check::finds("wiping", &fault, broken, model);
+        check::finds("wiping", &fault, property, model);
     }
 }

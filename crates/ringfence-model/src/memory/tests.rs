@@ -22,7 +22,7 @@ enum Op {
 }
 
 use Op::{Acquire, All, Full, Load, Release, Store};
-use Order::{Relaxed, Synchronises};
+use Order::{AcqRel, Relaxed};
 
 /// Returns all pairs of values that the two threads can have loaded when both have ended.
 fn outcomes(programs: [&[Op]; 2]) -> HashSet<[Vec<u8>; 2]> {
@@ -49,7 +49,7 @@ fn outcomes(programs: [&[Op]; 2]) -> HashSet<[Vec<u8>; 2]> {
                     Acquire => memory.acquire_fence(thread),
                     Release => memory.release_fence(thread),
                     Full => memory.full_fence(thread),
-                    All => Membarrier::begin(&mut memory, thread, 1 << (1 - thread)).interrupt(
+                    All => Membarrier::start(&mut memory, thread, 1 << (1 - thread)).interrupt(
                         &mut memory,
                         thread,
                         1 - thread,
@@ -71,8 +71,8 @@ fn allows(programs: [&[Op]; 2], loaded: [&[u8]; 2]) -> bool {
 
 #[test]
 fn store_buffering_needs_fences_on_both_sides() {
-    let checks = |word| Load(word, Synchronises);
-    let publishes = |word| Store(word, Synchronises);
+    let checks = |word| Load(word, AcqRel);
+    let publishes = |word| Store(word, AcqRel);
     let both_miss = [[0].as_slice(), [0].as_slice()];
     assert!(allows(
         [&[publishes(X), checks(Y)], &[publishes(Y), checks(X)]],
@@ -96,9 +96,9 @@ fn store_buffering_needs_fences_on_both_sides() {
 fn release_and_acquire_publish_earlier_stores() {
     for (release, acquire) in [
         (Relaxed, Relaxed),
-        (Synchronises, Relaxed),
-        (Relaxed, Synchronises),
-        (Synchronises, Synchronises),
+        (AcqRel, Relaxed),
+        (Relaxed, AcqRel),
+        (AcqRel, AcqRel),
     ] {
         let old_data = allows(
             [
@@ -107,7 +107,7 @@ fn release_and_acquire_publish_earlier_stores() {
             ],
             [&[], &[1, 0]],
         );
-        let ordered = release == Synchronises && acquire == Synchronises;
+        let ordered = release == AcqRel && acquire == AcqRel;
         assert_eq!(old_data, !ordered, "{release:?}, {acquire:?}");
     }
 }
@@ -129,7 +129,7 @@ fn fences_on_both_sides_order_relaxed_words() {
 }
 
 #[test]
-fn loads_of_one_word_never_go_back() {
+fn loads_of_one_word_never_return_older_values() {
     let stores = [Store(X, Relaxed)];
     let loads = [Load(X, Relaxed), Load(X, Relaxed)];
     assert!(allows([&stores, &loads], [&[], &[0, 1]]));
