@@ -20,7 +20,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork, gettid, pause},
 };
 use ringfence::{Address, CloseReason, Receiver, Sender, join};
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, wait_for_host};
+use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, threads_named, wait_for_host};
 
 /// One test at a time inspects the threads and the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -163,15 +163,11 @@ const POLL: libc::c_long = libc::SYS_ppoll;
 
 /// Returns the path of the watcher thread in /proc.
 fn watcher() -> Option<PathBuf> {
-    let mut watching = fs::read_dir("/proc/self/task")
-        .unwrap()
-        .filter_map(|task| Some(task.ok()?.path()))
-        .filter(|task| {
-            fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-exits")
-        });
-    let first = watching.next();
-    assert_eq!(watching.next(), None, "one watcher for all channels");
-    first
+    let watching = threads_named(std::process::id().cast_signed(), "ringfence-exits");
+    assert!(watching.len() <= 1, "one watcher for all channels");
+    watching
+        .first()
+        .map(|thread| format!("/proc/self/task/{thread}").into())
 }
 
 /// The system calls behind epoll_wait(2).

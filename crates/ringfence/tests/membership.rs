@@ -37,7 +37,7 @@ use ringfence::{
 };
 use support::{
     Actor, OTHER_UID, OtherUsers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
-    report, small, wait_for_host, wait_for_test, wire,
+    report, small, threads_named, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -279,12 +279,8 @@ const EXCHANGES: u64 = 200;
 
 /// Returns the number of times that the membership thread has slept.
 fn context_switches() -> u64 {
-    let tasks = fs::read_dir("/proc/self/task").unwrap();
-    let keeper = tasks
-        .map(|task| task.unwrap().path())
-        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "ringfence-membe"))
-        .expect("a membership thread");
-    let status = fs::read_to_string(keeper.join("status")).unwrap();
+    let thread = threads_named(std::process::id().cast_signed(), "ringfence-membe")[0];
+    let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));

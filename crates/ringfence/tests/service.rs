@@ -24,7 +24,7 @@ use ringfence::{
 };
 use support::{
     Actor, OTHER_UID, OtherUsers, TIME_LIMIT, accepted, address_in, assert_lost, fresh_address, join_later,
-    refused, report, small, wait_for_host, wait_for_test, wire,
+    refused, report, small, threads_named, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -912,14 +912,8 @@ fn client_reports_a_shortage_of_its_host_at_once() {
 }
 
 /// Returns the threads of this process that wait for the next handshake.
-fn idle_handshake_threads() -> Vec<String> {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let named = tasks.filter(|task| {
-        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-spare")
-    });
-    named
-        .map(|task| task.file_name().into_string().unwrap())
-        .collect()
+fn idle_handshake_threads() -> Vec<i32> {
+    threads_named(std::process::id().cast_signed(), "ringfence-spare")
 }
 
 /// In a separate process, because the other tests of this file have such threads as well.

@@ -30,7 +30,7 @@ use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
     Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_host, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_host, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -129,17 +129,10 @@ fn verify_without_descriptors_keeps_the_channel() {
 
 /// Opens the `syscall` file of the thread with this name, which shows its current system call.
 fn call_of(name: &str) -> fs::File {
-    let mut call = None;
-    wait_until(name, || {
-        call = fs::read_dir("/proc/self/task")
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            // Other threads may exit in the meantime.
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|it| it.trim() == name))
-            .map(|task| fs::File::open(task.join("syscall")).unwrap());
-        call.is_some()
-    });
-    call.unwrap()
+    let own = std::process::id().cast_signed();
+    wait_until(name, || !threads_named(own, name).is_empty());
+    let thread = threads_named(own, name)[0];
+    fs::File::open(format!("/proc/self/task/{thread}/syscall")).unwrap()
 }
 
 /// Exhausts the descriptors and reports it. When this returns, the thread of this name has failed at its

@@ -25,8 +25,8 @@ use nix::{
 };
 use ringfence::{Address, CancelToken, Channel, Error, Options, Policy, Tokens, join};
 use support::{
-    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, forbid, fresh_address, report, small, wait_for_host,
-    wait_for_test,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, forbid, fresh_address, report, small, threads_named,
+    threads_of, wait_for_host, wait_for_test,
 };
 
 /// The default, which the forging processes below rely on.
@@ -194,26 +194,12 @@ fn send_retrying(tokens: &Tokens, token: u64) {
     }
 }
 
-/// Returns the threads of another process, each with its name. Skips those that exit meanwhile.
-fn threads_of(process: i32) -> Vec<(i32, String)> {
-    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
-    tasks
-        .filter_map(|task| {
-            let name = fs::read_to_string(task.path().join("comm")).ok()?;
-            let id = task.file_name().to_str().unwrap().parse().unwrap();
-            Some((id, name.trim().to_owned()))
-        })
-        .collect()
-}
-
 /// The name of the thread that receives the tokens of a process, as truncated by the kernel.
 const SIGNAL_THREAD: &str = "ringfence-signa";
 
 /// Returns the thread to which its tokens are sent.
 fn thread_of(process: i32) -> i32 {
-    let threads = threads_of(process);
-    let (id, _) = threads.iter().find(|(_, name)| name == SIGNAL_THREAD).unwrap();
-    *id
+    threads_named(process, SIGNAL_THREAD)[0]
 }
 
 /// Sends a forged signal, as any process can. Returns whether there was room for it.

@@ -26,7 +26,7 @@ use nix::{
     },
 };
 use ringfence::{Address, Backing, Channel, CloseReason, Error, Options, join};
-use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -171,12 +171,7 @@ fn fill_descriptors() -> Vec<File> {
 
 /// Returns the thread of this process to which alarms are directed.
 fn signal_thread() -> i32 {
-    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    let mut signal_threads = tasks.filter(|task| {
-        fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == "ringfence-signa")
-    });
-    let task = signal_threads.next().expect("a signal thread");
-    task.file_name().to_str().unwrap().parse().unwrap()
+    threads_named(std::process::id().cast_signed(), "ringfence-signa")[0]
 }
 
 fn churn_locks() {
@@ -455,14 +450,9 @@ fn signal_number_is_claimed_while_a_channel_is_open() {
     let own = std::process::id().cast_signed();
     // SAFETY: kill takes two integers.
     assert_eq!(unsafe { libc::kill(own, NUMBER) }, 0);
-    for task in fs::read_dir("/proc/self/task").unwrap().flatten() {
-        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
-        if name.trim() == "ringfence-signa" {
-            let thread: i32 = task.file_name().to_str().unwrap().parse().unwrap();
-            // SAFETY: tgkill takes three integers.
-            assert_eq!(unsafe { libc::syscall(libc::SYS_tgkill, own, thread, NUMBER) }, 0);
-        }
-    }
+    // SAFETY: tgkill takes three integers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, own, signal_thread(), NUMBER) };
+    assert_eq!(sent, 0);
     let (mut sender, receiver) = channel.split();
     sender.send(b"still").unwrap();
     other.expect("received");

@@ -395,14 +395,30 @@ pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ri
     thread::spawn(move || join(&address, &options))
 }
 
+/// Returns the threads of a process, each with its name as truncated by the kernel. Skips those that exit meanwhile.
+pub fn threads_of(pid: i32) -> Vec<(i32, String)> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
+    tasks
+        .filter_map(|task| {
+            let task = task.ok()?;
+            let name = std::fs::read_to_string(task.path().join("comm")).ok()?;
+            let id = task.file_name().to_str()?.parse().ok()?;
+            Some((id, name.trim().to_owned()))
+        })
+        .collect()
+}
+
+/// Returns the threads of a process that have this name, as truncated by the kernel.
+pub fn threads_named(pid: i32, name: &str) -> Vec<i32> {
+    let threads = threads_of(pid).into_iter();
+    threads
+        .filter_map(|(id, found)| (found == name).then_some(id))
+        .collect()
+}
+
 /// Counts the running handshakes of a host process: each has a thread.
 pub fn handshakes_of(pid: i32) -> usize {
-    let is_handshake = |task: &std::fs::DirEntry| {
-        let name = std::fs::read_to_string(task.path().join("comm"));
-        name.is_ok_and(|name| name.trim() == "ringfence-host")
-    };
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
-    tasks.flatten().filter(is_handshake).count()
+    threads_named(pid, "ringfence-host").len()
 }
 
 /// Waits until any process listens at the address.
