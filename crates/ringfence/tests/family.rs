@@ -12,6 +12,7 @@ use std::{
         unix::process::ExitStatusExt,
     },
     process::{Command, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -23,6 +24,7 @@ use nix::{
     sys::{
         signal::{Signal, kill},
         socket::{setsockopt, sockopt},
+        wait::{Id, WaitPidFlag, waitid, waitpid},
     },
     unistd::Pid,
 };
@@ -340,6 +342,48 @@ fn child_exit_before_its_answer_is_reported_at_once() {
         "the exit was reported, not the timeout"
     );
     child.finish();
+}
+
+/// A process between its fork and its exec has a copy of every descriptor.
+#[test]
+fn child_exit_is_reported_once_no_starting_process_has_its_line() {
+    if support::role().is_some() {
+        return;
+    }
+    let (line, childs) = private_line().unwrap();
+    let mut child = Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+    line.started(child.id()).unwrap();
+    let (until, resume) = std::io::pipe().unwrap();
+    // SAFETY: the copy of this process makes system calls only. It bypasses the handlers of pthread_atfork(3), as posix_spawn(3) does.
+    let starting = match unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } {
+        // SAFETY: it closes its own copy, reads into a buffer of its own, and ends.
+        0 => unsafe {
+            let mut byte = [0_u8; 1];
+            libc::close(resume.as_raw_fd());
+            libc::read(until.as_raw_fd(), byte.as_mut_ptr().cast(), 1);
+            libc::_exit(0)
+        },
+        pid => Pid::from_raw(pid.try_into().unwrap()),
+    };
+    drop(childs);
+    waitid(
+        Id::Pid(Pid::from_raw(child.id().cast_signed())),
+        WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT,
+    )
+    .unwrap();
+    let (sender, waiting) = mpsc::channel();
+    let failing = thread::spawn(move || {
+        sender.send(nix::unistd::gettid()).unwrap();
+        line.channel(&small()).unwrap_err().code()
+    });
+    let stat = format!("/proc/self/task/{}/stat", waiting.recv().unwrap());
+    while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
+        thread::yield_now();
+    }
+    drop(resume);
+    assert_eq!(failing.join().unwrap(), "CHILD_EXITED");
+    waitpid(starting, None).unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

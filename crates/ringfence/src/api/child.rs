@@ -13,7 +13,7 @@ use std::{
     },
     process::{Child, Command},
     str::FromStr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -42,6 +42,10 @@ use crate::{
     sys::{self, lock::Mutex},
     wait::deadline::{Deadline, Woken},
 };
+
+/// The longest time for which the line of a child that has exited may seem open: a process that another thread starts has a copy of
+/// each descriptor between its fork and its exec.
+const FORK_TO_EXEC: Duration = Duration::from_secs(1);
 
 /// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a
 /// launcher that clears the environment can set it (`bwrap --clearenv --setenv RINGFENCE_LINE 3`).
@@ -325,8 +329,8 @@ impl ParentLine {
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         deadline.wait_at(SILENT_CHILD, &awaited)?;
         // The child may have sent the reason before it exited.
-        let now = Deadline::endless(Vec::new(), deadline.allowed).within(Duration::ZERO);
-        if now.wait(&awaited[..1])? == Woken::TimedOut {
+        let end = Instant::now().checked_add(FORK_TO_EXEC);
+        if deadline.until(end).wait(&awaited[..1])? == Woken::TimedOut {
             return Err(Error::PeerLost(
                 "the child has exited and left its end of the line to another process; admit a descendant to let that one answer".into(),
             ));
