@@ -57,7 +57,7 @@ fn role() {
                     let waiting = receive_asleep(&mut sender, receiver);
                     report("asleep");
                     drop((join_woken(waiting), sender));
-                    assert!(!is_watched());
+                    wait_until_unwatched();
                     // SAFETY: only ends this process, and touches nothing of its parent.
                     unsafe { libc::_exit(0) };
                 }
@@ -181,6 +181,15 @@ fn is_watched() -> bool {
     watcher().is_some()
 }
 
+/// Waits until there is no watcher thread. A thread is listed for a moment after it was joined.
+fn wait_until_unwatched() {
+    let end = Instant::now() + TIME_LIMIT;
+    while is_watched() {
+        assert!(Instant::now() < end, "the watcher thread does not end");
+        thread::yield_now();
+    }
+}
+
 /// Returns how often the watcher thread has run and for how long, as soon as it sleeps.
 fn runs_of_the_watcher() -> String {
     let watcher = watcher().expect("a thread");
@@ -230,7 +239,7 @@ fn peer_exit_ends_the_sleep_and_the_watcher_stops() {
     let others_receiver = join_woken(others);
     assert_eq!(others_receiver.close_reason(), Some(CloseReason::Closed));
     drop((others_sender, others_receiver));
-    assert!(!is_watched());
+    wait_until_unwatched();
     assert_eq!(descriptors(), before);
 }
 

@@ -13,7 +13,10 @@ use std::{
 };
 
 use memmap2::{Mmap, MmapMut};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{Signal, kill},
+};
 use ringfence::{
     Address, CloseReason, Error, Options, Policy, Publisher, PublisherEvent, publish, subscribe,
 };
@@ -95,10 +98,10 @@ fn role() {
             let mut publisher = publish(&address(), &options()).unwrap();
             report("out");
             assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
-            let mut files = vec![File::open("/dev/null").unwrap()];
-            while let Ok(file) = files[0].try_clone() {
-                files.push(file);
-            }
+            // By the limit, which is lifted for all descriptors at once.
+            let first = File::open("/dev/null").unwrap().as_raw_fd();
+            let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, first.try_into().unwrap(), hard).unwrap();
             report("short");
             let PublisherEvent::Refused(refused) = publisher.next().unwrap() else {
                 panic!("a local error")
@@ -106,7 +109,7 @@ fn role() {
             assert!(refused.identity.is_none());
             report(refused.error.code());
             publisher.send(b"to the first").unwrap();
-            drop(files);
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard).unwrap();
             assert!(matches!(publisher.next(), Ok(PublisherEvent::Subscriber(_))));
             wait_for_test();
             publisher.send(b"to both").unwrap();

@@ -40,7 +40,9 @@ use ringfence::{
     binding::{self, Retain, Tag},
     connect, join, listen, member, private_line, publish, subscribe,
 };
-use support::{Actor, TIME_LIMIT, accepted, fresh_address, report, small, wait_for_host, wait_for_test};
+use support::{
+    Actor, TIME_LIMIT, accepted, address_in, fresh_address, report, small, wait_for_host, wait_for_test,
+};
 
 /// The ways to create a child: by the C library, which runs the handlers of pthread_atfork(3), or bypassing
 /// it.
@@ -476,7 +478,7 @@ fn role() {
     let Some((role, arguments)) = support::role() else {
         return;
     };
-    let address: Address = arguments[0].parse().unwrap();
+    let address: Address = address_in(&arguments);
     let way = arguments.get(1).map_or("fork", String::as_str);
     match role.as_str() {
         // Forks a child that inherits its subscription, and another that inherits it after the end.
@@ -512,6 +514,8 @@ fn role() {
         "turns" => turns(&address, &arguments[2].parse().unwrap()),
         "locks" => locks(&address),
         "cancel_token" => cancel_token(&address, way),
+        "publisher" => publisher(&address, way),
+        "line" => line(way),
         other => unreachable!("{other}"),
     }
 }
@@ -860,6 +864,44 @@ fn cancel_token(address: &Address, way: &str) {
     }));
 }
 
+/// A publisher forks a child that uses and drops it; then continues.
+fn publisher(address: &Address, way: &str) {
+    let mut publisher = publish(address, &small()).unwrap();
+    let mut subscriber = Actor::start("subscriber", &[&address.to_string(), way]);
+    subscriber.expect("ok");
+    let PublisherEvent::Subscriber(one) = publisher.next().unwrap() else {
+        panic!("expected the subscriber first");
+    };
+    let mut inherited = Some(publisher);
+    report(in_child(way, || {
+        let mut publisher = inherited.take().unwrap();
+        use_subscriber(&one);
+        use_publisher(&mut publisher);
+        drop(publisher);
+    }));
+    publisher = inherited.take().unwrap();
+    // The address still belongs to the parent, and so do its subscribers.
+    assert!(publish(address, &small()).is_err());
+    assert_eq!(publisher.subscribers().len(), 1);
+    publisher.send(b"the parent's").unwrap();
+    subscriber.expect("the parent's");
+    publisher.end();
+    subscriber.proceed();
+    subscriber.expect("ok");
+    subscriber.expect("closed");
+    subscriber.finish();
+}
+
+/// A parent forks a child that uses its line.
+fn line(way: &str) {
+    let (mut line, childs) = private_line().unwrap();
+    report(in_child(way, || {
+        use_parent_line(&mut line, &childs);
+        // SAFETY: a copy of a value that the parent still owns, in a process that ends with it.
+        assert_inert(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
+    }));
+}
+
 #[test]
 fn channel_survives_use_and_drop_in_a_child() {
     for way in WAYS {
@@ -1125,35 +1167,14 @@ fn cancel_token_is_not_shared_with_a_child() {
     }
 }
 
+/// The forking process is another one: here other tests may hold a lock of the allocator at the fork.
 #[test]
 fn inherited_publisher_and_subscription_are_inert() {
     for way in WAYS {
         let (address, _directory) = fresh_address(false);
-        let mut publisher = publish(&address, &small()).unwrap();
-        let mut subscriber = Actor::start("subscriber", &[&address.to_string(), way]);
-        subscriber.expect("ok");
-        let PublisherEvent::Subscriber(one) = publisher.next().unwrap() else {
-            panic!("expected the subscriber first");
-        };
-        let mut inherited = Some(publisher);
-        let outcome = in_child(way, || {
-            let mut publisher = inherited.take().unwrap();
-            use_subscriber(&one);
-            use_publisher(&mut publisher);
-            drop(publisher);
-        });
-        assert_eq!(outcome, "ok", "{way}");
-        publisher = inherited.take().unwrap();
-        // The address still belongs to the parent, and so do its subscribers.
-        assert!(publish(&address, &small()).is_err());
-        assert_eq!(publisher.subscribers().len(), 1);
-        publisher.send(b"the parent's").unwrap();
-        subscriber.expect("the parent's");
-        publisher.end();
-        subscriber.proceed();
-        subscriber.expect("ok");
-        subscriber.expect("closed");
-        subscriber.finish();
+        let publisher = Actor::start("publisher", &[&address.to_string(), way]);
+        publisher.expect("ok");
+        publisher.finish();
     }
 }
 
@@ -1171,12 +1192,8 @@ fn inherited_merge_and_line_are_inert() {
         actor.expect("ok");
         actor.expect("done");
         actor.finish();
-        let (mut line, childs) = private_line().unwrap();
-        let outcome = in_child(way, || {
-            use_parent_line(&mut line, &childs);
-            // SAFETY: a copy of a value that the parent still owns, in a process that ends with it.
-            assert_inert(unsafe { std::ptr::read(&raw const line) }.channel(&small()));
-        });
-        assert_eq!(outcome, "ok", "{way}");
+        let actor = Actor::start("line", &[&address.to_string(), way]);
+        actor.expect("ok");
+        actor.finish();
     }
 }

@@ -503,11 +503,18 @@ fn join_fails_at_deadline_if_host_drops_connections() {
     let (address, _keep) = fresh_address(false);
     let dropping = Actor::start("drops connections", &[&address.to_string()]);
     dropping.expect("listening");
-    let allowed = Duration::from_millis(200);
-    let started = Instant::now();
-    let error = join(&address, &small().handshake_timeout(allowed)).unwrap_err();
-    assert_eq!(error.code(), "PEER_LOST", "{error}");
-    assert!(started.elapsed() >= allowed);
+    let mut allowed = Duration::from_millis(100);
+    loop {
+        let started = Instant::now();
+        let error = join(&address, &small().handshake_timeout(allowed)).unwrap_err();
+        assert!(started.elapsed() >= allowed);
+        match error.code() {
+            "PEER_LOST" => break,
+            // The host did not run for as long as that.
+            "HANDSHAKE_TIMEOUT" => allowed *= 2,
+            _ => panic!("{error}"),
+        }
+    }
 }
 
 #[test]

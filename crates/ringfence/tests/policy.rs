@@ -522,13 +522,20 @@ fn pending_decision_delays_only_its_own_peer() {
         let pending = Arc::clone(&pending);
         move |_, decision| pending.lock().unwrap().push(decision)
     });
-    let allowed = Duration::from_millis(200);
-    let (_actor, channel) = meet("stay", &with(policy.clone()).handshake_timeout(allowed));
-    let error = channel.unwrap_err();
-    assert!(
-        matches!(error, Error::HandshakeTimeout { step: "the answer of `authorize`", after } if after == allowed),
-        "{error}"
-    );
+    let mut allowed = Duration::from_millis(100);
+    loop {
+        let (_actor, channel) = meet("stay", &with(policy.clone()).handshake_timeout(allowed));
+        match channel.unwrap_err() {
+            Error::HandshakeTimeout { step, after } if after == allowed => {
+                if step == "the answer of `authorize`" {
+                    break;
+                }
+                // A busy machine has not got that far.
+                allowed *= 2;
+            }
+            error => panic!("{error}"),
+        }
+    }
 
     // A peer that disconnects in the meantime is not waited for.
     let (address, _keep) = fresh_address(false);

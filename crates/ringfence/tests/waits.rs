@@ -476,7 +476,8 @@ fn expect_timeouts(way: Way, until: fn() -> Instant) {
             (deadline, sender.send_until(&[1; 2000], deadline))
         }),
     );
-    while audience.try_next().unwrap().is_some() {}
+    // The publisher may count a subscriber a moment after the subscriber knows.
+    assert!(matches!(audience.next(), Ok(PublisherEvent::Subscriber(_))));
     within_limit(
         "an audience",
         Box::new(move || {
