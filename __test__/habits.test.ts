@@ -367,6 +367,9 @@ test.serial('an exception of a connection listener ends neither the service nor 
   t.is(there, 0)
   const first = await connect(address)
   t.teardown(() => first.close())
+  // The service may hear of two clients in the other order.
+  const told = () => partner.run((kit) => (kit.keep['uncaught'] as string[]).length > 0)
+  await until(told, 'the first is there')
   const second = await connect(address)
   t.teardown(() => second.close())
   t.is(String(await second.receive()), 'welcome')

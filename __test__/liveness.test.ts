@@ -21,23 +21,25 @@ async function watching(t: Parameters<typeof Partner.start>[0], watcher: Watcher
   return partner
 }
 
-/** Makes the partner idle for two seconds. Returns the milliseconds of CPU time and the wake-ups of all threads. */
+/** Makes the partner idle for a second. Returns the milliseconds of CPU time and the wake-ups of all threads. */
 function idle(partner: Partner): Promise<{ cpu: number; wakeUps: number }> {
   return partner.run(async (kit) => {
     const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
     const wakeUps = () => {
       let sum = 0
       for (const task of readdirSync('/proc/self/task')) {
-        const status = readFileSync(`/proc/self/task/${task}/status`, 'utf8')
-        sum += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1])
+        try {
+          const status = readFileSync(`/proc/self/task/${task}/status`, 'utf8')
+          sum += Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1])
+        } catch {
+          // It has exited since the list was read.
+        }
       }
       return sum
     }
-    // Work left from the start, such as compiling, must not count.
-    await new Promise((resolve) => setTimeout(resolve, 300))
     const before = wakeUps()
     const start = process.cpuUsage()
-    await new Promise((resolve) => setTimeout(resolve, 2000))
+    await new Promise((resolve) => setTimeout(resolve, 1000))
     const { user, system } = process.cpuUsage(start)
     return { cpu: (user + system) / 1000, wakeUps: wakeUps() - before }
   })
@@ -57,13 +59,14 @@ for (const watcher of watchers) {
         // The channel is closed before this process ends.
         kit.keep['waiting'] = kit.channel.send(kit.bytes.pattern(0, 100_000)).catch(() => {})
       })
-      const costs = await Promise.all([idle(nothing), idle(reading), idle(writing)])
-      for (const [index, { cpu, wakeUps }] of costs.entries()) {
-        t.true(cpu < 40, `${['nothing', 'reading', 'writing'][index]}: ${cpu} ms of CPU time in 2 s`)
-        t.true(wakeUps < 40, `${['nothing', 'reading', 'writing'][index]}: ${wakeUps} wake-ups in 2 s`)
-      }
-      // A process that is killed while it waits reports no error.
-      t.false(costs.some(({ cpu }) => Number.isNaN(cpu)))
+      let costs: Awaited<ReturnType<typeof idle>>[] = []
+      const areIdle = () => costs.every(({ cpu, wakeUps }) => cpu < 20 && wakeUps < 20)
+      // Work left from the start, such as compiling, takes a while on a busy machine.
+      await until(async () => {
+        costs = await Promise.all([idle(nothing), idle(reading), idle(writing)])
+        return areIdle()
+      }, 'each of them is idle').catch(() => {})
+      t.true(areIdle(), JSON.stringify(costs))
     },
   )
 

@@ -161,7 +161,7 @@ for (const kind of kinds) {
     t.true(await isPending(patient))
     await here.close()
     t.is(await soon(patient, 'its turn'), 'guest')
-    t.is(await roleThere(second), 'host')
+    await until(async () => (await roleThere(second)) === 'host', 'it hears that it is the host')
     t.is(await third.run((kit) => (kit.keep['membership'] as Membership).channel!.peer.pid), second.pid)
   })
 }

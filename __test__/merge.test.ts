@@ -695,6 +695,7 @@ test.serial('subscriptions are read beside channels, and each is removed with it
   // It is not read, so it blocks its publisher.
   await publishers[2]!.run(async (kit) => {
     const publisher = kit.keep['publisher'] as Publisher
+    await kit.until.until(() => publisher.subscribers.length === 1, 'the publisher knows of it')
     while (publisher.subscribers.length > 0) await publisher.send(new Uint8Array(1000))
   })
   const merged = merge<Channel | Subscription>([channel, ...subscriptions])

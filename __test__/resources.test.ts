@@ -12,16 +12,14 @@ import { until } from './support/until.js'
 interface Holdings {
   descriptors: string[]
   mappings: string[]
-  /** Threads that wait for alarms. */
-  listeners: number
 }
 
 /**
  * The resources of the partner, without collecting JavaScript's garbage: a channel must release them without that.
- * Waits for the threads of handshakes, which exit shortly after they have delivered their result.
+ * Waits for threads that are no longer needed: a thread takes a moment to exit.
  */
-async function holdings(partner: Partner): Promise<Holdings> {
-  await until(() => partner.run(areThreadsGone), 'the threads of all handshakes are gone')
+async function holdings(partner: Partner, channels: 0 | 1 = 0): Promise<Holdings> {
+  await until(() => partner.run(hasOnlyNeededThreads, channels), 'all threads that are not needed have exited')
   return partner.run((kit) => {
     const { readdirSync: list, readFileSync, readlinkSync } = kit.require('node:fs') as typeof import('node:fs')
     const descriptors: string[] = []
@@ -36,28 +34,27 @@ async function holdings(partner: Partner): Promise<Holdings> {
       .split('\n')
       .filter((line) => /memfd|\/dev\/shm|deleted/.test(line))
       .filter((line) => !line.includes('.node'))
-    const listeners = list('/proc/self/task').filter((task) => {
-      try {
-        return readFileSync(`/proc/self/task/${task}/comm`, 'utf8').startsWith('ringfence-signa')
-      } catch {
-        return false
-      }
-    }).length
-    return { descriptors: descriptors.sort(), mappings, listeners }
+    return { descriptors: descriptors.sort(), mappings }
   })
 }
 
-/** The threads that notice alarms and deaths exist as long as there is a channel. */
-function areThreadsGone(kit: Kit): boolean {
+/** With a channel there is one thread that waits for alarms, and there may be one that notices deaths. */
+function hasOnlyNeededThreads(kit: Kit, channels: number): boolean {
   const { readdirSync: list, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
-  return !list('/proc/self/task').some((task) => {
+  const names = list('/proc/self/task').map((task) => {
     try {
-      return /^ringfence-(?!signa|exits)/.test(readFileSync(`/proc/self/task/${task}/comm`, 'utf8'))
+      return readFileSync(`/proc/self/task/${task}/comm`, 'utf8')
     } catch {
       // It has exited since the list was read.
-      return false
+      return ''
     }
   })
+  const own = names.filter((name) => name.startsWith('ringfence-'))
+  const listening = own.filter((name) => name.startsWith('ringfence-signa'))
+  const watching = own.filter((name) => name.startsWith('ringfence-exits'))
+  return (
+    listening.length === channels && watching.length <= channels && own.length === listening.length + watching.length
+  )
 }
 
 /** Makes both partners join, exchange a message each way, and close, `times` times at one address. */
@@ -95,9 +92,9 @@ for (const [kind, backing] of [
     const address = addressOf(kind, t)
     const partners = await Promise.all([Partner.start(t), Partner.start(t)])
     await meetAndPart(partners, address, backing, 10)
-    const before = await Promise.all(partners.map(holdings))
+    const before = await Promise.all(partners.map((partner) => holdings(partner)))
     await meetAndPart(partners, address, backing, 1000)
-    t.deepEqual(await Promise.all(partners.map(holdings)), before)
+    t.deepEqual(await Promise.all(partners.map((partner) => holdings(partner))), before)
     for (const { mappings } of before) t.deepEqual(mappings, [], 'no region is mapped between two channels')
     t.false(isBound(address))
     if (kind === 'named') t.deepEqual(readdirSync(dirname(address)), [])
@@ -112,17 +109,15 @@ test.serial(
       const before = await holdings(partner)
       for (const kind of kinds) {
         const { channel } = await pair(t, { partner, address: addressOf(kind, t), options: { backing } })
-        const during = await holdings(partner)
+        const during = await holdings(partner, 1)
         t.true(during.descriptors.length > before.descriptors.length)
         t.is(during.mappings.length, 2, 'the region of either side')
-        t.is(during.listeners, 1)
         await partner.run((kit) => kit.channel.send('unread'))
         await channel.close()
         await partner.run(async (kit) => (await kit.channel.closed).reason)
         const after = await holdings(partner)
         t.deepEqual(after.descriptors, before.descriptors)
         t.deepEqual(after.mappings, [])
-        t.is(after.listeners, 0)
       }
     }
   },
@@ -132,7 +127,7 @@ test.serial('an open channel has no descriptor of a shared object, only mappings
   for (const backing of backings) {
     const partner = await Partner.start(t)
     await pair(t, { partner, options: { backing } })
-    const { descriptors, mappings } = await holdings(partner)
+    const { descriptors, mappings } = await holdings(partner, 1)
     t.false(
       descriptors.some((target) => /memfd|\/dev\/shm|ringfence/.test(target)),
       descriptors.join('\n'),
