@@ -295,6 +295,18 @@ test.serial('closing and destroying a merge settle `closed` and emit close once'
   }
 })
 
+test.serial('a closed merge reports a source that had left before close', async (t) => {
+  const [a] = named('a') as [Source]
+  const merged = mergeOf(a.end())
+  const events: string[] = []
+  merged.on('disconnect', ({ name }) => events.push(name)).on('close', () => events.push('close'))
+  t.is(merged.tryReceive(), undefined)
+  t.deepEqual(merged.sources, [])
+  await merged.close()
+  await turn()
+  t.deepEqual(events, ['a', 'close'])
+})
+
 test.serial('a merge without sources stays open, and one that was held ends', async (t) => {
   const merged = mergeOf(named('a')[0]!.end())
   t.is(await merged.receive(), undefined)

@@ -786,3 +786,65 @@ test.serial('a Node merge reads Rust sources beside Node ones', async (t) => {
     [1, 200, 200],
   )
 })
+
+const readAll: Record<string, (merged: Merge<Channel>, got: (message: Buffer) => void) => Promise<void>> = {
+  'for await': async (merged, got) => {
+    for await (const [, message] of merged) got(message)
+  },
+  batches: async (merged, got) => {
+    for await (const messages of merged.batches()) for (const [, message] of messages) got(message)
+  },
+  'a generator over batches': async (merged, got) => {
+    async function* each() {
+      for await (const messages of merged.batches()) yield* messages
+    }
+    for await (const [, message] of each()) got(message)
+  },
+  receive: async (merged, got) => {
+    for (let next; (next = await merged.receive()) !== undefined;) got(next[1])
+  },
+  'several calls of receive': async (merged, got) => {
+    const each = async () => {
+      const next = await merged.receive()
+      if (next !== undefined) got(next[1])
+    }
+    await Promise.all(Array.from({ length: 4 }, each))
+  },
+  readable: async (merged, got) => {
+    for await (const [, message] of merged.readable) got(message)
+  },
+  'a piped readable': async (merged, got) => {
+    await merged.readable
+      .pipeThrough(new TransformStream())
+      .pipeTo(new WritableStream({ write: ([, message]) => got(message) }))
+  },
+  receiveEach: async (merged, got) => {
+    while (await merged.waitReadable())
+      merged.receiveEach((bytes, offset, length) => got(Buffer.from(bytes.subarray(offset, offset + length))))
+  },
+}
+
+for (const [way, read] of Object.entries(readAll))
+  for (const isWaiting of [false, true])
+    test.serial(`${way}, ${isWaiting ? 'waiting' : 'ready'}: disconnect follows the last message`, async (t) => {
+      const { channel, partner } = await pair(t)
+      const merged = merge([channel])
+      const events: string[] = []
+      merged.on('disconnect', (_, { reason }) => {
+        events.push(reason)
+        void merged.close()
+      })
+      const send = () =>
+        partner.run(async (kit) => {
+          for (const text of ['one', 'two', 'three']) kit.channel.trySend(text)
+          await kit.channel.close()
+        })
+      if (!isWaiting) {
+        await send()
+        await channel.closed
+      }
+      const reading = read(merged, (message) => events.push(message.toString()))
+      if (isWaiting) await send()
+      await soon(reading, 'the end')
+      t.deepEqual(events, ['one', 'two', 'three', 'closed'])
+    })

@@ -84,7 +84,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   readonly #entries = new Map<Source, Entry<Source>>()
   readonly #turns = new Turns<Entry<Source>>()
   readonly #waiters = new Waiters<[Source, In]>()
-  /** Ends to report in the next microtask: a listener must not run while a message is on its way to its reader. */
+  /** Ends that no listener was notified of: the readers get their last messages first. */
   #unreported: MergeEvents<Source>['disconnect'][] = []
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
@@ -365,6 +365,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     for (const entry of [...this.#entries.values()]) this.#remove(entry)
     if (closed.error === undefined) this.#waiters.end()
     else this.#waiters.fail(this.#makeEndError)
+    // 'close' is the last event.
+    timers.queueMicrotask(() => this.#reportEnds())
     this.settle(closed)
     this.#onClose?.()
   }
@@ -483,8 +485,14 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #leave(entry: Entry<Source>): void {
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
-    this.#unreported.push([entry.source, entry.input.end()])
-    this.#schedule()
+    if (this.#unreported.push([entry.source, entry.input.end()]) > 1) return
+    // The promises of these messages may be settled in any of the next microtasks. The tick that a microtask requests comes after all of them.
+    timers.queueMicrotask(() => timers.nextTick(() => this.#reportEnds()))
+  }
+
+  #reportEnds(): void {
+    for (const end of this.#unreported.splice(0)) this.notify('disconnect', ...end)
+    this.#update()
   }
 
   #remove(entry: Entry<Source>): void {
@@ -512,7 +520,6 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #update(): void {
     // A source that has ended leaves even if no caller reads the merge.
     for (const entry of this.#turns.ready) if (entry.input.buffer.isFinished) this.#leave(entry)
-    for (const end of this.#unreported.splice(0)) this.notify('disconnect', ...end)
     this.#serve()
     if (this.#pendingEnd !== null && this.#isOver) this.settle(this.#pendingEnd)
   }
