@@ -10,6 +10,7 @@
 //! process of its user.
 
 use std::{
+    ffi::OsString,
     fmt,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
@@ -19,9 +20,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{AtFlags, OFlag, open},
+    fcntl::{AT_FDCWD, OFlag, open, readlinkat},
     sys::{
-        stat::{FileStat, Mode, fstat, fstatat, stat},
+        stat::{Mode, fstat, stat},
         statfs::{CGROUP2_SUPER_MAGIC, fstatfs},
     },
 };
@@ -124,15 +125,15 @@ impl NamespaceComparison {
 pub(crate) struct FixedNamespaces {
     own: OnceLock<Vec<i32>>,
     /// This process's user namespace. Only a process with one thread can change it, and here that thread carries out the handshake.
-    user: OnceLock<LinkTarget>,
+    user: OnceLock<LinkText>,
     /// From the peer's pidfd, which never refers to another process.
     peer: OnceLock<Vec<i32>>,
     /// Set once the links of both processes were read and lead to the same namespace.
     same: OnceLock<()>,
 }
 
-/// The device and the inode of a namespace.
-type LinkTarget = (u64, u64);
+/// The kind of a namespace and its inode number, which is unique (namespaces(7)): `user:[4026531837]`.
+type LinkText = OsString;
 
 impl FixedNamespaces {
     /// Returns the numbers of this process, or why they are unknown.
@@ -321,21 +322,17 @@ enum NamespaceLink {
     Other(String),
 }
 
-/// `own`: the namespace of this process, once it was read.
-fn compare_link(
-    link: &str,
-    directory: Option<&OwnedFd>,
-    own: &OnceLock<LinkTarget>,
-) -> Result<NamespaceLink> {
+/// `own`: the namespace of this process, once it was read. Reads the links and does not follow them: for a stat(2) the kernel makes an
+/// inode each time.
+fn compare_link(link: &str, directory: Option<&OwnedFd>, own: &OnceLock<LinkText>) -> Result<NamespaceLink> {
     let what = format!("the peer's namespace (/proc/PID/{link})");
-    let identity = |file: FileStat| (file.st_dev, file.st_ino);
     let own = match own.get() {
-        Some(own) => *own,
+        Some(own) => own,
         None => match unless_short(
             &what,
-            uninterrupted(|| stat(format!("/proc/self/{link}").as_str())),
+            uninterrupted(|| readlinkat(AT_FDCWD, format!("/proc/self/{link}").as_str())),
         )? {
-            Ok(found) => *own.get_or_init(|| identity(found)),
+            Ok(found) => own.get_or_init(|| found),
             Err(Errno::ENOENT) => return Ok(NamespaceLink::None),
             Err(errno) => {
                 return Ok(NamespaceLink::Other(format!(
@@ -349,11 +346,8 @@ fn compare_link(
         return Ok(NamespaceLink::NotVisible);
     };
     Ok(
-        match unless_short(
-            &what,
-            uninterrupted(|| fstatat(directory, link, AtFlags::empty())),
-        )? {
-            Ok(found) if identity(found) == own => NamespaceLink::Same,
+        match unless_short(&what, uninterrupted(|| readlinkat(directory, link)))? {
+            Ok(found) if found == *own => NamespaceLink::Same,
             Ok(_) => NamespaceLink::Other("another".into()),
             Err(Errno::EACCES | Errno::EPERM) => NamespaceLink::NotVisible,
             Err(errno) => NamespaceLink::Other(format!("unreadable: {}", errno.desc())),
@@ -532,7 +526,7 @@ mod tests {
         let own = open(std::path::Path::new("/proc/self"));
         let place = tempfile::tempdir().unwrap();
         std::fs::create_dir(place.path().join("ns")).unwrap();
-        std::fs::write(place.path().join("ns/user"), "").unwrap();
+        std::os::unix::fs::symlink("user:[1]", place.path().join("ns/user")).unwrap();
         let other = open(place.path());
         for link in ["ns/pid", "ns/user"] {
             assert!(matches!(
