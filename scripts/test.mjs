@@ -2,7 +2,7 @@
 //
 //     node scripts/test.mjs                 builds, and runs the tests of both languages (`npm test`)
 //     node scripts/test.mjs faults [OPTIONS]  lets each system call fail once; --quick, --seconds N, --cases N, --seed S, --only TEXT
-//     node scripts/test.mjs conformance [OPTION …]   tests against a peer in Python that follows docs/internals/protocol.md, honest and hostile;
+//     node scripts/test.mjs conformance [OPTION …]   tests against a peer in Python that follows docs/internals/protocol.md, well-formed and hostile;
 //                                           needs a build
 //     node scripts/test.mjs fuzz [SECONDS] [TARGET …]   fuzzes; `--coverage [TARGET …]` prints the lines reached so far
 //     node scripts/test.mjs load [ROUNDS] [--width N] [--seed S] [rust | node | NAME …]  repeats many test files in parallel; needs a build

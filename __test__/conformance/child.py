@@ -2,10 +2,10 @@
 
 import os
 
-from other_end import meet
-from other_end.ring import Channel
+from peer import handshake
+from peer.ring import Channel
 
-channel = Channel(meet.from_parent())
+channel = Channel(handshake.from_parent())
 count = 0
 while channel.receive() is not None:
     count += 1

@@ -1,39 +1,39 @@
 """
-The protocol from outside: an end in Python, written from docs/internals/protocol.md alone, is a pair with the crate and with Node, in every role
-that it has; then it lies to them at every field of every frame and at every word.
+Tests both implementations against a peer in Python that was written from docs/internals/protocol.md: first as a well-formed peer in every
+role, then with malformed frames and words.
 
-    python3 main.py [rust] [node] [--honest | --lies] [--roles ROLE …] [--seed N] [--more N]
+    python3 main.py [rust] [node] [--conforming | --attacks] [--roles ROLE …] [--seed N] [--more N]
 
-The real ends must have been built: `npm run test:conformance` does.
+The implementations must have been built: `npm run test:conformance` does.
 """
 
 import argparse
 import sys
 import time
 
-import honest
+import conforming
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("languages", nargs="*", choices=["rust", "node", []], default=[])
-    parser.add_argument("--honest", action="store_true")
-    parser.add_argument("--lies", action="store_true")
-    parser.add_argument("--roles", nargs="*", default=[], help="of those who lie: see liars.py (all)")
-    parser.add_argument("--seed", type=int, default=1, help="of the lies that are drawn")
-    parser.add_argument("--more", type=int, default=100, help="how many are drawn, of each end")
+    parser.add_argument("--conforming", action="store_true")
+    parser.add_argument("--attacks", action="store_true")
+    parser.add_argument("--roles", nargs="*", default=[], help="hostile roles: see attack_roles.py (all)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random attacks")
+    parser.add_argument("--more", type=int, default=100, help="number of random attacks per role")
     arguments = parser.parse_args()
     languages = arguments.languages or ["rust", "node"]
     started = time.monotonic()
-    if not arguments.lies:
-        honest.run(languages)
-    if not arguments.honest:
-        import liars
-        unknown = set(arguments.roles) - set(liars.ROLES)
+    if not arguments.attacks:
+        conforming.run(languages)
+    if not arguments.conforming:
+        import attack_roles
+        unknown = set(arguments.roles) - set(attack_roles.ROLES)
         if unknown:
-            parser.error(f"there is no {', '.join(unknown)}, only {', '.join(liars.ROLES)}")
-        liars.run(languages, arguments.roles, arguments.seed, arguments.more)
-    print(f"Conforms, in {time.monotonic() - started:.0f} s.")
+            parser.error(f"no role {', '.join(unknown)}; roles: {', '.join(attack_roles.ROLES)}")
+        attack_roles.run(languages, arguments.roles, arguments.seed, arguments.more)
+    print(f"Both conform, in {time.monotonic() - started:.0f} s.")
 
 
 sys.exit(main())

@@ -1,8 +1,8 @@
-// The Node ends that the other end speaks and lies to, by the same command line as those of __test__/rust:
+// The Node side of the conformance tests, with the command line of __test__/rust:
 //
-//     node node.mjs DEED ADDRESS EXECUTABLE CAPACITY LONGEST [SIZE,SIZE…]
+//     node node.mjs COMMAND ADDRESS EXECUTABLE CAPACITY LONGEST [SIZE,SIZE…]
 //
-// Each says every outcome in a line: a code, or how a channel ended. An error ends it with exit code 1.
+// Prints each outcome in a line: a code, or how a channel ended. An error ends it with exit code 1.
 
 import { closeSync, openSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
@@ -21,19 +21,19 @@ import {
   subscribe,
 } from 'ringfence'
 
-const [deed, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
+const [command, address, executable, capacity, longest, sizes = ''] = process.argv.slice(2)
 const options = {
   capacity: Number(capacity),
   maxMessageSize: Number(longest),
   handshakeTimeout: 60_000,
   policy: { executable },
-  ...(deed === 'shm' ? { backing: 'shm' } : {}),
+  ...(command === 'shm' ? { backing: 'shm' } : {}),
 }
 const lengths = sizes === '' ? [] : sizes.split(',').map(Number)
 
-const say = (line) => void process.stdout.write(`${line}\n`)
-const outcome = async (how) => say(await how.catch((error) => codeOf(error)))
-const asked = () => createInterface({ input: process.stdin })
+const print = (line) => void process.stdout.write(`${line}\n`)
+const outcome = async (how) => print(await how.catch((error) => codeOf(error)))
+const inputLines = () => createInterface({ input: process.stdin })
 
 /** Without the common prefix, as in Rust. An error without a code is not part of the API. */
 function codeOf(error) {
@@ -58,7 +58,7 @@ function limits() {
   return { attachments: { sealed: sealed === 1, descriptors: descriptors === 1, maxCount, maxBytes } }
 }
 
-async function meet() {
+async function openChannel() {
   if (address === 'parent') return fromParent(options)
   if (!address.startsWith('child:')) return join(address, options)
   const stdio = ['ignore', 'inherit', 'inherit']
@@ -77,7 +77,7 @@ async function echo(channel) {
   return (await channel.closed).reason
 }
 
-async function call(channel) {
+async function exchange(channel) {
   await channel.send('hello')
   const found = await channel.receive()
   await channel.end()
@@ -87,8 +87,8 @@ async function call(channel) {
 }
 
 /** Calls the peer twice, cancels the second call, and serves it until its end. */
-async function attend(channel) {
-  const first = channel.call('asked').then(String, told)
+async function callAndServe(channel) {
+  const first = channel.call('asked').then(String, describeError)
   const abort = new AbortController()
   channel.call('cancelled', { signal: abort.signal }).catch(() => {})
   abort.abort()
@@ -103,7 +103,7 @@ async function attend(channel) {
 }
 
 /** The outcome of a failed call. */
-function told(error) {
+function describeError(error) {
   return error instanceof RemoteError ? `${error.name}: ${error.message} ${error.code || '-'}` : codeOf(error)
 }
 
@@ -117,9 +117,9 @@ async function greet(channel) {
 }
 
 /** Counts messages and attachments. Writes each message with the bytes of its sealed buffers to each of its descriptors. */
-async function read(delivery, accepted) {
-  const { capacity: _, ...wanted } = options
-  const subscription = await subscribe(address, { ...wanted, ...accepted, delivery, from: 'oldest' })
+async function readAll(delivery, accepted) {
+  const { capacity: _, ...subscriberOptions } = options
+  const subscription = await subscribe(address, { ...subscriberOptions, ...accepted, delivery, from: 'oldest' })
   let count = 0
   let attached = 0
   for (let message; (message = await subscription.receive()) !== undefined; count += 1) {
@@ -145,12 +145,12 @@ function tryWrite(fd, bytes) {
 }
 
 /** Reads to the end, and prints the number of tokens up to then. */
-async function hearOut(channel) {
+async function countTokens(channel) {
   let tokens = 0
   const counting = (async () => {
     for await (const _ of channel.tokens()) tokens += 1
   })()
-  // A peer that has closed without an end is lost. `closed` says so, too.
+  // A peer that has closed without an end is lost. `closed` reports that as well.
   const received = () => channel.receive().catch(() => undefined)
   while ((await received()) !== undefined);
   const { reason } = await channel.closed
@@ -159,7 +159,7 @@ async function hearOut(channel) {
 }
 
 /** Publishes a message, with no attachment, with an open file, or with that and a sealed buffer. */
-async function distribute(publisher, number, size) {
+async function publishMessage(publisher, number, size) {
   const file = openSync(executable)
   const buffer = await SealedBuffer.from(pattern(number, 5000))
   const attachments = [{ fd: file }, buffer].slice(0, number % 3)
@@ -168,43 +168,43 @@ async function distribute(publisher, number, size) {
   closeSync(file)
 }
 
-async function echoes() {
-  const channel = await meet()
-  say(`${channel.role} ${channel.peer.pid}`)
-  say(`over ${await echo(channel)}`)
+async function joinAndEcho() {
+  const channel = await openChannel()
+  print(`${channel.role} ${channel.peer.pid}`)
+  print(`over ${await echo(channel)}`)
 }
 
-const deeds = {
-  echo: echoes,
-  shm: echoes,
+const commands = {
+  echo: joinAndEcho,
+  shm: joinAndEcho,
 
   async tokens() {
-    const channel = await meet()
-    say(`${channel.role} ${channel.peer.pid}`)
+    const channel = await openChannel()
+    print(`${channel.role} ${channel.peer.pid}`)
     for await (const token of channel.tokens()) channel.sendToken(BigInt.asUintN(64, token + 1n))
-    say(`over ${(await channel.closed).reason}`)
+    print(`over ${(await channel.closed).reason}`)
   },
 
   /** Works on each message for a while, and prints how often a timer of 5 ms has fired. */
   async busy() {
-    const channel = await meet()
-    say(`${channel.role} ${channel.peer.pid}`)
+    const channel = await openChannel()
+    print(`${channel.role} ${channel.peer.pid}`)
     let ticks = 0
     setInterval(() => (ticks += 1), 5).unref()
     for await (const _ of channel) {
       const until = performance.now() + 0.5
       while (performance.now() < until);
     }
-    say(`${ticks} ticks`)
-    say(`over ${(await channel.closed).reason}`)
+    print(`${ticks} ticks`)
+    print(`over ${(await channel.closed).reason}`)
   },
 
-  async hear() {
+  async 'count-tokens'() {
     const listener = await listen(address, options)
-    say('bound')
+    print('bound')
     for await (const channel of listener) {
-      say('in')
-      void outcome(hearOut(channel))
+      print('accepted')
+      void outcome(countTokens(channel))
     }
   },
 
@@ -213,99 +213,99 @@ const deeds = {
    */
   async member() {
     const membership = await member(address, options)
-    say(membership.role)
-    membership.on('role', say)
-    membership.on('refused', (error) => say(`refused ${codeOf(error)}`))
+    print(membership.role)
+    membership.on('role', print)
+    membership.on('refused', (error) => print(`refused ${codeOf(error)}`))
     for await (const channel of membership) {
-      say(`channel ${channel.peer.pid}`)
-      const isSpokenTo = await greet(channel).catch((error) => say(`over ${codeOf(error)}`))
-      if (!isSpokenTo) continue
+      print(`channel ${channel.peer.pid}`)
+      const receivedMessage = await greet(channel).catch((error) => print(`over ${codeOf(error)}`))
+      if (!receivedMessage) continue
       await membership.close()
-      say('left')
+      print('left')
       return
     }
   },
 
   async close() {
-    const channel = await meet()
-    say(`${channel.role} ${channel.peer.pid}`)
+    const channel = await openChannel()
+    print(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
     await channel.close()
   },
 
   async part() {
-    const channel = await meet()
-    say(`${channel.role} ${channel.peer.pid}`)
+    const channel = await openChannel()
+    print(`${channel.role} ${channel.peer.pid}`)
     await channel.receive()
     for (const [number, size] of lengths.entries()) await channel.send(pattern(number, size))
     channel.destroy()
   },
 
   async produce() {
-    const channel = await meet()
-    say(`${channel.role} ${channel.peer.pid}`)
+    const channel = await openChannel()
+    print(`${channel.role} ${channel.peer.pid}`)
     for (const [number, size] of lengths.entries()) await channel.send(pattern(number, size))
     await channel.end()
-    say('sent')
+    print('sent')
     await channel.receive()
-    say(`over ${(await channel.closed).reason}`)
+    print(`over ${(await channel.closed).reason}`)
   },
 
   async serve(accepted = {}) {
     const listener = await listen(address, { ...options, ...accepted })
-    say('bound')
-    listener.on('refused', (error) => say(codeOf(error)))
+    print('bound')
+    listener.on('refused', (error) => print(codeOf(error)))
     for await (const channel of listener) {
-      say('in')
+      print('accepted')
       void outcome(echo(channel))
     }
   },
 
-  async attach() {
-    await deeds.serve(limits())
+  async 'echo-attachments'() {
+    await commands.serve(limits())
   },
 
-  async attend() {
+  async 'serve-calls'() {
     const listener = await listen(address, options)
-    say('bound')
+    print('bound')
     for await (const channel of listener) {
-      say('in')
-      void outcome(attend(channel))
+      print('accepted')
+      void outcome(callAndServe(channel))
     }
   },
 
-  async visit() {
-    say('bound')
-    for await (const _ of asked()) await outcome(connect(address, options).then(call))
+  async 'connect-each'() {
+    print('bound')
+    for await (const _ of inputLines()) await outcome(connect(address, options).then(exchange))
   },
 
-  async broadcast() {
+  async 'publish-each'() {
     const publisher = await publish(address, { ...options, stall: 2000 })
-    say('bound')
-    publisher.on('refused', (error) => say(codeOf(error)))
+    print('bound')
+    publisher.on('refused', (error) => print(codeOf(error)))
     let sending = Promise.resolve()
     // After its messages, which the next subscriber must not get.
-    publisher.on('disconnect', (_, { reason }) => (sending = sending.then(() => say(reason))))
+    publisher.on('disconnect', (_, { reason }) => (sending = sending.then(() => print(reason))))
     publisher.on('connection', (subscriber) => {
-      say('in')
+      print('accepted')
       sending = sending.then(async () => {
-        for (const [number, size] of lengths.entries()) await distribute(publisher, number, size)
+        for (const [number, size] of lengths.entries()) await publishMessage(publisher, number, size)
         subscriber.disconnect()
       })
     })
     await publisher.closed
   },
 
-  async follow() {
-    say('bound')
-    const wanted = lengths.length > 0 ? limits() : {}
-    for await (const line of asked()) await outcome(read(line, wanted))
+  async 'subscribe-each'() {
+    print('bound')
+    const subscriberOptions = lengths.length > 0 ? limits() : {}
+    for await (const line of inputLines()) await outcome(readAll(line, subscriberOptions))
   },
 }
 
 try {
-  await deeds[deed]()
+  await commands[command]()
 } catch (error) {
-  say(codeOf(error))
+  print(codeOf(error))
   process.exitCode = 1
 }

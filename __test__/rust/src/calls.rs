@@ -104,7 +104,7 @@ fn told(outcome: Result<Vec<u8>, CallError>) -> String {
 }
 
 /// Calls the peer twice, cancels the second call, and serves it until its end, for `__test__/conformance`.
-pub(crate) fn attend(channel: Channel) -> ringfence::Result<String> {
+pub(crate) fn call_and_serve(channel: Channel) -> ringfence::Result<String> {
     let calls = channel.into_calls()?;
     let asked = calls.start(b"asked", None)?;
     drop(calls.start(b"cancelled", None)?);

@@ -9,7 +9,7 @@
 //! Prints its progress on standard output, one step in each line. An error is a line with its code, and exit code 1.
 
 mod calls;
-mod ends;
+mod conformance;
 mod merge;
 
 use std::{
@@ -66,13 +66,13 @@ fn run() -> Outcome {
         "publish" => return publish_all(&address.parse()?, &options, &sizes),
         "merge" => return merge::merge_all(&address.parse()?, &options, longest.parse()?, &sizes),
         "subscribe" => return subscribe_all(&address.parse()?, &options.wait(true)),
-        "serve" => return ends::serve(&address.parse()?, &options),
-        "attend" => return ends::attend(&address.parse()?, &options),
-        "attach" => return ends::attach(&address.parse()?, &options, &sizes),
-        "hear" => return ends::hear(&address.parse()?, &options),
-        "visit" => return ends::visit(&address.parse()?, &options),
-        "broadcast" => return ends::broadcast(&address.parse()?, executable, &options, &sizes),
-        "follow" => return ends::follow(&address.parse()?, &options, &sizes),
+        "serve" => return conformance::serve(&address.parse()?, &options),
+        "serve-calls" => return conformance::serve_calls(&address.parse()?, &options),
+        "echo-attachments" => return conformance::echo_attachments(&address.parse()?, &options, &sizes),
+        "count-tokens" => return conformance::count_tokens(&address.parse()?, &options),
+        "connect-each" => return conformance::connect_each(&address.parse()?, &options),
+        "publish-each" => return conformance::publish_each(&address.parse()?, executable, &options, &sizes),
+        "subscribe-each" => return conformance::subscribe_each(&address.parse()?, &options, &sizes),
         _ => {}
     }
     let options = if deed == "shm" {
@@ -269,7 +269,7 @@ fn produce(mut channel: Channel, sizes: &[usize]) -> Outcome {
     over(&receiver)
 }
 
-/// Reserves more than it commits, if there is room for that.
+/// Reserves more than it commits, if there is space for that.
 fn reserve(sender: &mut Sender, message: &[u8]) -> ringfence::Result<()> {
     let most = usize::try_from(sender.max_at_once()).unwrap_or(usize::MAX);
     let size = (message.len() + 100).min(most);
@@ -304,7 +304,7 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
         number += 1;
     };
     let mut turn = 0;
-    let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
+    let mut buffer = vec![0; usize::try_from(receiver.max_message_size())?];
     loop {
         match receiver.wait_readable(None) {
             Ok(true) => {}
@@ -314,33 +314,33 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
         turn += 1;
         match turn % 4 {
             0 => {
-                if let Some(length) = receiver.receive(&mut room)? {
-                    check(&room[..length]);
+                if let Some(length) = receiver.receive(&mut buffer)? {
+                    check(&buffer[..length]);
                 }
             }
             1 => {
-                if let Some(length) = receiver.try_receive(&mut room)? {
-                    check(&room[..length]);
+                if let Some(length) = receiver.try_receive(&mut buffer)? {
+                    check(&buffer[..length]);
                 }
             }
             2 => {
                 receiver.receive_each(|message: Message<'_>| check(&message.to_vec()), 3)?;
             }
-            _ => match receiver.try_receive_packed(&mut room)? {
+            _ => match receiver.try_receive_packed(&mut buffer)? {
                 Packed::Bytes(end) => {
                     let mut at = 0;
                     while at < end {
-                        let header: [u8; 4] = room[at..at + 4].try_into()?;
+                        let header: [u8; 4] = buffer[at..at + 4].try_into()?;
                         let length = u32::from_le_bytes(header) as usize;
-                        check(&room[at + 8..at + 8 + length]);
+                        check(&buffer[at + 8..at + 8 + length]);
                         at += 8 + length.next_multiple_of(8);
                     }
                 }
                 Packed::Large(size) => {
-                    while receiver.receive_part(&mut room[..size])? != Progress::Whole {
+                    while receiver.receive_part(&mut buffer[..size])? != Progress::Whole {
                         receiver.wait_readable(None)?;
                     }
-                    check(&room[..size]);
+                    check(&buffer[..size]);
                 }
                 Packed::Nothing => {}
             },
@@ -354,9 +354,9 @@ fn consume(channel: Channel, sizes: &[usize]) -> Outcome {
 /// Echoes everything.
 fn echo(channel: Channel) -> Outcome {
     let (mut sender, mut receiver) = channel.split();
-    let mut room = vec![0; usize::try_from(receiver.max_message_size())?];
-    while let Some(length) = next(&mut receiver, &mut room)? {
-        sender.send(&room[..length])?;
+    let mut buffer = vec![0; usize::try_from(receiver.max_message_size())?];
+    while let Some(length) = next(&mut receiver, &mut buffer)? {
+        sender.send(&buffer[..length])?;
     }
     sender.end();
     over(&receiver)

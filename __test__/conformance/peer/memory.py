@@ -1,4 +1,4 @@
-"""The shared object and the region: the page's sections of these names."""
+"""The shared object and the region: see these sections of protocol.md."""
 
 import ctypes
 import fcntl
@@ -123,7 +123,7 @@ def filesystem(fd):
 
 
 def accept(fd, capacity, size, owner, is_shm=False):
-    """Maps a peer's object, once it is what it must be."""
+    """Checks and maps a peer's object."""
     info = os.fstat(fd)
     checks = {
         "kind": stat.S_ISREG(info.st_mode),

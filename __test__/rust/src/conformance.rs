@@ -1,4 +1,4 @@
-//! The Rust ends for `__test__/conformance`, whose peers are honest or hostile. Each prints every outcome in a line: a code, or
+//! The Rust side of `__test__/conformance`, whose peers are well-formed or hostile. Prints each outcome in a line: a code, or
 //! how a channel ended.
 
 use std::{
@@ -18,21 +18,21 @@ use crate::{Outcome, next, say};
 
 /// Serves clients until it is stopped: echoes everything.
 pub(crate) fn serve(address: &Address, options: &Options) -> Outcome {
-    each_agent(address, options, echo)
+    serve_each(address, options, echo)
 }
 
 /// Calls each client, and serves its calls.
-pub(crate) fn attend(address: &Address, options: &Options) -> Outcome {
-    each_agent(address, options, crate::calls::attend)
+pub(crate) fn serve_calls(address: &Address, options: &Options) -> Outcome {
+    serve_each(address, options, crate::calls::call_and_serve)
 }
 
 /// Echoes the messages of each client with their attachments: a copy of each sealed buffer, and each descriptor.
-pub(crate) fn attach(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
-    each_agent(address, &accepting(options, accepted)?, echo)
+pub(crate) fn echo_attachments(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
+    serve_each(address, &with_attachments(options, accepted)?, echo)
 }
 
 /// `accepted`: whether sealed buffers are accepted (0 or 1), whether descriptors are, how many, and how many bytes.
-fn accepting(options: &Options, accepted: &[usize]) -> Outcome<Options> {
+fn with_attachments(options: &Options, accepted: &[usize]) -> Outcome<Options> {
     let [sealed, descriptors, count, bytes] = *accepted else {
         return Err("SEALED,DESCRIPTORS,COUNT,BYTES".into());
     };
@@ -45,12 +45,12 @@ fn accepting(options: &Options, accepted: &[usize]) -> Outcome<Options> {
 }
 
 /// Reads the messages of each client to the end, and prints the number of tokens up to then.
-pub(crate) fn hear(address: &Address, options: &Options) -> Outcome {
-    each_agent(address, options, count)
+pub(crate) fn count_tokens(address: &Address, options: &Options) -> Outcome {
+    serve_each(address, options, count)
 }
 
 /// Serves clients until it is stopped, each on its own thread, and prints the outcome of each.
-fn each_agent(
+fn serve_each(
     address: &Address,
     options: &Options,
     serve: fn(Channel) -> ringfence::Result<String>,
@@ -60,7 +60,7 @@ fn each_agent(
     loop {
         match listener.accept()? {
             Arrival::Accepted(channel) => {
-                say("in");
+                say("accepted");
                 thread::spawn(move || say(&outcome(serve(channel))));
             }
             Arrival::Refused(refused) => say(refused.error.code()),
@@ -70,7 +70,7 @@ fn each_agent(
 }
 
 /// Connects to a service once for each line of its input.
-pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
+pub(crate) fn connect_each(address: &Address, options: &Options) -> Outcome {
     say("bound");
     for line in io::stdin().lock().lines() {
         line?;
@@ -80,14 +80,19 @@ pub(crate) fn visit(address: &Address, options: &Options) -> Outcome {
 }
 
 /// Publishes to each subscriber, until it is stopped: messages with no attachment, with an open file, or with that and a sealed buffer.
-pub(crate) fn broadcast(address: &Address, executable: &str, options: &Options, sizes: &[usize]) -> Outcome {
+pub(crate) fn publish_each(
+    address: &Address,
+    executable: &str,
+    options: &Options,
+    sizes: &[usize],
+) -> Outcome {
     let options = options.clone().stall(Duration::from_secs(2));
     let mut publisher = publish(address, &options)?;
     say("bound");
     loop {
         match publisher.next()? {
             PublisherEvent::Subscriber(subscriber) => {
-                say("in");
+                say("accepted");
                 for (number, &size) in sizes.iter().enumerate() {
                     let file = File::open(executable)?;
                     let buffer = SealedBuffer::from_bytes(&crate::pattern(number, 5000))?;
@@ -103,11 +108,11 @@ pub(crate) fn broadcast(address: &Address, executable: &str, options: &Options, 
     }
 }
 
-/// Subscribes once for each line of its input, which has the delivery. `accepted`: as in [`accepting`], if any.
-pub(crate) fn follow(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
+/// Subscribes once for each line of its input, which has the delivery. `accepted`: as in [`with_attachments`], if any.
+pub(crate) fn subscribe_each(address: &Address, options: &Options, accepted: &[usize]) -> Outcome {
     let options = match accepted {
         [] => options.clone(),
-        accepted => accepting(options, accepted)?,
+        accepted => with_attachments(options, accepted)?,
     };
     say("bound");
     for line in io::stdin().lock().lines() {
@@ -118,7 +123,7 @@ pub(crate) fn follow(address: &Address, options: &Options, accepted: &[usize]) -
             _ => Delivery::Reliable,
         };
         let options = options.clone().delivery(delivery).from(StartFrom::Oldest);
-        say(&outcome(read(address, &options)));
+        say(&outcome(read_all(address, &options)));
     }
     Ok(())
 }
@@ -129,8 +134,8 @@ fn outcome(how: ringfence::Result<String>) -> String {
 
 fn echo(channel: Channel) -> ringfence::Result<String> {
     let (mut sender, mut receiver) = channel.split();
-    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    while let Some(length) = next(&mut receiver, &mut room)? {
+    let mut buffer = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    while let Some(length) = next(&mut receiver, &mut buffer)? {
         let mut attachments = receiver.attachments();
         for attachment in &mut attachments {
             if let Attachment::Sealed(buffer) = attachment {
@@ -138,7 +143,7 @@ fn echo(channel: Channel) -> ringfence::Result<String> {
             }
         }
         let attached: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();
-        sender.send_with(&room[..length], &attached)?;
+        sender.send_with(&buffer[..length], &attached)?;
     }
     sender.end();
     Ok(ended(receiver.close_reason()))
@@ -155,8 +160,8 @@ fn reference(attachment: &Attachment) -> AttachmentRef<'_> {
 fn count(channel: Channel) -> ringfence::Result<String> {
     let tokens = channel.tokens();
     let (_sender, mut receiver) = channel.split();
-    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    while next(&mut receiver, &mut room)?.is_some() {}
+    let mut buffer = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    while next(&mut receiver, &mut buffer)?.is_some() {}
     let mut count = 0;
     while tokens.try_token().is_some() {
         count += 1;
@@ -167,19 +172,19 @@ fn count(channel: Channel) -> ringfence::Result<String> {
 fn call(channel: Channel) -> ringfence::Result<String> {
     let (mut sender, mut receiver) = channel.split();
     sender.send(b"hello")?;
-    let mut room = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
-    let found = next(&mut receiver, &mut room)?;
+    let mut buffer = vec![0; usize::try_from(receiver.max_message_size()).expect("64 bits")];
+    let found = next(&mut receiver, &mut buffer)?;
     sender.end();
-    while next(&mut receiver, &mut room)?.is_some() {}
+    while next(&mut receiver, &mut buffer)?.is_some() {}
     let reason = ended(receiver.close_reason());
     Ok(match found {
-        Some(length) if room[..length] == *b"hello" => format!("answered, {reason}"),
+        Some(length) if buffer[..length] == *b"hello" => format!("answered, {reason}"),
         _ => reason,
     })
 }
 
 /// Counts messages and attachments. Writes each message with the bytes of its sealed buffers to each of its descriptors.
-fn read(address: &Address, options: &Options) -> ringfence::Result<String> {
+fn read_all(address: &Address, options: &Options) -> ringfence::Result<String> {
     let mut subscription = subscribe(address, options)?;
     let (mut count, mut attached) = (0, 0);
     while let Some(mut bytes) = subscription.receive_vec()? {

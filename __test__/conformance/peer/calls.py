@@ -1,4 +1,4 @@
-"""Frames of calls: the page's section of this name."""
+"""Frames of calls: see this section of protocol.md."""
 
 import struct
 
@@ -21,7 +21,7 @@ def read_texts(body):
     while body:
         (length,) = struct.unpack_from("<I", body)
         if len(body) < 4 + length:
-            raise Violation("an error is cut")
+            raise Violation("a truncated error")
         found.append(body[4:4 + length])
         body = body[4 + length:]
     return tuple(found)
@@ -29,7 +29,7 @@ def read_texts(body):
 
 def send(channel, sent):
     """Sends a frame as a message with CALL."""
-    for index, (flags, payload) in enumerate(channel.sends.cuts(sent)):
+    for index, (flags, payload) in enumerate(channel.writer.fragments(sent)):
         channel.put(flags | (0 if index else CALL), payload)
 
 
@@ -38,7 +38,7 @@ def receive(channel):
     found = channel.receive()
     if found is None:
         return None
-    if not channel.reads.call:
+    if not channel.reader.call:
         return None, None, found
     if len(found) < 16:
         raise Violation(f"a frame of {len(found)} bytes")
@@ -48,9 +48,9 @@ def receive(channel):
     return kind, number, found[16:]
 
 
-def asked(channel):
-    """The two calls with which the real end begins, of which it cancels the second."""
+def receive_first(channel):
+    """The first two calls of the implementation, of which it cancels the second."""
     return [receive(channel) for _ in range(3)]
 
 
-ASKED = [(REQUEST, 0, b"asked"), (REQUEST, 1, b"cancelled"), (CANCEL, 1, b"")]
+FIRST_FRAMES = [(REQUEST, 0, b"asked"), (REQUEST, 1, b"cancelled"), (CANCEL, 1, b"")]

@@ -1,4 +1,4 @@
-"""Attachments: the page's section of this name."""
+"""Attachments: see this section of protocol.md."""
 
 import fcntl
 import os
@@ -13,7 +13,7 @@ from .wire import Violation
 SEALED, DESCRIPTORS = 4, 8
 SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 PARCEL = 2
-MOST = 253
+MAX_COUNT = 253
 NO_SIZE = (1 << 64) - 1
 _HUGETLBFS = 0x958458F6
 
@@ -62,38 +62,38 @@ def kinds(words):
     return {DESCRIPTORS if word == NO_SIZE else SEALED for word in words}
 
 
-def load_of(words):
+def usage(words):
     return len(words), sum(word for word in words if word != NO_SIZE)
 
 
 def fits(unread, load, receiver, head):
-    """Whether the receiver, which has read up to its head, accepts this load beside the unread ones. `receiver`: its HELLO."""
+    """Whether the receiver, which has read up to its head, accepts these beside the unread ones. `receiver`: its HELLO."""
     while unread and unread[0][0] <= head:
         unread.pop(0)
     limits = receiver.max_attachments, receiver.max_attached_bytes
     return all(sum(held[at] for _, held in unread) + load[at] <= limits[at] for at in (0, 1))
 
 
-def post(sock, parcel, fds):
+def send_parcel(sock, parcel, fds):
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack(f"={len(fds)}i", *fds))] if fds else []
     sock.sendmsg([parcel], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
 
 def send(channel, message, attached):
-    """Sends a message with attachments, each a size or NO_SIZE and a descriptor, once the peer accepts so many more."""
+    """Sends a message with attachments, each a size or NO_SIZE and a descriptor, once the peer accepts them."""
     words = [word for word, _ in attached]
-    unread, load = channel.sends.unread, load_of(words)
+    unread, load = channel.writer.unread, usage(words)
 
-    def has_room():
+    def has_space():
         head = channel.peer.load(memory.HEAD)
-        channel.sends.look(head)
-        return fits(unread, load, channel.met.theirs, head)
+        channel.writer.check_head(head)
+        return fits(unread, load, channel.parts.theirs, head)
 
-    channel.wait_for_room(has_room)
-    post(channel.bell.sock, pack(words), [fd for _, fd in attached])
-    for index, (flags, payload) in enumerate(channel.sends.cuts(message)):
+    channel.wait_for_space(has_space)
+    send_parcel(channel.doorbell.sock, pack(words), [fd for _, fd in attached])
+    for index, (flags, payload) in enumerate(channel.writer.fragments(message)):
         channel.put(flags | (0 if index else len(words) << ATTACHED), payload)
-    unread.append((channel.sends.tail, load))
+    unread.append((channel.writer.tail, load))
 
 
 def close(attached):
@@ -112,7 +112,7 @@ class Parcels:
         self.unread = []
 
     def read(self, sock):
-        """A wakeup or a parcel. Says whether there was one: else the line has ended."""
+        """Reads a wakeup or a parcel. Returns False if the line has ended."""
         first, fds = self._receive(sock, 1)
         if first != bytes([PARCEL]):
             if fds:
@@ -123,7 +123,7 @@ class Parcels:
         number = struct.unpack("<Q", self._receive(sock, 8)[0])[0] if self.numbered else 0
         body = self._receive(sock, 8 * count)[0] if count else b""
         words = struct.unpack(f"<{count}Q", body)
-        if not (0 if self.numbered else 1) <= count <= MOST or len(fds) != count:
+        if not (0 if self.numbered else 1) <= count <= MAX_COUNT or len(fds) != count:
             raise Violation(f"a parcel of {count} with {len(fds)} descriptors")
         if any(not self.accepts.features & kind for kind in kinds(words)):
             raise Violation("a kind that this end does not accept")
@@ -142,9 +142,9 @@ class Parcels:
         return True
 
     def _is_full(self):
-        return not fits([(1, load_of([word for word, _ in parcel])) for _, parcel in self.unread], (0, 0), self.accepts, 0)
+        return not fits([(1, usage([word for word, _ in parcel])) for _, parcel in self.unread], (0, 0), self.accepts, 0)
 
-    def take(self, count, number=0):
+    def pop(self, count, number=0):
         """The attachments of the record that is read next, which announces this number of them. `number`: of its message."""
         while self.unread and self.unread[0][0] < number:
             close(self.unread.pop(0)[1])
@@ -164,7 +164,7 @@ class Parcels:
     @staticmethod
     def _receive(sock, length):
         # The line passes credentials, too.
-        room = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4 * MOST)
+        room = socket.CMSG_SPACE(12) + socket.CMSG_SPACE(4 * MAX_COUNT)
         found, ancillary, _, _ = sock.recvmsg(length, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
         fds = []
         for level, kind, content in ancillary:

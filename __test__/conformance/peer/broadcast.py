@@ -1,13 +1,13 @@
-"""One to many: the page's section of this name."""
+"""One to many: see this section of protocol.md."""
 
 import os
 import socket
 import time
 
-from . import attachments, memory, meet, wire
+from . import attachments, memory, handshake, wire
 from .memory import FLOOR, MARKS, PHASE, READER_PARKED, RING, TAIL, WRITER_PARKED
-from .ring import ALIGNED, ATTACHED, PADDING, PHASES, WHOLE, Bell, Exposed, record_size
-from .wire import Hello, Lost, Offer, Violation
+from .ring import ALIGNED, ATTACHED, PADDING, PHASES, WHOLE, Doorbell, Exposed, record_size
+from .wire import Hello, Disconnected, Offer, Violation
 
 RELIABLE, BEST_EFFORT, LATEST = 1, 2, 3
 NOW, OLDEST, FROM_LATEST = 1, 2, 3
@@ -27,44 +27,44 @@ def parked_word(slot):
 
 
 class Subscription:
-    """A subscriber, of any delivery and beginning."""
+    """A subscriber, with any delivery and start."""
 
     LIMIT = 60
 
-    def __init__(self, address, delivery=RELIABLE, start=NOW, longest=1 << 20, tongue=None, limit=30, features=0,
+    def __init__(self, address, delivery=RELIABLE, start=NOW, longest=1 << 20, hooks=None, limit=30, features=0,
                  max_attachments=0, max_attached_bytes=0):
         hello = Hello(capacity=0, longest=longest, features=features, meeting=wire.BROADCAST, delivery=delivery, start=start,
                       max_attachments=max_attachments, max_attached_bytes=max_attached_bytes)
         self.delivery, self.start = delivery, start
-        sock = meet.dial(address)
+        sock = handshake.connect(address)
         if sock is None:
-            raise Lost("no process listens")
+            raise Disconnected("no process listens")
         deadline = time.monotonic() + limit
         with sock:
-            line, theirs = meet.begin_as_guest(sock, hello, tongue, deadline)
+            line, theirs = handshake.exchange_hello_as_guest(sock, hello, hooks, deadline)
         try:
-            self._shake(line, hello, theirs)
+            self._handshake(line, hello, theirs)
         except BaseException:
             line.close()
             raise
         parcels = attachments.Parcels(hello, numbered=True) if max_attachments else None
-        self.bell = Bell(line.sock, line.sender[0], parcels)
+        self.doorbell = Doorbell(line.sock, line.peer[0], parcels)
         # Of the last record: how many it announces, and those of the last message that was taken.
         self.announced, self.attached = 0, []
         self.parked = 0
-        self._begin()
+        self._skip_to_start()
 
-    def _shake(self, line, mine, theirs):
+    def _handshake(self, line, mine, theirs):
         self.own, raw = memory.make(0)
         try:
-            line.tongue.before("offer", line)
-            line.say(wire.OFFER, Offer(theirs.nonce, self.own.size, 0).pack(), [raw])
+            line.hooks.reached("offer", line)
+            line.send(wire.OFFER, Offer(theirs.nonce, self.own.size, 0).pack(), [raw])
         finally:
             os.close(raw)
-        body, fds = line.hear(wire.OFFER, 2)
+        body, fds = line.receive(wire.OFFER, 2)
         try:
-            offer = meet.check_offer(Offer.unpack(body), mine, theirs)
-            owner = line.sender[1]
+            offer = handshake.check_offer(Offer.unpack(body), mine, theirs)
+            owner = line.peer[1]
             self.control = memory.accept(fds[0], 0, memory.CONTROL, owner)
             self.ring = memory.accept(fds[1], theirs.capacity, offer.size, owner)
         finally:
@@ -76,26 +76,26 @@ class Subscription:
         self.lost = 0
         self.tail = self.head
         self.own.store(head_word(self.slot), self.head)
-        self.began_at = self.ring.load(TAIL)
-        # Used by meet.ready.
+        self.tail_at_start = self.ring.load(TAIL)
+        # Used by handshake.ready.
         self.mine, self.theirs = mine, theirs
-        meet.ready(self, False)
+        handshake.ready(self, False)
 
-    def _begin(self):
-        """Walks from the mark that OFFER has told to where this subscription begins."""
+    def _skip_to_start(self):
+        """Reads from the mark in OFFER to the start of this subscription."""
         if self.start == OLDEST:
             return
-        goal = self.began_at
+        goal = self.tail_at_start
         last = None
         if self.start == FROM_LATEST:
             goal = self.ring.load(TAIL)
         while self.head < goal:
             here = self.head, self.sequence
             try:
-                message = self._record(goal)
+                message = self._read_record(goal)
             except _Overtaken:
                 if self.delivery == RELIABLE:
-                    raise Violation("overtaken in a place that was held") from None
+                    raise Violation("overtaken at a reserved position") from None
                 # Messages before the start do not count as lost.
                 self._go_to_mark()
                 self.lost = 0
@@ -104,35 +104,35 @@ class Subscription:
                 last = here
         if self.start == FROM_LATEST and last is not None:
             self.head, self.sequence = last
-        self._say_head()
+        self._store_head()
 
-    def _say_head(self):
+    def _store_head(self):
         self.own.store(head_word(self.slot), self.head)
         if self.delivery == RELIABLE:
             memory.fence()
-            self.bell.ring_if_parked(self.ring.load(WRITER_PARKED), WRITER_PARKED)
+            self.doorbell.wake_if_parked(self.ring.load(WRITER_PARKED), WRITER_PARKED)
 
     def _is_overtaken(self):
         """Whether the copied bytes may have been overwritten."""
         memory.fence()
         return self.ring.load(FLOOR) > self.head
 
-    def _record(self, tail):
+    def _read_record(self, tail):
         """One record before `tail`: its payload, or None for padding. Overtaken raises `_Overtaken`, and decides nothing."""
-        place = self.head % self.capacity
-        rest = self.capacity - place
-        header = self.ring.load(RING + place)
+        offset = self.head % self.capacity
+        rest = self.capacity - offset
+        header = self.ring.load(RING + offset)
         length, flags = header & 0xFFFFFFFF, header >> 32
         size, gap = (rest, 0) if flags == PADDING else record_size(self.head, length, flags)
-        at = RING + place + 8 + gap
+        at = RING + offset + 8 + gap
         payload = bytes(self.ring.bytes[at:at + min(length, self.capacity)])
         if self._is_overtaken():
             raise _Overtaken
         if size > tail - self.head:
             raise Violation(f"a record of {size}, {tail - self.head} published")
         if flags == PADDING:
-            if place == 0 or length != rest - 8:
-                raise Violation(f"padding of {length} at {place}")
+            if offset == 0 or length != rest - 8:
+                raise Violation(f"padding of {length} at {offset}")
             self.head += size
             return None
         if flags & ~(ALIGNED | 255 << ATTACHED) != WHOLE or length > self.capacity // 8 or size > rest + 64:
@@ -144,19 +144,19 @@ class Subscription:
 
     def _collect(self):
         """The attachments of the last record. Before its head is shown: the publisher then counts them as read."""
-        self.bell.hear()
-        parcels = self.bell.parcels
-        self.attached = parcels.take(self.announced, self.sequence) if parcels and self.announced else []
+        self.doorbell.drain()
+        parcels = self.doorbell.parcels
+        self.attached = parcels.pop(self.announced, self.sequence) if parcels and self.announced else []
 
-    def _look(self):
-        """The tail, once it is believed; and where reading ends, or None."""
+    def _check_tail(self):
+        """Returns the checked tail, and whether reading ends there."""
         phase = self.control.load(PHASE)
         if phase not in PHASES:
             raise Violation(f"phase {phase}")
         if phase == 3:
             raise Exposed
         end = self.control.load(TAIL)
-        over = phase != 0 or self.bell.over
+        over = phase != 0 or self.doorbell.closed
         tail = self.ring.load(TAIL)
         memory.fence()
         floor = self.ring.load(FLOOR)
@@ -167,20 +167,20 @@ class Subscription:
             return min(tail, end & ~1), True
         return tail, over
 
-    def take(self):
-        """The next message, or None: nothing is there. Second: whether nothing more will come."""
-        self.bell.hear()
-        tail, over = self._look()
+    def try_receive(self):
+        """Returns the next message or None, and whether no more will follow."""
+        self.doorbell.drain()
+        tail, over = self._check_tail()
         try:
             if self.delivery == LATEST:
-                return self._newest(tail), over
+                return self._read_latest(tail), over
             while self.head < tail:
-                message = self._record(tail)
+                message = self._read_record(tail)
                 if message is not None:
                     self._collect()
-                    self._say_head()
+                    self._store_head()
                     return message, False
-            self._say_head()
+            self._store_head()
             return None, over
         except _Overtaken:
             if self.control.load(PHASE) == 6:
@@ -188,13 +188,13 @@ class Subscription:
             if self.delivery == RELIABLE:
                 raise Violation("overtaken, and not evicted") from None
             self._go_to_mark()
-            return self.take()
+            return self.try_receive()
 
-    def _newest(self, tail):
+    def _read_latest(self, tail):
         found, before = None, self.sequence
         try:
             while self.head < tail:
-                message = self._record(tail)
+                message = self._read_record(tail)
                 found = found if message is None else message
         except _Overtaken:
             # The skipped messages cannot be returned later.
@@ -203,7 +203,7 @@ class Subscription:
         if found is not None:
             self.lost += self.sequence - before - 1
             self._collect()
-        self._say_head()
+        self._store_head()
         return found
 
     def _go_to_mark(self):
@@ -229,7 +229,7 @@ class Subscription:
     def receive(self):
         """The next message, or None at the end."""
         while True:
-            message, over = self.take()
+            message, over = self.try_receive()
             if message is not None:
                 return message
             if over:
@@ -238,24 +238,24 @@ class Subscription:
             self.parked += 1
             self.own.store(word, self.parked)
             memory.fence()
-            heard = True
+            woken = True
             if self.ring.load(TAIL) == self.tail and self.control.load(PHASE) == 0:
-                heard = self.bell.wait(self.LIMIT)
+                woken = self.doorbell.wait(self.LIMIT)
             self.parked += 1
             self.own.store(word, self.parked)
-            self.bell.hear()
-            if not heard:
-                raise TimeoutError("no bell has come")
+            self.doorbell.drain()
+            if not woken:
+                raise TimeoutError("no wakeup has arrived")
 
     def close(self):
         # Its sending has ended before it closes.
         self.own.store(PHASE, 1)
         self.own.store(PHASE, 10)
         try:
-            self.bell.sock.shutdown(socket.SHUT_RDWR)
+            self.doorbell.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
-        self.bell.close()
+        self.doorbell.close()
         for region in (self.own, self.control, self.ring):
             region.release()
 
@@ -264,8 +264,8 @@ class _Overtaken(Exception):
     """The publisher has moved the floor past what was being read."""
 
 
-class Reader:
-    """What a publisher has of one subscriber."""
+class Subscriber:
+    """A publisher's state of one subscriber."""
 
     def __init__(self, publisher, line, mine, theirs, slot):
         self.line, self.mine, self.theirs, self.slot = line, mine, theirs, slot
@@ -280,25 +280,25 @@ class Reader:
         try:
             offer = Offer(theirs.nonce, publisher.ring.size, publisher.capacity, position=position, sequence=sequence,
                           slot=slot)
-            line.tongue.before("offer", line)
-            line.say(wire.OFFER, offer.pack(), [raw, publisher.raw])
+            line.hooks.reached("offer", line)
+            line.send(wire.OFFER, offer.pack(), [raw, publisher.raw])
         finally:
             os.close(raw)
-        body, (fd,) = line.hear(wire.OFFER, 1)
+        body, (fd,) = line.receive(wire.OFFER, 1)
         try:
-            offer = meet.check_offer(Offer.unpack(body), mine, theirs)
-            self.peer = memory.accept(fd, 0, offer.size, line.sender[1])
+            offer = handshake.check_offer(Offer.unpack(body), mine, theirs)
+            self.peer = memory.accept(fd, 0, offer.size, line.peer[1])
         finally:
             os.close(fd)
         # The memory in which hostile subclasses write.
         self.own, self.ring = self.control, publisher.ring
-        meet.ready(self, True)
-        self.bell = Bell(line.sock, line.sender[0])
+        handshake.ready(self, True)
+        self.doorbell = Doorbell(line.sock, line.peer[0])
         memory.fence()
-        self.bell.ring()
+        self.doorbell.wake()
 
-    def look(self, tail):
-        """Its head, once it is believed."""
+    def check_head(self, tail):
+        """Returns the checked head."""
         head = self.peer.load(head_word(self.slot))
         if head % 8 or not self.head <= head <= tail:
             raise Violation(f"head {head} after {self.head}, tail {tail}")
@@ -309,14 +309,14 @@ class Reader:
         return all(self.theirs.features & kind for kind in attachments.kinds(words))
 
     def fits(self, words, tail):
-        """Whether it holds so few unread attachments that it accepts these, too."""
-        return attachments.fits(self.unread, attachments.load_of(words), self.theirs, self.look(tail))
+        """Whether it accepts these beside its unread attachments."""
+        return attachments.fits(self.unread, attachments.usage(words), self.theirs, self.check_head(tail))
 
     def post(self, attached, number):
-        """Puts a parcel on its line, or withdraws one; says whether there was room. There is for a withdrawal."""
+        """Puts a parcel on its line, or withdraws one. Returns whether there was space. There always is for a withdrawal."""
         parcel = attachments.pack([word for word, _ in attached], number)
         try:
-            attachments.post(self.bell.sock, parcel, [fd for _, fd in attached])
+            attachments.send_parcel(self.doorbell.sock, parcel, [fd for _, fd in attached])
         except BlockingIOError:
             if self.delivery == RELIABLE or not attached:
                 raise
@@ -324,26 +324,26 @@ class Reader:
         return True
 
     def wake(self):
-        self.bell.ring_if_parked(self.peer.load(parked_word(self.slot)), READER_PARKED)
+        self.doorbell.wake_if_parked(self.peer.load(parked_word(self.slot)), READER_PARKED)
 
     def finish(self, phase, end):
-        """Says where its reading ends, and why."""
+        """Announces where its reading ends, and why."""
         self.control.store(TAIL, end | 1)
         self.control.store(PHASE, phase)
-        self.bell.ring()
+        self.doorbell.wake()
 
     def release(self):
-        self.bell.close()
+        self.doorbell.close()
         self.control.release()
         self.peer.release()
 
 
 class Publisher:
-    """A publisher that is asked to let subscribers in, one after the other."""
+    """A publisher that accepts one subscriber at a time."""
 
-    def __init__(self, address, capacity=65536, longest=4096, tongue=None):
-        self.capacity, self.longest, self.tongue = capacity, longest, tongue
-        self.place = meet.Place(address) if address else None
+    def __init__(self, address, capacity=65536, longest=4096, hooks=None):
+        self.capacity, self.longest, self.hooks = capacity, longest, hooks
+        self.bound = handshake.BoundAddress(address) if address else None
         self.ring, self.raw = memory.make(capacity)
         self.tail = self.floor = self.sequence = self.parked = 0
         self.marks = []
@@ -351,28 +351,28 @@ class Publisher:
         self.slots = 0
 
     def start(self, begin):
-        """The mark at which a newcomer begins."""
+        """The mark at which a new subscriber starts."""
         held = [mark for mark in self.marks if mark[0] >= self.floor]
         if not held:
             return self.tail, self.sequence
         return held[0] if begin == OLDEST else held[-1]
 
     def accept(self, limit=30):
-        """Lets the next subscriber in."""
-        self.place.sock.settimeout(limit)
-        sock, _ = self.place.sock.accept()
+        """Accepts the next subscriber."""
+        self.bound.sock.settimeout(limit)
+        sock, _ = self.bound.sock.accept()
         sock.setblocking(True)
         with sock:
-            return self.let_in(sock, time.monotonic() + limit)
+            return self.admit(sock, time.monotonic() + limit)
 
-    def let_in(self, sock, deadline):
-        """The handshake with one that has connected."""
+    def admit(self, sock, deadline):
+        """Handshakes with a connected subscriber."""
         hello = Hello(capacity=self.capacity, longest=self.longest, meeting=wire.BROADCAST)
-        line, theirs = meet.begin_as_host(sock, hello, self.tongue, deadline)
+        line, theirs = handshake.exchange_hello_as_host(sock, hello, self.hooks, deadline)
         try:
             if theirs.longest < self.longest or theirs.delivery not in (1, 2, 3) or theirs.start not in (1, 2, 3):
-                raise Violation("a subscriber that asks for what there is not")
-            reader = Reader(self, line, hello, theirs, self.slots)
+                raise Violation("a subscriber with impossible options")
+            reader = Subscriber(self, line, hello, theirs, self.slots)
         except BaseException:
             line.close()
             raise
@@ -380,7 +380,7 @@ class Publisher:
         self.readers[reader.slot] = reader
         return reader
 
-    def pass_on(self, attached, stall=60.0):
+    def send_parcels(self, attached, stall=60.0):
         """
         Puts attachments of the next message on the lines of those that accept them; returns those readers. Another call before that
         message is published replaces them, or withdraws them.
@@ -397,18 +397,18 @@ class Publisher:
         return passed
 
     def send(self, message, attached=(), stall=60.0):
-        passed = self.pass_on(attached, stall)
+        passed = self.send_parcels(attached, stall)
         self.put(WHOLE | len(attached) << ATTACHED, message, stall)
         for reader in passed:
             reader.unpublished = False
-            reader.unread.append((self.tail, attachments.load_of([word for word, _ in attached])))
+            reader.unread.append((self.tail, attachments.usage([word for word, _ in attached])))
 
     def put(self, flags, message, stall=60.0):
-        """One record, as soon as there is room."""
+        """Writes one record as soon as there is space."""
         size, gap = record_size(self.tail, len(message), 0)
         rest = self.capacity - self.tail % self.capacity
         padding = rest if size > rest + 64 else 0
-        self._make_room(self.tail + padding + size - self.capacity, stall)
+        self._free_space(self.tail + padding + size - self.capacity, stall)
         if padding:
             self.ring.store(RING + self.capacity - rest, PADDING << 32 | rest - 8)
         begin = self.tail + padding
@@ -428,22 +428,22 @@ class Publisher:
         for reader in self.readers.values():
             reader.wake()
 
-    def _make_room(self, floor, stall):
-        """Moves the floor to the first mark that is not before this position, once no reliable reader is in the way."""
+    def _free_space(self, floor, stall):
+        """Moves the floor to the first mark at or after this position, once no reliable subscriber is blocking."""
         if floor <= self.floor:
             return
-        self._wait(lambda reader: reader.look(self.tail) < floor, stall)
+        self._wait(lambda reader: reader.check_head(self.tail) < floor, stall)
         goal = next(mark[0] for mark in self.marks if mark[0] >= floor)
-        heads = [reader.look(self.tail) for reader in self.readers.values() if reader.delivery == RELIABLE]
-        # It lies at the beginning of a record, and not after a head: a mark, or a head itself.
+        heads = [reader.check_head(self.tail) for reader in self.readers.values() if reader.delivery == RELIABLE]
+        # It is the start of a record, and not behind a head: a mark, or a head itself.
         self.floor = max(floor if floor == goal else 0, min([goal, *heads]))
         self.ring.store(FLOOR, self.floor)
         memory.fence()
 
-    def _wait(self, is_in_the_way, stall):
-        """Until no reliable reader is in the way. Those that stay there for so long are evicted."""
+    def _wait(self, is_blocking, stall):
+        """Waits until no reliable subscriber is blocking. Evicts those that block for `stall` seconds."""
         deadline = time.monotonic() + stall
-        while slow := [reader for reader in self.readers.values() if reader.delivery == RELIABLE and is_in_the_way(reader)]:
+        while slow := [reader for reader in self.readers.values() if reader.delivery == RELIABLE and is_blocking(reader)]:
             if time.monotonic() >= deadline:
                 for reader in slow:
                     self.evict(reader)
@@ -451,8 +451,8 @@ class Publisher:
             self.parked += 1
             self.ring.store(WRITER_PARKED, self.parked)
             memory.fence()
-            if all(is_in_the_way(reader) for reader in slow):
-                slow[0].bell.wait(min(1.0, max(0.0, deadline - time.monotonic())))
+            if all(is_blocking(reader) for reader in slow):
+                slow[0].doorbell.wait(min(1.0, max(0.0, deadline - time.monotonic())))
             self.parked += 1
             self.ring.store(WRITER_PARKED, self.parked)
 
@@ -469,13 +469,13 @@ class Publisher:
         for reader in self.readers.values():
             reader.finish(2, self.tail)
             try:
-                reader.bell.sock.shutdown(socket.SHUT_RDWR)
+                reader.doorbell.sock.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
             reader.release()
         self.readers = {}
-        if self.place is not None:
-            self.place.release()
+        if self.bound is not None:
+            self.bound.release()
         os.close(self.raw)
         self.ring.release()
 

@@ -1,4 +1,4 @@
-"""Tokens: the page's section of this name. A mailbox of this thread, and what goes to the peer's."""
+"""Tokens: see this section of protocol.md. A mailbox of this thread, and what goes to the peer's."""
 
 import ctypes
 import errno
@@ -27,7 +27,7 @@ def _call(name, *words):
 
 class Mailbox:
     """
-    Where tokens come for one channel. The signal stays blocked in this thread, which alone may take them.
+    The tokens of one channel. The signal stays blocked in this thread, which alone may receive them.
     """
 
     def __init__(self, number=None):
@@ -38,8 +38,8 @@ class Mailbox:
         self.strays = 0
         signal.pthread_sigmask(signal.SIG_BLOCK, [self.number])
 
-    def take(self, limit):
-        """The next token; None where none has come by then."""
+    def receive(self, limit):
+        """Returns the next token, or None if none arrives within the limit."""
         wanted = ctypes.create_string_buffer(struct.pack("<Q", 1 << self.number - 1))
         found = ctypes.create_string_buffer(_SIGINFO)
         seconds = ctypes.create_string_buffer(struct.pack("=qq", int(limit), int(limit % 1 * 1e9)))
@@ -58,15 +58,15 @@ class Mailbox:
             self.strays += 1
 
 
-class Post:
+class TokenSender:
     """Sends tokens to the peer of a channel."""
 
     def __init__(self, channel):
-        offer = channel.met.offer
+        offer = channel.parts.offer
         if not 32 <= offer.number <= 64:
             raise Violation(f"tokens by signal {offer.number}")
         self.offer, self.own = offer, channel.own
-        self.process = channel.met.line.sender[0]
+        self.process = channel.parts.line.peer[0]
         self.sent = 0
 
     def send(self, token, announce=True):
@@ -76,7 +76,7 @@ class Post:
             self.own.store(TOKENS, self.sent)
 
     def forge(self, token, mailbox=None, secret=None):
-        """What only looks like a token, and counts for none."""
+        """Sends a signal that is not a valid token."""
         self._queue(token, self.offer.mailbox if mailbox is None else mailbox, secret or bytes(16))
 
     def _queue(self, token, mailbox, secret):

@@ -1,4 +1,4 @@
-"""What is said on the line: the page's sections "Credentials" and "Frames"."""
+"""Frames of the line: see "Credentials" and "Frames" in protocol.md."""
 
 import os
 import select
@@ -25,11 +25,11 @@ _OFFER = struct.Struct("<32sQQIIII16sQQII")
 
 
 class Violation(Exception):
-    """The peer said what the page does not allow."""
+    """The peer has violated the protocol."""
 
 
-class Lost(Exception):
-    """The line has ended."""
+class Disconnected(Exception):
+    """The line was closed."""
 
 
 class Refused(Exception):
@@ -76,7 +76,7 @@ class Hello:
         return hello
 
     def agree(self, other):
-        """What must be the same on both sides."""
+        """Checks what must be equal on both sides."""
         if (self.backing, self.meeting) != (other.backing, other.meeting):
             raise Violation(f"backing, meeting: {self.backing, self.meeting} and {other.backing, other.meeting}")
         if other.capacity > MAX_PEER_CAPACITY:
@@ -143,28 +143,28 @@ def peer_credentials(sock):
     return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
 
 
-class Honest:
+class Hooks:
     """Prepares frames for sending. A hostile peer substitutes its own."""
 
     def frame(self, kind, frame, fds):
-        """The frame's bytes and descriptors, as they go out; None says nothing at all."""
+        """Returns the bytes and descriptors to send, or None to send nothing."""
         return frame, fds
 
-    def said(self, kind):
-        """A frame has gone out."""
+    def sent(self, kind):
+        """Called after a frame was sent."""
 
-    def before(self, moment, end):
-        """A moment of the handshake or of the channel has come: 'hello', 'offer', 'ready', 'open'."""
+    def reached(self, stage, state):
+        """Called at each stage: 'hello', 'offer', 'ready', 'open'."""
 
 
 class Line:
-    """A connected socket, and the only process that may speak on it."""
+    """A connected socket, and the credentials of the only process that may send on it."""
 
-    def __init__(self, sock, sender, deadline, tongue=None):
+    def __init__(self, sock, peer, deadline, hooks=None):
         self.sock = sock
-        self.sender = sender
+        self.peer = peer
         self.deadline = deadline
-        self.tongue = tongue or Honest()
+        self.hooks = hooks or Hooks()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         # Options that belong to the socket, which the peer may have set: SO_PASSPIDFD, SO_PASSSEC.
         for option in (76, 34):
@@ -176,8 +176,8 @@ class Line:
     def close(self):
         self.sock.close()
 
-    def say(self, kind, body, fds=()):
-        said = self.tongue.frame(kind, pack_frame(kind, body), list(fds))
+    def send(self, kind, body, fds=()):
+        said = self.hooks.frame(kind, pack_frame(kind, body), list(fds))
         if said is None:
             return
         frame, fds = said
@@ -192,18 +192,18 @@ class Line:
                 self._wait(select.POLLOUT)
                 continue
             except (BrokenPipeError, ConnectionResetError) as error:
-                raise Lost("hung up on") from error
+                raise Disconnected("disconnected") from error
             frame = frame[sent:]
             # Descriptors go with the first byte, the credentials with each.
             ancillary = ancillary[:1]
-        self.tongue.said(kind)
+        self.hooks.sent(kind)
 
     def _wait(self, event):
         left = self.deadline - time.monotonic()
         poll = select.poll()
         poll.register(self.sock, event)
         if left <= 0 or not poll.poll(left * 1000):
-            raise TimeoutError("the peer has not spoken by the deadline")
+            raise TimeoutError("the peer has sent nothing until the deadline")
 
     def _read(self, wanted, fds):
         got = b""
@@ -216,7 +216,7 @@ class Line:
                 self._wait(select.POLLIN)
                 continue
             except ConnectionResetError as error:
-                raise Lost("hung up on") from error
+                raise Disconnected("disconnected") from error
             credentials = None
             for level, kind, content in ancillary:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
@@ -226,15 +226,15 @@ class Line:
                 else:
                     raise Violation(f"control message {level}, {kind}")
             if not data:
-                raise Lost("the line has ended")
+                raise Disconnected("the line has ended")
             if flags & socket.MSG_CTRUNC:
                 raise Violation("descriptors were cut off")
-            if credentials != self.sender:
-                raise Violation(f"line: sent by {credentials}, expected {self.sender}")
+            if credentials != self.peer:
+                raise Violation(f"line: sent by {credentials}, expected {self.peer}")
             got += data
         return got
 
-    def hear(self, kind, count=0):
+    def receive(self, kind, count=0):
         """The body of the next frame, which must be of this kind, and the descriptors that came with it."""
         fds = []
         try:
@@ -248,7 +248,7 @@ class Line:
             if found == REFUSE:
                 raise unpack_refuse(body)
             if found != kind:
-                raise Violation(f"{NAMES[found]}, where {NAMES[kind]} was to come")
+                raise Violation(f"{NAMES[found]}, expected {NAMES[kind]}")
             if len(fds) != count:
                 raise Violation(f"{len(fds)} descriptors with {NAMES[kind]}")
             return body, fds

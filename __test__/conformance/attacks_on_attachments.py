@@ -1,4 +1,4 @@
-"""Lies of attachments: parcels, descriptors and records that no honest sender combines, and buffers that are not sealed."""
+"""Attacks with attachments: impossible combinations of parcels, descriptors and records, and unsealed buffers."""
 
 import contextlib
 import fcntl
@@ -6,13 +6,13 @@ import os
 import tempfile
 import time
 
-from ends import LIMIT, End, Failure
-from honest import BOTH, with_attachments
-from lies import CAPACITY, LONGEST, OBJECTS
-from other_end import many, meet, memory
-from other_end.attachments import DESCRIPTORS, NO_SIZE, SEALED, SEALS, close, pack, post, seal
-from other_end.ring import ATTACHED, FIRST, LAST, WHOLE
-from other_end.wire import Lost
+from endpoints import LIMIT, Endpoint, Failure
+from conforming import BOTH, with_attachments
+from attacks import CAPACITY, LONGEST, OBJECTS
+from peer import broadcast, handshake, memory
+from peer.attachments import DESCRIPTORS, NO_SIZE, SEALED, SEALS, close, pack, seal, send_parcel
+from peer.ring import ATTACHED, FIRST, LAST, WHOLE
+from peer.wire import Disconnected
 
 CORRUPT, UNSOUND = "RING_CORRUPT", "OBJECT_UNSOUND"
 COUNT, BYTES = 4, 1 << 20
@@ -33,7 +33,7 @@ def _pipe():
 
 def _memory(size, allocated, seals=SEALS):
     """A memfd with memory at these pages alone."""
-    fd = os.memfd_create("lie", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("attack", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     for page in allocated:
         if memory.allocate(fd, _KEEP_SIZE, page * PAGE, PAGE) != 0:
@@ -50,11 +50,11 @@ def _read_only():
         os.close(fd)
 
 
-def _told(sock, put, parcels, records):
+def _send_all(sock, put, parcels, records):
     """Parcels, each its bytes and its attachments; then records, each its flags, a number of attachments and its payload."""
     for parcel, attached in parcels:
         try:
-            post(sock, parcel, [fd for _, fd in attached])
+            send_parcel(sock, parcel, [fd for _, fd in attached])
         except PermissionError:
             pass  # The end accepts none, and its kernel refuses them.
         finally:
@@ -71,8 +71,8 @@ def _message(count):
     return WHOLE, count, b"message"
 
 
-def lies_of_attachments():
-    """Each: its name, what the real end accepts, a function that makes its parcels, its records, and what the real end says."""
+def attachment_attacks():
+    """Tuples of name, accepted kinds, parcels (as a function), records, and expected outcome."""
     yield from _common(None)
     yield "announced and not sent", BOTH, list, [_message(1)], CORRUPT
     yield "255 announced and not sent", BOTH, list, [_message(255)], CORRUPT
@@ -82,13 +82,13 @@ def lies_of_attachments():
            [_message(2), _message(1)], CORRUPT)
     yield ("more parcels than the limit, each within it", BOTH, lambda: [_parcel([_pipe()]) for _ in range(COUNT + 1)],
            [], CORRUPT)
-    # An honest sender may be about to publish the record.
+    # A well-formed sender may be about to publish the record.
     yield "sent and not announced", BOTH, lambda: [_parcel([_sealed(), _pipe()])], [_message(0)], "closed"
     yield "announced as sent", BOTH, lambda: [_parcel([_sealed(), _pipe()])], [_message(2)], "closed"
 
 
-def lies_of_publishers():
-    """As `lies_of_attachments`. What the real end says after messages: how many attachments there were, and how it ended."""
+def publisher_attachment_attacks():
+    """As `attachment_attacks`. The outcome includes the number of received attachments."""
     yield from _common(1)
     yield "a parcel without a number of a message", BOTH, lambda: [_parcel([_sealed()])], [_message(1)], CORRUPT
     yield "a withdrawal that ends early", BOTH, lambda: [(pack([], 1)[:5], [])], [_message(0)], CORRUPT
@@ -96,7 +96,7 @@ def lies_of_publishers():
         yield (f"message {number} after message 2", BOTH, lambda number=number: [_parcel([_sealed()], 2), _parcel([_pipe()], number)],
                [], CORRUPT)
     yield ("a withdrawal of message 1 after message 2", BOTH, lambda: [_parcel([_sealed()], 2), (pack([], 1), [])], [], CORRUPT)
-    # An honest publisher withholds attachments, changes its mind, and passes those of messages that are missed.
+    # A well-formed publisher withholds attachments, changes its mind, and passes those of messages that are missed.
     sent = [_message(2), _message(1)]
     yield "announced and not sent", BOTH, list, sent, "0 attached, closed"
     yield "announced again", BOTH, lambda: [_parcel([_sealed()], 1)], [_message(1), _message(1)], "1 attached, closed"
@@ -106,19 +106,19 @@ def lies_of_publishers():
     yield "withdrawn often", BOTH, lambda: [(pack([], 1), [])] * 100, sent, "0 attached, closed"
     yield ("sent and replaced, 50 times", BOTH, lambda: [_parcel([_pipe()], 1)] + [_parcel([_sealed(), _pipe()], 1) for _ in range(50)],
            sent, "2 attached, closed")
-    yield ("of a message that never comes", BOTH, lambda: [_parcel([_sealed()], 1 << 60)], sent, "0 attached, closed")
+    yield ("of a message that is never published", BOTH, lambda: [_parcel([_sealed()], 1 << 60)], sent, "0 attached, closed")
     yield ("more parcels than the limit", BOTH, lambda: [_parcel([_pipe(), _pipe()], 1 + n) for n in range(4)], [_message(2)] * 4,
            "4 attached, closed")
     yield "announced as sent", BOTH, lambda: [_parcel([_sealed(), _pipe()], 1), _parcel([_pipe()], 2)], sent, "3 attached, closed"
     # Without the option, the kernel refuses parcels, or they are wakeups.
     for name, attached in {"a sealed buffer": [_sealed], "a descriptor": [_pipe], "200 descriptors": [_pipe] * 200}.items():
-        yield (f"{name}, where none is accepted", 0, lambda attached=attached: [_parcel([make() for make in attached], 1)],
+        yield (f"{name}, if none is accepted", 0, lambda attached=attached: [_parcel([make() for make in attached], 1)],
                [_message(len(attached))], "0 attached, closed")
-    yield "255 announced, where none is accepted", 0, list, [_message(255)], "0 attached, closed"
+    yield "255 announced, if none is accepted", 0, list, [_message(255)], "0 attached, closed"
 
 
 def _common(number):
-    """Lies of every sender. `number`: of the first message, if the sender is a publisher."""
+    """Attacks of every sender. `number`: of the first message, if the sender is a publisher."""
     for name, record, attached in counts():
         yield name, BOTH, lambda attached=attached: [_parcel([make() for make in attached], number)], record, CORRUPT
     for name, parcel, attached in parcels(number):
@@ -180,85 +180,85 @@ def buffers():
             yield name, PAGE, lambda make=make: make(PAGE)
 
 
-def lie(language, lies):
+def attack_as_sender(language, attacks):
     outcomes = {}
     with contextlib.ExitStack() as stack:
         ends = {accepts: _end(stack, language, accepts) for accepts in (BOTH, SEALED, DESCRIPTORS)}
-        for name, accepts, make, records, wants in lies:
-            end, where, _ = ends[accepts]
-            line = _tell(end, where, name, make, records, wants)
+        for name, accepts, make, records, expected in attacks:
+            endpoint, address, _ = ends[accepts]
+            line = _run(endpoint, address, name, make, records, expected)
             outcomes[line] = outcomes.get(line, 0) + 1
-        for end, _, most in ends.values():
-            end.settles(most)
+        for endpoint, _, baseline in ends.values():
+            endpoint.wait_for_resources(baseline)
     return outcomes
 
 
 def _end(stack, language, accepts):
-    """A real end that accepts this, its address, and what it holds after an honest peer."""
-    where = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-")), "s")
+    """An implementation that accepts this, its address, and its resources after a well-formed peer."""
+    address = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-")), "s")
     accepted = [int(bool(accepts & kind)) for kind in (SEALED, DESCRIPTORS)] + [COUNT, BYTES]
-    end = stack.enter_context(End(language, "attach", where, CAPACITY, LONGEST, accepted))
-    end.expect("bound")
-    _tell(end, where, "a message", lambda: [], [_message(0)], "closed")
-    return end, where, end.holds()
+    endpoint = stack.enter_context(Endpoint(language, "echo-attachments", address, CAPACITY, LONGEST, accepted))
+    endpoint.expect("bound")
+    _run(endpoint, address, "a message", lambda: [], [_message(0)], "closed")
+    return endpoint, address, endpoint.resources()
 
 
-def _tell(end, where, name, make, records, wants):
-    channel = with_attachments(where)
-    end.expect("in")
+def _run(endpoint, address, name, make, records, expected):
+    channel = with_attachments(address)
+    endpoint.expect("accepted")
     try:
-        _told(channel.bell.sock, channel.put, make(), records)
-        if wants == "closed":
+        _send_all(channel.doorbell.sock, channel.put, make(), records)
+        if expected == "closed":
             channel.end()
             while channel.receive() is not None:
-                close(channel.reads.attached)
-    except (Lost, BrokenPipeError, ConnectionResetError):
-        pass  # It has found the lie.
-    line = end.hear()
+                close(channel.reader.attached)
+    except (Disconnected, BrokenPipeError, ConnectionResetError):
+        pass  # It has found the attack.
+    line = endpoint.read_line()
     channel.close()
-    if line != wants:
-        raise Failure(f"{end.name}, {name}: {line!r}, not {wants!r}")
+    if line != expected:
+        raise Failure(f"{endpoint.name}, {name}: {line!r}, not {expected!r}")
     return line
 
 
-def lie_as_publisher(language, lies):
+def attack_as_publisher(language, attacks):
     outcomes = {}
     with contextlib.ExitStack() as stack:
         ends = {accepts: _follower(stack, language, accepts) for accepts in (BOTH, SEALED, DESCRIPTORS, 0)}
-        for name, accepts, make, records, wants in lies:
-            end, place, _ = ends[accepts]
-            line = _publish(end, place, name, make, records, wants)
+        for name, accepts, make, records, expected in attacks:
+            endpoint, bound, _ = ends[accepts]
+            line = _publish(endpoint, bound, name, make, records, expected)
             outcomes[line] = outcomes.get(line, 0) + 1
-        for end, _, most in ends.values():
-            end.settles(most)
+        for endpoint, _, baseline in ends.values():
+            endpoint.wait_for_resources(baseline)
     return outcomes
 
 
 def _follower(stack, language, accepts):
-    """A real subscriber that accepts this, its publisher's place, and what it holds after an honest publisher."""
-    where = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-")), "s")
-    place = meet.Place(where)
-    stack.callback(place.release)
+    """A subscriber that accepts this, its publisher's address, and its resources after a well-formed publisher."""
+    address = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="ringfence-")), "s")
+    bound = handshake.BoundAddress(address)
+    stack.callback(bound.release)
     accepted = [int(bool(accepts & kind)) for kind in (SEALED, DESCRIPTORS)] + [COUNT, BYTES] if accepts else []
-    end = stack.enter_context(End(language, "follow", where, CAPACITY, LONGEST, accepted))
-    end.expect("bound")
-    _publish(end, place, "a message", list, [_message(0)], "0 attached, closed")
-    return end, place, end.holds()
+    endpoint = stack.enter_context(Endpoint(language, "subscribe-each", address, CAPACITY, LONGEST, accepted))
+    endpoint.expect("bound")
+    _publish(endpoint, bound, "a message", list, [_message(0)], "0 attached, closed")
+    return endpoint, bound, endpoint.resources()
 
 
-def _publish(end, place, name, make, records, wants):
-    end.say("reliable")
-    sock, _ = meet.accepted(place, LIMIT)
-    with many.Publisher(None, CAPACITY, 1024) as source:
+def _publish(endpoint, bound, name, make, records, expected):
+    endpoint.write_line("reliable")
+    sock, _ = handshake.accept_connection(bound, LIMIT)
+    with broadcast.Publisher(None, CAPACITY, 1024) as source:
         with sock:
-            reader = source.let_in(sock, time.monotonic() + LIMIT)
+            reader = source.admit(sock, time.monotonic() + LIMIT)
         try:
-            _told(reader.bell.sock, source.put, make(), records)
+            _send_all(reader.doorbell.sock, source.put, make(), records)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # It has found the lie.
-        if wants.endswith("closed"):
+            pass  # It has found the attack.
+        if expected.endswith("closed"):
             source.end()
-        line = end.hear()
-    if not line.endswith(wants):
-        raise Failure(f"{end.name}, {name}: {line!r}, not {wants!r}")
+        line = endpoint.read_line()
+    if not line.endswith(expected):
+        raise Failure(f"{endpoint.name}, {name}: {line!r}, not {expected!r}")
     return line

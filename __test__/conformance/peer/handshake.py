@@ -1,4 +1,4 @@
-"""Meeting, the order of a handshake: the page's sections of these names."""
+"""Meeting, the order of a handshake: see these sections of protocol.md."""
 
 import errno
 import fcntl
@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass, field
 
 from . import memory, wire
-from .wire import Hello, Honest, Line, Lost, Offer, Violation
+from .wire import Hello, Hooks, Line, Disconnected, Offer, Violation
 
 
 @dataclass
-class Met:
-    """What a handshake has brought."""
+class Parts:
+    """The parts of a channel after its handshake."""
 
     line: Line
     mine: Hello
@@ -23,13 +23,13 @@ class Met:
     peer: memory.Region
     offered: Offer
     offer: Offer
-    # The place, which a host releases at the end.
+    # Called when the channel is released. A host releases its address.
     release: object = field(default=lambda: None)
     # The descriptors that came with READY.
     passed: list = field(default_factory=list)
 
 
-class Place:
+class BoundAddress:
     """An address that this process has bound."""
 
     def __init__(self, address, mode=0o600):
@@ -49,15 +49,15 @@ class Place:
 
     @classmethod
     def inherit(cls, address, sock, lock):
-        """The place of a host, of which this process was passed all that there is."""
-        place = cls.__new__(cls)
-        place.address, place.sock, place.lock = address, sock, lock
-        place.abstract = address.startswith("@")
-        place.inode = None if place.abstract else os.stat(address).st_ino
-        return place
+        """An address whose socket and lock a host has passed to this process."""
+        bound = cls.__new__(cls)
+        bound.address, bound.sock, bound.lock = address, sock, lock
+        bound.abstract = address.startswith("@")
+        bound.inode = None if bound.abstract else os.stat(address).st_ino
+        return bound
 
-    def is_there(self):
-        """Whether the files of an inherited place are those that were passed on."""
+    def is_current(self):
+        """Whether the files at the address are still those that were passed."""
         if self.abstract:
             return True
         try:
@@ -67,12 +67,12 @@ class Place:
         except FileNotFoundError:
             return False
 
-    def shares(self):
-        """What a guest among members is passed."""
+    def descriptors(self):
+        """The descriptors that a guest among members is passed."""
         return [self.sock] if self.lock is None else [self.sock, self.lock]
 
-    def let_go(self):
-        """Another process has the place now, files and all."""
+    def close(self):
+        """Closes the descriptors. Another process has the address now."""
         self.sock.close()
         if self.lock is not None:
             os.close(self.lock)
@@ -117,8 +117,8 @@ class Place:
             self.sock.bind(self.address)
         os.chmod(self.address, mode)
 
-    def shut(self):
-        """Closes the door, and keeps the place."""
+    def stop_accepting(self):
+        """Accepts no more clients. The address stays bound."""
         self.sock.shutdown(socket.SHUT_RD)
 
     def release(self):
@@ -128,11 +128,11 @@ class Place:
                     os.unlink(path)
                 except FileNotFoundError:
                     pass
-        self.let_go()
+        self.close()
 
 
-def dial(address):
-    """A connected socket, or None where no process listens."""
+def connect(address):
+    """Returns a connected socket, or None if no process listens."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         sock.connect(b"\0" + address[1:].encode() if address.startswith("@") else address)
@@ -142,9 +142,9 @@ def dial(address):
         return None
 
 
-def check_sender(sender):
+def check_peer(peer):
     """The policy of this end: the same user, and the same pid namespace."""
-    pid, uid, _ = sender
+    pid, uid, _ = peer
     if uid != os.geteuid():
         raise Violation(f"uid {uid}")
     pidfd = os.pidfd_open(pid)
@@ -158,51 +158,51 @@ def check_sender(sender):
         raise Violation(f"a namespace below, {numbers[0]}")
 
 
-def guest(address, hello=None, tongue=None, limit=30):
+def guest(address, hello=None, hooks=None, limit=30):
     """Connects, and shakes hands as the guest."""
     deadline = time.monotonic() + limit
     while True:
-        sock = dial(address)
+        sock = connect(address)
         if sock is None:
-            raise Lost("no process listens")
+            raise Disconnected("no process listens")
         try:
-            return guest_on(sock, hello or Hello(), tongue, deadline)
+            return guest_on(sock, hello or Hello(), hooks, deadline)
         finally:
             sock.close()
 
 
-def guest_on(agreed, hello, tongue, deadline, sender=None):
+def guest_on(first_sock, hello, hooks, deadline, peer=None):
     """The guest's side of the order, from a connected socket."""
-    line, theirs = begin_as_guest(agreed, hello, tongue, deadline, sender)
+    line, theirs = exchange_hello_as_guest(first_sock, hello, hooks, deadline, peer)
     return finish(line, hello, theirs, False)
 
 
-def host_on(agreed, hello, tongue, deadline, sender=None):
+def host_on(first_sock, hello, hooks, deadline, peer=None):
     """The host's side of the order, from an accepted socket."""
-    line, theirs = begin_as_host(agreed, hello, tongue, deadline, sender)
+    line, theirs = exchange_hello_as_host(first_sock, hello, hooks, deadline, peer)
     return finish(line, hello, theirs, True)
 
 
-def begin_as_guest(agreed, hello, tongue, deadline, sender=None):
-    """Until both have said HELLO: the private line, and what the host has said."""
-    tongue = tongue or Honest()
-    sender = sender or wire.peer_credentials(agreed)
-    check_sender(sender)
+def exchange_hello_as_guest(first_sock, hello, hooks, deadline, peer=None):
+    """Exchanges HELLO. Returns the private line and the host's HELLO."""
+    hooks = hooks or Hooks()
+    peer = peer or wire.peer_credentials(first_sock)
+    check_peer(peer)
     ours, passed = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    line = Line(ours, sender, deadline, tongue)
-    outer = Line(agreed, sender, deadline, tongue)
+    line = Line(ours, peer, deadline, hooks)
+    outer = Line(first_sock, peer, deadline, hooks)
     try:
         with passed:
-            tongue.before("hello", line)
+            hooks.reached("hello", line)
             # The parent of a child sets the options of both ends.
-            outer.say(wire.HELLO, hello.pack(), [passed, ours] if hello.meeting == wire.CHILD else [passed])
+            outer.send(wire.HELLO, hello.pack(), [passed, ours] if hello.meeting == wire.CHILD else [passed])
         try:
-            body, _ = line.hear(wire.HELLO)
-        except Lost:
-            # A REFUSE may wait on the agreed socket, behind the mark of a child's line.
+            body, _ = line.receive(wire.HELLO)
+        except Disconnected:
+            # A REFUSE may wait on the first socket, behind the mark of a child's line.
             if hello.meeting == wire.CHILD:
-                outer.hear(wire.READY)
-            outer.hear(wire.HELLO)
+                outer.receive(wire.READY)
+            outer.receive(wire.HELLO)
             raise
         theirs = Hello.unpack(body)
         if theirs.echo != hello.nonce:
@@ -214,33 +214,33 @@ def begin_as_guest(agreed, hello, tongue, deadline, sender=None):
         raise
 
 
-def begin_as_host(agreed, hello, tongue, deadline, sender=None):
-    """Until both have said HELLO: the private line, and what the guest has said."""
-    tongue = tongue or Honest()
-    sender = sender or wire.peer_credentials(agreed)
-    check_sender(sender)
+def exchange_hello_as_host(first_sock, hello, hooks, deadline, peer=None):
+    """Exchanges HELLO. Returns the private line and the guest's HELLO."""
+    hooks = hooks or Hooks()
+    peer = peer or wire.peer_credentials(first_sock)
+    check_peer(peer)
     is_parent = hello.meeting == wire.CHILD
-    body, fds = Line(agreed, sender, deadline, tongue).hear(wire.HELLO, 2 if is_parent else 1)
-    line, *others = [Line(socket.socket(fileno=fd), sender, deadline, tongue) for fd in fds]
+    body, fds = Line(first_sock, peer, deadline, hooks).receive(wire.HELLO, 2 if is_parent else 1)
+    line, *others = [Line(socket.socket(fileno=fd), peer, deadline, hooks) for fd in fds]
     for other in others:
         other.close()
     try:
         sock = line.sock
-        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or wire.peer_credentials(sock) != sender:
-            raise Violation("no line, or made by another process")
+        if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_STREAM) or wire.peer_credentials(sock) != peer:
+            raise Violation("not a line, or made by another process")
         sock.getpeername()
         theirs = Hello.unpack(body)
         if theirs.echo != bytes(32):
-            raise Violation("an echo of nothing")
+            raise Violation("an echo that is not zero")
         hello.agree(theirs)
         hello.echo = theirs.nonce
-        tongue.before("hello", line)
-        line.say(wire.HELLO, hello.pack())
+        hooks.reached("hello", line)
+        line.send(wire.HELLO, hello.pack())
         return line, theirs
     except Violation as error:
         try:
-            line.say(wire.REFUSE, wire.pack_refuse(wire.DISAGREES, "protocol", "", str(error)))
-        except Lost:
+            line.send(wire.REFUSE, wire.pack_refuse(wire.DISAGREES, "protocol", "", str(error)))
+        except Disconnected:
             pass
         line.close()
         raise
@@ -249,30 +249,30 @@ def begin_as_host(agreed, hello, tongue, deadline, sender=None):
         raise
 
 
-def finish(line, mine, theirs, is_host, shares=()):
-    """From OFFER to READY. `shares`: what goes with READY, or of a guest, how many descriptors come with it."""
+def finish(line, mine, theirs, is_host, descriptors=()):
+    """From OFFER to READY. `descriptors`: those that a host passes with READY; for a guest, their number."""
     try:
         own, raw = memory.make(mine.capacity, is_shm=mine.backing == wire.SHM)
         try:
-            line.tongue.before("offer", line)
+            line.hooks.reached("offer", line)
             offered = Offer(theirs.nonce, own.size, mine.capacity)
             if mine.mailbox is not None:
                 box = mine.mailbox
                 offered.number, offered.thread, offered.mailbox = box.number, box.thread, box.mailbox
                 offered.secret = box.secret
-            line.say(wire.OFFER, offered.pack(), [raw])
-            body, (fd,) = line.hear(wire.OFFER, 1)
+            line.send(wire.OFFER, offered.pack(), [raw])
+            body, (fd,) = line.receive(wire.OFFER, 1)
             try:
                 offer = check_offer(Offer.unpack(body), mine, theirs)
-                peer = memory.accept(fd, theirs.capacity, offer.size, line.sender[1], mine.backing == wire.SHM)
-                line.tongue.before("object", fd)
+                peer = memory.accept(fd, theirs.capacity, offer.size, line.peer[1], mine.backing == wire.SHM)
+                line.hooks.reached("object", fd)
             finally:
                 os.close(fd)
         finally:
             os.close(raw)
-        met = Met(line, mine, theirs, own, peer, offered, offer)
-        ready(met, is_host, shares)
-        return met
+        parts = Parts(line, mine, theirs, own, peer, offered, offer)
+        ready(parts, is_host, descriptors)
+        return parts
     except BaseException:
         line.close()
         raise
@@ -286,99 +286,99 @@ def check_offer(offer, mine, theirs):
     return offer
 
 
-def ready(met, is_host, shares=()):
-    """READY of both, each after the last look at the other. A host among members passes its place on with it."""
-    line = met.line
-    line.tongue.before("ready", met)
+def ready(parts, is_host, descriptors=()):
+    """Exchanges READY, each after a last check of the peer. A host among members passes the descriptors of its address."""
+    line = parts.line
+    line.hooks.reached("ready", parts)
     if not is_host:
-        check_sender(line.sender)
-        line.say(wire.READY, met.theirs.nonce)
-    body, met.passed = line.hear(wire.READY, 0 if is_host else shares or 0)
-    if body != met.mine.nonce:
+        check_peer(line.peer)
+        line.send(wire.READY, parts.theirs.nonce)
+    body, parts.passed = line.receive(wire.READY, 0 if is_host else descriptors or 0)
+    if body != parts.mine.nonce:
         raise Violation("another nonce")
-    check_sender(line.sender)
+    check_peer(line.peer)
     if is_host:
-        line.say(wire.READY, met.theirs.nonce, shares)
-    line.tongue.before("open", met)
+        line.send(wire.READY, parts.theirs.nonce, descriptors)
+    line.hooks.reached("open", parts)
 
 
-def accepted(place, limit):
-    place.sock.settimeout(limit)
-    sock, whence = place.sock.accept()
+def accept_connection(bound, limit):
+    bound.sock.settimeout(limit)
+    sock, address = bound.sock.accept()
     sock.setblocking(True)
-    return sock, whence
+    return sock, address
 
 
-def accept(place, hello, tongue=None, limit=30):
-    """The next guest of a place, or an exception of its handshake."""
-    sock, _ = accepted(place, limit)
+def accept(bound, hello, hooks=None, limit=30):
+    """Accepts the next guest, or raises the error of its handshake."""
+    sock, _ = accept_connection(bound, limit)
     try:
-        return host_on(sock, hello, tongue, time.monotonic() + limit)
+        return host_on(sock, hello, hooks, time.monotonic() + limit)
     finally:
         sock.close()
 
 
-def join(address, hello=None, tongue=None, limit=30):
-    """One of two: the host where the address is free, else the guest. Says which."""
+def join(address, hello=None, hooks=None, limit=30):
+    """Returns the role and the parts: the host if the address is free, else the guest."""
     hello = hello or Hello()
     hello.meeting = wire.PAIR
     for turn in range(13):
         try:
-            place = Place(address)
+            bound = BoundAddress(address)
         except (BlockingIOError, OSError) as error:
             if error.errno not in (errno.EADDRINUSE, errno.EAGAIN):
                 raise
-            sock = dial(address)
+            sock = connect(address)
             if sock is None:
                 time.sleep(0.002 * turn)
                 continue
             with sock:
-                return "guest", guest_on(sock, hello, tongue, time.monotonic() + limit)
+                return "guest", guest_on(sock, hello, hooks, time.monotonic() + limit)
         try:
-            met = accept(place, hello, tongue, limit)
-            place.shut()
+            parts = accept(bound, hello, hooks, limit)
+            bound.stop_accepting()
         except BaseException:
-            place.release()
+            bound.release()
             raise
-        met.release = place.release
-        return "host", met
-    raise Lost("the address is taken")
+        parts.release = bound.release
+        return "host", parts
+    raise Disconnected("the address is taken")
 
 
-def from_parent(hello=None, tongue=None, limit=30):
-    """The child's side of a line that a parent has left."""
+def from_parent(hello=None, hooks=None, limit=30):
+    """Connects to the parent by the inherited line."""
     number = int(os.environ.pop("RINGFENCE_LINE"))
     if not stat.S_ISSOCK(os.fstat(number).st_mode):
-        raise Violation("that is not the line")
+        raise Violation("not the line")
     os.set_inheritable(number, False)
     hello = hello or Hello()
     hello.meeting = wire.CHILD
-    with socket.socket(fileno=number) as agreed:
-        if agreed.recv(48, socket.MSG_PEEK | socket.MSG_DONTWAIT) != wire.pack_frame(wire.READY, bytes(32)):
-            raise Violation("that is not the line")
-        return guest_on(agreed, hello, tongue, time.monotonic() + limit)
+    with socket.socket(fileno=number) as first_sock:
+        if first_sock.recv(48, socket.MSG_PEEK | socket.MSG_DONTWAIT) != wire.pack_frame(wire.READY, bytes(32)):
+            raise Violation("not the line")
+        return guest_on(first_sock, hello, hooks, time.monotonic() + limit)
 
 
-def bequeath(start):
+def start_child(start):
     """
-    The parent's side: `start(number, text)` starts the child with that descriptor and that RINGFENCE_LINE, and says which
-    process it is. Answers with the agreed socket, of which `host_of_child` makes a channel.
+    The parent's side: `start(number, text)` starts the child with that descriptor and that RINGFENCE_LINE, and returns the pid of that
+    process it is. Answers with the first_sock socket, of which `host_on_child_line` makes a channel.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
         for sock in (ours, theirs):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        # The mark, by which the child recognizes its line.
-        Line(ours, None, time.monotonic() + 30, Honest()).say(wire.READY, bytes(32))
+        # The mark by which the child recognizes its line.
+        Line(ours, None, time.monotonic() + 30, Hooks()).send(wire.READY, bytes(32))
         pid = start(theirs.fileno(), str(theirs.fileno()))
     return ours, pid
 
 
-def host_of_child(agreed, pid, hello=None, tongue=None, limit=30):
+def host_on_child_line(first_sock, pid, hello=None, hooks=None, limit=30):
     hello = hello or Hello()
     hello.meeting = wire.CHILD
-    sender = (pid, os.geteuid(), os.getegid())
-    with agreed:
-        return host_on(agreed, hello, tongue, time.monotonic() + limit, sender)
+    peer = (pid, os.geteuid(), os.getegid())
+    with first_sock:
+        return host_on(first_sock, hello, hooks, time.monotonic() + limit, peer)
 
 

@@ -1,21 +1,21 @@
-"""Lies of calls: frames that no honest caller or server sends, and those that one may send late or never."""
+"""Attacks with call frames. Includes frames that a well-formed peer may send late or never."""
 
 import os
 import tempfile
 
-from ends import End, Failure
-from lies import CAPACITY, LONGEST, hello
-from other_end import calls, meet
-from other_end.calls import CANCEL, CANCELLED, ERROR, REPLY, REQUEST, frame, texts
-from other_end.ring import Channel
-from other_end.wire import Lost
+from endpoints import Endpoint, Failure
+from attacks import CAPACITY, LONGEST, hello
+from peer import calls, handshake
+from peer.calls import CANCEL, CANCELLED, ERROR, REPLY, REQUEST, frame, texts
+from peer.ring import Channel
+from peer.wire import Disconnected
 
 CORRUPT = "RING_CORRUPT"
 UNANSWERED = "closed, asked PEER_LOST"
 
 
-def lies_of_calls():
-    """Each: its name, its frames, and what the real end says. That has asked 0, and has cancelled 1."""
+def call_attacks():
+    """Tuples of name, frames, and expected outcome. The implementation has made call 0, and has cancelled call 1."""
     sound = texts(b"Error", b"text", b"")
     for kind in (0, 6, 255, 1 << 31):
         yield f"kind {kind}", [frame(kind, 0)], CORRUPT
@@ -50,7 +50,7 @@ def lies_of_calls():
     # Some are answered: as many as the ring holds.
     count = 2 * (16 << 20) // LONGEST + 500
     yield "more bytes than a server tolerates", [frame(REQUEST, n, b"x" * size) for n in range(count)], CORRUPT
-    # An honest peer may be as slow, and its frames may cross.
+    # A well-formed peer may be as slow, and its frames may cross.
     yield "no answer", [], UNANSWERED
     yield "a late reply", [frame(REPLY, 1, b"late")], UNANSWERED
     yield "a late error", [frame(ERROR, 1, sound)], UNANSWERED
@@ -59,37 +59,37 @@ def lies_of_calls():
     yield "an answer", [frame(REPLY, 0, b"answer")], "closed, asked answer"
 
 
-def lie(language, lies):
+def attack_as_caller(language, attacks):
     outcomes = {}
     with tempfile.TemporaryDirectory(prefix="ringfence-") as folder:
-        where = os.path.join(folder, "s")
-        with End(language, "attend", where, CAPACITY, LONGEST) as end:
-            end.expect("bound")
-            _tell(end, where, "an answer", [frame(REPLY, 0, b"answer")], "closed, asked answer")
-            most = end.holds()
-            for name, frames, wants in lies:
-                line = _tell(end, where, name, frames, wants)
+        address = os.path.join(folder, "s")
+        with Endpoint(language, "serve-calls", address, CAPACITY, LONGEST) as endpoint:
+            endpoint.expect("bound")
+            _run(endpoint, address, "an answer", [frame(REPLY, 0, b"answer")], "closed, asked answer")
+            baseline = endpoint.resources()
+            for name, frames, expected in attacks:
+                line = _run(endpoint, address, name, frames, expected)
                 outcomes[line] = outcomes.get(line, 0) + 1
-            end.settles(most)
+            endpoint.wait_for_resources(baseline)
     return outcomes
 
 
-def _tell(end, where, name, frames, wants):
-    channel = Channel(meet.guest(where, hello()))
-    end.expect("in")
-    if calls.asked(channel) != calls.ASKED:
-        raise Failure(f"{end.name}, {name}: it has not asked")
+def _run(endpoint, address, name, frames, expected):
+    channel = Channel(handshake.guest(address, hello()))
+    endpoint.expect("accepted")
+    if calls.receive_first(channel) != calls.FIRST_FRAMES:
+        raise Failure(f"{endpoint.name}, {name}: it has made no calls")
     try:
         for sent in frames:
             calls.send(channel, sent)
-        if wants != CORRUPT:
+        if expected != CORRUPT:
             channel.end()
             while channel.receive() is not None:
                 pass
-    except Lost:
-        pass  # It has found the lie.
-    line = end.hear()
+    except Disconnected:
+        pass  # It has found the attack.
+    line = endpoint.read_line()
     channel.close()
-    if wants is not None and line != wants:
-        raise Failure(f"{end.name}, {name}: {line!r}, not {wants!r}")
+    if expected is not None and line != expected:
+        raise Failure(f"{endpoint.name}, {name}: {line!r}, not {expected!r}")
     return line

@@ -1,4 +1,4 @@
-"""The real ends: a Rust and a Node program with one command line and one language of lines."""
+"""The implementations under test: a Rust and a Node program with the same commands and output."""
 
 import os
 import queue
@@ -11,7 +11,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PYTHON = os.path.realpath(sys.executable)
-# The limit for a wait for an end, on any machine. A longer wait means that it hangs.
+# The limit for any wait, in seconds. A longer wait means a hang.
 LIMIT = 60
 
 
@@ -24,15 +24,15 @@ def commands():
 
 
 class Failure(Exception):
-    """An end has done something that is not allowed."""
+    """An implementation has not conformed."""
 
 
-class End:
+class Endpoint:
     """A process that prints lines."""
 
-    def __init__(self, language, deed, address, capacity=8192, longest=100_000, sizes=(), **more):
-        self.name = f"{language} {deed}"
-        words = [deed, address, PYTHON, str(capacity), str(longest)]
+    def __init__(self, language, command, address, capacity=8192, longest=100_000, sizes=(), **more):
+        self.name = f"{language} {command}"
+        words = [command, address, PYTHON, str(capacity), str(longest)]
         if sizes:
             words.append(",".join(map(str, sizes)))
         self.process = subprocess.Popen([*commands()[language], *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -40,42 +40,42 @@ class End:
         self.pid = self.process.pid
         self.lines = queue.Queue()
         # Readable once there is a line, for callers that also wait for something else.
-        self.spoken, self._spoke = os.pipe()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.output_ready, self._output_written = os.pipe()
+        threading.Thread(target=self._read_output, daemon=True).start()
 
-    def _listen(self):
+    def _read_output(self):
         for line in self.process.stdout:
             self.lines.put(line.rstrip("\n"))
-            os.write(self._spoke, b"\n")
+            os.write(self._output_written, b"\n")
         self.lines.put(None)
-        os.close(self._spoke)
+        os.close(self._output_written)
 
-    def hear(self, limit=LIMIT):
+    def read_line(self, limit=LIMIT):
         try:
             line = self.lines.get(timeout=limit)
         except queue.Empty:
-            raise Failure(f"{self.name} has said nothing for {limit} s: it hangs") from None
+            raise Failure(f"{self.name} has printed nothing for {limit} s: it hangs") from None
         if line is None:
             raise Failure(f"{self.name} has ended: {self.process.wait(LIMIT)}")
-        os.read(self.spoken, 1)
+        os.read(self.output_ready, 1)
         return line
 
-    def comes(self, sock):
-        """Waits for a line, or for a connection; says whether it is a connection."""
+    def waits_for_connection(self, sock):
+        """Waits for a line or a connection. Returns whether it is a connection."""
         poll = select.poll()
-        poll.register(self.spoken, select.POLLIN)
+        poll.register(self.output_ready, select.POLLIN)
         poll.register(sock, select.POLLIN)
         ready = [fd for fd, _ in poll.poll(LIMIT * 1000)]
         if not ready:
             raise Failure(f"{self.name} has done nothing for {LIMIT} s: it hangs")
-        return self.spoken not in ready
+        return self.output_ready not in ready
 
     def expect(self, wanted):
-        found = self.hear()
+        found = self.read_line()
         if found != wanted:
-            raise Failure(f"{self.name} says {found!r}, not {wanted!r}")
+            raise Failure(f"{self.name} reports {found!r}, not {wanted!r}")
 
-    def say(self, line):
+    def write_line(self, line):
         self.process.stdin.write(line + "\n")
 
     def finish(self):
@@ -87,26 +87,26 @@ class End:
     def kill(self):
         self.process.kill()
         self.process.wait()
-        if self.spoken is not None:
-            os.close(self.spoken)
-            self.spoken = None
+        if self.output_ready is not None:
+            os.close(self.output_ready)
+            self.output_ready = None
 
-    def holds(self):
+    def resources(self):
         """The number of its descriptors, threads and mappings of shared memory."""
         proc = f"/proc/{self.pid}"
         with open(f"{proc}/maps") as maps:
             shared = sum("memfd:" in line for line in maps)
         return len(os.listdir(f"{proc}/fd")), len(os.listdir(f"{proc}/task")), shared
 
-    def settles(self, most):
-        """Waits until it holds no more than that."""
+    def wait_for_resources(self, baseline):
+        """Waits until it holds no more than the baseline."""
         deadline = time.monotonic() + LIMIT
         while True:
-            found = self.holds()
-            if all(now <= limit for now, limit in zip(found, most)):
+            found = self.resources()
+            if all(now <= limit for now, limit in zip(found, baseline)):
                 return
             if time.monotonic() > deadline:
-                raise Failure(f"{self.name} keeps {found} descriptors, threads and mappings, where it had {most}")
+                raise Failure(f"{self.name} keeps {found} descriptors, threads and mappings, after {baseline}")
             time.sleep(0.02)
 
     def __enter__(self):
