@@ -382,7 +382,7 @@ pub fn run_b<C: Contender>(job: &Job) -> Result<()> {
             order => {
                 line.send(&Ready)?;
                 let before = usage(C::THREADS);
-                let sum = carry_out(&mut contender, &order, job, wait)?;
+                let sum = execute(&mut contender, &order, job, wait)?;
                 line.send(&Report {
                     finished: clock::now(),
                     sum,
@@ -394,7 +394,7 @@ pub fn run_b<C: Contender>(job: &Job) -> Result<()> {
     }
 }
 
-fn carry_out<C: Contender>(contender: &mut C, order: &Order, job: &Job, wait: Wait) -> Result<u64> {
+fn execute<C: Contender>(contender: &mut C, order: &Order, job: &Job, wait: Wait) -> Result<u64> {
     let words = job.size / 8;
     let mut sum = 0u64;
     match *order {

@@ -4,28 +4,28 @@
 //! Then it runs against ringfence, and must fail with exactly the promised result. An attack that no longer harms
 //! the plain program proves nothing about ringfence, so that is a failure too.
 //!
-//! One executable plays all parts (`role …`), because most attackers must run the same executable as the
+//! One executable has all roles (`role …`), because most attackers must run the same executable as the
 //! protected programs: that passes the check of `/proc/PID/exe`.
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("ringfence-attacks runs on Linux only");
 
-pub mod actor;
 pub mod mapping;
 pub mod plain;
-pub mod plain_many;
-pub mod post;
+pub mod plain_broadcast;
+pub mod process;
 pub mod protocol;
-pub mod stage;
+pub mod setup;
+pub mod socket;
 
 mod roles;
 mod rows;
 
 use std::{fmt, path::Path};
 
-pub use roles::play as play_role;
+pub use roles::run as run_role;
 pub use rows::ROWS;
-use stage::Stage;
+use setup::Setup;
 
 /// One row of the attack table.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub struct Row {
     /// Whether it must harm the plain program. (Some attacks are in the table because they must fail.)
     pub harms_plain: bool,
     /// Carries out the attack on both programs.
-    pub run: fn(&Stage) -> Result<Report, RowError>,
+    pub run: fn(&Setup) -> Result<Report, RowError>,
 }
 
 /// The outcome of an attack.
@@ -124,8 +124,8 @@ impl fmt::Display for RowError {
 }
 
 /// Runs one row with copies of `executable`.
-pub fn play(row: &Row, executable: &Path) -> Result<Report, RowError> {
-    (row.run)(&Stage::new(executable)?)
+pub fn run_row(row: &Row, executable: &Path) -> Result<Report, RowError> {
+    (row.run)(&Setup::new(executable)?)
 }
 
 /// Whether a row's outcome is the promised one. Rows that could not run are shown, and are no failure.
@@ -146,7 +146,7 @@ pub fn print_table(executable: &Path, numbers: &[u8]) -> bool {
         .iter()
         .filter(|row| numbers.is_empty() || numbers.contains(&row.number))
     {
-        let outcome = play(row, executable);
+        let outcome = run_row(row, executable);
         let Row {
             number, who, attack, ..
         } = row;
@@ -156,7 +156,7 @@ pub fn print_table(executable: &Path, numbers: &[u8]) -> bool {
                 ringfence,
                 stopped_by,
             }) => {
-                let mark = |outcome: &Outcome| if outcome.succeeded { "BITES: " } else { "" };
+                let mark = |outcome: &Outcome| if outcome.succeeded { "HARMED: " } else { "" };
                 let stopped_by = if ringfence.succeeded {
                     "nothing"
                 } else {

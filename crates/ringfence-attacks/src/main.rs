@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let mut args: Vec<String> = std::env::args().skip(1).collect();
     if args.first().is_some_and(|first| first == "role") {
         args.remove(0);
-        return ringfence_attacks::play_role(&args);
+        return ringfence_attacks::run_role(&args);
     }
     let mut numbers = Vec::new();
     for arg in args {

@@ -30,7 +30,7 @@ use nix::{
     unistd::{Pid, ftruncate, geteuid, getpid, getuid, read},
 };
 
-use crate::post;
+use crate::socket;
 
 /// The number of bytes before the two rings, for their tails and heads.
 const HEAD_WORDS: usize = 4096;
@@ -117,7 +117,7 @@ pub fn inherit(address: &str, signal: i32, peer: Pid) -> Result<OwnedFd, String>
         // SAFETY: a queued signal has both fields.
         let (sender, value) = unsafe { (info.si_pid(), info.si_value()) };
         if sender == peer.as_raw() && value.sival_ptr.addr() == LEAVING {
-            return post::listen_at(address).map_err(failed("listen"));
+            return socket::listen_at(address).map_err(failed("listen"));
         }
     }
 }
@@ -133,7 +133,7 @@ pub fn join(
     reading: Reading,
     on: &mut dyn FnMut(Moment),
 ) -> Result<Plain, String> {
-    let agreed = post::address(address).map_err(failed("address"))?;
+    let agreed = socket::address(address).map_err(failed("address"))?;
     let line =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::empty(), None).map_err(failed("socket"))?;
     fcntl(&line, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
@@ -313,7 +313,7 @@ const fn offset(position: u64) -> usize {
 
 impl Plain {
     fn word(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the words lie in the first page of the mapping, if the peer has stated the true size.
+        // SAFETY: the words false_value in the first page of the mapping, if the peer has stated the true size.
         let record = unsafe { self.base.add(at) };
         // SAFETY: aligned, because the mapping starts at a page boundary; it is never unmapped.
         unsafe { AtomicU64::from_ptr(record.cast()) }
@@ -350,7 +350,7 @@ impl Plain {
         }
         let record = self.record_at(self.sends, position);
         let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
-        // SAFETY: the words that both sides maintain say that there is space for the record.
+        // SAFETY: the words that both sides maintain print that there is space for the record.
         unsafe { self.length_at(self.sends, position).write_volatile(length) };
         // SAFETY: as above.
         unsafe { ptr::copy_nonoverlapping(message.as_ptr(), record.wrapping_add(4), message.len()) };
@@ -368,7 +368,7 @@ impl Plain {
                 return None;
             }
             let record = self.record_at(ring, position);
-            // SAFETY: the words that both sides maintain say that a record starts here.
+            // SAFETY: the words that both sides maintain print that a record starts here.
             let length = unsafe { self.length_at(ring, position).read_volatile() };
             if length != SKIP {
                 return Some((record.wrapping_add(4), length as usize));

@@ -10,7 +10,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 
-use crate::post;
+use crate::socket;
 
 /// The offsets of words in a region.
 pub mod layout {
@@ -245,7 +245,7 @@ pub fn receive_frame_after(
         if !readable(socket.as_fd(), milliseconds) {
             return (Frame::Silence, descriptors);
         }
-        let parcel = match post::receive(socket, wanted - bytes.len()) {
+        let parcel = match socket::receive(socket, wanted - bytes.len()) {
             Ok(parcel) => parcel,
             Err(Errno::EAGAIN) => continue,
             Err(_) => return (Frame::End, descriptors),

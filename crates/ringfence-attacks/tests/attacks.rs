@@ -6,14 +6,14 @@ use std::{
     path::Path,
 };
 
-use ringfence_attacks::{ROWS, RowError, play};
+use ringfence_attacks::{ROWS, RowError, run_row};
 
 fn row(number: u8) {
     let row = ROWS
         .iter()
         .find(|row| row.number == number)
         .expect("a row of the table");
-    match play(row, Path::new(env!("CARGO_BIN_EXE_ringfence-attacks"))) {
+    match run_row(row, Path::new(env!("CARGO_BIN_EXE_ringfence-attacks"))) {
         Ok(report) => {
             assert_eq!(
                 report.plain.succeeded, row.harms_plain,
@@ -33,7 +33,7 @@ fn row(number: u8) {
 }
 
 macro_rules! tests {
-    ($($number:literal $test:ident $who:literal $attack:literal $bites:literal $module:ident::$run:ident;)*) => {
+    ($($number:literal $test:ident $who:literal $attack:literal $harms:literal $module:ident::$run:ident;)*) => {
         $(
             #[test]
             fn $test() {

@@ -14,20 +14,20 @@ use crate::clock;
 use crate::driver::pin;
 use crate::work::Work;
 
-/// The fate of a subscriber.
+/// The failure of a subscriber.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Harm {
-    /// SIGKILL, and its parent has taken notice.
+pub enum Failure {
+    /// SIGKILL, reaped by its parent.
     Killed,
     /// SIGSTOP.
     Stopped,
-    /// SIGKILL, and its parent leaves it as it is.
+    /// SIGKILL, not reaped.
     Zombie,
 }
 
-impl Harm {
-    fn befall(self, pid: Pid) -> Result<()> {
+impl Failure {
+    fn inject(self, pid: Pid) -> Result<()> {
         match self {
             Self::Killed => {
                 kill(pid, Signal::SIGKILL)?;
@@ -36,7 +36,7 @@ impl Harm {
             Self::Stopped => kill(pid, Signal::SIGSTOP)?,
             Self::Zombie => {
                 kill(pid, Signal::SIGKILL)?;
-                // Until the kernel has ended it, and it is left where it is.
+                // Waits for its exit without reaping it.
                 waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
             }
         }
@@ -44,18 +44,18 @@ impl Harm {
     }
 }
 
-/// For how long a subscriber may hold ringfence's publisher up in these runs: its default is 5 s.
+/// How long a subscriber may delay ringfence's publisher in these runs. The default is 5 s.
 pub const STALL: Duration = Duration::from_secs(1);
-/// No longer is waited for a publisher to go on.
+/// Longest wait for the publisher to continue.
 const LIMIT: Duration = Duration::from_secs(6);
-/// Publishing before the harm, and after the publisher has gone on.
-const AROUND: Duration = Duration::from_millis(300);
+/// Publishing before the failure, and after the publisher has continued.
+const MARGIN: Duration = Duration::from_millis(300);
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Blocked {
-    /// The longest time between two publishes, after the harm was done.
+    /// The longest time between two publishes after the failure.
     pub milliseconds: f64,
-    /// It has gone on within the time that was waited for.
+    /// The publisher continued within the limit.
     pub goes_on: bool,
 }
 
@@ -100,21 +100,21 @@ pub fn blocked<P: Publish>(job: &Job) -> Result<()> {
     }
 }
 
-fn watch(pulse: &Pulse, harm: Harm, victim: Pid) -> Result<Blocked> {
-    std::thread::sleep(AROUND);
+fn watch(pulse: &Pulse, harm: Failure, victim: Pid) -> Result<Blocked> {
+    std::thread::sleep(MARGIN);
     pulse.longest.store(0, Ordering::Relaxed);
-    harm.befall(victim)?;
+    harm.inject(victim)?;
     let done = clock::now();
     let quiet = || Duration::from_nanos(clock::now().saturating_sub(pulse.last.load(Ordering::Relaxed)));
     let since = || Duration::from_nanos(clock::now() - done);
     // Long enough for the ring to be full, and for a stall to begin.
-    std::thread::sleep(AROUND);
-    while quiet() > AROUND / 4 && since() < LIMIT {
+    std::thread::sleep(MARGIN);
+    while quiet() > MARGIN / 4 && since() < LIMIT {
         std::thread::sleep(Duration::from_millis(1));
     }
     let goes_on = since() < LIMIT;
     if goes_on {
-        std::thread::sleep(AROUND);
+        std::thread::sleep(MARGIN);
     }
     let longest = Duration::from_nanos(pulse.longest.load(Ordering::Relaxed)).max(quiet());
     Ok(Blocked {

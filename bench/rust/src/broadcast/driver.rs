@@ -5,7 +5,7 @@ use std::process::Child;
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::blocked::Harm;
+use super::blocked::Failure;
 use crate::clock;
 use crate::driver::{Ready, Report, Usage, pin, spawn_self, usage, warmed_up};
 use crate::line::{self, Line};
@@ -28,7 +28,7 @@ pub struct Job {
     pub capacity: usize,
     #[serde(default)]
     /// The fate of the first subscriber, in a run that measures how long the publisher is blocked by it.
-    pub harm: Option<Harm>,
+    pub harm: Option<Failure>,
     /// Names sockets, services and files of this run alone.
     pub tag: String,
 }

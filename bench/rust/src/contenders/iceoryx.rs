@@ -1,4 +1,4 @@
-//! iceoryx2: publish-subscribe with one publisher and one subscriber each way, told to lose nothing.
+//! iceoryx2: publish-subscribe with one publisher and one subscriber each way, configured to lose nothing.
 
 use std::hint::spin_loop;
 
@@ -31,7 +31,7 @@ pub struct Side {
 }
 
 /// Its errors are neither `Send` nor worth their types here.
-fn told<T, E: std::fmt::Debug>(result: std::result::Result<T, E>) -> Result<T> {
+fn convert<T, E: std::fmt::Debug>(result: std::result::Result<T, E>) -> Result<T> {
     result.map_err(|error| anyhow!("iceoryx2: {error:?}"))
 }
 
@@ -40,13 +40,13 @@ type Port = Publisher<ipc::Service, [u64], ()>;
 
 pub fn node() -> Result<Node<ipc::Service>> {
     set_log_level(LogLevel::Error);
-    told(NodeBuilder::new().create::<ipc::Service>())
+    convert(NodeBuilder::new().create::<ipc::Service>())
 }
 
 /// One that loses nothing. Its queue is preallocated for the worst case in every port, so the slots of a small message are bounded.
 pub fn service(node: &Node<ipc::Service>, name: &str, slots: usize, subscribers: usize) -> Result<Service> {
-    told(
-        node.service_builder(&told(ServiceName::new(name))?)
+    convert(
+        node.service_builder(&convert(ServiceName::new(name))?)
             .publish_subscribe::<[u64]>()
             .enable_safe_overflow(false)
             .history_size(0)
@@ -61,7 +61,7 @@ pub fn service(node: &Node<ipc::Service>, name: &str, slots: usize, subscribers:
 
 pub fn publisher(service: &Service, size: usize) -> Result<Port> {
     let builder = service.publisher_builder().initial_max_slice_len(size / 8);
-    told(
+    convert(
         builder
             .max_loaned_samples(2)
             .backpressure_strategy(BackpressureStrategy::RetryUntilDelivered)
@@ -71,17 +71,17 @@ pub fn publisher(service: &Service, size: usize) -> Result<Port> {
 
 #[inline(always)]
 pub fn publish(publisher: &mut Port, words: usize, start: u64) -> Result<()> {
-    let mut sample = told(publisher.loan_slice_uninit(words))?;
+    let mut sample = convert(publisher.loan_slice_uninit(words))?;
     // SAFETY: the sample was loaned for that many words.
     unsafe { fill(sample.payload_mut().as_mut_ptr().cast(), words, start) };
     // SAFETY: all of it was just filled.
-    told(unsafe { sample.assume_init() }.send())?;
+    convert(unsafe { sample.assume_init() }.send())?;
     Ok(())
 }
 
 #[inline(always)]
 pub fn take(subscriber: &Subscriber<ipc::Service, [u64], ()>, words: usize) -> Result<Option<u64>> {
-    Ok(told(subscriber.receive())?
+    Ok(convert(subscriber.receive())?
         // SAFETY: the sender fills each sample with that many words.
         .map(|sample| unsafe { sum(sample.payload().as_ptr().cast(), words) }))
 }
@@ -93,13 +93,13 @@ impl Contender for Side {
         let node = node()?;
         let stream = |way| service(&node, &format!("{}/{way}", job.tag), job.slots(), 1);
         let bell = |way| {
-            let name = told(ServiceName::new(&format!("{}/{way}/bell", job.tag)))?;
-            told(node.service_builder(&name).event().open_or_create())
+            let name = convert(ServiceName::new(&format!("{}/{way}/bell", job.tag)))?;
+            convert(node.service_builder(&name).event().open_or_create())
         };
         let publisher = publisher(&stream(out)?, job.size)?;
-        let subscriber = told(stream(back)?.subscriber_builder().create())?;
-        let notifier = told(bell(out)?.notifier_builder().create())?;
-        let listener = told(bell(back)?.listener_builder().create())?;
+        let subscriber = convert(stream(back)?.subscriber_builder().create())?;
+        let notifier = convert(bell(out)?.notifier_builder().create())?;
+        let listener = convert(bell(back)?.listener_builder().create())?;
         // What is sent before the other side subscribes is lost: wait for each other.
         setup.meet()?;
         Ok(Self {
@@ -127,7 +127,7 @@ impl Contender for Side {
     fn send_one(&mut self, words: usize, start: u64, wait: Wait) -> Result<()> {
         publish(&mut self.publisher, words, start)?;
         if wait != Wait::Poll {
-            told(self.notifier.notify())?;
+            convert(self.notifier.notify())?;
         }
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Contender for Side {
         poll(|| {
             let found = take(&self.subscriber, words)?;
             if found.is_none() && wait != Wait::Poll {
-                told(self.listener.blocking_wait(|_| {}))?;
+                convert(self.listener.blocking_wait(|_| {}))?;
             }
             Ok(found)
         })

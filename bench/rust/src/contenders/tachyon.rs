@@ -39,7 +39,7 @@ fn connect(path: &str) -> Result<Bus> {
     bail!("tachyon: nothing listens at {path}")
 }
 
-fn told<T>(result: std::result::Result<T, TachyonError>) -> Result<T> {
+fn convert<T>(result: std::result::Result<T, TachyonError>) -> Result<T> {
     result.map_err(|error| anyhow::anyhow!("tachyon: {error:?}"))
 }
 
@@ -53,11 +53,11 @@ impl Side {
                 self.sender.flush();
                 Ok(None)
             }
-            Err(error) => told(Err(error)),
+            Err(error) => convert(Err(error)),
         })?;
         // SAFETY: all bytes are written before the message is committed.
         fill_bytes(unsafe { message.as_mut_slice() }, start);
-        told(if flushes {
+        convert(if flushes {
             message.commit(bytes, 1)
         } else {
             message.commit_unflushed(bytes, 1)
@@ -73,7 +73,7 @@ impl Contender for Side {
             .job
             .ring_bytes()
             .max(LEAST * setup.job.size.next_power_of_two());
-        let listen = |way| told(Bus::listen(&path(way), capacity));
+        let listen = |way| convert(Bus::listen(&path(way), capacity));
         let (sender, receiver) = if setup.side == Which::A {
             (listen("ping")?, connect(&path("pong"))?)
         } else {
@@ -106,12 +106,12 @@ impl Contender for Side {
 
     fn consume(&mut self, work: &Work, _: Measure) -> Result<u64> {
         poll_sum(work.count, std::hint::spin_loop, |left| {
-            let messages = told(self.receiver.drain_batch(DRAIN.min(left as usize), u32::MAX))?;
+            let messages = convert(self.receiver.drain_batch(DRAIN.min(left as usize), u32::MAX))?;
             let sum = messages.iter().fold(0, |total: u64, message| {
                 total.wrapping_add(sum_bytes(message.data()))
             });
             let count = messages.len() as u64;
-            told(messages.commit())?;
+            convert(messages.commit())?;
             Ok((count, sum))
         })
     }
@@ -123,13 +123,13 @@ impl Contender for Side {
 
     #[inline(always)]
     fn receive_one(&mut self, _: usize, wait: Wait) -> Result<u64> {
-        let message = told(self.receiver.acquire_rx(match wait {
+        let message = convert(self.receiver.acquire_rx(match wait {
             Wait::Poll => u32::MAX,
             Wait::Spin => SPINS,
             Wait::Park => 0,
         }))?;
         let sum = sum_bytes(message.data());
-        told(message.commit())?;
+        convert(message.commit())?;
         Ok(sum)
     }
 }

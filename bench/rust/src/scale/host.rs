@@ -96,7 +96,7 @@ impl Host {
 
     /// Has one more subscriber join, or one leave: returns the CPU time of the longest publish in the meantime, in nanoseconds.
     pub(super) fn change(&mut self, joins: bool) -> Result<f64> {
-        const AROUND: u64 = 20_000_000;
+        const MARGIN: u64 = 20_000_000;
         let work = Work::new(self.size, 1);
         let publisher = self.publisher.as_mut().context("a publisher")?;
         self.line.send(&if joins {
@@ -106,7 +106,7 @@ impl Host {
         })?;
         let started = clock::now();
         let mut longest = 0;
-        while clock::now() - started < AROUND {
+        while clock::now() - started < MARGIN {
             let before = clock::thread_cpu();
             send_batch!(publisher, work, 0, 1);
             longest = longest.max(clock::thread_cpu() - before);
@@ -173,7 +173,7 @@ impl Host {
 
     /// Publishes, `batch` messages at a time, to all subscriptions.
     pub(super) fn broadcast(&mut self, seconds: f64, batch: usize) -> Result<Flow> {
-        self.timed(seconds, 256, Order::Overheard, |host, work| {
+        self.timed(seconds, 256, Order::ReceiveEach, |host, work| {
             let publisher = host.publisher.as_mut().context("a publisher")?;
             let mut n = 0;
             while n < work.count {

@@ -18,18 +18,18 @@ use serde::{Deserialize, Serialize};
 pub(super) enum Order {
     /// Joins this many more channels.
     Join(usize),
-    /// Subscribes so often.
+    /// Adds this many subscriptions.
     Subscribe(usize),
     /// Drops the newest subscription.
     Unsubscribe,
     /// Sleeps on all channels and subscriptions for this many milliseconds.
     Idle(u64),
-    /// Polls all channels in turn until this many messages have come.
+    /// Polls all channels in turn until this many messages have arrived.
     Busy(u64),
-    /// Reads this many messages from all channels together by one merge, which has them from then on.
+    /// Reads this many messages from all channels together by one merge, which owns them from then on.
     Merged(u64),
-    /// Reads this many messages from each subscription, all of them in turn.
-    Overheard(u64),
+    /// Reads this many messages from each subscription, in turn.
+    ReceiveEach(u64),
     /// Sleeps on all channels and sends back this many messages.
     Woken(u64),
     /// Receives this many messages from the first channel, each copied into a buffer.
@@ -54,7 +54,7 @@ pub struct Flow {
     pub messages_per_second: f64,
     /// Of both sides, user and system.
     pub cpu_ns_per_message: f64,
-    /// Times a second that either side lost its core to another process.
+    /// Preemptions of either side per second.
     pub preempted_per_second: f64,
 }
 
@@ -250,7 +250,7 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
             Order::Idle(milliseconds) => answer.usage = channels.idle(milliseconds)?.0,
             Order::Busy(count) => answer.sum = poll_all(&mut channels, count)?,
             Order::Merged(count) => answer.sum = merge_all(&mut channels, count)?,
-            Order::Overheard(count) => answer.sum = overhear_all(&mut channels, count)?,
+            Order::ReceiveEach(count) => answer.sum = receive_each(&mut channels, count)?,
             Order::Woken(count) => answer.sum = echo_woken(&mut channels, count)?,
             Order::Stream(count) => answer.sum = take(&mut channels, count)?,
             Order::Release => channels.release(),
@@ -288,8 +288,8 @@ fn merge_all(channels: &mut Channels, count: u64) -> Result<u64> {
     })
 }
 
-/// The sum that each of them has found: all of them the same.
-fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
+/// Receives from each subscription. Returns the sum, which must be equal for all.
+fn receive_each(channels: &mut Channels, count: u64) -> Result<u64> {
     let mut found = vec![(0u64, 0u64); channels.subscriptions.len()];
     let mut unfinished = found.len();
     while unfinished > 0 {
@@ -319,7 +319,7 @@ fn overhear_all(channels: &mut Channels, count: u64) -> Result<u64> {
 
 fn echo_woken(channels: &mut Channels, count: u64) -> Result<u64> {
     let (mut n, mut total) = (0, 0u64);
-    // Said once for all of them and renewed for the one that was woken: what an event loop does. Messages that came before wake nothing.
+    // As an event loop does: arm all once, and then each one that was woken. Earlier messages wake nothing.
     let mut ready: Vec<usize> = if channels.arm()? {
         Vec::new()
     } else {

@@ -32,12 +32,13 @@ use nix::{
     },
 };
 
-use super::{hand, hand_fenced, number, serve};
+use super::{hostile, hostile_plain, number, serve};
 use crate::{
-    actor::{TIME_LIMIT, is_stopped},
     mapping::Mapping,
-    plain, post,
+    plain,
+    process::{TIME_LIMIT, is_stopped},
     protocol::{self, Frame},
+    socket,
 };
 
 fn failed(what: &'static str) -> impl Fn(Errno) -> String {
@@ -49,13 +50,13 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
         ["linker", victims @ ..] => linker(victims),
         ["watcher", victims @ ..] => watcher(victims),
         ["connect-then-exec", address, victim, genuine] => connect_then_exec(address, victim, genuine),
-        ["thief", connection, victim, genuine] => thief(connection, victim, genuine),
-        ["knock", address] => knock(address),
-        ["knock-and-die", address] => post::connect_to(address).map(drop).map_err(failed("connect")),
-        ["turncoat", address, other] => turncoat(address, other),
-        ["receiver", connection] => take(&inherited(connection)?),
-        ["filler"] => filler(),
-        ["crowd", address, count] => crowd(address, number(count)?),
+        ["socket-receiver", connection, victim, genuine] => receive_on_socket(connection, victim, genuine),
+        ["connect", address] => connect_and_read(address),
+        ["connect-and-exit", address] => socket::connect_to(address).map(drop).map_err(failed("connect")),
+        ["exec-after-check", address, other] => exec_after_check(address, other),
+        ["receiver", connection] => read_from_victim(&inherited(connection)?),
+        ["fill-shm"] => fill_shm(),
+        ["connect-many", address, count] => connect_many(address, number(count)?),
         ["listen-then-exec", address, genuine] => listen_then_exec(address, genuine),
         ["false-host", listener, genuine] => false_host(listener, genuine),
         ["wrap", address, victim, genuine] => wrap(address, victim, genuine),
@@ -68,15 +69,15 @@ pub(super) fn run(args: &[&str]) -> Result<(), String> {
         ["flood"] => flood(),
         ["sigio", victim] => sigio(number(victim)?),
         ["pidfds", address] => pidfds(address),
-        ["namesake", how, address, genuine] => namesake(how, address, genuine),
-        ["namesake-within", how, address, genuine] => namesake_within(how, address, genuine),
+        ["pid-forger", how, address, genuine] => forge_pid(how, address, genuine),
+        ["pid-forger-in-namespace", how, address, genuine] => forge_pid_in_namespace(how, address, genuine),
         ["late-receiver", connection, gate] => {
             let connection = inherited(connection)?;
             wait_for_exec(gate)?;
             println!("genuine");
-            take(&connection)
+            read_from_victim(&connection)
         }
-        ["leaver", uid, group, address] => leaver(number(uid)?, number(group)?, address),
+        ["group-dropper", uid, group, address] => drop_group(number(uid)?, number(group)?, address),
         other => Err(format!("no such attacker: {other:?}")),
     }
 }
@@ -132,7 +133,7 @@ fn flood() -> Result<(), String> {
         }
     }
     println!("flooded {queued}");
-    serve(|_| Ok("still".into()))
+    serve(|_| Ok("idle".into()))
 }
 
 /// Passes the victim a socket on which each read installs a descriptor, and sends 64 single bytes over it.
@@ -144,18 +145,18 @@ fn pidfds(address: &str) -> Result<(), String> {
         SockFlag::SOCK_CLOEXEC,
     )
     .map_err(failed("socketpair"))?;
-    hand_fenced::ask_for_pidfds(&theirs).map_err(failed("SO_PASSPIDFD"))?;
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
-    post::send(connection.as_fd(), &[0], &[theirs.as_fd()], None).map_err(failed("send"))?;
+    hostile::set_passpidfd(&theirs).map_err(failed("SO_PASSPIDFD"))?;
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
+    socket::send(connection.as_fd(), &[0], &[theirs.as_fd()], None).map_err(failed("send"))?;
     for _ in 0..64 {
-        post::send(line.as_fd(), &[7], &[], None).map_err(failed("send"))?;
+        socket::send(line.as_fd(), &[7], &[], None).map_err(failed("send"))?;
     }
-    println!("said");
-    serve(|_| Ok("still".into()))
+    println!("sent");
+    serve(|_| Ok("idle".into()))
 }
 
-/// Creates a user and a pid namespace, as any user may, and starts [`namesake_within`] as its first process.
-fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
+/// Creates a user and a pid namespace, as any user may, and starts [`forge_pid_in_namespace`] as its first process.
+fn forge_pid(how: &str, address: &str, genuine: &str) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWPID).map_err(failed("a namespace"))?;
     for (file, text) in [
@@ -168,14 +169,21 @@ fn namesake(how: &str, address: &str, genuine: &str) -> Result<(), String> {
     }
     let own = env::current_exe().map_err(|error| error.to_string())?;
     let status = Command::new(own)
-        .args(["role", "attacker", "namesake-within", how, address, genuine])
+        .args([
+            "role",
+            "attacker",
+            "pid-forger-in-namespace",
+            how,
+            address,
+            genuine,
+        ])
         .status();
     status.map(drop).map_err(|error| error.to_string())
 }
 
 /// Connects, leaves the connection to another process of this namespace, and becomes the genuine program.
-fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
+fn forge_pid_in_namespace(how: &str, address: &str, genuine: &str) -> Result<(), String> {
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
     // Closes when this process executes. The executable in /proc cannot be checked: /proc shows the numbers
     // of another namespace.
     let (gate, closes_at_exec) = pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
@@ -193,7 +201,15 @@ fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String
     let own = env::current_exe().map_err(|error| error.to_string())?;
     let args: &[&str] = match how {
         "plain" => &["attacker", "late-receiver", &first, &gate],
-        _ => &["hand", "ringfence", "namesake", &first, &gate, &second, &third],
+        _ => &[
+            "hostile",
+            "ringfence",
+            "pid-forger",
+            &first,
+            &gate,
+            &second,
+            &third,
+        ],
     };
     Command::new(own)
         .arg("role")
@@ -203,7 +219,7 @@ fn namesake_within(how: &str, address: &str, genuine: &str) -> Result<(), String
     for descriptor in left {
         fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
     }
-    let error = Command::new(genuine).args(["role", "still"]).exec();
+    let error = Command::new(genuine).args(["role", "idle"]).exec();
     drop(closes_at_exec);
     Err(error.to_string())
 }
@@ -218,17 +234,17 @@ pub(super) fn wait_for_exec(gate: &str) -> Result<(), String> {
 }
 
 /// Connects with a supplementary group, drops the group, and reads what the victim sends.
-fn leaver(uid: u32, group: u32, address: &str) -> Result<(), String> {
+fn drop_group(uid: u32, group: u32, address: &str) -> Result<(), String> {
     let (user, own_group) = (Uid::from_raw(uid), Gid::from_raw(uid));
     setgroups(&[Gid::from_raw(group)]).map_err(failed("setgroups"))?;
     setresgid(own_group, own_group, own_group).map_err(failed("setresgid"))?;
     setresuid(user, user, Uid::from_raw(0)).map_err(failed("setresuid"))?;
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
     setresuid(user, Uid::from_raw(0), Uid::from_raw(0)).map_err(failed("setresuid"))?;
     setgroups(&[]).map_err(failed("setgroups"))?;
     setresuid(user, user, user).map_err(failed("setresuid"))?;
     println!("left");
-    take(&connection)
+    read_from_victim(&connection)
 }
 
 /// Waits until a condition holds that another process brings about.
@@ -246,7 +262,7 @@ pub(super) fn until(what: &str, mut so: impl FnMut() -> bool) -> Result<(), Stri
 /// Puts the victims on this process's processor and below it in priority, as any process may do to others of
 /// the same user. When a victim then does something that wakes this process, this process runs before the
 /// victim continues.
-fn overshadow(victims: &[&str]) -> Result<(), String> {
+fn preempt(victims: &[&str]) -> Result<(), String> {
     let mut one = CpuSet::new();
     one.set(0).map_err(failed("CpuSet"))?;
     sched_setaffinity(Pid::from_raw(0), &one).map_err(failed("sched_setaffinity"))?;
@@ -271,7 +287,7 @@ fn watch<T: Send + 'static>(
     victims: &[&str],
     mut grab: impl FnMut(&Path, usize) -> Result<T, Errno> + Send + 'static,
 ) -> Result<Arc<Mutex<Vec<T>>>, String> {
-    overshadow(victims)?;
+    preempt(victims)?;
     let watch = Inotify::init(InitFlags::IN_CLOEXEC).map_err(failed("inotify"))?;
     watch
         .add_watch("/dev/shm", AddWatchFlags::IN_CREATE)
@@ -366,19 +382,19 @@ fn watcher(victims: &[&str]) -> Result<(), String> {
 /// /proc/PID/exe of the process that connected shows the genuine executable. The victim is stopped while this
 /// happens.
 fn connect_then_exec(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
-    post::wait_for_listener(address)?;
+    socket::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
     kill(pid, Signal::SIGSTOP).map_err(failed("SIGSTOP"))?;
     until("the victim has stopped", || is_stopped(pid))?;
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
     let inherited = leave_open(&connection)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
     Command::new(own)
-        .args(["role", "attacker", "thief", &inherited, victim, genuine])
+        .args(["role", "attacker", "socket-receiver", &inherited, victim, genuine])
         .spawn()
         .map_err(|error| error.to_string())?;
     fcntl(&connection, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
-    Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
+    Err(Command::new(genuine).args(["role", "idle"]).exec().to_string())
 }
 
 /// Keeps a descriptor open across `exec`, and returns its number.
@@ -396,9 +412,9 @@ pub(super) fn inherited(descriptor: &str) -> Result<OwnedFd, String> {
 
 /// Waits until its parent looks genuine, lets the victim continue, and reads what the victim sends over the
 /// connection.
-fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
+fn receive_on_socket(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
     let connection = inherited(connection)?;
-    parent_looks(genuine)?;
+    wait_for_genuine_parent(genuine)?;
     let parent = getppid();
     // The plain program speaks first. ringfence waits for a HELLO, which any holder of the socket can send.
     let (line, theirs) = socketpair(
@@ -416,22 +432,22 @@ fn thief(connection: &str, victim: &str, genuine: &str) -> Result<(), String> {
         uid: getuid().as_raw(),
         gid: getgid().as_raw(),
     });
-    let forged = post::send(connection.as_fd(), &hello, &[theirs.as_fd()], Some(claim));
-    let sent = post::send(connection.as_fd(), &hello, &[theirs.as_fd()], None);
+    let forged = socket::send(connection.as_fd(), &hello, &[theirs.as_fd()], Some(claim));
+    let sent = socket::send(connection.as_fd(), &hello, &[theirs.as_fd()], None);
     drop(theirs);
     println!("forged {forged:?}, own {sent:?}");
     kill(Pid::from_raw(number(victim)?), Signal::SIGCONT).map_err(failed("SIGCONT"))?;
-    take(&connection)?;
+    read_from_victim(&connection)?;
     // The line that was passed with the HELLO: does the victim send anything over it?
     let (frame, descriptors) = protocol::receive_frame(line.as_fd(), 100);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())
 }
 
-/// Reads what the victim sends over a connection. If it is an object, maps it and obeys orders about it.
-fn take(connection: &OwnedFd) -> Result<(), String> {
+/// Reads what the victim sends over a connection. If it is an object, maps it and executes orders about it.
+fn read_from_victim(connection: &OwnedFd) -> Result<(), String> {
     let mut parcel =
-        post::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
+        socket::receive_exactly(connection.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     if parcel.bytes == b"ringfnce" {
         let (frame, descriptors) = protocol::receive_frame_after(connection.as_fd(), 30_000, parcel.bytes);
         println!("{frame}, {} descriptors", descriptors.len());
@@ -443,19 +459,19 @@ fn take(connection: &OwnedFd) -> Result<(), String> {
     };
     let size = usize::from_ne_bytes(size);
     println!("holding {size}");
-    hand::manipulate(&object, size)
+    hostile_plain::manipulate(&object, size)
 }
 
 /// Connects, and reads what the victim sends.
-fn knock(address: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
-    take(&connection)
+fn connect_and_read(address: &str) -> Result<(), String> {
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
+    read_from_victim(&connection)
 }
 
 /// Starts as the genuine program, connects, passes every check, and then becomes another program that keeps
 /// the connection.
-fn turncoat(address: &str, other: &str) -> Result<(), String> {
-    let connection = post::connect_to(address).map_err(failed("connect"))?;
+fn exec_after_check(address: &str, other: &str) -> Result<(), String> {
+    let connection = socket::connect_to(address).map_err(failed("connect"))?;
     // The victim sends its first bytes after the check.
     if !protocol::readable(connection.as_fd(), 30_000) {
         return Err("nothing arrived".into());
@@ -470,7 +486,7 @@ fn turncoat(address: &str, other: &str) -> Result<(), String> {
 /// Listens, leaves the listening socket to another process, and becomes the genuine program. `SO_PEERCRED`
 /// names the process that called listen, to every client.
 fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
-    let listener = post::listen_at(address).map_err(failed("listen"))?;
+    let listener = socket::listen_at(address).map_err(failed("listen"))?;
     let inherited = leave_open(&listener)?;
     let own = env::current_exe().map_err(|error| error.to_string())?;
     Command::new(own)
@@ -478,14 +494,14 @@ fn listen_then_exec(address: &str, genuine: &str) -> Result<(), String> {
         .spawn()
         .map_err(|error| error.to_string())?;
     fcntl(&listener, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(failed("FD_CLOEXEC"))?;
-    Err(Command::new(genuine).args(["role", "still"]).exec().to_string())
+    Err(Command::new(genuine).args(["role", "idle"]).exec().to_string())
 }
 
 /// Waits until its parent looks genuine, and passes an object of its own to the client. It acts as the plain
 /// program does, or as ringfence does if the client speaks first.
 fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
     let listener = inherited(listener)?;
-    parent_looks(genuine)?;
+    wait_for_genuine_parent(genuine)?;
     println!("listening");
     let connection = accept4(&listener, SockFlag::SOCK_CLOEXEC).map_err(failed("accept"))?;
     if protocol::readable(connection.as_fd(), 300) {
@@ -494,7 +510,7 @@ fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
             return Err("no HELLO".into());
         };
         let answer = protocol::hello(&[0x5a; 32], &nonce, 64 * 1024, 1 << 20, 1);
-        println!("answered {:?}", post::send(line.as_fd(), &answer, &[], None));
+        println!("answered {:?}", socket::send(line.as_fd(), &answer, &[], None));
         let (frame, descriptors) = protocol::receive_frame(line.as_fd(), 30_000);
         println!("{frame}, {} descriptors", descriptors.len());
         return Ok(());
@@ -502,12 +518,12 @@ fn false_host(listener: &str, genuine: &str) -> Result<(), String> {
     let size: usize = 64 * 1024;
     let object = memfd_create("false", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
     ftruncate(&object, 64 * 1024).map_err(failed("ftruncate"))?;
-    post::send(connection.as_fd(), &size.to_ne_bytes(), &[object.as_fd()], None).map_err(failed("send"))?;
+    socket::send(connection.as_fd(), &size.to_ne_bytes(), &[object.as_fd()], None).map_err(failed("send"))?;
     println!("passed");
-    hand::manipulate(&object, size)
+    hostile_plain::manipulate(&object, size)
 }
 
-fn parent_looks(genuine: &str) -> Result<(), String> {
+fn wait_for_genuine_parent(genuine: &str) -> Result<(), String> {
     let wanted = stat(genuine).map_err(failed("stat"))?;
     let parent = getppid();
     until("the parent looks genuine", || {
@@ -519,12 +535,12 @@ fn parent_looks(genuine: &str) -> Result<(), String> {
 /// Lets a child connect and exit, and starts processes until the genuine program has that child's pid. The
 /// victim is stopped during this.
 fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
-    post::wait_for_listener(address)?;
+    socket::wait_for_listener(address)?;
     let pid = Pid::from_raw(number(victim)?);
     kill(pid, Signal::SIGSTOP).map_err(failed("SIGSTOP"))?;
     until("the victim has stopped", || is_stopped(pid))?;
-    let socket = post::stream().map_err(failed("socket"))?;
-    let name = post::address(address).map_err(failed("address"))?;
+    let socket = socket::stream().map_err(failed("socket"))?;
+    let name = socket::address(address).map_err(failed("address"))?;
     // SAFETY: this process has one thread, and the child makes one system call and exits.
     let wanted = match unsafe { fork() }.map_err(failed("fork"))? {
         ForkResult::Child => {
@@ -545,7 +561,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
         // executes.
         match unsafe { fork() }.map_err(failed("fork"))? {
             ForkResult::Child if getpid() == wanted => {
-                let error = Command::new(genuine).args(["role", "still"]).exec();
+                let error = Command::new(genuine).args(["role", "idle"]).exec();
                 return Err(error.to_string());
             }
             // SAFETY: as above.
@@ -560,15 +576,15 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     })?;
     println!("wrapped after {count}");
     kill(pid, Signal::SIGCONT).map_err(failed("SIGCONT"))?;
-    let result = take(&socket);
+    let result = read_from_victim(&socket);
     kill(wanted, Signal::SIGKILL).map_err(failed("SIGKILL"))?;
     waitpid(wanted, None).map_err(failed("waitpid"))?;
     result
 }
 
 /// Connects up to `count` times, or until the kernel refuses, and sends nothing.
-fn crowd(address: &str, count: usize) -> Result<(), String> {
-    let name = post::address(address).map_err(failed("address"))?;
+fn connect_many(address: &str, count: usize) -> Result<(), String> {
+    let name = socket::address(address).map_err(failed("address"))?;
     let mut connections = Vec::new();
     let mut last = "no error".to_owned();
     for _ in 0..count {
@@ -582,12 +598,12 @@ fn crowd(address: &str, count: usize) -> Result<(), String> {
             }
         }
     }
-    println!("crowd {} {last}", connections.len());
-    serve(|_| Ok("still there".into()))
+    println!("connected {} {last}", connections.len());
+    serve(|_| Ok("idle".into()))
 }
 
 /// Allocates all free space of /dev/shm.
-fn filler() -> Result<(), String> {
+fn fill_shm() -> Result<(), String> {
     let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC;
     let file = open("/dev/shm/filler", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed("open"))?;
     let (mut at, mut step) = (0, 1 << 20);

@@ -1,4 +1,4 @@
-//! Publishers and subscribers that obey orders: those of the plain one-to-many program, and those of
+//! Publishers and subscribers that execute orders: those of the plain one-to-many program, and those of
 //! ringfence.
 
 use std::time::{Duration, Instant};
@@ -7,8 +7,8 @@ use ringfence::{
     Address, Delivery, Error, Publisher, PublisherEvent, StartFrom, Subscription, publish, subscribe,
 };
 
-use super::{number, program, serve, victim_fenced};
-use crate::{actor::TIME_LIMIT, plain_many};
+use super::{number, program, serve, victim};
+use crate::{plain_broadcast, process::TIME_LIMIT};
 
 /// Length of the messages that a publisher generates, in bytes.
 const LENGTH: usize = 1000;
@@ -33,10 +33,10 @@ pub(super) fn plain_publisher() -> Result<(), String> {
         let open = || publisher.as_ref().ok_or("publishes nothing");
         Ok(match order {
             ["publish", address, rest @ ..] => {
-                publisher = Some(plain_many::publish(address, *rest == ["greeting"])?);
+                publisher = Some(plain_broadcast::publish(address, *rest == ["greeting"])?);
                 "publishing".into()
             }
-            ["subscribers"] => open().map(plain_many::Publisher::subscribers)?.to_string(),
+            ["subscribers"] => open().map(plain_broadcast::Publisher::subscribers)?.to_string(),
             ["fill"] => {
                 let before = sent;
                 while open()?.send(&message(sent + 1)) {
@@ -69,7 +69,7 @@ pub(super) fn plain_subscriber() -> Result<(), String> {
         Ok(match order {
             ["subscribe", address, seat, rest @ ..] => {
                 let greeting = *rest == ["greeting"];
-                subscription = Some(plain_many::subscribe(address, number(seat)?, greeting)?);
+                subscription = Some(plain_broadcast::subscribe(address, number(seat)?, greeting)?);
                 "subscribed".into()
             }
             ["receive"] => {
@@ -92,19 +92,19 @@ pub(super) fn publisher() -> Result<(), String> {
         Ok(match order {
             ["publish", address, options @ ..] => {
                 let address: Address = address.parse().map_err(|error: Error| error.to_string())?;
-                let options = victim_fenced::parse(options)?.max_message_size(LONGEST as u64);
+                let options = victim::parse(options)?.max_message_size(LONGEST as u64);
                 match publish(&address, &options) {
                     Ok(new) => {
                         publisher = Some(new);
                         "publishing".into()
                     }
-                    Err(error) => victim_fenced::show(&error),
+                    Err(error) => victim::show(&error),
                 }
             }
             ["send", text] => match there(&mut publisher)?.try_send(text.as_bytes()) {
                 Ok(true) => "sent".into(),
                 Ok(false) => "full".into(),
-                Err(error) => victim_fenced::show(&error),
+                Err(error) => victim::show(&error),
             },
             ["fill"] => fill(there(&mut publisher)?, &mut sent),
             // Blocks while the ring is full.
@@ -135,7 +135,7 @@ fn fill(publisher: &mut Publisher, sent: &mut u64) -> String {
         match publisher.try_send(&message(*sent + 1)) {
             Ok(true) => *sent += 1,
             Ok(false) => return format!("filled {}", *sent - before),
-            Err(error) => return victim_fenced::show(&error),
+            Err(error) => return victim::show(&error),
         }
     }
 }
@@ -143,7 +143,7 @@ fn fill(publisher: &mut Publisher, sent: &mut u64) -> String {
 fn send_all(publisher: &mut Publisher, sent: &mut u64, count: u64) -> String {
     for _ in 0..count {
         if let Err(error) = publisher.send(&message(*sent + 1)) {
-            return victim_fenced::show(&error);
+            return victim::show(&error);
         }
         *sent += 1;
     }
@@ -152,11 +152,11 @@ fn send_all(publisher: &mut Publisher, sent: &mut u64, count: u64) -> String {
 
 fn event(publisher: &Publisher) -> String {
     match publisher.audience().next_until(Some(Instant::now() + TIME_LIMIT)) {
-        Ok(Some(PublisherEvent::Subscriber(who))) => format!("came {}", who.peer().pid),
+        Ok(Some(PublisherEvent::Subscriber(who))) => format!("subscribed {}", who.peer().pid),
         Ok(Some(PublisherEvent::Gone(who, reason))) => format!("gone {} {reason}", who.peer().pid),
         Ok(Some(PublisherEvent::Refused(refused))) => format!("refused {}", refused.error.code()),
         Ok(other) => format!("{other:?}"),
-        Err(error) => victim_fenced::show(&error),
+        Err(error) => victim::show(&error),
     }
 }
 
@@ -172,15 +172,15 @@ pub(super) fn subscriber() -> Result<(), String> {
                         subscription = Some(new);
                         "subscribed".into()
                     }
-                    Err(error) => victim_fenced::show(&error),
+                    Err(error) => victim::show(&error),
                 }
             }
             // Subscribes and leaves `count` times.
-            ["come-and-go", address, count] => {
+            ["subscribe-and-drop", address, count] => {
                 let mut last = String::from("no error");
                 for _ in 0..number::<usize>(count)? {
                     if let Err(error) = subscribe_as(address, "reliable", "now", &[])? {
-                        last = victim_fenced::show(&error);
+                        last = victim::show(&error);
                     }
                 }
                 last
@@ -191,7 +191,7 @@ pub(super) fn subscriber() -> Result<(), String> {
                 match subscription.receive_until(&mut into, end) {
                     Ok(Some(length)) => format!("got {length} with {}", subscription.attachments().len()),
                     Ok(None) => "end".into(),
-                    Err(error) => victim_fenced::show(&error),
+                    Err(error) => victim::show(&error),
                 }
             }
             // Reads messages and checks that they are whole and in order.
@@ -220,7 +220,7 @@ fn read_all(subscription: &mut Subscription, into: &mut [u8], count: u64) -> Str
             Ok(Some(length)) if number_of(&into[..length]) == Some(expected) => {}
             Ok(Some(length)) => return format!("{:?} for {expected}", &into[..length.min(16)]),
             Ok(None) => return "end".into(),
-            Err(error) => return victim_fenced::show(&error),
+            Err(error) => return victim::show(&error),
         }
     }
     format!("read {count}")
@@ -233,7 +233,7 @@ fn read_until(subscription: &mut Subscription, into: &mut [u8], end: Instant) ->
             Ok(Some(_)) => got += 1,
             Ok(None) => return format!("end after {got}"),
             Err(Error::TimedOut) => return format!("still open after {got}"),
-            Err(error) => return victim_fenced::show(&error),
+            Err(error) => return victim::show(&error),
         }
     }
 }
@@ -253,6 +253,6 @@ fn subscribe_as(
     let address: Address = address.parse().map_err(|error: Error| error.to_string())?;
     let delivery: Delivery = delivery.parse().map_err(|error: Error| error.to_string())?;
     let from: StartFrom = from.parse().map_err(|error: Error| error.to_string())?;
-    let options = victim_fenced::parse(options)?.delivery(delivery).from(from);
+    let options = victim::parse(options)?.delivery(delivery).from(from);
     Ok(subscribe(&address, &options))
 }

@@ -4,13 +4,13 @@ use std::{collections::VecDeque, time::Instant};
 
 use ringfence::{CallError, Calls, Channel, Options, join};
 
-use super::{program, victim_fenced};
-use crate::actor::TIME_LIMIT;
+use super::{program, victim};
+use crate::process::TIME_LIMIT;
 
-/// Joins its peer, and then obeys orders.
+/// Joins its peer, and then executes orders.
 pub(super) fn run(address: &str) -> Result<(), String> {
-    let options: Options = victim_fenced::parse(&[])?;
-    let joined = victim_fenced::address_of(address).and_then(|address| {
+    let options: Options = victim::parse(&[])?;
+    let joined = victim::address_of(address).and_then(|address| {
         join(&address, &options)
             .and_then(Channel::into_calls)
             .map_err(|error| error.to_string())
@@ -27,12 +27,12 @@ pub(super) fn run(address: &str) -> Result<(), String> {
                     pending.push_back(call);
                     "called".into()
                 }
-                Err(error) => victim_fenced::show(&error),
+                Err(error) => victim::show(&error),
             },
             // The outcome of the oldest call.
             ["reply"] => match pending.pop_front().ok_or("nothing was called")?.wait() {
                 Ok(reply) => format!("got {}", String::from_utf8_lossy(&reply)),
-                Err(CallError::Channel(error)) => victim_fenced::show(&error),
+                Err(CallError::Channel(error)) => victim::show(&error),
                 Err(error) => error.to_string(),
             },
             other => return Err(format!("no such order: {other:?}")),

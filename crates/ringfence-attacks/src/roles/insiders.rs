@@ -25,7 +25,7 @@ use nix::{
     unistd::{Pid, getgid, getuid},
 };
 
-use super::{attackers::until, hand, inspector, number, serve};
+use super::{attackers::until, hostile_plain, inspector, number, serve};
 use crate::mapping::Mapping;
 
 fn failed(what: &'static str) -> impl Fn(Errno) -> String {
@@ -35,18 +35,18 @@ fn failed(what: &'static str) -> impl Fn(Errno) -> String {
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
     match args {
         ["open", victim, name] => open_descriptor(victim, name),
-        ["keep-path", victim, name] => keep_path(victim, name),
+        ["hold-path", victim, name] => hold_path(victim, name),
         ["getfd", victim, name] => getfd(victim, name),
         ["attach", victim] => attach(victim),
         ["inspector-open", victim, port] => inspector::open(victim, port),
-        ["inspector-knock", victim] => inspector::knock(victim),
+        ["inspector-signal", victim] => inspector::signal(victim),
         ["inspector-read", port, variable] => inspector::read(port, variable),
         ["read-memory", victim, text] => read_memory(victim, text),
         ["dump", victim, directory, text] => dump(victim, directory, text),
-        ["wear", program, rest @ ..] => {
-            wear(program)?;
-            println!("worn");
-            super::take_part(rest)
+        ["fake-exe", program, rest @ ..] => {
+            fake_exe(program)?;
+            println!("faked");
+            super::run_role(rest)
         }
         ["trace", program, rest @ ..] => trace(program, rest),
         other => Err(format!("no such insider: {other:?}")),
@@ -109,7 +109,7 @@ fn show_opened(opened: Result<OwnedFd, Errno>) -> Result<(), String> {
         Ok(object) => {
             println!("opened");
             let size = size_of_file(&object)?;
-            hand::manipulate(&object, size)
+            hostile_plain::manipulate(&object, size)
         }
         Err(errno) => {
             println!("{errno:?}");
@@ -129,7 +129,7 @@ fn open_descriptor(victim: &str, name: &str) -> Result<(), String> {
 
 /// Takes an `O_PATH` descriptor, which does not count as an open, and opens the object through it when
 /// ordered to.
-fn keep_path(victim: &str, name: &str) -> Result<(), String> {
+fn hold_path(victim: &str, name: &str) -> Result<(), String> {
     if is_closed(victim) {
         return Ok(());
     }
@@ -140,7 +140,7 @@ fn keep_path(victim: &str, name: &str) -> Result<(), String> {
         Mode::empty(),
     )
     .map_err(failed("open"))?;
-    println!("kept");
+    println!("holding");
     let mut opened = None;
     serve(|order| {
         Ok(match order {
@@ -277,7 +277,7 @@ fn dump(victim: &str, directory: &str, text: &str) -> Result<(), String> {
     };
     // The kernel writes the core before the process becomes a zombie.
     until("the victim is dead", || {
-        crate::actor::state_of(Pid::from_raw(pid)).is_none_or(|state| state == 'Z')
+        crate::process::state_of(Pid::from_raw(pid)).is_none_or(|state| state == 'Z')
     })?;
     let Some(path) = found() else {
         println!("no core");
@@ -333,7 +333,7 @@ struct MemoryMap {
 }
 
 /// Makes /proc/self/exe of this process name another file.
-fn wear(program: &str) -> Result<(), String> {
+fn fake_exe(program: &str) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     unshare(CloneFlags::CLONE_NEWUSER).map_err(failed("a user namespace"))?;
     let write = |file: &str, text: String| {

@@ -17,7 +17,7 @@ use super::{attackers::until, number};
 /// Makes a Node process open its inspector, and waits until it is open. Every process that may send it
 /// signals can do so.
 pub(super) fn open(victim: &str, port: &str) -> Result<(), String> {
-    knock(victim)?;
+    signal(victim)?;
     let port = number(port)?;
     until("the inspector is open", || connect(port).is_ok())?;
     println!("open");
@@ -25,9 +25,9 @@ pub(super) fn open(victim: &str, port: &str) -> Result<(), String> {
 }
 
 /// Sends only the signal.
-pub(super) fn knock(victim: &str) -> Result<(), String> {
+pub(super) fn signal(victim: &str) -> Result<(), String> {
     kill(Pid::from_raw(number(victim)?), Signal::SIGUSR1).map_err(|errno| format!("SIGUSR1: {errno}"))?;
-    println!("knocked");
+    println!("signalled");
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Collectors that obey orders. They read from two publishers, one of which floods, and report how many flood
+//! Collectors that execute orders. They read from two publishers, one of which floods, and report how many flood
 //! messages arrived before the other publisher's message.
 
 use std::{
@@ -9,7 +9,7 @@ use std::{
 use ringfence::{Address, Error, Merge, Merged, Message, Options, Subscription, subscribe};
 
 use super::serve;
-use crate::{actor::TIME_LIMIT, plain_many};
+use crate::{plain_broadcast, process::TIME_LIMIT};
 
 /// Number of flood messages after which a collector gives up.
 const TOO_MUCH: usize = 100_000;
@@ -21,11 +21,11 @@ pub(super) fn plain() -> Result<(), String> {
     serve(|order| {
         Ok(match order {
             ["from", flooded, quiet] => {
-                let open = |address| plain_many::subscribe(address, 0, false);
+                let open = |address| plain_broadcast::subscribe(address, 0, false);
                 both = Some((open(flooded)?, open(quiet)?));
                 "collecting".into()
             }
-            ["hear"] => {
+            ["receive"] => {
                 let (flooded, quiet) = both.as_mut().ok_or("collects nothing")?;
                 let mut before = 0;
                 loop {
@@ -33,7 +33,7 @@ pub(super) fn plain() -> Result<(), String> {
                         before += 1;
                     }
                     if before == TOO_MUCH || quiet.receive(Duration::ZERO).is_some() {
-                        break format!("heard after {before}");
+                        break format!("received after {before}");
                     }
                 }
             }
@@ -43,7 +43,7 @@ pub(super) fn plain() -> Result<(), String> {
 }
 
 /// Runs a collector of ringfence.
-pub(super) fn fenced() -> Result<(), String> {
+pub(super) fn protected() -> Result<(), String> {
     let mut both = None;
     let mut single = None;
     serve(|order| {
@@ -57,13 +57,13 @@ pub(super) fn fenced() -> Result<(), String> {
                 "subscribed".into()
             }
             ["visit"] => visit(single.as_mut().ok_or("collects nothing")?),
-            ["hear"] => {
+            ["receive"] => {
                 let (merge, quiet) = both.as_mut().ok_or("collects nothing")?;
                 let (mut before, mut into) = (0, vec![0; 64 * 1024]);
                 loop {
                     match merge.receive(&mut into).map_err(|error| error.to_string())? {
                         Some(Merged::Message { from, .. }) if from == *quiet => {
-                            break format!("heard after {before}");
+                            break format!("received after {before}");
                         }
                         Some(Merged::Message { .. }) if before < TOO_MUCH => before += 1,
                         other => break format!("{other:?}"),

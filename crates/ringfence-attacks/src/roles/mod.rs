@@ -1,18 +1,18 @@
-//! The processes that play the rows. Each reads orders as lines and answers in lines.
+//! The roles of the processes. Each reads orders as lines and answers in lines.
 
 mod attackers;
 mod broadcast;
 mod caller;
 mod endings;
-mod hand;
-mod hand_fenced;
+mod hostile;
+mod hostile_plain;
 mod insiders;
 mod inspector;
-mod keeper;
 mod merge;
+mod namespaces;
 mod program;
 mod victim;
-mod victim_fenced;
+mod victim_plain;
 
 use std::{io::stdin, process::ExitCode};
 
@@ -24,13 +24,13 @@ use nix::{
 /// Longest lifetime of a row's process in seconds, even if its parent dies.
 const LIFETIME: u32 = 120;
 
-/// Plays the role that `args` names.
-pub fn play(args: &[String]) -> ExitCode {
+/// Runs the role that `args` names.
+pub fn run(args: &[String]) -> ExitCode {
     alarm::set(LIFETIME);
     // Best effort: the alarm is the actual limit.
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    match take_part(&args) {
+    match run_role(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(what) => {
             println!("failed {what}");
@@ -39,30 +39,30 @@ pub fn play(args: &[String]) -> ExitCode {
     }
 }
 
-fn take_part(args: &[&str]) -> Result<(), String> {
+fn run_role(args: &[&str]) -> Result<(), String> {
     match args {
-        ["victim", "plain"] => program::forget_inherited().and_then(|()| victim::run()),
-        ["victim", "ringfence"] => program::forget_inherited().and_then(|()| victim_fenced::run()),
-        ["hand", "plain", "guest", address] => hand::guest(address),
-        ["hand", "plain", "host", address, kind] => hand::host(address, kind),
-        ["hand", "ringfence", rest @ ..] => hand_fenced::run(rest),
+        ["victim", "plain"] => program::forget_inherited().and_then(|()| victim_plain::run()),
+        ["victim", "ringfence"] => program::forget_inherited().and_then(|()| victim::run()),
+        ["hostile", "plain", "guest", address] => hostile_plain::guest(address),
+        ["hostile", "plain", "host", address, kind] => hostile_plain::host(address, kind),
+        ["hostile", "ringfence", rest @ ..] => hostile::run(rest),
         ["publisher", "plain"] => broadcast::plain_publisher(),
         ["publisher", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::publisher()),
         ["subscriber", "plain"] => broadcast::plain_subscriber(),
         ["subscriber", "ringfence"] => program::forget_inherited().and_then(|()| broadcast::subscriber()),
         ["collector", "plain"] => merge::plain(),
-        ["collector", "ringfence"] => program::forget_inherited().and_then(|()| merge::fenced()),
+        ["collector", "ringfence"] => program::forget_inherited().and_then(|()| merge::protected()),
         ["caller", address] => program::forget_inherited().and_then(|()| caller::run(address)),
         ["inventory"] => {
             program::print_inventory();
             Ok(())
         }
-        ["still"] => program::still(),
-        ["own-shm", bytes, as_whom, places @ ..] => keeper::own_shm(bytes, as_whom, places),
-        ["within", keeper, uid, program, rest @ ..] => keeper::within(keeper, uid, program, rest),
-        ["unmapped", program, rest @ ..] => keeper::unmapped(program, rest),
-        ["hidden-proc", uid, program, rest @ ..] => keeper::hidden_proc(uid, program, rest),
-        ["own-pids", uid, program, rest @ ..] => keeper::own_pids(uid, program, rest),
+        ["idle"] => program::idle(),
+        ["own-shm", bytes, owner, places @ ..] => namespaces::own_shm(bytes, owner, places),
+        ["within", owner, uid, program, rest @ ..] => namespaces::within(owner, uid, program, rest),
+        ["unmapped", program, rest @ ..] => namespaces::unmapped(program, rest),
+        ["hidden-proc", uid, program, rest @ ..] => namespaces::hidden_proc(uid, program, rest),
+        ["own-pids", uid, program, rest @ ..] => namespaces::own_pids(uid, program, rest),
         ["attacker", rest @ ..] => attackers::run(rest),
         ["insider", rest @ ..] => insiders::run(rest),
         other => Err(format!("no such role: {other:?}")),

@@ -64,7 +64,7 @@ fn limit_memory(more: &str) -> Result<String, String> {
 }
 
 /// Does nothing until the process is killed.
-pub(super) fn still() -> ! {
+pub(super) fn idle() -> ! {
     loop {
         pause();
     }

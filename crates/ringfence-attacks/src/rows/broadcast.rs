@@ -7,30 +7,29 @@ use std::{
 };
 
 use super::{
-    Event, TIME_LIMIT, died, hand, must,
+    Event, TIME_LIMIT, answer_or_exit, expect_answer, hostile,
     object::{UNSOUND_ATTACHMENTS, attach},
 };
 use crate::{
-    Outcome, Report, RowError,
-    actor::Actor,
-    plain_many,
+    Outcome, Report, RowError, plain_broadcast,
+    process::Process,
     protocol::layout,
-    stage::{Program, Stage, Who},
+    setup::{Program, Setup, User},
 };
 
 /// The size of the ring of each ringfence publisher here, in bytes.
 const CAPACITY: u64 = 64 * 1024;
 /// Far more messages than a ring holds.
-const MANY: &str = "500";
+const MESSAGES: &str = "500";
 
-fn actor(stage: &Stage, name: &'static str, role: &'static str, of: &str) -> Result<Actor, RowError> {
-    stage.spawn(name, Who::Agent, Program::Genuine, &[role, of])
+fn spawn_role(setup: &Setup, name: &'static str, role: &'static str, of: &str) -> Result<Process, RowError> {
+    setup.spawn(name, User::Agent, Program::Genuine, &[role, of])
 }
 
 /// Starts a publisher of the plain program.
-fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor, RowError> {
-    let mut publisher = actor(stage, "the publisher", "publisher", "plain")?;
-    must(
+fn plain_publisher(setup: &Setup, address: &str, options: &str) -> Result<Process, RowError> {
+    let mut publisher = spawn_role(setup, "the publisher", "publisher", "plain")?;
+    expect_answer(
         &mut publisher,
         &format!("publish {address} {options}"),
         "publishing",
@@ -39,20 +38,20 @@ fn plain_publisher(stage: &Stage, address: &str, options: &str) -> Result<Actor,
 }
 
 /// Starts a publisher, an honest and a hostile subscriber of the plain program.
-fn plain_three(stage: &Stage) -> Result<[Actor; 3], RowError> {
-    let address = stage.address("plain");
-    let publisher = plain_publisher(stage, &address, "")?;
-    let mut honest = actor(stage, "the honest subscriber", "subscriber", "plain")?;
-    must(&mut honest, &format!("subscribe {address} 0"), "subscribed")?;
-    let args = ["hand", "plain", "guest", &address];
-    let mut hostile = stage.spawn("the hostile subscriber", Who::Agent, Program::Genuine, &args)?;
+fn plain_three(setup: &Setup) -> Result<[Process; 3], RowError> {
+    let address = setup.address("plain");
+    let publisher = plain_publisher(setup, &address, "")?;
+    let mut honest = spawn_role(setup, "the honest subscriber", "subscriber", "plain")?;
+    expect_answer(&mut honest, &format!("subscribe {address} 0"), "subscribed")?;
+    let args = ["hostile", "plain", "guest", &address];
+    let mut hostile = setup.spawn("the hostile subscriber", User::Agent, Program::Genuine, &args)?;
     hostile.line_after("holding")?;
     Ok([publisher, honest, hostile])
 }
 
 /// Checks whether the publisher of the plain program can still send.
-fn plain_sends(publisher: &mut Actor) -> Result<Outcome, RowError> {
-    let answer = publisher.ask(&format!("send-all {MANY}"))?;
+fn plain_sends(publisher: &mut Process) -> Result<Outcome, RowError> {
+    let answer = publisher.ask(&format!("send-all {MESSAGES}"))?;
     Ok(if answer == "all sent" {
         Outcome::failed(answer)
     } else {
@@ -61,54 +60,54 @@ fn plain_sends(publisher: &mut Actor) -> Result<Outcome, RowError> {
 }
 
 /// Starts a ringfence publisher and an honest subscriber.
-fn fenced_two(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), RowError> {
-    let mut publisher = actor(stage, "the publisher", "publisher", "ringfence")?;
-    must(
+fn protected_two(setup: &Setup, address: &str, options: &str) -> Result<(Process, Process), RowError> {
+    let mut publisher = spawn_role(setup, "the publisher", "publisher", "ringfence")?;
+    expect_answer(
         &mut publisher,
         &format!("publish {address} {options}"),
         "publishing",
     )?;
-    let mut honest = actor(stage, "the honest subscriber", "subscriber", "ringfence")?;
+    let mut honest = spawn_role(setup, "the honest subscriber", "subscriber", "ringfence")?;
     subscribe(&mut honest, address, "reliable")?;
-    comes(&mut publisher, &honest)?;
+    expect_subscriber(&mut publisher, &honest)?;
     Ok((publisher, honest))
 }
 
-fn subscribe(subscriber: &mut Actor, address: &str, delivery: &str) -> Result<(), RowError> {
-    must(
+fn subscribe(subscriber: &mut Process, address: &str, delivery: &str) -> Result<(), RowError> {
+    expect_answer(
         subscriber,
         &format!("subscribe {address} {delivery} now"),
         "subscribed",
     )
 }
 
-fn comes(publisher: &mut Actor, who: &Actor) -> Result<(), RowError> {
-    must(publisher, "event", &format!("came {}", who.pid()))
+fn expect_subscriber(publisher: &mut Process, who: &Process) -> Result<(), RowError> {
+    expect_answer(publisher, "event", &format!("subscribed {}", who.pid()))
 }
 
 /// Starts a hostile ringfence subscriber.
-fn hostile(stage: &Stage, publisher: &mut Actor, address: &str) -> Result<Actor, RowError> {
-    let mut hostile = hand(stage)?;
-    must(&mut hostile, &format!("subscribe {address}"), "subscribed")?;
-    comes(publisher, &hostile)?;
+fn hostile_subscriber(setup: &Setup, publisher: &mut Process, address: &str) -> Result<Process, RowError> {
+    let mut hostile = hostile(setup)?;
+    expect_answer(&mut hostile, &format!("subscribe {address}"), "subscribed")?;
+    expect_subscriber(publisher, &hostile)?;
     Ok(hostile)
 }
 
 /// Sends more than a ring to the honest subscriber while the other one does `meanwhile`. Returns an inner
 /// `Err` if that failed.
-fn goes_on(
-    publisher: &mut Actor,
-    honest: &mut Actor,
+fn while_publishing(
+    publisher: &mut Process,
+    honest: &mut Process,
     meanwhile: impl FnOnce() -> Result<(), RowError>,
 ) -> Result<Result<(), String>, RowError> {
-    publisher.send_order(&format!("send-all {MANY}"))?;
-    honest.send_order(&format!("read-all {MANY}"))?;
+    publisher.send_order(&format!("send-all {MESSAGES}"))?;
+    honest.send_order(&format!("read-all {MESSAGES}"))?;
     meanwhile()?;
-    for (actor, wanted) in [
+    for (process, wanted) in [
         (publisher, "all sent".to_owned()),
-        (honest, format!("read {MANY}")),
+        (honest, format!("read {MESSAGES}")),
     ] {
-        match actor.next_event(TIME_LIMIT) {
+        match process.next_event(TIME_LIMIT) {
             Event::Line(line) if line == wanted => {}
             other => return Ok(Err(format!("expected {wanted:?}, got {other:?}"))),
         }
@@ -120,43 +119,43 @@ fn goes_on(
 ///
 /// Defence: each subscriber's head is a word in its own object, compared with its earlier value and
 /// with what was published. A violation ends that subscriber's channel.
-pub(super) fn lying_head(stage: &Stage) -> Result<Report, RowError> {
-    let [mut publisher, honest, mut liar] = plain_three(stage)?;
-    let lie = format!("store {} {}", plain_many::head_of(1), 1_u64 << 40);
-    must(&mut liar, &lie, "stored")?;
+pub(super) fn malformed_head(setup: &Setup) -> Result<Report, RowError> {
+    let [mut publisher, honest, mut writer] = plain_three(setup)?;
+    let false_value = format!("store {} {}", plain_broadcast::head_of(1), 1_u64 << 40);
+    expect_answer(&mut writer, &false_value, "stored")?;
     let plain = plain_sends(&mut publisher)?;
-    drop((publisher, honest, liar));
+    drop((publisher, honest, writer));
 
-    let lies = ["past", "unaligned", "far", "last", "back", "to-and-fro"];
-    for lie in lies {
-        let address = stage.address(&format!("ringfence-{lie}"));
-        let (mut publisher, mut honest) = fenced_two(stage, &address, "stall=8000")?;
-        let mut liar = hostile(stage, &mut publisher, &address)?;
-        let pid = liar.pid();
-        let told = goes_on(&mut publisher, &mut honest, || match lie {
-            "to-and-fro" => must(&mut liar, lie, "to and fro"),
-            _ => must(&mut liar, &format!("head {lie}"), "stored"),
+    let lies = ["past", "unaligned", "far", "last", "back", "oscillate-head"];
+    for false_value in lies {
+        let address = setup.address(&format!("ringfence-{false_value}"));
+        let (mut publisher, mut honest) = protected_two(setup, &address, "stall=8000")?;
+        let mut writer = hostile_subscriber(setup, &mut publisher, &address)?;
+        let pid = writer.pid();
+        let outcome = while_publishing(&mut publisher, &mut honest, || match false_value {
+            "oscillate-head" => expect_answer(&mut writer, false_value, "oscillating"),
+            _ => expect_answer(&mut writer, &format!("head {false_value}"), "stored"),
         })?;
-        if let Err(harm) = told {
-            return Ok(Report::with_harm(plain, format!("{lie}: {harm}")));
+        if let Err(harm) = outcome {
+            return Ok(Report::with_harm(plain, format!("{false_value}: {harm}")));
         }
         // A subscriber that shows a higher position at each check is not detected, and has not delayed the
         // publisher.
-        if lie == "to-and-fro" {
-            must(&mut publisher, "close", "closed")?;
+        if false_value == "oscillate-head" {
+            expect_answer(&mut publisher, "close", "closed")?;
             continue;
         }
         // If the sender does not check again in time, the subscriber is evicted for its stall instead.
         let event = publisher.ask("event")?;
         if ![format!("gone {pid} corrupt"), format!("gone {pid} evicted")].contains(&event) {
-            return Err(RowError::wrong(format!("{lie}: {event}")));
+            return Err(RowError::wrong(format!("{false_value}: {event}")));
         }
-        must(&mut publisher, "close", "closed")?;
+        expect_answer(&mut publisher, "close", "closed")?;
     }
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
-            "each of {} false heads removes only the liar ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
+            "each of {} false heads removes only the writer ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
             lies.len()
         )),
         stopped_by: "each subscriber has its own head object, checked against the last head and the tail",
@@ -169,42 +168,42 @@ pub(super) fn lying_head(stage: &Stage) -> Result<Report, RowError> {
 /// Defence: the time for which it delays the publisher is added up, until a check finds that it no
 /// longer does. The watcher checks from time to time whether the sender sleeps although there is space. A
 /// dead subscriber is noticed through its pidfd.
-pub(super) fn slow(stage: &Stage) -> Result<Report, RowError> {
-    let [mut publisher, honest, hostile_one] = plain_three(stage)?;
+pub(super) fn slow_subscriber(setup: &Setup) -> Result<Report, RowError> {
+    let [mut publisher, honest, hostile_one] = plain_three(setup)?;
     let plain = plain_sends(&mut publisher)?;
     drop((publisher, honest, hostile_one));
 
     for (how, reason) in [
         ("never", "evicted"),
-        ("drip", "evicted"),
+        ("read-slowly", "evicted"),
         ("silent", "evicted"),
         ("stopped", "evicted"),
         ("dead", "lost"),
     ] {
-        let address = stage.address(&format!("ringfence-{how}"));
+        let address = setup.address(&format!("ringfence-{how}"));
         // The publisher must not wait for a dead subscriber.
         let stall = if how == "dead" {
             "stall=100000"
         } else {
             "stall=800"
         };
-        let (mut publisher, mut honest) = fenced_two(stage, &address, stall)?;
-        let mut slow = hostile(stage, &mut publisher, &address)?;
+        let (mut publisher, mut honest) = protected_two(setup, &address, stall)?;
+        let mut slow = hostile_subscriber(setup, &mut publisher, &address)?;
         let gone = format!("gone {} {reason}", slow.pid());
-        let told = goes_on(&mut publisher, &mut honest, || match how {
-            "drip" => must(&mut slow, "drip 2048 200 rings", "dripping"),
-            "silent" => must(&mut slow, "drip 8192 200 silently", "dripping"),
-            "stopped" => slow.freeze(),
+        let outcome = while_publishing(&mut publisher, &mut honest, || match how {
+            "read-slowly" => expect_answer(&mut slow, "read-slowly 2048 200 rings", "reading slowly"),
+            "silent" => expect_answer(&mut slow, "read-slowly 8192 200 silently", "reading slowly"),
+            "stopped" => slow.stop(),
             "dead" => {
                 slow.kill();
-                slow.leave_as_zombie()
+                slow.wait_for_zombie()
             }
             _ => Ok(()),
         })?;
-        if let Err(harm) = told {
+        if let Err(harm) = outcome {
             return Ok(Report::with_harm(plain, format!("{how}: {harm}")));
         }
-        must(&mut publisher, "event", &gone)?;
+        expect_answer(&mut publisher, "event", &gone)?;
     }
     Ok(Report {
         plain,
@@ -218,20 +217,20 @@ pub(super) fn slow(stage: &Stage) -> Result<Report, RowError> {
 /// Row 48: a subscriber writes into the ring that all read, truncates it, or removes its pages.
 ///
 /// Defence: the ring is a memfd that is sealed against new writers and against changes of its size.
-pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, RowError> {
-    let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
-    must(&mut publisher, "send-all 1", "all sent")?;
-    let at = plain_many::message_at(0) + 8;
-    must(&mut forger, &format!("write {at} forged!!"), "written")?;
+pub(super) fn write_to_shared_ring(setup: &Setup) -> Result<Report, RowError> {
+    let [mut publisher, mut honest, mut forger] = plain_three(setup)?;
+    expect_answer(&mut publisher, "send-all 1", "all sent")?;
+    let at = plain_broadcast::message_at(0) + 8;
+    expect_answer(&mut forger, &format!("write {at} forged!!"), "written")?;
     let plain = match &*honest.ask("receive")? {
         "got None" => Outcome::succeeded("another subscriber reads what the attacker wrote"),
         other => Outcome::failed(other),
     };
     drop((publisher, honest, forger));
 
-    let address = stage.address("ringfence");
-    let (mut publisher, mut honest) = fenced_two(stage, &address, "")?;
-    let mut forger = hostile(stage, &mut publisher, &address)?;
+    let address = setup.address("ringfence");
+    let (mut publisher, mut honest) = protected_two(setup, &address, "")?;
+    let mut forger = hostile_subscriber(setup, &mut publisher, &address)?;
     for (order, wanted) in [
         ("map-theirs", "EPERM"),
         ("protect-theirs", "EACCES"),
@@ -248,8 +247,8 @@ pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, RowError> {
             return Ok(Report::with_harm(plain, format!("{order}: {answer}")));
         }
     }
-    must(&mut forger, "head far", "stored")?;
-    if let Err(harm) = goes_on(&mut publisher, &mut honest, || Ok(()))? {
+    expect_answer(&mut forger, "head far", "stored")?;
+    if let Err(harm) = while_publishing(&mut publisher, &mut honest, || Ok(()))? {
         return Ok(Report::with_harm(plain, harm));
     }
     Ok(Report {
@@ -259,9 +258,9 @@ pub(super) fn writes_to_all(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
-fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor, RowError> {
+fn insider(setup: &Setup, how: &str, victim: &Process, name: &str) -> Result<Process, RowError> {
     let args = ["insider", how, &victim.pid().to_string(), name];
-    stage.spawn("the insider", Who::Agent, Program::Other, &args)
+    setup.spawn("the insider", User::Agent, Program::Other, &args)
 }
 
 /// Row 49: another process of the same user opens the descriptor that a publisher needs for its next
@@ -269,19 +268,19 @@ fn insider(stage: &Stage, how: &str, victim: &Actor, name: &str) -> Result<Actor
 ///
 /// Defence: the descriptor is in no table, but in flight to the publisher itself. Descriptors that were
 /// passed on are covered by the owner's lease: opening one ends all channels.
-pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
-    let [mut publisher, honest, hostile_one] = plain_three(stage)?;
-    let mut attacker = insider(stage, "open", &publisher, "/memfd:plain-many")?;
+pub(super) fn publishers_descriptor(setup: &Setup) -> Result<Report, RowError> {
+    let [mut publisher, honest, hostile_one] = plain_three(setup)?;
+    let mut attacker = insider(setup, "open", &publisher, "/memfd:plain-many")?;
     attacker.line_after("opened")?;
-    must(&mut publisher, "send-all 1", "all sent")?;
+    expect_answer(&mut publisher, "send-all 1", "all sent")?;
     let plain = Outcome::succeeded(
         "the descriptor stays open as long as the publisher lives, and can be opened for writing",
     );
     drop((publisher, honest, hostile_one));
 
-    let address = stage.address("ringfence");
-    let (mut publisher, mut honest) = fenced_two(stage, &address, "")?;
-    let mut opener = hostile(stage, &mut publisher, &address)?;
+    let address = setup.address("ringfence");
+    let (mut publisher, mut honest) = protected_two(setup, &address, "")?;
+    let mut opener = hostile_subscriber(setup, &mut publisher, &address)?;
     let table = format!("/proc/{}/fd", publisher.pid());
     let entries = fs::read_dir(&table).map_err(|error| RowError::wrong(format!("{table}: {error}")))?;
     for entry in entries.filter_map(Result::ok) {
@@ -290,9 +289,9 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
             return Ok(Report::with_harm(plain, format!("it holds {}", target.display())));
         }
     }
-    must(&mut publisher, "send-all 10", "all sent")?;
-    must(&mut publisher, "send topsecret", "sent")?;
-    must(&mut opener, "find-theirs topsecret", "found")?;
+    expect_answer(&mut publisher, "send-all 10", "all sent")?;
+    expect_answer(&mut publisher, "send topsecret", "sent")?;
+    expect_answer(&mut opener, "find-theirs topsecret", "found")?;
     // A subscriber opens the descriptor that it was passed, as its user may.
     let answer = opener.ask("expose-theirs")?;
     if answer != "EAGAIN" {
@@ -301,8 +300,8 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
             format!("opened by a subscriber: {answer}"),
         ));
     }
-    for (actor, order) in [(&mut honest, "read 20000"), (&mut publisher, "send more")] {
-        must_end_exposed(actor, order)?;
+    for (process, order) in [(&mut honest, "read 20000"), (&mut publisher, "send more")] {
+        expect_exposed_after(process, order)?;
     }
     // The channel is ended a moment before the ring is wiped.
     let end = Instant::now() + TIME_LIMIT;
@@ -311,10 +310,10 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
             return Ok(Report::with_harm(plain, "the memory was not wiped"));
         }
     }
-    let address = stage.address("hardened");
-    let (publisher, _honest) = fenced_two(stage, &address, "harden")?;
+    let address = setup.address("hardened");
+    let (publisher, _honest) = protected_two(setup, &address, "harden")?;
     for (how, wanted) in [("open", "EACCES"), ("getfd", "EPERM")] {
-        let answer = insider(stage, how, &publisher, "memfd")?.line()?;
+        let answer = insider(setup, how, &publisher, "memfd")?.line()?;
         if answer != wanted {
             return Ok(Report::with_harm(plain, format!("hardened, {how}: {answer}")));
         }
@@ -329,12 +328,12 @@ pub(super) fn publishers_descriptor(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Asks again until the alarm has taken effect.
-fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), RowError> {
+fn expect_exposed_after(process: &mut Process, order: &str) -> Result<(), RowError> {
     let end = Instant::now() + TIME_LIMIT;
     loop {
-        let answer = actor.ask(order)?;
+        let answer = process.ask(order)?;
         if answer.starts_with("error OBJECT_EXPOSED") {
-            return must(actor, "reason", "exposed");
+            return expect_answer(process, "reason", "exposed");
         }
         if Instant::now() > end {
             return Err(RowError::wrong(format!("{order}: {answer}")));
@@ -346,31 +345,31 @@ fn must_end_exposed(actor: &mut Actor, order: &str) -> Result<(), RowError> {
 ///
 /// Defence: another user is refused before anything is waited for. The thread that admits is not the
 /// one that sends.
-pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
-    let crowd = |address: &str| {
-        let args = ["attacker", "crowd", address, "40"];
-        stage.spawn("the crowd", Who::Stranger, Program::Other, &args)
+pub(super) fn connection_flood(setup: &Setup) -> Result<Report, RowError> {
+    let connect_many = |address: &str| {
+        let args = ["attacker", "connect-many", address, "40"];
+        setup.spawn("the clients", User::Other, Program::Other, &args)
     };
-    let address = stage.address("plain");
-    let _publisher = plain_publisher(stage, &address, "greeting")?;
-    let mut strangers = crowd(&address)?;
-    strangers.line_after("crowd")?;
-    let mut honest = actor(stage, "the honest subscriber", "subscriber", "plain")?;
+    let address = setup.address("plain");
+    let _publisher = plain_publisher(setup, &address, "greeting")?;
+    let mut clients = connect_many(&address)?;
+    clients.line_after("connected")?;
+    let mut honest = spawn_role(setup, "the honest subscriber", "subscriber", "plain")?;
     let order = format!("subscribe {address} 0 greeting");
     let plain = match honest.try_ask(&order, Duration::from_secs(1)) {
         Event::Line(line) => Outcome::failed(line),
         _ => Outcome::succeeded("it waits for the first stranger's greeting, and admits no subscriber"),
     };
 
-    let address = stage.address("ringfence");
-    let (mut publisher, mut honest) = fenced_two(stage, &address, "")?;
-    let mut late = actor(stage, "a late subscriber", "subscriber", "ringfence")?;
-    let told = goes_on(&mut publisher, &mut honest, || {
-        let mut strangers = crowd(&address)?;
-        strangers.line_after("crowd")?;
+    let address = setup.address("ringfence");
+    let (mut publisher, mut honest) = protected_two(setup, &address, "")?;
+    let mut late = spawn_role(setup, "a late subscriber", "subscriber", "ringfence")?;
+    let outcome = while_publishing(&mut publisher, &mut honest, || {
+        let mut clients = connect_many(&address)?;
+        clients.line_after("connected")?;
         subscribe(&mut late, &address, "best-effort")
     })?;
-    if let Err(harm) = told {
+    if let Err(harm) = outcome {
         return Ok(Report::with_harm(plain, harm));
     }
     let mut refused = 0;
@@ -378,7 +377,7 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
         let event = publisher.ask("event")?;
         if event.starts_with("refused") {
             refused += 1;
-        } else if event == format!("came {}", late.pid()) {
+        } else if event == format!("subscribed {}", late.pid()) {
             break;
         } else {
             return Err(RowError::wrong(event));
@@ -394,37 +393,41 @@ pub(super) fn stranger_floods(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// The number of subscriptions that row 51 makes and drops.
-const VISITS: usize = 1000;
+const SUBSCRIPTIONS: usize = 1000;
 
 /// Row 51: subscriptions are made and dropped one after the other.
 ///
 /// Defence: everything that the publisher keeps for a subscription is released with it, and the list of
 /// subscribers is separate from the sending path.
-pub(super) fn come_and_go(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut publisher = plain_publisher(stage, &address, "")?;
-    let args = ["attacker", "crowd", &address, "8"];
-    let mut crowd = stage.spawn("the visitors", Who::Agent, Program::Genuine, &args)?;
-    crowd.line_after("crowd")?;
-    drop(crowd);
+pub(super) fn subscription_churn(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut publisher = plain_publisher(setup, &address, "")?;
+    let args = ["attacker", "connect-many", &address, "8"];
+    let mut clients = setup.spawn("the clients", User::Agent, Program::Genuine, &args)?;
+    clients.line_after("connected")?;
+    drop(clients);
     while publisher.ask("subscribers")? == "0" {}
     let plain = plain_sends(&mut publisher)?;
 
-    let address = stage.address("ringfence");
-    let (mut publisher, mut honest) = fenced_two(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let (mut publisher, mut honest) = protected_two(setup, &address, "")?;
     let before = publisher.ask("descriptors")?;
-    let mut visitor = actor(stage, "the visitor", "subscriber", "ringfence")?;
-    for _ in 0..VISITS / 100 {
-        let told = goes_on(&mut publisher, &mut honest, || {
-            must(&mut visitor, &format!("come-and-go {address} 100"), "no error")
+    let mut visitor = spawn_role(setup, "the visitor", "subscriber", "ringfence")?;
+    for _ in 0..SUBSCRIPTIONS / 100 {
+        let outcome = while_publishing(&mut publisher, &mut honest, || {
+            expect_answer(
+                &mut visitor,
+                &format!("subscribe-and-drop {address} 100"),
+                "no error",
+            )
         })?;
-        if let Err(harm) = told {
+        if let Err(harm) = outcome {
             return Ok(Report::with_harm(plain, harm));
         }
     }
     drop(visitor);
     // Each visitor causes two events.
-    for _ in 0..2 * VISITS {
+    for _ in 0..2 * SUBSCRIPTIONS {
         publisher.ask("event")?;
     }
     let after = publisher.ask("descriptors")?;
@@ -437,7 +440,7 @@ pub(super) fn come_and_go(stage: &Stage) -> Result<Report, RowError> {
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
-            "{VISITS} visits leave nothing behind; the honest subscriber gets all"
+            "{SUBSCRIPTIONS} visits leave nothing behind; the honest subscriber gets all"
         )),
         stopped_by: "one code path releases everything that the publisher holds for a subscriber",
     })
@@ -451,7 +454,7 @@ const fn header(length: u64, flags: u32) -> u64 {
 }
 
 /// Returns the violations of a publisher in its ring: values and where they are stored, in order.
-fn lies_of_a_publisher() -> Vec<(&'static str, Vec<(usize, u64)>)> {
+fn malformed_publisher_values() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let (tail, floor, data) = (layout::TAIL, layout::FLOOR, layout::DATA);
     let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
     vec![
@@ -501,11 +504,11 @@ const STORMS: u64 = 18;
 ///
 /// Defence: the same as for a pair (row 33). Data that may have been overwritten is not judged before
 /// the floor shows that it was complete.
-pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = super::ring::plain_and_hand(stage, &stage.address("plain"))?;
+pub(super) fn malformed_publisher(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = super::ring::plain_and_hostile(setup, &setup.address("plain"))?;
     let (data, tail) = (crate::plain::data_of(1, super::SIZE), crate::plain::tail_of(1));
-    must(&mut guest, &format!("store {data} {}", u32::MAX - 16), "stored")?;
-    must(&mut guest, &format!("store {tail} 16"), "stored")?;
+    expect_answer(&mut guest, &format!("store {data} {}", u32::MAX - 16), "stored")?;
+    expect_answer(&mut guest, &format!("store {tail} 16"), "stored")?;
     let plain = match host.try_ask("receive 10000", TIME_LIMIT) {
         Event::Exited(how) => Outcome::succeeded(format!("a reader reads out of bounds: {how}")),
         Event::Line(answer) if answer.starts_with("got 4294967279") => {
@@ -514,34 +517,34 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut liar = FalsePublisher::new(stage, "")?;
+    let mut writer = FalsePublisher::new(setup, "")?;
     for offer in OFFERS {
-        let answer = liar.meet("reliable", offer)?;
+        let answer = writer.meet("reliable", offer)?;
         if !answer.starts_with("error RING_CORRUPT") {
             return Ok(Report::with_harm(plain, format!("{offer}: {answer}")));
         }
     }
-    let lies = lies_of_a_publisher();
-    for (lie, stores) in &lies {
-        must_be_in(&liar.meet("reliable", "slot=4294967295")?)?;
+    let lies = malformed_publisher_values();
+    for (false_value, stores) in &lies {
+        expect_subscribed(&writer.meet("reliable", "slot=4294967295")?)?;
         if stores.is_empty() {
-            must(&mut liar.peer, "store-control 640 77", "stored")?;
+            expect_answer(&mut writer.peer, "store-control 640 77", "stored")?;
         }
         for (at, value) in stores {
-            must(&mut liar.peer, &format!("store {at} {value}"), "stored")?;
+            expect_answer(&mut writer.peer, &format!("store {at} {value}"), "stored")?;
         }
-        must(&mut liar.peer, "ring", "rung")?;
-        match liar.victim.try_ask("read 20000", TIME_LIMIT) {
+        expect_answer(&mut writer.peer, "wake", "woken")?;
+        match writer.victim.try_ask("read 20000", TIME_LIMIT) {
             Event::Line(line) if line.starts_with("error RING_CORRUPT") => {}
-            other => return Ok(Report::with_harm(plain, format!("{lie}: {other:?}"))),
+            other => return Ok(Report::with_harm(plain, format!("{false_value}: {other:?}"))),
         }
     }
     for seed in 0..STORMS {
         let delivery = ["reliable", "best-effort", "latest"][usize::try_from(seed % 3).unwrap_or(0)];
-        must_be_in(&liar.meet(delivery, "")?)?;
-        must(&mut liar.peer, &format!("fan-storm {}", seed + 1), "storming")?;
-        let answer = liar.victim.try_ask("read 150", TIME_LIMIT);
-        must(&mut liar.peer, "calm", "calm")?;
+        expect_subscribed(&writer.meet(delivery, "")?)?;
+        expect_answer(&mut writer.peer, &format!("fan-storm {}", seed + 1), "storming")?;
+        let answer = writer.victim.try_ask("read 150", TIME_LIMIT);
+        expect_answer(&mut writer.peer, "stop-storm", "stop-storm")?;
         let known = ["error RING_CORRUPT", "error EVICTED", "still open"];
         match &answer {
             Event::Line(line) if known.iter().any(|start| line.starts_with(start)) => {}
@@ -563,7 +566,7 @@ pub(super) fn lying_publisher(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
-fn must_be_in(answer: &str) -> Result<(), RowError> {
+fn expect_subscribed(answer: &str) -> Result<(), RowError> {
     if answer == "subscribed" {
         Ok(())
     } else {
@@ -573,19 +576,19 @@ fn must_be_in(answer: &str) -> Result<(), RowError> {
 
 /// A hostile publisher, and one process that subscribes to it repeatedly.
 struct FalsePublisher {
-    peer: Actor,
-    victim: Actor,
+    peer: Process,
+    victim: Process,
     address: String,
     /// The options of each subscription.
     options: &'static str,
 }
 
 impl FalsePublisher {
-    fn new(stage: &Stage, options: &'static str) -> Result<Self, RowError> {
-        let address = stage.address("liar");
-        let mut peer = hand(stage)?;
-        must(&mut peer, &format!("listen {address}"), "listening")?;
-        let victim = actor(stage, "the subscriber", "subscriber", "ringfence")?;
+    fn new(setup: &Setup, options: &'static str) -> Result<Self, RowError> {
+        let address = setup.address("writer");
+        let mut peer = hostile(setup)?;
+        expect_answer(&mut peer, &format!("listen {address}"), "listening")?;
+        let victim = spawn_role(setup, "the subscriber", "subscriber", "ringfence")?;
         Ok(Self {
             peer,
             victim,
@@ -608,28 +611,28 @@ impl FalsePublisher {
 ///
 /// Defence: the same as for a pair (row 64). A message may lack its attachments, since an honest publisher need not wait for a
 /// subscriber at its limit.
-pub(super) fn attachments_of_a_publisher(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let args = ["hand", "plain", "host", &address, "unsealed"];
-    let mut publisher = stage.spawn("the hostile publisher", Who::Agent, Program::Genuine, &args)?;
+pub(super) fn publisher_attachments(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let args = ["hostile", "plain", "host", &address, "unsealed"];
+    let mut publisher = setup.spawn("the hostile publisher", User::Agent, Program::Genuine, &args)?;
     publisher.line_after("listening")?;
-    let mut subscriber = actor(stage, "the subscriber", "subscriber", "plain")?;
-    must(&mut subscriber, &format!("subscribe {address} 0"), "subscribed")?;
+    let mut subscriber = spawn_role(setup, "the subscriber", "subscriber", "plain")?;
+    expect_answer(&mut subscriber, &format!("subscribe {address} 0"), "subscribed")?;
     publisher.line_after("passed")?;
-    must(&mut publisher, "truncate", "truncated")?;
-    let plain = match died(&mut subscriber, "receive") {
+    expect_answer(&mut publisher, "truncate", "truncated")?;
+    let plain = match answer_or_exit(&mut subscriber, "receive") {
         Event::Exited(how) => Outcome::succeeded(format!("the subscriber reads memory that shrinks: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut liar = FalsePublisher::new(stage, "attachments=4")?;
+    let mut writer = FalsePublisher::new(setup, "attachments=4")?;
     let kinds = UNSOUND_ATTACHMENTS.map(|(kind, code)| (kind, format!("error {code}")));
     let harmless = [("absent", 0), ("sound", 1)];
     let harmless = harmless.map(|(kind, count)| (kind, format!("got 8 with {count}")));
     for delivery in ["reliable", "best-effort", "latest"] {
         for (kind, wanted) in kinds.iter().chain(&harmless) {
-            must_be_in(&liar.meet(delivery, "")?)?;
-            if let Some(harm) = attach(&mut liar.peer, &mut liar.victim, kind, wanted)? {
+            expect_subscribed(&writer.meet(delivery, "")?)?;
+            if let Some(harm) = attach(&mut writer.peer, &mut writer.victim, kind, wanted)? {
                 return Ok(Report::with_harm(plain, format!("{delivery}, {harm}")));
             }
         }
@@ -652,11 +655,11 @@ const IN_PLACE: u64 = 1000;
 ///
 /// The defense: the merge checks the floor and the phase after each visit in the ring, and its call fails if a message was overwritten
 /// during the visit.
-pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
-    let [mut publisher, mut honest, mut forger] = plain_three(stage)?;
-    must(&mut publisher, "send-all 1", "all sent")?;
-    let at = plain_many::message_at(0) + 8;
-    must(&mut forger, &format!("write {at} another!"), "written")?;
+pub(super) fn overwrite_during_visit(setup: &Setup) -> Result<Report, RowError> {
+    let [mut publisher, mut honest, mut forger] = plain_three(setup)?;
+    expect_answer(&mut publisher, "send-all 1", "all sent")?;
+    let at = plain_broadcast::message_at(0) + 8;
+    expect_answer(&mut forger, &format!("write {at} another!"), "written")?;
     let plain = match &*honest.ask("receive")? {
         "got None" => {
             Outcome::succeeded("the reader takes what was written over the message for the message")
@@ -670,26 +673,26 @@ pub(super) fn overwrites_a_visit(stage: &Stage) -> Result<Report, RowError> {
     let evicted = format!("store-control {} {EVICTED}", layout::PHASE);
     let ways = [&[&evicted][..], &[&floor], &[&evicted, &floor]];
     for (number, way) in ways.iter().enumerate() {
-        let address = stage.address(&format!("overwrites-{number}"));
-        let mut peer = hand(stage)?;
-        must(&mut peer, &format!("listen {address}"), "listening")?;
-        let mut victim = actor(stage, "the collector", "collector", "ringfence")?;
+        let address = setup.address(&format!("overwrites-{number}"));
+        let mut peer = hostile(setup)?;
+        expect_answer(&mut peer, &format!("listen {address}"), "listening")?;
+        let mut victim = spawn_role(setup, "the collector", "collector", "ringfence")?;
         victim.send_order(&format!("subscribe {address}"))?;
-        must(&mut peer, "publish", "published")?;
+        expect_answer(&mut peer, "publish", "published")?;
         victim.line_after("subscribed")?;
         for (at, word) in [
             (data, header(IN_PLACE, WHOLE)),
             (first, 1),
             (layout::TAIL, IN_PLACE + 8),
         ] {
-            must(&mut peer, &format!("store {at} {word}"), "stored")?;
+            expect_answer(&mut peer, &format!("store {at} {word}"), "stored")?;
         }
         victim.send_order("visit")?;
         victim.line_after("visiting")?;
         for order in *way {
-            must(&mut peer, order, "stored")?;
+            expect_answer(&mut peer, order, "stored")?;
         }
-        must(&mut peer, &format!("store {first} 2"), "stored")?;
+        expect_answer(&mut peer, &format!("store {first} 2"), "stored")?;
         let answer = victim.line()?;
         if answer != "EVICTED after 2, 0 received" {
             return Ok(Report::with_harm(plain, format!("{way:?}: {answer}")));

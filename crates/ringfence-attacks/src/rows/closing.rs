@@ -3,14 +3,14 @@
 use std::sync::PoisonError;
 
 use super::{
-    fenced, hand, honest_guest, host_again, must,
+    expect_answer, honest_guest, hostile, join_as_host, protected,
     signals::{NUMBERS, QUEUE, plain_heir},
 };
 use crate::{
     Outcome, Report, RowError,
-    actor::{Actor, Event, TIME_LIMIT},
+    process::{Event, Process, TIME_LIMIT},
     protocol::layout,
-    stage::Stage,
+    setup::Setup,
 };
 
 /// The ways in which one side ends a channel, each with what the other side does in the meantime. (If both
@@ -37,9 +37,9 @@ const EXPOSED: &str = "error OBJECT_EXPOSED";
 const LEAVES: usize = 15;
 
 /// The phases that a manual peer announces: each with and without an end of its sending, and an invalid one.
-const CLAIMS: [u64; 9] = [1, 2, 3, 4, 5, 10, 12, 13, 77];
+const PHASES: [u64; 9] = [1, 2, 3, 4, 5, 10, 12, 13, 77];
 /// The actions of the victim in the meantime, with the expected answers.
-const DEEDS: [(&str, &str); 3] = [
+const ACTIONS: [(&str, &str); 3] = [
     ("close", "closed"),
     ("end", "ended"),
     ("receive 10000", "got 4 last"),
@@ -55,29 +55,29 @@ const DEEDS: [(&str, &str); 3] = [
 ///
 /// Defence: each side's phase is in its own memory, written after its messages, and is read before the
 /// end of the line counts. A member that leaves hands over the address.
-pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn concurrent_close(setup: &Setup) -> Result<Report, RowError> {
     let plain = {
         // It uses a signal, for which the queue needs space.
         let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
-        plain_close(stage)?
+        plain_close(setup)?
     };
-    let address = stage.address("ringfence");
+    let address = setup.address("ringfence");
     let (mut one, mut other) = (
-        fenced(stage, "the first member")?,
-        fenced(stage, "the second member")?,
+        protected(setup, "the first member")?,
+        protected(setup, "the second member")?,
     );
     for _ in 0..BATCHES {
         if let Some(wrong) = ends(&mut one, &mut other, &address)? {
             return Ok(Report::with_harm(plain, wrong));
         }
     }
-    let address = stage.address("place");
+    let address = setup.address("place");
     for round in 0..LEAVES {
         if let Some(wrong) = leaves(&mut one, &mut other, &format!("{address}-{round}"))? {
             return Ok(Report::with_harm(plain, format!("round {round}: {wrong}")));
         }
     }
-    if let Some(wrong) = lies(stage)? {
+    if let Some(wrong) = lies(setup)? {
         return Ok(Report::with_harm(plain, wrong));
     }
     Ok(Report {
@@ -90,15 +90,15 @@ pub(super) fn at_every_moment(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Shows how a plain program handles a peer that exits at the worst moment.
-fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
-    let (mut host, mut guest) = plain_heir(stage, &stage.address("plain"))?;
+fn plain_close(setup: &Setup) -> Result<Outcome, RowError> {
+    let (mut host, mut guest) = plain_heir(setup, &setup.address("plain"))?;
     // The first half of the guest's check.
-    must(&mut guest, "receive 0", "nothing")?;
-    must(&mut host, "send last", "sent")?;
-    must(&mut host, &format!("farewell {}", NUMBERS.0), "told")?;
+    expect_answer(&mut guest, "receive 0", "nothing")?;
+    expect_answer(&mut host, "send last", "sent")?;
+    expect_answer(&mut host, &format!("announce-leave {}", NUMBERS.0), "announced")?;
     guest.line_after("took over")?;
     // It still exists, and has its channel.
-    must(&mut host, "alive", "alive")?;
+    expect_answer(&mut host, "alive", "alive")?;
     host.send_order("exit")?;
     // Reaped as well, because a zombie would look alive.
     match host.next_event(TIME_LIMIT) {
@@ -110,7 +110,7 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
         }
     }
     // The second half.
-    let answer = guest.ask("look-at-peer")?;
+    let answer = guest.ask("check-peer")?;
     Ok(if answer == "exited, 4 bytes unread" {
         Outcome::succeeded(
             "an orderly end is reported as a loss, the last message is lost, and there are two hosts for a while",
@@ -121,7 +121,7 @@ fn plain_close(stage: &Stage) -> Result<Outcome, RowError> {
 }
 
 /// Lets both end a batch of channels. Returns what was reported wrongly.
-fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, RowError> {
+fn ends(one: &mut Process, other: &mut Process, address: &str) -> Result<Option<String>, RowError> {
     let count = WAYS.len() * ROUNDS;
     let (ones, others): (Vec<&str>, Vec<&str>) = WAYS.into_iter().unzip();
     one.send_order(&format!("end-channels {address} {count} {}", ones.join(",")))?;
@@ -135,28 +135,28 @@ fn ends(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<Stri
 
 /// A manual peer sends a message, announces a phase and hangs up, at about the moment at which the host
 /// closes, half-closes or reads. The host then hosts again at the same address. Returns what was wrong.
-fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
-    let address = stage.address("lies");
-    let mut host = fenced(stage, "the host")?;
-    for (deed, answer) in DEEDS {
-        for claim in CLAIMS {
-            host_again(&mut host, &address, "")?;
-            let mut hand = hand(stage)?;
-            must(&mut hand, &format!("channel {address}"), "channel")?;
+fn lies(setup: &Setup) -> Result<Option<String>, RowError> {
+    let address = setup.address("lies");
+    let mut host = protected(setup, "the host")?;
+    for (action, answer) in ACTIONS {
+        for claim in PHASES {
+            join_as_host(&mut host, &address, "")?;
+            let mut hostile = hostile(setup)?;
+            expect_answer(&mut hostile, &format!("channel {address}"), "channel")?;
             host.line_after("joined host")?;
-            must(&mut hand, "message last", "rung")?;
+            expect_answer(&mut hostile, "message last", "woken")?;
             // The three orders do not wait for each other.
-            hand.send_order(&format!("store {} {claim}", layout::PHASE))?;
-            host.send_order(deed)?;
-            hand.send_order("hang-up")?;
-            let told = host.next_event(TIME_LIMIT);
-            let exposed = claim == 3 && matches!(&told, Event::Line(line) if line.starts_with(EXPOSED));
-            if told != Event::Line(answer.into()) && !exposed {
-                return Ok(Some(format!("{deed} with the claim {claim}: {told:?}")));
+            hostile.send_order(&format!("store {} {claim}", layout::PHASE))?;
+            host.send_order(action)?;
+            hostile.send_order("disconnect")?;
+            let outcome = host.next_event(TIME_LIMIT);
+            let exposed = claim == 3 && matches!(&outcome, Event::Line(line) if line.starts_with(EXPOSED));
+            if outcome != Event::Line(answer.into()) && !exposed {
+                return Ok(Some(format!("{action} with the claim {claim}: {outcome:?}")));
             }
-            hand.line_after("stored")?;
-            hand.line_after("hung up")?;
-            if deed == "close" {
+            hostile.line_after("stored")?;
+            hostile.line_after("disconnected")?;
+            if action == "close" {
                 continue;
             }
             let mut last = host.ask("receive 10000")?;
@@ -174,20 +174,20 @@ fn lies(stage: &Stage) -> Result<Option<String>, RowError> {
                 _ => &["closed", "lost"],
             };
             if last == "nothing" || !ends.contains(&&*reason) {
-                return Ok(Some(format!("{deed} with the claim {claim}: {last}, {reason}")));
+                return Ok(Some(format!("{action} with the claim {claim}: {last}, {reason}")));
             }
-            must(&mut host, "close", "closed")?;
+            expect_answer(&mut host, "close", "closed")?;
         }
     }
-    host_again(&mut host, &address, "")?;
-    honest_guest(stage, &mut host, &address, "").map(|_| None)
+    join_as_host(&mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "").map(|_| None)
 }
 
 /// One of two members leaves, or both do, at about the moment of the other's close. Returns what was wrong.
-fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<String>, RowError> {
+fn leaves(one: &mut Process, other: &mut Process, address: &str) -> Result<Option<String>, RowError> {
     let come = format!("member {address}");
-    must(one, &come, "member host")?;
-    must(other, &come, "member guest")?;
+    expect_answer(one, &come, "member host")?;
+    expect_answer(other, &come, "member guest")?;
     meet(one, other)?;
     // The host leaves while the guest closes: the guest gets the place, and the member that left joins it.
     at_once(one, "leave", "left", other, "close", "closed")?;
@@ -209,7 +209,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
     }
     meet(other, one)?;
     // The host leaves while the guest ends its sending, and reads.
-    must(other, "send last", "sent")?;
+    expect_answer(other, "send last", "sent")?;
     at_once(other, "leave", "left", one, "end", "ended")?;
     let seen = [
         one.ask("receive 10000")?,
@@ -220,7 +220,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
         return Ok(Some(format!("a host that left was reported as {seen:?}")));
     }
     next(one, "role host")?;
-    must(other, &come, "member guest")?;
+    expect_answer(other, &come, "member guest")?;
     meet(one, other)?;
     // Both leave: the place is free, and the next member gets it.
     at_once(one, "leave", "left", other, "leave", "left")?;
@@ -235,7 +235,7 @@ fn leaves(one: &mut Actor, other: &mut Actor, address: &str) -> Result<Option<St
 }
 
 /// Gives two members their channel.
-fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
+fn meet(host: &mut Process, guest: &mut Process) -> Result<(), RowError> {
     for member in [&mut *host, &mut *guest] {
         loop {
             next(member, "channel")?;
@@ -246,11 +246,11 @@ fn meet(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
             }
         }
     }
-    super::talks(host, guest)
+    super::exchange_messages(host, guest)
 }
 
 /// Skips to the event that starts like this. Channels or handshakes that a leave cut short may precede it.
-fn next(member: &mut Actor, wanted: &str) -> Result<(), RowError> {
+fn next(member: &mut Process, wanted: &str) -> Result<(), RowError> {
     loop {
         let change = member.ask("change 10000")?;
         if change.starts_with(wanted) {
@@ -264,10 +264,10 @@ fn next(member: &mut Actor, wanted: &str) -> Result<(), RowError> {
 
 /// Gives two orders that do not wait for each other.
 fn at_once(
-    one: &mut Actor,
+    one: &mut Process,
     order: &str,
     answer: &str,
-    other: &mut Actor,
+    other: &mut Process,
     other_order: &str,
     other_answer: &str,
 ) -> Result<(), RowError> {

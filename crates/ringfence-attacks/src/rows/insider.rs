@@ -1,16 +1,16 @@
 //! Processes of the same user that inspect another: /proc, descriptors, memory, cores.
 
 use super::{
-    Event, SIZE, fenced_host, hand, is_exposed, must,
-    object::{window_of_plain, window_of_shm},
-    plain, plain_host, plain_pair,
+    Event, SIZE, expect_answer, hostile, is_exposed,
+    object::{plain_window, shm_window},
+    plain, plain_host, plain_pair, protected_host,
 };
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
     plain::data_of,
+    process::Process,
     protocol::layout,
-    stage::{Program, Stage, Who},
+    setup::{Program, Setup, User},
 };
 
 /// The plain program's object, as /proc names it.
@@ -18,46 +18,46 @@ const PLAIN: &str = "/dev/shm/plain-";
 /// ringfence's object.
 const FENCED: &str = "/memfd:ringfence";
 
-fn insider(stage: &Stage, args: &[&str]) -> Result<Actor, RowError> {
-    stage.spawn(
+fn insider(setup: &Setup, args: &[&str]) -> Result<Process, RowError> {
+    setup.spawn(
         "the insider",
-        Who::Agent,
+        User::Agent,
         Program::Other,
         &[&["insider"][..], args].concat(),
     )
 }
 
 /// Requires that the attacker sees what the host sends.
-fn shows_secret(host: &mut Actor, attacker: &mut Actor) -> Result<(), RowError> {
-    must(host, "send secret", "sent")?;
-    must(attacker, "find secret", "found")
+fn shows_secret(host: &mut Process, attacker: &mut Process) -> Result<(), RowError> {
+    expect_answer(host, "send secret", "sent")?;
+    expect_answer(attacker, "find secret", "found")
 }
 
 /// Starts a ringfence host in the middle of a handshake, with its object open, and the guest that delays it.
-fn waiting_host(stage: &Stage, address: &str, options: &str) -> Result<(Actor, Actor), RowError> {
-    let host = fenced_host(stage, address, options)?;
-    let mut guest = hand(stage)?;
-    must(&mut guest, &format!("connect {address}"), "connected")?;
-    must(&mut guest, "hello", "said")?;
-    must(&mut guest, "hear", "hello")?;
-    must(&mut guest, "hear", "offer")?;
+fn waiting_host(setup: &Setup, address: &str, options: &str) -> Result<(Process, Process), RowError> {
+    let host = protected_host(setup, address, options)?;
+    let mut guest = hostile(setup)?;
+    expect_answer(&mut guest, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut guest, "hello", "sent")?;
+    expect_answer(&mut guest, "receive", "hello")?;
+    expect_answer(&mut guest, "receive", "offer")?;
     Ok((host, guest))
 }
 
 /// Lets the delaying guest continue, and checks that the channel works.
-fn goes_on(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
-    must(guest, "offer sound", "said")?;
-    must(guest, "ready", "said")?;
-    must(guest, "hear", "ready")?;
+fn finish_handshake(host: &mut Process, guest: &mut Process) -> Result<(), RowError> {
+    expect_answer(guest, "offer sound", "sent")?;
+    expect_answer(guest, "ready", "sent")?;
+    expect_answer(guest, "receive", "ready")?;
     host.line_after("joined host")?;
-    must(guest, "message hello", "rung")?;
-    must(host, "receive 10000", "got 5 hello")
+    expect_answer(guest, "message hello", "woken")?;
+    expect_answer(host, "receive 10000", "got 5 hello")
 }
 
 /// Lets the delaying guest continue after another process has tried to open the host's object. Then no
 /// channel is made, or it ends soon.
-fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
-    must(guest, "offer sound", "")?;
+fn expect_exposed(host: &mut Process, guest: &mut Process) -> Result<(), RowError> {
+    expect_answer(guest, "offer sound", "")?;
     // The host may already have hung up.
     guest.ask("ready")?;
     let answer = host.line()?;
@@ -79,19 +79,19 @@ fn ends_exposed(host: &mut Actor, guest: &mut Actor) -> Result<(), RowError> {
 /// Defence: a memfd has no such moment. With shm, the lease stays while the object is mapped, and the
 /// kernel blocks the process that opens it (fcntl(2)). The owner is notified, wipes the object, and closes
 /// the channel.
-pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, RowError> {
-    let shm = stage.own_shm(1 << 20)?;
-    let plain = window_of_plain(stage, &shm, "watcher")?;
+pub(super) fn o_path_descriptor(setup: &Setup) -> Result<Report, RowError> {
+    let shm = setup.own_shm(1 << 20)?;
+    let plain = plain_window(setup, &shm, "watcher")?;
 
-    let address = stage.address("memfd");
+    let address = setup.address("memfd");
     let mut host = shm.spawn("the host", Program::Genuine, &["victim", "ringfence"])?;
-    must(&mut host, "pid", "")?;
+    expect_answer(&mut host, "pid", "")?;
     let args = ["attacker", "watcher", &host.pid().to_string()];
     let mut watcher = shm.spawn("the attacker", Program::Other, &args)?;
     watcher.line_after("watching")?;
-    super::host_again(&mut host, &address, "")?;
-    let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
-    must(&mut guest, &format!("channel {address}"), "channel")?;
+    super::join_as_host(&mut host, &address, "")?;
+    let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hostile", "ringfence"])?;
+    expect_answer(&mut guest, &format!("channel {address}"), "channel")?;
     host.line_after("joined host")?;
     let seen = watcher.ask("count")?;
     if seen != "0" {
@@ -102,11 +102,11 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, RowError> {
     }
     drop(watcher);
 
-    let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "watcher")?;
+    let (mut attacker, mut host, mut guest, exposed) = shm_window(setup, &shm, "watcher")?;
     if exposed {
         return Err(RowError::wrong("the lease must not notice an O_PATH descriptor"));
     }
-    must(&mut host, "send secret", "sent")?;
+    expect_answer(&mut host, "send secret", "sent")?;
     match &*attacker.ask("find secret")? {
         "EAGAIN" => {}
         other => return Ok(Report::with_harm(plain, format!("shm: {other}"))),
@@ -134,19 +134,19 @@ pub(super) fn path_descriptor(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: hardening closes the directory (EACCES, proc(5)). Without it, the lease blocks the open and
 /// notifies the holder.
-pub(super) fn proc_fd(stage: &Stage) -> Result<Report, RowError> {
-    let plain = opened(stage, &["open"])?;
-    let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
-    let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
+pub(super) fn proc_fd(setup: &Setup) -> Result<Report, RowError> {
+    let plain = opened(setup, &["open"])?;
+    let (host, _guest) = waiting_host(setup, &setup.address("hardened"), "harden")?;
+    let answer = insider(setup, &["open", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EACCES" {
         return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
-    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
-    let answer = insider(stage, &["open", &host.pid().to_string(), FENCED])?.line()?;
+    let (mut host, mut guest) = waiting_host(setup, &setup.address("ringfence"), "")?;
+    let answer = insider(setup, &["open", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EAGAIN" {
         return Ok(Report::with_harm(plain, answer));
     }
-    ends_exposed(&mut host, &mut guest)?;
+    expect_exposed(&mut host, &mut guest)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("hardened: EACCES; otherwise EAGAIN, and the host reports 'exposed'"),
@@ -159,14 +159,14 @@ pub(super) fn proc_fd(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: after hardening the call fails with EPERM, because it needs the permission to trace the
 /// process.
-pub(super) fn getfd(stage: &Stage) -> Result<Report, RowError> {
-    let plain = opened(stage, &["getfd"])?;
-    let (mut host, mut guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
-    let answer = insider(stage, &["getfd", &host.pid().to_string(), FENCED])?.line()?;
+pub(super) fn getfd(setup: &Setup) -> Result<Report, RowError> {
+    let plain = opened(setup, &["getfd"])?;
+    let (mut host, mut guest) = waiting_host(setup, &setup.address("hardened"), "harden")?;
+    let answer = insider(setup, &["getfd", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EPERM" {
         return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
-    goes_on(&mut host, &mut guest)?;
+    finish_handshake(&mut host, &mut guest)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("hardened: EPERM for every number (not hardened: as documented)"),
@@ -175,13 +175,13 @@ pub(super) fn getfd(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Tries `how` on a host of the plain program while it holds its object's descriptor.
-fn opened(stage: &Stage, how: &[&str]) -> Result<Outcome, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let mut attacker = insider(stage, &[how, &[&host.pid().to_string(), PLAIN]].concat())?;
+fn opened(setup: &Setup, how: &[&str]) -> Result<Outcome, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let mut attacker = insider(setup, &[how, &[&host.pid().to_string(), PLAIN]].concat())?;
     attacker.line_after("opened")?;
-    let mut guest = plain(stage, "the guest")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    let mut guest = plain(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
     shows_secret(&mut host, &mut attacker)?;
     Ok(Outcome::succeeded(
@@ -195,24 +195,24 @@ fn opened(stage: &Stage, how: &[&str]) -> Result<Outcome, RowError> {
 /// Defence: the lease belongs to the open file, which exists as long as the mapping (mmap(2)). The
 /// owner is notified, wipes the object, and closes the channel. After hardening, no such descriptor can be
 /// obtained.
-pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), PLAIN])?;
-    attacker.line_after("kept")?;
-    let mut guest = plain(stage, "the guest")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+pub(super) fn kept_o_path_descriptor(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let mut attacker = insider(setup, &["hold-path", &host.pid().to_string(), PLAIN])?;
+    attacker.line_after("holding")?;
+    let mut guest = plain(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
-    must(&mut attacker, "reopen", "opened")?;
+    expect_answer(&mut attacker, "reopen", "opened")?;
     shows_secret(&mut host, &mut attacker)?;
     let plain = Outcome::succeeded("the object is opened and read");
 
-    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
-    let mut attacker = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?;
-    attacker.line_after("kept")?;
-    goes_on(&mut host, &mut guest)?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut guest, "find-theirs secret", "found")?;
+    let (mut host, mut guest) = waiting_host(setup, &setup.address("ringfence"), "")?;
+    let mut attacker = insider(setup, &["hold-path", &host.pid().to_string(), FENCED])?;
+    attacker.line_after("holding")?;
+    finish_handshake(&mut host, &mut guest)?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut guest, "find-theirs secret", "found")?;
     match &*attacker.ask("reopen")? {
         "EAGAIN" => {}
         other => return Ok(Report::with_harm(plain, other)),
@@ -228,8 +228,8 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
             ));
         }
     }
-    let (host, _guest) = waiting_host(stage, &stage.address("hardened"), "harden")?;
-    let answer = insider(stage, &["keep-path", &host.pid().to_string(), FENCED])?.line()?;
+    let (host, _guest) = waiting_host(setup, &setup.address("hardened"), "harden")?;
+    let answer = insider(setup, &["hold-path", &host.pid().to_string(), FENCED])?.line()?;
     if answer != "EACCES" {
         return Ok(Report::with_harm(plain, format!("hardened: {answer}")));
     }
@@ -246,24 +246,24 @@ pub(super) fn kept_path(stage: &Stage) -> Result<Report, RowError> {
 /// terminates the holder (fcntl(2), signal(7)).
 ///
 /// Defence: the lease uses another signal, which goes to a thread that waits for it.
-pub(super) fn lease_break(stage: &Stage) -> Result<Report, RowError> {
-    let mut host = plain_host(stage, &stage.address("plain"), "keep-lease")?;
-    let mut attacker = insider(stage, &["open", &host.pid().to_string(), PLAIN])?;
+pub(super) fn lease_break(setup: &Setup) -> Result<Report, RowError> {
+    let mut host = plain_host(setup, &setup.address("plain"), "keep-lease")?;
+    let mut attacker = insider(setup, &["open", &host.pid().to_string(), PLAIN])?;
     attacker.line_after("EAGAIN")?;
     let plain = match host.next_event(super::TIME_LIMIT) {
         Event::Exited(how) => Outcome::succeeded(format!("killed: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
-    let (mut host, mut guest) = waiting_host(stage, &stage.address("ringfence"), "")?;
-    let mut attacker = insider(stage, &["open", &host.pid().to_string(), FENCED])?;
+    let (mut host, mut guest) = waiting_host(setup, &setup.address("ringfence"), "")?;
+    let mut attacker = insider(setup, &["open", &host.pid().to_string(), FENCED])?;
     attacker.line_after("EAGAIN")?;
     match host.try_ask("pid", super::TIME_LIMIT) {
         Event::Line(pid) if pid == host.pid().to_string() => {}
         other => return Ok(Report::with_harm(plain, format!("{other:?}"))),
     }
-    ends_exposed(&mut host, &mut guest)?;
+    expect_exposed(&mut host, &mut guest)?;
     let pid = host.pid().to_string();
-    must(&mut host, "pid", &pid)?;
+    expect_answer(&mut host, "pid", &pid)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("EAGAIN for the attacker; the host survives and reports 'exposed'"),
@@ -275,31 +275,31 @@ pub(super) fn lease_break(stage: &Stage) -> Result<Report, RowError> {
 /// (proc(5), ptrace(2), process_vm_readv(2)).
 ///
 /// Defence: after hardening, EACCES and EPERM.
-pub(super) fn memory(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, _guest) = plain_pair(stage, &stage.address("plain"))?;
-    let mut attacker = insider(stage, &["read-memory", &host.pid().to_string(), "secret"])?;
+pub(super) fn memory(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, _guest) = plain_pair(setup, &setup.address("plain"))?;
+    let mut attacker = insider(setup, &["read-memory", &host.pid().to_string(), "secret"])?;
     attacker.line_after("reading")?;
-    must(&mut host, "send secret", "sent")?;
+    expect_answer(&mut host, "send secret", "sent")?;
     attacker.line_after("found")?;
     // EFAULT means that access was allowed and nothing is mapped at the address.
-    insider(stage, &["attach", &host.pid().to_string()])?.line_after("attached Some(EFAULT)")?;
+    insider(setup, &["attach", &host.pid().to_string()])?.line_after("attached Some(EFAULT)")?;
     let plain = Outcome::succeeded("the attacker reads the message in its memory, and attaches to it");
 
-    let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "harden")?;
-    must(&mut host, "send secret", "sent")?;
+    let (mut host, mut guest) = super::protected_pair(setup, &setup.address("ringfence"), "harden")?;
+    expect_answer(&mut host, "send secret", "sent")?;
     for victim in [host.pid(), guest.pid()] {
         let victim = victim.to_string();
         for (how, wanted) in [
             (&["read-memory", &victim, "secret"][..], "EACCES"),
             (&["attach", &victim], "EPERM Some(EPERM)"),
         ] {
-            let answer = insider(stage, how)?.line()?;
+            let answer = insider(setup, how)?.line()?;
             if answer != wanted {
                 return Ok(Report::with_harm(plain, format!("{}: {answer}", how[0])));
             }
         }
     }
-    must(&mut guest, "receive 10000", "got 6 secret")?;
+    expect_answer(&mut guest, "receive 10000", "got 6 secret")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("hardened: mem EACCES, ptrace EPERM, process_vm_readv EPERM"),
@@ -312,7 +312,7 @@ pub(super) fn memory(stage: &Stage) -> Result<Report, RowError> {
 /// and is dumped by default (core(5)).
 ///
 /// Defence: mappings are `MADV_DONTDUMP` (madvise(2)). After hardening, there is no core.
-pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn core_dump(setup: &Setup) -> Result<Report, RowError> {
     let pattern = std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let pattern = pattern.trim();
     if pattern.starts_with('|') || pattern.contains('/') {
@@ -320,22 +320,22 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
             "cores are not written to the working directory here ({pattern})"
         )));
     }
-    let cores = stage.private().display().to_string();
-    let genuine = stage.program(Program::Genuine);
-    let dump = |victim: &Actor| {
-        let mut attacker = insider(stage, &["dump", &victim.pid().to_string(), &cores, "topsecret"])?;
+    let cores = setup.private().display().to_string();
+    let genuine = setup.program(Program::Genuine);
+    let dump = |victim: &Process| {
+        let mut attacker = insider(setup, &["dump", &victim.pid().to_string(), &cores, "topsecret"])?;
         attacker.line()
     };
     // Messages that the guest has written: the victim never had them in its own memory.
-    let address = stage.address("plain");
-    let mut host = stage.spawn_at("the host", &genuine, &["victim", "plain"], &[])?;
+    let address = setup.address("plain");
+    let mut host = setup.spawn_at("the host", &genuine, &["victim", "plain"], &[])?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
-    let args = ["hand", "plain", "guest", &address];
-    let mut guest = stage.spawn("the guest", Who::Agent, Program::Genuine, &args)?;
+    let args = ["hostile", "plain", "guest", &address];
+    let mut guest = setup.spawn("the guest", User::Agent, Program::Genuine, &args)?;
     guest.line_after("holding")?;
     host.line_after("joined host")?;
-    must(
+    expect_answer(
         &mut guest,
         &format!("write {} topsecret", data_of(1, SIZE)),
         "written",
@@ -351,13 +351,13 @@ pub(super) fn core_dump(stage: &Stage) -> Result<Report, RowError> {
     };
 
     for (options, wanted) in [("", "absent"), ("harden", "no core")] {
-        let address = stage.address(&format!("ringfence-{options}"));
-        let mut host = stage.spawn_at("the host", &genuine, &["victim", "ringfence"], &[])?;
-        super::host_again(&mut host, &address, options)?;
-        let mut guest = hand(stage)?;
-        must(&mut guest, &format!("channel {address}"), "channel")?;
+        let address = setup.address(&format!("ringfence-{options}"));
+        let mut host = setup.spawn_at("the host", &genuine, &["victim", "ringfence"], &[])?;
+        super::join_as_host(&mut host, &address, options)?;
+        let mut guest = hostile(setup)?;
+        expect_answer(&mut guest, &format!("channel {address}"), "channel")?;
         host.line_after("joined host")?;
-        must(
+        expect_answer(
             &mut guest,
             &format!("write {} topsecret", layout::DATA + 8),
             "written",

@@ -3,11 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    Event, SIZE, fenced_host, hand, honest_guest, hostile_channel, must, plain, ring::plain_and_hand,
+    Event, SIZE, expect_answer, honest_guest, hostile, hostile_channel, plain, protected_host,
+    ring::plain_and_hostile,
 };
 use crate::{
     Outcome, Report, RowError,
-    stage::{Program, Stage, Who},
+    setup::{Program, Setup, User},
 };
 
 /// Row 36: a peer that sends half of a frame and then nothing. A peer that changes the mode of the shared
@@ -16,10 +17,10 @@ use crate::{
 /// Defence: all waits of a handshake share one deadline, and clients are served in parallel. On a
 /// channel, every call on the line is individually non-blocking (`MSG_DONTWAIT`). Received bytes are read and
 /// discarded, and descriptors are never installed (recv instead of recvmsg).
-pub(super) fn rude(stage: &Stage) -> Result<Report, RowError> {
-    let plain = half_a_struct(stage)?;
-    silent_newcomers(stage)?;
-    if let Some(harm) = rude_on_a_channel(stage)? {
+pub(super) fn line_abuse(setup: &Setup) -> Result<Report, RowError> {
+    let plain = partial_struct(setup)?;
+    silent_clients(setup)?;
+    if let Some(harm) = abuse_open_line(setup)? {
         return Ok(Report::with_harm(plain, harm));
     }
     Ok(Report {
@@ -32,16 +33,16 @@ pub(super) fn rude(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Runs a plain guest against a host that passes half of the required data.
-fn half_a_struct(stage: &Stage) -> Result<Outcome, RowError> {
-    let address = stage.address("plain");
-    let mut host = stage.spawn(
+fn partial_struct(setup: &Setup) -> Result<Outcome, RowError> {
+    let address = setup.address("plain");
+    let mut host = setup.spawn(
         "the hostile host",
-        Who::Agent,
+        User::Agent,
         Program::Genuine,
-        &["hand", "plain", "host", &address, "half"],
+        &["hostile", "plain", "host", &address, "half"],
     )?;
     host.line_after("listening")?;
-    let mut guest = plain(stage, "the guest")?;
+    let mut guest = plain(setup, "the guest")?;
     guest.send_order(&format!("join {address} {SIZE}"))?;
     host.line_after("passed")?;
     Ok(match guest.next_event(Duration::from_secs(1)) {
@@ -51,36 +52,39 @@ fn half_a_struct(stage: &Stage) -> Result<Outcome, RowError> {
 }
 
 /// Tests silent clients and half a HELLO: others are served in the meantime, and the deadline ends both.
-fn silent_newcomers(stage: &Stage) -> Result<(), RowError> {
-    let address = stage.address("silent");
-    let mut host = fenced_host(stage, &address, "timeout=700")?;
-    let (mut silent, mut halting) = (hand(stage)?, hand(stage)?);
-    must(&mut silent, &format!("connect {address}"), "connected")?;
+fn silent_clients(setup: &Setup) -> Result<(), RowError> {
+    let address = setup.address("silent");
+    let mut host = protected_host(setup, &address, "timeout=700")?;
+    let (mut silent, mut halting) = (hostile(setup)?, hostile(setup)?);
+    expect_answer(&mut silent, &format!("connect {address}"), "connected")?;
     let start = Instant::now();
-    must(&mut halting, &format!("connect {address}"), "connected")?;
-    must(&mut halting, "half-hello", "said")?;
-    let answers = (silent.ask("hear-acceptor")?, halting.ask("hear-acceptor")?);
+    expect_answer(&mut halting, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut halting, "half-hello", "sent")?;
+    let answers = (
+        silent.ask("receive-from-acceptor")?,
+        halting.ask("receive-from-acceptor")?,
+    );
     let late = start.elapsed();
     let timely = late > Duration::from_millis(600) && late < Duration::from_secs(10);
-    let told = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");
-    if !(told(&answers.0) && told(&answers.1) && timely) {
+    let outcome = |answer: &str| answer.starts_with("refuse 5 HANDSHAKE_TIMEOUT");
+    if !(outcome(&answers.0) && outcome(&answers.1) && timely) {
         return Err(RowError::wrong(format!(
             "expected HANDSHAKE_TIMEOUT in time for silent clients, got {answers:?} after {late:?}"
         )));
     }
-    must(&mut silent, &format!("connect {address}"), "connected")?;
-    must(&mut halting, &format!("connect {address}"), "connected")?;
-    honest_guest(stage, &mut host, &address, "").map(drop)
+    expect_answer(&mut silent, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut halting, &format!("connect {address}"), "connected")?;
+    honest_guest(setup, &mut host, &address, "").map(drop)
 }
 
 /// Returns the harm done on a channel, if any.
-fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, RowError> {
-    let address = stage.address("rude");
-    let (mut host, mut peer) = hostile_channel(stage, &address, "", "keep=1")?;
+fn abuse_open_line(setup: &Setup) -> Result<Option<String>, RowError> {
+    let address = setup.address("rude");
+    let (mut host, mut peer) = hostile_channel(setup, &address, "", "keep=1")?;
     let before = host.ask("descriptors")?;
     for round in 0..4 {
         // Back and forth, so both modes are tried.
-        must(
+        expect_answer(
             &mut peer,
             "nonblock",
             if round % 2 == 0 {
@@ -89,27 +93,27 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, RowError> {
                 "blocking"
             },
         )?;
-        must(&mut peer, "fill", "filled")?;
-        must(&mut peer, "parcel", "EAGAIN")?;
+        expect_answer(&mut peer, "fill", "filled")?;
+        expect_answer(&mut peer, "parcel", "EAGAIN")?;
         let start = Instant::now();
         // Until the ring is full, because nothing reads it here.
-        must(&mut host, "send more", if round == 0 { "sent" } else { "full" })?;
-        must(&mut host, "receive 50", "nothing")?;
-        must(&mut host, "stuff 50", "full")?;
+        expect_answer(&mut host, "send more", if round == 0 { "sent" } else { "full" })?;
+        expect_answer(&mut host, "receive 50", "nothing")?;
+        expect_answer(&mut host, "fill-and-wait 50", "full")?;
         if start.elapsed() > Duration::from_secs(10) {
             return Ok(Some("the host was blocked".into()));
         }
-        must(&mut peer, "garbage 3", "")?;
-        must(&mut peer, "parcel", "")?;
-        must(&mut host, "receive 50", "nothing")?;
+        expect_answer(&mut peer, "garbage 3", "")?;
+        expect_answer(&mut peer, "parcel", "")?;
+        expect_answer(&mut host, "receive 50", "nothing")?;
     }
     let after = host.ask("descriptors")?;
     if before != after {
         return Ok(Some(format!("{before} descriptors before, {after} after")));
     }
-    must(&mut peer, "message after-all", "")?;
-    must(&mut host, "receive 10000", "got 9 after-all")?;
-    must(&mut host, "close", "closed")?;
+    expect_answer(&mut peer, "message after-all", "")?;
+    expect_answer(&mut host, "receive 10000", "got 9 after-all")?;
+    expect_answer(&mut host, "close", "closed")?;
     Ok(None)
 }
 
@@ -117,14 +121,14 @@ fn rude_on_a_channel(stage: &Stage) -> Result<Option<String>, RowError> {
 ///
 /// Defence: a full ring is a result (`false` of `try_send`) or a wait, and a wait ends with the
 /// channel.
-pub(super) fn never_reads(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, _guest) = plain_and_hand(stage, &stage.address("plain"))?;
+pub(super) fn peer_never_reads(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, _guest) = plain_and_hostile(setup, &setup.address("plain"))?;
     let plain = match host.try_ask("send-all 100", Duration::from_secs(1)) {
         Event::Timeout => Outcome::succeeded("the producer waits forever"),
         other => Outcome::failed(format!("{other:?}")),
     };
-    let (mut host, _peer) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
-    must(&mut host, "stuff 100", "full")?;
+    let (mut host, _peer) = hostile_channel(setup, &setup.address("ringfence"), "", "")?;
+    expect_answer(&mut host, "fill-and-wait 100", "full")?;
     let answer = host.ask("stuck-close")?;
     if !(answer.starts_with("closed at once") && answer.contains("error CLOSED")) {
         return Ok(Report::with_harm(plain, answer));
@@ -141,15 +145,15 @@ pub(super) fn never_reads(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: the option is reset before the first read. A peer that sets it again is detected by the
 /// first unexpected control message: the received descriptors are closed, and the handshake ends.
-pub(super) fn pidfds(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut victim = plain(stage, "the victim")?;
+pub(super) fn pidfds(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut victim = plain(setup, "the victim")?;
     victim.send_order(&format!("take-line {address}"))?;
     victim.line_after("listening")?;
     let args = ["attacker", "pidfds", &address];
-    let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Genuine, &args)?;
+    let mut attacker = setup.spawn("the attacker", User::Agent, Program::Genuine, &args)?;
     match &*attacker.line()? {
-        "said" => {}
+        "sent" => {}
         other => return Err(RowError::Skipped(format!("needs Linux 6.5: {other}"))),
     }
     let plain = match &*victim.line()? {
@@ -157,19 +161,19 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, RowError> {
         left => Outcome::succeeded(format!("64 bytes on a line leave {left} descriptors open")),
     };
 
-    let address = stage.address("ringfence");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let mut host = protected_host(setup, &address, "")?;
     let before = host.ask("descriptors")?;
-    let mut peer = hand(stage)?;
-    must(&mut peer, &format!("connect {address}"), "connected")?;
-    must(&mut peer, "hello keep=1", "said")?;
-    must(&mut peer, "hear", "hello")?;
-    must(&mut peer, "hear", "offer")?;
-    must(&mut peer, "ask-for-pidfds", "asked")?;
-    must(&mut peer, "pieces", "as told")?;
-    must(&mut peer, "ready", "said")?;
-    let answer = peer.ask("hear")?;
-    must(&mut peer, "hang-up", "hung up")?;
+    let mut peer = hostile(setup)?;
+    expect_answer(&mut peer, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut peer, "hello keep=1", "sent")?;
+    expect_answer(&mut peer, "receive", "hello")?;
+    expect_answer(&mut peer, "receive", "offer")?;
+    expect_answer(&mut peer, "set-passpidfd", "set")?;
+    expect_answer(&mut peer, "byte-by-byte", "ok")?;
+    expect_answer(&mut peer, "ready", "sent")?;
+    let answer = peer.ask("receive")?;
+    expect_answer(&mut peer, "disconnect", "disconnected")?;
     // The host closes a guest's descriptors a moment after it has sent the reason.
     let end = Instant::now() + super::TIME_LIMIT;
     loop {
@@ -185,7 +189,7 @@ pub(super) fn pidfds(stage: &Stage) -> Result<Report, RowError> {
     if !(answer.starts_with("refuse 3 ") && answer.contains("control message")) {
         return Err(RowError::wrong(answer));
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PROTOCOL; no descriptor is left; the host accepts the next client"),

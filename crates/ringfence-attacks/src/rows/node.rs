@@ -2,33 +2,33 @@
 
 use std::{fs, net::TcpListener, path::Path};
 
-use super::{Event, TIME_LIMIT, fenced_host, must};
+use super::{Event, TIME_LIMIT, expect_answer, protected_host};
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
-    stage::{Program, Stage, Who},
+    process::Process,
+    setup::{Program, Setup, User},
 };
 
 /// Starts the Node program with `node`.
 fn program(
-    stage: &Stage,
+    setup: &Setup,
     name: &'static str,
     node: &Path,
     flags: &[&str],
     environment: &[(&str, &str)],
-) -> Result<Actor, RowError> {
-    let script = stage.shared().join("program.mjs");
+) -> Result<Process, RowError> {
+    let script = setup.shared().join("program.mjs");
     fs::write(&script, include_str!("../roles/program.mjs"))
         .map_err(|error| RowError::wrong(error.to_string()))?;
-    let face = stage.package()?.display().to_string();
+    let face = setup.package()?.display().to_string();
     let script = script.display().to_string();
     let arguments = [flags, &[&*script]].concat();
     let environment = [&[("RINGFENCE", &*face)], environment].concat();
-    stage.spawn_other(name, node, &arguments, &environment)
+    setup.spawn_other(name, node, &arguments, &environment)
 }
 
-fn attacker(stage: &Stage, who: Who, args: &[&str]) -> Result<String, RowError> {
-    stage
+fn attacker(setup: &Setup, who: User, args: &[&str]) -> Result<String, RowError> {
+    setup
         .spawn(
             "the attacker",
             who,
@@ -51,28 +51,24 @@ fn free_port() -> Result<String, RowError> {
 /// everything, whatever its user.
 ///
 /// Defence: hardening ignores SIGUSR1.
-pub(super) fn inspector(stage: &Stage) -> Result<Report, RowError> {
-    let node = stage.node()?;
+pub(super) fn inspector(setup: &Setup) -> Result<Report, RowError> {
+    let node = setup.node()?;
     let port = free_port()?;
     let flag = format!("--inspect-port={port}");
     // The process that reads need not be the one that sent the signal.
-    let reader = if stage.is_root() {
-        Who::Stranger
-    } else {
-        Who::Agent
-    };
+    let reader = if setup.is_root() { User::Other } else { User::Agent };
 
-    let mut victim = program(stage, "the victim", &node, &[&flag], &[])?;
+    let mut victim = program(setup, "the victim", &node, &[&flag], &[])?;
     let pid = victim.ask("pid")?;
-    let mut opener = stage.spawn(
+    let mut opener = setup.spawn(
         "the attacker",
-        Who::Agent,
+        User::Agent,
         Program::Other,
         &["insider", "inspector-open", &pid, &port],
     )?;
-    opener.line_after("knocked")?;
+    opener.line_after("signalled")?;
     opener.line_after("open")?;
-    let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
+    let answer = attacker(setup, reader, &["inspector-read", &port, "globalThis.secret"])?;
     let plain = if answer == "read topsecret" {
         Outcome::succeeded("the attacker reads a variable through the inspector")
     } else {
@@ -80,16 +76,16 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, RowError> {
     };
     victim.kill();
 
-    let mut victim = program(stage, "the victim", &node, &[&flag], &[])?;
+    let mut victim = program(setup, "the victim", &node, &[&flag], &[])?;
     let pid = victim.ask("pid")?;
-    must(&mut victim, "harden", "hardened")?;
-    let answer = attacker(stage, Who::Agent, &["inspector-knock", &pid])?;
-    if answer != "knocked" {
+    expect_answer(&mut victim, "harden", "hardened")?;
+    let answer = attacker(setup, User::Agent, &["inspector-signal", &pid])?;
+    if answer != "signalled" {
         return Err(RowError::wrong(answer));
     }
     // An ignored signal is discarded when it is sent, so it has no later effect.
-    must(&mut victim, "pid", &pid)?;
-    let answer = attacker(stage, reader, &["inspector-read", &port, "globalThis.secret"])?;
+    expect_answer(&mut victim, "pid", &pid)?;
+    let answer = attacker(setup, reader, &["inspector-read", &port, "globalThis.secret"])?;
     if answer != "ConnectionRefused" {
         return Ok(Report::with_harm(plain, answer));
     }
@@ -105,16 +101,16 @@ pub(super) fn inspector(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Promise: as in row 9, the executable proves nothing within one user. In a setgid program Node
 /// ignores `NODE_OPTIONS` (secure execution, getauxval(3) `AT_SECURE`).
-pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
-    let node = stage.node()?;
-    let module = stage.shared().join("injected.cjs");
+pub(super) fn node_options(setup: &Setup) -> Result<Report, RowError> {
+    let node = setup.node()?;
+    let module = setup.shared().join("injected.cjs");
     let text = "console.log('injected')\nsetTimeout(() => console.log('read ' + globalThis.secret), 0)\n";
     fs::write(&module, text).map_err(|error| RowError::wrong(error.to_string()))?;
     // Quoted, because the directory of temporary files may have a blank in its name.
     let options = format!("\"--require={}\"", module.display());
     let environment = [("NODE_OPTIONS", &*options)];
     let inject = || {
-        let mut guest = program(stage, "the injected guest", &node, &[], &environment)?;
+        let mut guest = program(setup, "the injected guest", &node, &[], &environment)?;
         guest.line_after("injected")?;
         guest.line_after("read")?;
         Ok::<_, RowError>(guest)
@@ -122,23 +118,23 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
     inject()?;
     let plain = Outcome::succeeded("injected code runs in the genuine program");
 
-    let address = stage.address("default");
-    let mut host = program(stage, "the host", &node, &[], &[])?;
+    let address = setup.address("default");
+    let mut host = program(setup, "the host", &node, &[], &[])?;
     host.send_order(&format!("join {address}"))?;
-    crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
+    crate::socket::wait_for_listener(&address).map_err(RowError::Wrong)?;
     let mut guest = inject()?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     host.line_after("joined host")?;
 
     // The group that only a launcher gives: here a setgid copy of Node.
-    let launcher = stage.set_to_group(&node)?;
+    let launcher = setup.set_to_group(&node)?;
     let policy = r#"{"uid":"same","executable":"any"}"#;
-    let mut probe = program(stage, "the launched", &launcher, &[], &[])?;
-    if probe.ask("egid")? != stage.launcher_group().to_string() {
+    let mut probe = program(setup, "the launched", &launcher, &[], &[])?;
+    if probe.ask("egid")? != setup.launcher_group().to_string() {
         return Err(RowError::Skipped("setgid has no effect here".into()));
     }
-    let address = stage.address("guarded");
-    let mut host = fenced_host(stage, &address, &format!("gid={}", stage.launcher_group()))?;
+    let address = setup.address("guarded");
+    let mut host = protected_host(setup, &address, &format!("gid={}", setup.launcher_group()))?;
     let mut guest = inject()?;
     let answer = guest.ask(&format!("join {address} {policy}"))?;
     if !answer.starts_with("error ERR_RINGFENCE_PEER_REFUSED check=gid") {
@@ -148,12 +144,12 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
         ));
     }
     // The launcher with the same environment: nothing is injected.
-    let mut guest = program(stage, "the launched guest", &launcher, &[], &environment)?;
-    must(&mut guest, &format!("join {address} {policy}"), "joined guest")?;
+    let mut guest = program(setup, "the launched guest", &launcher, &[], &environment)?;
+    expect_answer(&mut guest, &format!("join {address} {policy}"), "joined guest")?;
     host.line_after("joined host")?;
     Ok(Report {
         plain,
-        ringfence: Outcome::failed(super::face::DOCUMENTED),
+        ringfence: Outcome::failed(super::injection::DOCUMENTED),
         stopped_by: "Node ignores NODE_OPTIONS in a setgid program",
     })
 }
@@ -163,13 +159,13 @@ pub(super) fn injected(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: a decoder's exception becomes the error of that call, with the bytes attached, and the next
 /// call continues. No decoder gets memory that the peer can still write.
-pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
-    let node = stage.node()?;
-    let path = stage.shared().join("plain.sock").display().to_string();
-    let mut victim = program(stage, "the victim", &node, &[], &[])?;
-    let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
-    must(&mut victim, &format!("listen-plain {path}"), "listening")?;
-    must(&mut hostile, &format!("send-plain {path}"), "sent")?;
+pub(super) fn malformed_codec_input(setup: &Setup) -> Result<Report, RowError> {
+    let node = setup.node()?;
+    let path = setup.shared().join("plain.sock").display().to_string();
+    let mut victim = program(setup, "the victim", &node, &[], &[])?;
+    let mut hostile = program(setup, "the hostile peer", &node, &[], &[])?;
+    expect_answer(&mut victim, &format!("listen-plain {path}"), "listening")?;
+    expect_answer(&mut hostile, &format!("send-plain {path}"), "sent")?;
     let plain = match victim.next_event(TIME_LIMIT) {
         Event::Exited(how) => Outcome::succeeded(format!("one malformed line ends the process ({how})")),
         other => Outcome::failed(format!("{other:?}")),
@@ -177,12 +173,12 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
 
     let mut seen = Vec::new();
     for codec in ["json", "structured"] {
-        let address = stage.address(codec);
-        let mut victim = program(stage, "the victim", &node, &[], &[])?;
+        let address = setup.address(codec);
+        let mut victim = program(setup, "the victim", &node, &[], &[])?;
         victim.send_order(&format!("join {address}"))?;
-        crate::post::wait_for_listener(&address).map_err(RowError::Wrong)?;
-        let mut hostile = program(stage, "the hostile peer", &node, &[], &[])?;
-        must(&mut hostile, &format!("join {address}"), "joined guest")?;
+        crate::socket::wait_for_listener(&address).map_err(RowError::Wrong)?;
+        let mut hostile = program(setup, "the hostile peer", &node, &[], &[])?;
+        expect_answer(&mut hostile, &format!("join {address}"), "joined guest")?;
         victim.line_after("joined host")?;
         hostile.send_order(&format!("send-made-up {codec}"))?;
         let count = hostile.line_after("sent")?;
@@ -195,8 +191,8 @@ pub(super) fn made_up(stage: &Stage) -> Result<Report, RowError> {
                 ));
             }
         }
-        must(&mut hostile, &format!("send-value {codec}"), "sent")?;
-        must(&mut victim, &format!("receive-value {codec}"), "got it")?;
+        expect_answer(&mut hostile, &format!("send-value {codec}"), "sent")?;
+        expect_answer(&mut victim, &format!("receive-value {codec}"), "got it")?;
         seen.push(format!("{codec} {count}"));
     }
     Ok(Report {

@@ -3,18 +3,18 @@
 use std::time::Instant;
 
 use super::{
-    Event, SIZE, died, fenced, fenced_host, fenced_pair, hand, honest_guest, hostile_channel, must, plain,
-    ring::plain_and_hand, talks,
+    Event, SIZE, answer_or_exit, exchange_messages, expect_answer, honest_guest, hostile, hostile_channel,
+    plain, protected, protected_host, protected_pair, ring::plain_and_hostile,
 };
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
     plain::tail_of,
-    stage::{OwnShm, Program, Stage, Who},
+    process::Process,
+    setup::{OwnShm, Program, Setup, User},
 };
 
 /// The maximum number of attempts to win a race. Most attempts succeed.
-const TRIES: u32 = 50;
+const ATTEMPTS: u32 = 50;
 
 /// Row 2: between `shm_open` and `shm_unlink`, the object has a name. Another process of the same user
 /// watches the directory and makes a hard link. Then the object keeps a name after the unlink, and its owner
@@ -23,17 +23,17 @@ const TRIES: u32 = 50;
 /// Defence: a memfd is never in a directory, and lies on an internal filesystem to which no link can be
 /// made (EXDEV). With shm, the link count must be 0 after the unlink; otherwise the object is discarded
 /// unused.
-pub(super) fn hard_link(stage: &Stage) -> Result<Report, RowError> {
-    let shm = stage.own_shm(1 << 20)?;
-    let plain = window_of_plain(stage, &shm, "linker")?;
+pub(super) fn hard_link(setup: &Setup) -> Result<Report, RowError> {
+    let shm = setup.own_shm(1 << 20)?;
+    let plain = plain_window(setup, &shm, "linker")?;
 
-    let (mut attacker, mut host, mut guest, exposed) = window_of_shm(stage, &shm, "linker")?;
+    let (mut attacker, mut host, mut guest, exposed) = shm_window(setup, &shm, "linker")?;
     let count = attacker.ask("count")?;
     let shm_half = if exposed {
         format!("shm: OBJECT_EXPOSED after {count} linked objects")
     } else {
-        must(&mut host, "send secret", "sent")?;
-        must(&mut guest, "find-theirs secret", "found")?;
+        expect_answer(&mut host, "send secret", "sent")?;
+        expect_answer(&mut guest, "find-theirs secret", "found")?;
         if attacker.ask("find secret")? != "absent" {
             return Ok(Report::with_harm(plain, "shm: the link leads to the channel"));
         }
@@ -41,10 +41,10 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, RowError> {
     };
 
     // The memfd backing: a guest that has the object's descriptor tries to give it a name.
-    let (_host, mut guest) = hostile_channel(stage, &stage.address("memfd"), "", "")?;
+    let (_host, mut guest) = hostile_channel(setup, &setup.address("memfd"), "", "")?;
     for path in [
         "/dev/shm/ringfence-attacks-link",
-        &stage.private().join("link").display().to_string(),
+        &setup.private().join("link").display().to_string(),
     ] {
         let answer = guest.ask(&format!("link-theirs {path}"))?;
         if answer != "EXDEV" {
@@ -59,7 +59,7 @@ pub(super) fn hard_link(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Starts an attacker that grabs whatever its victim creates in /dev/shm while it has a name.
-fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, RowError> {
+fn spawn_in_window(shm: &OwnShm<'_>, role: &str, victim: &Process) -> Result<Process, RowError> {
     let args = ["attacker", role, &victim.pid().to_string()];
     let mut attacker = shm.spawn("the attacker", Program::Other, &args)?;
     attacker.line_after("watching")?;
@@ -67,48 +67,48 @@ fn at_the_window(shm: &OwnShm<'_>, role: &str, victim: &Actor) -> Result<Actor, 
 }
 
 /// Repeats the attack on the plain program until it succeeds.
-pub(super) fn window_of_plain(stage: &Stage, shm: &OwnShm<'_>, role: &str) -> Result<Outcome, RowError> {
-    for attempt in 0..TRIES {
-        let address = stage.address(&format!("plain-{attempt}"));
+pub(super) fn plain_window(setup: &Setup, shm: &OwnShm<'_>, role: &str) -> Result<Outcome, RowError> {
+    for attempt in 0..ATTEMPTS {
+        let address = setup.address(&format!("plain-{attempt}"));
         let mut host = shm.spawn("the host", Program::Genuine, &["victim", "plain"])?;
-        must(&mut host, "pid", "")?;
-        let mut attacker = at_the_window(shm, role, &host)?;
+        expect_answer(&mut host, "pid", "")?;
+        let mut attacker = spawn_in_window(shm, role, &host)?;
         host.send_order(&format!("join {address} {SIZE} listening"))?;
         host.line_after("listening")?;
         if attacker.ask("count")? == "0" {
             continue;
         }
         let mut guest = shm.spawn("the guest", Program::Genuine, &["victim", "plain"])?;
-        must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+        expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
         host.line_after("joined host")?;
-        must(&mut host, "send secret", "sent")?;
+        expect_answer(&mut host, "send secret", "sent")?;
         return Ok(match &*attacker.ask("find secret")? {
             "found" => Outcome::succeeded("the object is opened later and read, and can be written"),
             other => Outcome::failed(other),
         });
     }
-    Ok(Outcome::failed(format!("not in {TRIES} tries")))
+    Ok(Outcome::failed(format!("not in {ATTEMPTS} tries")))
 }
 
 /// Repeats the attack on ringfence's shm backing. Returns the attacker, the host, its guest, and whether the
 /// host has noticed and given up.
-pub(super) fn window_of_shm(
-    stage: &Stage,
+pub(super) fn shm_window(
+    setup: &Setup,
     shm: &OwnShm<'_>,
     role: &str,
-) -> Result<(Actor, Actor, Actor, bool), RowError> {
-    for attempt in 0..TRIES {
-        let address = stage.address(&format!("shm-{attempt}"));
+) -> Result<(Process, Process, Process, bool), RowError> {
+    for attempt in 0..ATTEMPTS {
+        let address = setup.address(&format!("shm-{attempt}"));
         let mut host = shm.spawn("the host", Program::Genuine, &["victim", "ringfence"])?;
-        must(&mut host, "pid", "")?;
-        let mut attacker = at_the_window(shm, role, &host)?;
-        super::host_again(&mut host, &address, "backing=shm")?;
+        expect_answer(&mut host, "pid", "")?;
+        let mut attacker = spawn_in_window(shm, role, &host)?;
+        super::join_as_host(&mut host, &address, "backing=shm")?;
         // The guest's own object is not shm, so the attacker can only get the host's.
-        let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hand", "ringfence"])?;
-        must(&mut guest, &format!("connect {address}"), "connected")?;
-        must(&mut guest, "hello backing=2", "said")?;
-        must(&mut guest, "hear", "hello")?;
-        let exposed = !guest.ask("hear")?.starts_with("offer");
+        let mut guest = shm.spawn("the hostile peer", Program::Genuine, &["hostile", "ringfence"])?;
+        expect_answer(&mut guest, &format!("connect {address}"), "connected")?;
+        expect_answer(&mut guest, "hello backing=2", "sent")?;
+        expect_answer(&mut guest, "receive", "hello")?;
+        let exposed = !guest.ask("receive")?.starts_with("offer");
         // The race was lost; the next object is another chance.
         if attacker.ask("count")? == "0" {
             continue;
@@ -116,9 +116,9 @@ pub(super) fn window_of_shm(
         if exposed {
             host.line_after("error OBJECT_EXPOSED")?;
         } else {
-            must(&mut guest, "offer unsealed", "said")?;
-            must(&mut guest, "ready", "said")?;
-            must(&mut guest, "hear", "ready")?;
+            expect_answer(&mut guest, "offer unsealed", "sent")?;
+            expect_answer(&mut guest, "ready", "sent")?;
+            expect_answer(&mut guest, "receive", "ready")?;
             host.line_after("joined host")?;
         }
         return Ok((attacker, host, guest, exposed));
@@ -131,34 +131,34 @@ pub(super) fn window_of_shm(
 ///
 /// Defence: the seals `F_SEAL_SHRINK`, `F_SEAL_GROW` and, for holes, `F_SEAL_FUTURE_WRITE` (fcntl(2)).
 /// An shm object cannot be sealed: with that backing, the two sides must trust each other in this respect.
-pub(super) fn truncate(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
-    must(&mut guest, "truncate", "truncated")?;
-    let plain = match died(&mut host, "send more") {
+pub(super) fn truncate(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = plain_and_hostile(setup, &setup.address("plain"))?;
+    expect_answer(&mut guest, "truncate", "truncated")?;
+    let plain = match answer_or_exit(&mut host, "send more") {
         Event::Exited(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS"),
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let (mut host, mut guest) = hostile_channel(stage, &stage.address("memfd"), "", "")?;
+    let (mut host, mut guest) = hostile_channel(setup, &setup.address("memfd"), "", "")?;
     for order in ["shrink-theirs", "grow-theirs", "punch-theirs", "shrink-own"] {
         let answer = guest.ask(order)?;
         if answer != "EPERM" {
             return Ok(Report::with_harm(plain, format!("{order}: {answer}")));
         }
     }
-    must(&mut host, "stuff 100", "full")?;
-    must(&mut guest, "message still-here", "rung")?;
-    must(&mut host, "receive 10000", "got 10 still-here")?;
+    expect_answer(&mut host, "fill-and-wait 100", "full")?;
+    expect_answer(&mut guest, "message still-here", "woken")?;
+    expect_answer(&mut host, "receive 10000", "got 10 still-here")?;
 
     // Check the documentation's statement about the shm backing.
     let (mut host, mut guest) = hostile_channel(
-        stage,
-        &stage.address("shm"),
+        setup,
+        &setup.address("shm"),
         "backing=shm",
         "backing=2 object=unsealed",
     )?;
-    must(&mut guest, "shrink-theirs", "shrunk")?;
-    let shm = match died(&mut host, "send more") {
+    expect_answer(&mut guest, "shrink-theirs", "shrunk")?;
+    let shm = match answer_or_exit(&mut host, "send more") {
         Event::Exited(how) if how == "SIGBUS" => "shm: SIGBUS, as documented for a pair",
         _ => "shm: no SIGBUS",
     };
@@ -173,52 +173,52 @@ pub(super) fn truncate(stage: &Stage) -> Result<Report, RowError> {
 /// the process that writes to it gets SIGBUS.
 ///
 /// Defence: fallocate(2) when the object is made. If there is no space, the error is reported then
-/// (`NO_SPACE`); otherwise the space is reserved. A memfd does not lie on that filesystem at all.
-pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
-    let shm = stage.own_shm(2 << 20)?;
+/// (`NO_SPACE`); otherwise the space is reserved. A memfd does not false_value on that filesystem at all.
+pub(super) fn full_tmpfs(setup: &Setup) -> Result<Report, RowError> {
+    let shm = setup.own_shm(2 << 20)?;
     let fill = || {
-        let mut filler = shm.spawn("the filler", Program::Other, &["attacker", "filler"])?;
+        let mut filler = shm.spawn("the filler", Program::Other, &["attacker", "fill-shm"])?;
         filler.line_after("filled")?;
         Ok::<_, RowError>(filler)
     };
     let victim = |name: &'static str, kind: &str| shm.spawn(name, Program::Genuine, &["victim", kind]);
 
-    let address = stage.address("plain");
+    let address = setup.address("plain");
     let mut host = victim("the host", "plain")?;
     host.send_order(&format!("join {address} {} listening", 1 << 20))?;
     host.line_after("listening")?;
     let mut guest = victim("the guest", "plain")?;
-    must(&mut guest, &format!("join {address} {}", 1 << 20), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address} {}", 1 << 20), "joined guest")?;
     host.line_after("joined host")?;
     let mut filler = fill()?;
-    let plain = match died(&mut host, "send more") {
+    let plain = match answer_or_exit(&mut host, "send more") {
         Event::Exited(how) if how == "SIGBUS" => Outcome::succeeded("SIGBUS at the first message"),
         other => Outcome::failed(format!("{other:?}")),
     };
 
     // A full filesystem is an error when the object is made.
-    let address = stage.address("full");
+    let address = setup.address("full");
     let mut host = victim("the host", "ringfence")?;
     let mut guest = victim("the guest", "ringfence")?;
-    super::host_again(&mut host, &address, "backing=shm")?;
-    let told = guest.ask(&format!("join {address} backing=shm"))?;
+    super::join_as_host(&mut host, &address, "backing=shm")?;
+    let outcome = guest.ask(&format!("join {address} backing=shm"))?;
     let answer = host.line()?;
-    if !answer.starts_with("error NO_SPACE") || !told.starts_with("error ") {
+    if !answer.starts_with("error NO_SPACE") || !outcome.starts_with("error ") {
         return Err(RowError::wrong(format!(
-            "expected NO_SPACE from the host, got {answer}; its guest: {told}"
+            "expected NO_SPACE from the host, got {answer}; its guest: {outcome}"
         )));
     }
 
     // A filesystem that fills up later changes nothing.
     filler.send_order("empty")?;
     filler.next_event(super::TIME_LIMIT);
-    let address = stage.address("later");
-    super::host_again(&mut host, &address, "backing=shm")?;
-    must(&mut guest, &format!("join {address} backing=shm"), "joined guest")?;
+    let address = setup.address("later");
+    super::join_as_host(&mut host, &address, "backing=shm")?;
+    expect_answer(&mut guest, &format!("join {address} backing=shm"), "joined guest")?;
     host.line_after("joined host")?;
     let _filler = fill()?;
-    for (name, actor) in [("host", &mut host), ("guest", &mut guest)] {
-        let answer = actor.try_ask("stuff 100", super::TIME_LIMIT);
+    for (name, process) in [("host", &mut host), ("guest", &mut guest)] {
+        let answer = process.try_ask("fill-and-wait 100", super::TIME_LIMIT);
         if answer != Event::Line("full".into()) {
             return Ok(Report::with_harm(
                 plain,
@@ -226,20 +226,20 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
             ));
         }
     }
-    for actor in [&mut host, &mut guest] {
-        must(actor, "work receive 100", "worked")?;
+    for process in [&mut host, &mut guest] {
+        expect_answer(process, "work receive 100", "worked")?;
     }
 
     // The default backing is not affected.
-    let address = stage.address("memfd");
+    let address = setup.address("memfd");
     let (mut host, mut guest) = (
         victim("the host", "ringfence")?,
         victim("the guest", "ringfence")?,
     );
-    super::host_again(&mut host, &address, "")?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    super::join_as_host(&mut host, &address, "")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     host.line_after("joined host")?;
-    talks(&mut host, &mut guest)?;
+    exchange_messages(&mut host, &mut guest)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("shm: NO_SPACE on creation, never later; memfd: not on that filesystem"),
@@ -253,11 +253,11 @@ pub(super) fn full_tmpfs(stage: &Stage) -> Result<Report, RowError> {
 /// `F_SEAL_FUTURE_WRITE` after mapping it (memfd_create(2), fcntl(2)). The kernel then allows no other
 /// writable mapping, whether through this descriptor, through a new one, or by changing a mapping's
 /// protection.
-pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
-    must(&mut host, "send first", "sent")?;
+pub(super) fn write_to_peer_ring(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = plain_and_hostile(setup, &setup.address("plain"))?;
+    expect_answer(&mut host, "send first", "sent")?;
     // The host's own tail.
-    must(
+    expect_answer(
         &mut guest,
         &format!("store {} {}", tail_of(0), 1_u64 << 40),
         "stored",
@@ -267,8 +267,8 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
         other => Outcome::failed(other),
     };
 
-    let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
-    must(&mut host, "send first", "sent")?;
+    let (mut host, mut guest) = hostile_channel(setup, &setup.address("ringfence"), "", "")?;
+    expect_answer(&mut host, "send first", "sent")?;
     let mut seen = Vec::new();
     for (order, wanted) in [
         ("map-theirs", &["EPERM"][..]),
@@ -283,8 +283,8 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
         }
         seen.push(format!("{order} {answer}"));
     }
-    must(&mut guest, "find-theirs first", "found")?;
-    must(&mut host, "stuff 100", "full")?;
+    expect_answer(&mut guest, "find-theirs first", "found")?;
+    expect_answer(&mut host, "fill-and-wait 100", "full")?;
     // The lease blocks even a new open file and notifies the owner. Without the lease, the seal would prevent
     // writing.
     let answer = guest.ask("reopen-theirs")?;
@@ -305,16 +305,16 @@ pub(super) fn write_what_it_reads(stage: &Stage) -> Result<Report, RowError> {
 /// Defence: the receiver asks the kernel what it received, whatever the peer states. It must be exactly
 /// one descriptor, a regular file on tmpfs, of the agreed size, owned by the peer's uid, without a name,
 /// sealed, and with the agreed layout. Surplus descriptors are closed.
-pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
-    let plain = unsound_for_plain(stage)?;
+pub(super) fn invalid_object(setup: &Setup) -> Result<Report, RowError> {
+    let plain = unsound_for_plain(setup)?;
 
-    let address = stage.address("ringfence");
-    let mut host = fenced_host(stage, &address, "")?;
-    let mut guest = hand(stage)?;
+    let address = setup.address("ringfence");
+    let mut host = protected_host(setup, &address, "")?;
+    let mut guest = hostile(setup)?;
     let before = host.ask("descriptors")?;
     let (mut refused, mut holes) = unsound_objects(&mut guest, &address)?;
     // Closing the connection removes what the last attempt may have left behind.
-    must(&mut guest, "hang-up", "hung up")?;
+    expect_answer(&mut guest, "disconnect", "disconnected")?;
     match unsound_lines(&mut host, &mut guest, &address)? {
         Ok(count) => refused += count,
         Err(hole) => holes.push(hole),
@@ -322,7 +322,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
     if !holes.is_empty() {
         return Ok(Report::with_harm(plain, holes.join("; ")));
     }
-    must(&mut guest, "hang-up", "hung up")?;
+    expect_answer(&mut guest, "disconnect", "disconnected")?;
     // A refused client is notified a moment before the host closes its descriptors.
     let end = Instant::now() + super::TIME_LIMIT;
     loop {
@@ -337,7 +337,7 @@ pub(super) fn unsound(stage: &Stage) -> Result<Report, RowError> {
             ));
         }
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
@@ -366,22 +366,22 @@ pub(super) const UNSOUND_ATTACHMENTS: [(&str, &str); 11] = [
 ///
 /// Defence: the receiver reads what the peer states before it receives descriptors, and asks the kernel for the seals, the size
 /// and the memory of each buffer. Each violation ends the channel, and its descriptors are closed.
-pub(super) fn attachments(stage: &Stage) -> Result<Report, RowError> {
-    let plain = unsound_for_plain(stage)?;
+pub(super) fn attachments(setup: &Setup) -> Result<Report, RowError> {
+    let plain = unsound_for_plain(setup)?;
     let kinds = UNSOUND_ATTACHMENTS
         .into_iter()
         .chain([("absent", "RING_CORRUPT")]);
     for (kind, code) in kinds {
-        let address = stage.address(&format!("ringfence-{kind}"));
-        let (mut host, mut guest) = hostile_channel(stage, &address, "attachments=4", "")?;
+        let address = setup.address(&format!("ringfence-{kind}"));
+        let (mut host, mut guest) = hostile_channel(setup, &address, "attachments=4", "")?;
         if let Some(harm) = attach(&mut guest, &mut host, kind, &format!("error {code}"))? {
             return Ok(Report::with_harm(plain, harm));
         }
     }
-    let address = stage.address("ringfence");
-    let (mut host, mut guest) = hostile_channel(stage, &address, "attachments=4", "")?;
-    must(&mut guest, "attach sound", "rung")?;
-    must(&mut host, "receive 10000", "got 8")?;
+    let address = setup.address("ringfence");
+    let (mut host, mut guest) = hostile_channel(setup, &address, "attachments=4", "")?;
+    expect_answer(&mut guest, "attach sound", "woken")?;
+    expect_answer(&mut host, "receive 10000", "got 8")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
@@ -395,12 +395,12 @@ pub(super) fn attachments(stage: &Stage) -> Result<Report, RowError> {
 /// Lets the hostile peer attach this kind to a message. Returns the harm if the victim's answer does not start with `wanted`, or a
 /// descriptor leaks.
 pub(super) fn attach(
-    hostile: &mut Actor,
-    victim: &mut Actor,
+    hostile: &mut Process,
+    victim: &mut Process,
     kind: &str,
     wanted: &str,
 ) -> Result<Option<String>, RowError> {
-    must(hostile, &format!("attach {kind}"), "rung")?;
+    expect_answer(hostile, &format!("attach {kind}"), "woken")?;
     let answer = victim.ask("receive 10000")?;
     if !answer.starts_with(wanted) {
         return Ok(Some(format!("{kind}: {answer}")));
@@ -416,7 +416,7 @@ pub(super) fn attach(
 }
 
 /// Returns the harm that each kind of object does to a guest of the plain program.
-fn unsound_for_plain(stage: &Stage) -> Result<Outcome, RowError> {
+fn unsound_for_plain(setup: &Setup) -> Result<Outcome, RowError> {
     let mut harm = Vec::new();
     for (kind, then) in [
         ("short", "receive 100"),
@@ -424,16 +424,16 @@ fn unsound_for_plain(stage: &Stage) -> Result<Outcome, RowError> {
         ("two", "descriptors"),
         ("none", "descriptors"),
     ] {
-        let address = stage.address(&format!("plain-{kind}"));
-        let args = ["hand", "plain", "host", &address, kind];
-        let mut host = stage.spawn("the hostile host", Who::Agent, Program::Genuine, &args)?;
+        let address = setup.address(&format!("plain-{kind}"));
+        let args = ["hostile", "plain", "host", &address, kind];
+        let mut host = setup.spawn("the hostile host", User::Agent, Program::Genuine, &args)?;
         host.line_after("listening")?;
-        let mut guest = plain(stage, "the guest")?;
+        let mut guest = plain(setup, "the guest")?;
         let before: usize = guest.ask("descriptors")?.parse().unwrap_or(0);
-        must(&mut guest, &format!("join {address} {SIZE}"), "")?;
+        expect_answer(&mut guest, &format!("join {address} {SIZE}"), "")?;
         host.line_after("passed")?;
         if kind == "unsealed" {
-            must(&mut host, "truncate", "truncated")?;
+            expect_answer(&mut host, "truncate", "truncated")?;
         }
         match guest.try_ask(then, super::TIME_LIMIT) {
             Event::Exited(how) => harm.push(format!("{kind}: {how}")),
@@ -452,7 +452,7 @@ fn unsound_for_plain(stage: &Stage) -> Result<Outcome, RowError> {
 
 /// Tries invalid objects, with the check that must detect each. Returns the number of refused ones, and
 /// descriptions of those that were accepted.
-fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<String>), RowError> {
+fn unsound_objects(guest: &mut Process, address: &str) -> Result<(usize, Vec<String>), RowError> {
     let (mut refused, mut holes) = (0, Vec::new());
     for (kind, check) in [
         ("directory", "kind"),
@@ -478,13 +478,17 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
         // Last, because after accepting an object the host waits for READY.
         ("sparse", ""),
     ] {
-        must(guest, &format!("connect {address}"), "connected")?;
-        must(guest, "hello", "said")?;
-        must(guest, "hear", "hello")?;
-        must(guest, "hear", "offer")?;
-        must(guest, &format!("offer {kind}"), "said")?;
+        expect_answer(guest, &format!("connect {address}"), "connected")?;
+        expect_answer(guest, "hello", "sent")?;
+        expect_answer(guest, "receive", "hello")?;
+        expect_answer(guest, "receive", "offer")?;
+        expect_answer(guest, &format!("offer {kind}"), "sent")?;
         // A valid object gets no answer before READY.
-        let answer = guest.ask(if kind == "sparse" { "hear 300" } else { "hear" })?;
+        let answer = guest.ask(if kind == "sparse" {
+            "receive 300"
+        } else {
+            "receive"
+        })?;
         // Refused as an object (code 4) by the expected check.
         if answer.starts_with("refuse 4 ") && answer["refuse 4 ".len()..].starts_with(check) {
             refused += 1;
@@ -505,8 +509,8 @@ fn unsound_objects(guest: &mut Actor, address: &str) -> Result<(usize, Vec<Strin
 /// Tries invalid lines. The host must refuse each with a reason, and continue. Returns the number of refused
 /// ones, or the wrong behaviour.
 fn unsound_lines(
-    host: &mut Actor,
-    guest: &mut Actor,
+    host: &mut Process,
+    guest: &mut Process,
     address: &str,
 ) -> Result<Result<usize, String>, RowError> {
     let kinds = [
@@ -520,9 +524,9 @@ fn unsound_lines(
         "many",
     ];
     for kind in kinds {
-        must(guest, &format!("connect {address}"), "connected")?;
-        must(guest, &format!("hello line={kind}"), "said")?;
-        let answer = guest.ask("hear-acceptor")?;
+        expect_answer(guest, &format!("connect {address}"), "connected")?;
+        expect_answer(guest, &format!("hello line={kind}"), "sent")?;
+        let answer = guest.ask("receive-from-acceptor")?;
         if !["refuse 2 line ", "refuse 3 ", "refuse 4 descriptors "]
             .iter()
             .any(|start| answer.starts_with(start))
@@ -547,10 +551,10 @@ fn unsound_lines(
 ///
 /// Defence: every descriptor is made close-on-exec by the call that creates it (`SOCK_CLOEXEC`,
 /// `MFD_CLOEXEC`, `MSG_CMSG_CLOEXEC`), and mappings are `MADV_DONTFORK` (madvise(2)).
-pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let (mut host, mut guest) = (plain(stage, "the host")?, plain(stage, "the guest")?);
-    must(&mut guest, "child", "[]")?;
+pub(super) fn inheritance(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let (mut host, mut guest) = (plain(setup, "the host")?, plain(setup, "the guest")?);
+    expect_answer(&mut guest, "child", "[]")?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
     guest.send_order(&format!("join {address} {SIZE} forking"))?;
@@ -564,29 +568,29 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
     };
 
     // Start a child at every step of a handshake at which the host waits.
-    let address = stage.address("ringfence");
-    let mut host = fenced(stage, "the host")?;
-    must(&mut host, "child", "[]")?;
-    super::host_again(&mut host, &address, "")?;
-    let mut guest = hand(stage)?;
+    let address = setup.address("ringfence");
+    let mut host = protected(setup, "the host")?;
+    expect_answer(&mut host, "child", "[]")?;
+    super::join_as_host(&mut host, &address, "")?;
+    let mut guest = hostile(setup)?;
     let steps: [(&[(&str, &str)], &str); 4] = [
         (&[], "listening"),
-        (&[("hello", "said"), ("hear", "hello")], "with the line"),
-        (&[("hear", "offer")], "with its object"),
-        (&[("offer sound", "said")], "with the peer's object"),
+        (&[("hello", "sent"), ("receive", "hello")], "with the line"),
+        (&[("receive", "offer")], "with its object"),
+        (&[("offer sound", "sent")], "with the peer's object"),
     ];
-    must(&mut guest, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut guest, &format!("connect {address}"), "connected")?;
     for (orders, when) in steps {
         for (order, answer) in orders {
-            must(&mut guest, order, answer)?;
+            expect_answer(&mut guest, order, answer)?;
         }
         let inherited = host.ask("child")?;
         if inherited != "[]" {
             return Ok(Report::with_harm(plain, format!("{when}: {inherited}")));
         }
     }
-    must(&mut guest, "ready", "said")?;
-    must(&mut guest, "hear", "ready")?;
+    expect_answer(&mut guest, "ready", "sent")?;
+    expect_answer(&mut guest, "receive", "ready")?;
     host.line_after("joined host")?;
     let (inherited, mapped) = (host.ask("child")?, host.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {
@@ -596,7 +600,7 @@ pub(super) fn inheritance(stage: &Stage) -> Result<Report, RowError> {
         ));
     }
     // The same for an honest guest.
-    let (_host, mut guest) = fenced_pair(stage, &stage.address("pair"), "")?;
+    let (_host, mut guest) = protected_pair(setup, &setup.address("pair"), "")?;
     let (inherited, mapped) = (guest.ask("child")?, guest.ask("fork")?);
     if (&*inherited, &*mapped) != ("[]", "[]") {
         return Ok(Report::with_harm(

@@ -1,9 +1,9 @@
 //! The identity of the peer.
 
-use super::{SIZE, fenced_host, fenced_pair, hand, honest_guest, must, plain, plain_pair};
+use super::{SIZE, expect_answer, honest_guest, hostile, plain, plain_pair, protected_host, protected_pair};
 use crate::{
     Outcome, Report, RowError,
-    stage::{Program, Stage, Who},
+    setup::{Program, Setup, User},
 };
 
 /// Row 14: another process of the same user connects, leaves the socket to a helper, and executes the genuine
@@ -15,27 +15,27 @@ use crate::{
 /// of its own. The kernel stamps every message with its sender (unix(7), `SCM_CREDENTIALS`), which must be
 /// the process that connected. Claiming to be another process needs CAP_SYS_ADMIN over the sender's pid
 /// namespace (row 40).
-pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
-    let genuine = stage.program(Program::Genuine).display().to_string();
+pub(super) fn exec_after_connect(setup: &Setup) -> Result<Report, RowError> {
+    let genuine = setup.program(Program::Genuine).display().to_string();
     let attacker = |address: &str, victim: &str| {
         let args = ["attacker", "connect-then-exec", address, victim, &genuine];
-        stage.spawn("the attacker", Who::Agent, Program::Other, &args)
+        setup.spawn("the attacker", User::Agent, Program::Other, &args)
     };
 
-    let address = stage.address("plain");
-    let mut host = plain(stage, "the host")?;
+    let address = setup.address("plain");
+    let mut host = plain(setup, "the host")?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     thief.line_after("forged")?;
     thief.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut thief, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the helper gets the object and reads what is sent");
 
-    let address = stage.address("ringfence");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let mut host = protected_host(setup, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let attempt = thief.line_after("forged")?;
     if attempt != "Err(EPERM), own Ok(128)" {
@@ -49,7 +49,7 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
     {
         return Ok(Report::with_harm(plain, format!("{got}; {over_line}")));
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_REFUSED (line); the host accepts the next client"),
@@ -64,19 +64,19 @@ pub(super) fn borrowed_face(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: a pidfd polls readable once its process has ended, reaped or not (pidfd_open(2)). And the
 /// line, which only the two processes hold, ends with either of them.
-pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = plain_pair(stage, &stage.address("plain"))?;
+pub(super) fn zombie(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = plain_pair(setup, &setup.address("plain"))?;
     guest.kill();
-    guest.leave_as_zombie()?;
-    must(&mut host, "alive", "alive")?;
-    must(&mut host, "receive 100", "nothing")?;
+    guest.wait_for_zombie()?;
+    expect_answer(&mut host, "alive", "alive")?;
+    expect_answer(&mut host, "receive 100", "nothing")?;
     let plain = Outcome::succeeded("signal 0 reports it as alive; the host keeps waiting");
 
-    let address = stage.address("ringfence");
-    let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let (mut host, mut guest) = protected_pair(setup, &address, "")?;
     host.send_order("receive 20000")?;
     guest.kill();
-    guest.leave_as_zombie()?;
+    guest.wait_for_zombie()?;
     let (ended, sent, reason) = (host.line()?, host.ask("send more")?, host.ask("reason")?);
     if !super::is_lost(&ended) || !super::is_lost(&sent) || reason != "lost" {
         return Err(RowError::wrong(format!(
@@ -85,13 +85,13 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     }
 
     // The same with an accomplice that holds the line, and keeps it busy.
-    let address = stage.address("accomplice");
-    let (mut host, mut peer) = super::hostile_channel(stage, &address, "", "")?;
+    let address = setup.address("accomplice");
+    let (mut host, mut peer) = super::hostile_channel(setup, &address, "", "")?;
     host.send_order("receive 5000")?;
-    peer.send_order("die-ringing")?;
-    peer.leave_as_zombie()?;
+    peer.send_order("exit-waking")?;
+    peer.wait_for_zombie()?;
     let (ended, reason) = (host.line()?, host.ask("reason")?);
-    must(&mut host, "close", "closed")?;
+    expect_answer(&mut host, "close", "closed")?;
     if !super::is_lost(&ended) || reason != "lost" {
         let seen =
             format!("an accomplice that keeps ringing hides the death: receive: {ended}, reason: {reason}");
@@ -99,18 +99,18 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
     }
 
     // The same in the moment before the host inspects it.
-    let address = stage.address("before");
-    let mut host = fenced_host(stage, &address, "")?;
-    host.freeze()?;
-    let dead = stage.spawn(
+    let address = setup.address("before");
+    let mut host = protected_host(setup, &address, "")?;
+    host.stop()?;
+    let dead = setup.spawn(
         "the dead guest",
-        Who::Agent,
+        User::Agent,
         Program::Genuine,
-        &["attacker", "knock-and-die", &address],
+        &["attacker", "connect-and-exit", &address],
     )?;
-    dead.leave_as_zombie()?;
-    host.thaw()?;
-    honest_guest(stage, &mut host, &address, "")?;
+    dead.wait_for_zombie()?;
+    host.resume()?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_LOST, 'lost'; a client that is already dead is skipped"),
@@ -124,44 +124,44 @@ pub(super) fn zombie(stage: &Stage) -> Result<Report, RowError> {
 /// Defence: an honest peer's line is close-on-exec, so an exec ends the channel. A hostile peer can
 /// keep the line, but it is checked again after its object has arrived, and then its executable is a
 /// different one.
-pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
-    let other = stage.program(Program::Other).display().to_string();
-    let address = stage.address("plain");
-    let mut host = plain(stage, "the host")?;
+pub(super) fn exec_after_check(setup: &Setup) -> Result<Report, RowError> {
+    let other = setup.program(Program::Other).display().to_string();
+    let address = setup.address("plain");
+    let mut host = plain(setup, "the host")?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
-    let args = ["attacker", "turncoat", &address, &other];
-    let mut turncoat = stage.spawn("the turncoat", Who::Agent, Program::Genuine, &args)?;
+    let args = ["attacker", "exec-after-check", &address, &other];
+    let mut turncoat = setup.spawn("the turncoat", User::Agent, Program::Genuine, &args)?;
     turncoat.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut turncoat, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut turncoat, "find secret", "found")?;
     let plain = Outcome::succeeded("another program gets the object and reads it");
 
-    let address = stage.address("honest");
-    let (mut host, mut guest) = fenced_pair(stage, &address, "")?;
-    must(&mut guest, &format!("exec {other}"), "[]")?;
+    let address = setup.address("honest");
+    let (mut host, mut guest) = protected_pair(setup, &address, "")?;
+    expect_answer(&mut guest, &format!("exec {other}"), "[]")?;
     let (ended, reason) = (host.ask("receive 20000")?, host.ask("reason")?);
     if !super::is_lost(&ended) || reason != "lost" {
         return Err(RowError::wrong(format!("after an exec: {ended}, {reason}")));
     }
 
-    let address = stage.address("hostile");
-    let mut host = fenced_host(stage, &address, "")?;
-    let mut hand = hand(stage)?;
-    must(&mut hand, &format!("connect {address}"), "connected")?;
-    must(&mut hand, "hello", "said")?;
-    must(&mut hand, "hear", "hello")?;
-    must(&mut hand, "hear", "offer")?;
-    host.freeze()?;
-    must(&mut hand, "offer sound", "said")?;
-    must(&mut hand, &format!("exec {other}"), "said")?;
-    host.thaw()?;
-    let answer = hand.line()?;
+    let address = setup.address("hostile");
+    let mut host = protected_host(setup, &address, "")?;
+    let mut hostile = hostile(setup)?;
+    expect_answer(&mut hostile, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut hostile, "hello", "sent")?;
+    expect_answer(&mut hostile, "receive", "hello")?;
+    expect_answer(&mut hostile, "receive", "offer")?;
+    host.stop()?;
+    expect_answer(&mut hostile, "offer sound", "sent")?;
+    expect_answer(&mut hostile, &format!("exec {other}"), "sent")?;
+    host.resume()?;
+    let answer = hostile.line()?;
     if !(answer.starts_with("refuse 2 executable ") && answer.ends_with(", 0 descriptors")) {
         return Ok(Report::with_harm(plain, answer));
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(
@@ -174,17 +174,17 @@ pub(super) fn turncoat(stage: &Stage) -> Result<Report, RowError> {
 /// Row 21: a process of another user connects to an abstract address, which has no permissions.
 ///
 /// Defence: the uid that the kernel attests. The host continues with the next client.
-pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain(stage, "the host")?;
+pub(super) fn other_user(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain(setup, "the host")?;
     host.send_order(&format!("join {address} {SIZE} tell listening"))?;
     host.line_after("listening")?;
     let knock = |address: &str| {
-        stage.spawn(
+        setup.spawn(
             "the stranger",
-            Who::Stranger,
+            User::Other,
             Program::Genuine,
-            &["attacker", "knock", address],
+            &["attacker", "connect", address],
         )
     };
     let got = knock(&address)?.line()?;
@@ -195,13 +195,13 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
     };
     host.line_after("refused")?;
 
-    let address = stage.address("ringfence");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let mut host = protected_host(setup, &address, "")?;
     let got = knock(&address)?.line()?;
     if !(got.starts_with("refuse 2 uid ") && got.ends_with(", 0 descriptors")) {
         return Ok(Report::with_harm(plain, got));
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_REFUSED (uid); the host accepts the next client"),
@@ -214,26 +214,26 @@ pub(super) fn stranger(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: the host's HELLO must arrive over the guest's own line, with the credentials of the process
 /// that listened. The guest passes nothing before that.
-pub(super) fn false_host(stage: &Stage) -> Result<Report, RowError> {
-    let genuine = stage.program(Program::Genuine).display().to_string();
+pub(super) fn exec_after_listen(setup: &Setup) -> Result<Report, RowError> {
+    let genuine = setup.program(Program::Genuine).display().to_string();
     let squat = |address: &str| {
         let args = ["attacker", "listen-then-exec", address, &genuine];
-        let mut attacker = stage.spawn("the false host", Who::Agent, Program::Other, &args)?;
+        let mut attacker = setup.spawn("the false host", User::Agent, Program::Other, &args)?;
         attacker.line_after("listening")?;
         Ok::<_, RowError>(attacker)
     };
-    let address = stage.address("plain");
+    let address = setup.address("plain");
     let mut thief = squat(&address)?;
-    let mut guest = plain(stage, "the guest")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    let mut guest = plain(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     thief.line_after("passed")?;
-    must(&mut guest, "send secret", "sent")?;
-    must(&mut thief, "find secret", "found")?;
+    expect_answer(&mut guest, "send secret", "sent")?;
+    expect_answer(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the guest maps the helper's object and writes its messages there");
 
-    let address = stage.address("ringfence");
+    let address = setup.address("ringfence");
     let mut thief = squat(&address)?;
-    let mut guest = super::fenced(stage, "the guest")?;
+    let mut guest = super::protected(setup, "the guest")?;
     let joined = guest.ask(&format!("join {address}"))?;
     thief.line_after("answered Ok")?;
     let got = thief.line()?;
@@ -260,7 +260,7 @@ const LARGEST_PID_MAX: u64 = 70_000;
 /// Defence: a pidfd refers to the process, not to its number. The kernel provides it with the socket
 /// (`SO_PEERPIDFD`, Linux 6.5). Values read about the process count only between two checks that find it
 /// alive.
-pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn pid_reuse(setup: &Setup) -> Result<Report, RowError> {
     let text = std::fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
     if text.trim().parse().is_ok_and(|most: u64| most > LARGEST_PID_MAX) {
         return Err(RowError::Skipped(format!(
@@ -268,36 +268,36 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
             text.trim()
         )));
     }
-    let genuine = stage.program(Program::Genuine).display().to_string();
+    let genuine = setup.program(Program::Genuine).display().to_string();
     let attacker = |address: &str, victim: &str| {
         let args = ["attacker", "wrap", address, victim, &genuine];
-        let mut attacker = stage.spawn("the attacker", Who::Agent, Program::Other, &args)?;
+        let mut attacker = setup.spawn("the attacker", User::Agent, Program::Other, &args)?;
         attacker.line_after("pid")?;
         // The time depends on starting that many processes.
         match attacker.next_event(super::TIME_LIMIT * 2) {
-            crate::actor::Event::Line(line) if line.starts_with("wrapped") => Ok(attacker),
+            crate::process::Event::Line(line) if line.starts_with("wrapped") => Ok(attacker),
             other => Err(RowError::wrong(format!(
                 "could not cycle through the pids: {other:?}"
             ))),
         }
     };
-    let address = stage.address("plain");
-    let mut host = super::plain_host(stage, &address, "")?;
+    let address = setup.address("plain");
+    let mut host = super::plain_host(setup, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     thief.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut thief, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("the process that holds the dead process's socket gets the object");
 
-    let address = stage.address("ringfence");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("ringfence");
+    let mut host = protected_host(setup, &address, "")?;
     let mut thief = attacker(&address, &host.pid().to_string())?;
     let got = thief.line()?;
     if got != "nothing" && !(got.starts_with("refuse 5 PEER_LOST") && got.ends_with(" 0 descriptors")) {
         return Ok(Report::with_harm(plain, got));
     }
-    honest_guest(stage, &mut host, &address, "")?;
+    honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(
@@ -311,28 +311,28 @@ pub(super) fn wrap(stage: &Stage) -> Result<Report, RowError> {
 /// descriptors. The program then checks a healthy peer.
 ///
 /// Defence: a check for which no descriptor is available has found out nothing, and is a local error.
-pub(super) fn without_descriptors(stage: &Stage) -> Result<Report, RowError> {
-    const LOOK: &str = "look-without-descriptors";
-    let address = stage.address("plain");
-    let mut host = super::plain_host(stage, &address, "")?;
-    let mut guest = super::plain(stage, "the guest")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+pub(super) fn without_descriptors(setup: &Setup) -> Result<Report, RowError> {
+    const VERIFY: &str = "verify-without-descriptors";
+    let address = setup.address("plain");
+    let mut host = super::plain_host(setup, &address, "")?;
+    let mut guest = super::plain(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
-    let plain = match &*host.ask(LOOK)? {
+    let plain = match &*host.ask(VERIFY)? {
         "cut off" => Outcome::succeeded("the peer is considered dead and is disconnected"),
         answer => Outcome::failed(answer),
     };
 
-    let address = stage.address("ringfence");
-    let mut host = super::fenced_host(stage, &address, "")?;
-    let mut guest = super::fenced(stage, "the guest")?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    let address = setup.address("ringfence");
+    let mut host = super::protected_host(setup, &address, "")?;
+    let mut guest = super::protected(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     host.line_after("joined host")?;
-    let answer = host.ask(LOOK)?;
+    let answer = host.ask(VERIFY)?;
     if !answer.starts_with("error NO_SPACE ") {
         return Ok(Report::with_harm(plain, answer));
     }
-    super::talks(&mut host, &mut guest)?;
+    super::exchange_messages(&mut host, &mut guest)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("NO_SPACE as a local error; the channel stays open"),

@@ -1,30 +1,30 @@
 //! The content of the shared memory.
 
-use super::{Event, died, hand, hostile_channel, must, plain};
+use super::{Event, answer_or_exit, expect_answer, hostile, hostile_channel, plain};
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
     plain::{data_of, tail_of},
+    process::Process,
     protocol::layout,
-    stage::{Program, Stage, Who},
+    setup::{Program, Setup, User},
 };
 
 use super::SIZE;
 
 /// Starts a host of the plain program and a guest that performs each step by hand.
-pub(super) fn plain_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
-    let mut host = plain(stage, "the host")?;
+pub(super) fn plain_and_hostile(setup: &Setup, address: &str) -> Result<(Process, Process), RowError> {
+    let mut host = plain(setup, "the host")?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
-    let mut hand = stage.spawn(
+    let mut hostile = setup.spawn(
         "the hostile guest",
-        Who::Agent,
+        User::Agent,
         Program::Genuine,
-        &["hand", "plain", "guest", address],
+        &["hostile", "plain", "guest", address],
     )?;
-    hand.line_after("holding")?;
+    hostile.line_after("holding")?;
     host.line_after("joined host")?;
-    Ok((host, hand))
+    Ok((host, hostile))
 }
 
 const CAPACITY: u64 = 64 * 1024;
@@ -36,7 +36,7 @@ const fn header(length: u64, flags: u32) -> u64 {
 }
 
 /// Returns violations by the writer of a ring: values and where they are stored, in order.
-fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
+fn malformed_tails() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let (tail, data) = (layout::TAIL, layout::DATA);
     let record = |length, flags, published| vec![(data, header(length, flags)), (tail, published)];
     vec![
@@ -108,7 +108,7 @@ fn lies_of_a_producer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
 }
 
 /// Returns violations by the reader of a ring.
-fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
+fn malformed_heads() -> Vec<(&'static str, Vec<(usize, u64)>)> {
     let head = layout::HEAD;
     vec![
         ("a head past what was published", vec![(head, CAPACITY * 2)]),
@@ -123,17 +123,17 @@ fn lies_of_a_consumer() -> Vec<(&'static str, Vec<(usize, u64)>)> {
 ///
 /// Defence: every word is read once into a local and checked against facts that this process knows
 /// itself. A violation ends the channel (`RING_CORRUPT`), and the process continues.
-pub(super) fn lies(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let (mut host, mut guest) = plain_and_hand(stage, &address)?;
+pub(super) fn malformed_ring(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let (mut host, mut guest) = plain_and_hostile(setup, &address)?;
     // A record of four gigabytes in a ring of thirty kilobytes.
-    must(
+    expect_answer(
         &mut guest,
         &format!("store {} {}", data_of(1, SIZE), u32::MAX - 16),
         "stored",
     )?;
-    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
-    let plain = match died(&mut host, "receive 10000") {
+    expect_answer(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    let plain = match answer_or_exit(&mut host, "receive 10000") {
         Event::Exited(how) => Outcome::succeeded(format!("reads out of bounds: {how}")),
         Event::Line(answer) if answer.starts_with("got 4294967279") => {
             Outcome::succeeded("reads out of bounds")
@@ -141,13 +141,13 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, RowError> {
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut pair = Liar {
-        stage,
-        host: super::fenced(stage, "the host")?,
-        peer: hand(stage)?,
+    let mut pair = Writer {
+        setup,
+        host: super::protected(setup, "the host")?,
+        peer: hostile(setup)?,
     };
     let pid = pair.host.ask("pid")?;
-    let named = pair.at_rest()?;
+    let named = pair.one_at_a_time()?;
     for round in 0..STORMS + SIZES {
         if let Err(harm) = pair.storm(round)? {
             return Ok(Report::with_harm(plain, harm));
@@ -167,51 +167,51 @@ pub(super) fn lies(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// A process that makes one channel after the other with a peer that violates the protocol on each.
-struct Liar<'stage> {
-    stage: &'stage Stage,
-    host: Actor,
-    peer: Actor,
+struct Writer<'setup> {
+    setup: &'setup Setup,
+    host: Process,
+    peer: Process,
 }
 
-impl Liar<'_> {
+impl Writer<'_> {
     fn channel(&mut self, name: &str) -> Result<(), RowError> {
-        let address = self.stage.address(name);
-        super::host_again(&mut self.host, &address, "")?;
-        must(&mut self.peer, &format!("channel {address}"), "channel")?;
+        let address = self.setup.address(name);
+        super::join_as_host(&mut self.host, &address, "")?;
+        expect_answer(&mut self.peer, &format!("channel {address}"), "channel")?;
         self.host.line_after("joined host").map(drop)
     }
 
     /// Stores the values and requires that the host reports the violation.
-    fn found(&mut self, lie: &str, stores: &[(usize, u64)], order: &str) -> Result<(), RowError> {
+    fn found(&mut self, false_value: &str, stores: &[(usize, u64)], order: &str) -> Result<(), RowError> {
         for (at, value) in stores {
-            must(&mut self.peer, &format!("store {at} {value}"), "stored")?;
+            expect_answer(&mut self.peer, &format!("store {at} {value}"), "stored")?;
         }
         let answer = self.host.try_ask(order, super::TIME_LIMIT);
         match &answer {
             Event::Line(found) if found.starts_with("error RING_CORRUPT") => {}
-            other => return Err(RowError::wrong(format!("{lie}: {other:?}"))),
+            other => return Err(RowError::wrong(format!("{false_value}: {other:?}"))),
         }
-        must(&mut self.host, "reason", "corrupt")?;
-        must(&mut self.host, "close", "closed")
+        expect_answer(&mut self.host, "reason", "corrupt")?;
+        expect_answer(&mut self.host, "close", "closed")
     }
 
     /// Tries every violation separately. Returns their number.
-    fn at_rest(&mut self) -> Result<usize, RowError> {
+    fn one_at_a_time(&mut self) -> Result<usize, RowError> {
         let mut count = 0;
         for (lies, order) in [
-            (lies_of_a_producer(), "receive 300"),
-            (lies_of_a_consumer(), "stuff 300"),
+            (malformed_tails(), "receive 300"),
+            (malformed_heads(), "fill-and-wait 300"),
         ] {
-            for (lie, stores) in lies {
+            for (false_value, stores) in lies {
                 count += 1;
-                self.channel(&format!("lie-{count}"))?;
-                self.found(lie, &stores, order)?;
+                self.channel(&format!("false_value-{count}"))?;
+                self.found(false_value, &stores, order)?;
             }
         }
         // A value that goes back: a tail that was already further.
         self.channel("backwards")?;
-        must(&mut self.peer, "message honest", "rung")?;
-        must(&mut self.host, "receive 10000", "got 6 honest")?;
+        expect_answer(&mut self.peer, "message honest", "woken")?;
+        expect_answer(&mut self.host, "receive 10000", "got 6 honest")?;
         self.found("a tail that moves backwards", &[(layout::TAIL, 0)], "receive 300")?;
         Ok(count + 1)
     }
@@ -230,11 +230,11 @@ impl Liar<'_> {
             (["receive", "drain"][round % 2], round * 5, 40)
         };
         self.channel(&format!("storm-{round}"))?;
-        must(&mut self.peer, &format!("storm {number}"), "storming")?;
+        expect_answer(&mut self.peer, &format!("storm {number}"), "storming")?;
         let answer = self
             .host
             .try_ask(&format!("work {how} {time}"), super::TIME_LIMIT);
-        must(&mut self.peer, "calm", "calm")?;
+        expect_answer(&mut self.peer, "stop-storm", "stop-storm")?;
         let Event::Line(line) = &answer else {
             return Ok(Err(format!("{how}, storm {round}: {answer:?}")));
         };
@@ -244,7 +244,7 @@ impl Liar<'_> {
                 "a false value is reported as the caller's error ({how}, storm {round}): {end}"
             )));
         }
-        must(&mut self.host, "close", "closed").map(Ok)
+        expect_answer(&mut self.host, "close", "closed").map(Ok)
     }
 }
 
@@ -258,28 +258,28 @@ const SIZES: usize = 40;
 /// that works on the shared memory itself reads twice and gets two results.
 ///
 /// Defence: `receive` returns a copy in the receiver's private memory.
-pub(super) fn double_fetch(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
+pub(super) fn double_fetch(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = plain_and_hostile(setup, &setup.address("plain"))?;
     let data = data_of(1, SIZE);
-    must(&mut guest, &format!("store {data} 8"), "stored")?;
-    must(&mut guest, &format!("write {} allowed!", data + 4), "written")?;
-    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
-    must(&mut host, "receive 10000", "got 8 allowed!")?;
-    must(&mut guest, &format!("write {} deadly!!", data + 4), "written")?;
+    expect_answer(&mut guest, &format!("store {data} 8"), "stored")?;
+    expect_answer(&mut guest, &format!("write {} allowed!", data + 4), "written")?;
+    expect_answer(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    expect_answer(&mut host, "receive 10000", "got 8 allowed!")?;
+    expect_answer(&mut guest, &format!("write {} deadly!!", data + 4), "written")?;
     let plain = match &*host.ask("again")? {
         "got 8 deadly!!" => Outcome::succeeded("the message changes between its check and its use"),
         other => Outcome::failed(other),
     };
 
-    let (mut host, mut guest) = hostile_channel(stage, &stage.address("ringfence"), "", "")?;
-    must(&mut guest, "message allowed!", "rung")?;
-    must(&mut host, "receive 10000", "got 8 allowed!")?;
-    must(
+    let (mut host, mut guest) = hostile_channel(setup, &setup.address("ringfence"), "", "")?;
+    expect_answer(&mut guest, "message allowed!", "woken")?;
+    expect_answer(&mut host, "receive 10000", "got 8 allowed!")?;
+    expect_answer(
         &mut guest,
         &format!("write {} deadly!!", layout::DATA + 8),
         "written",
     )?;
-    must(
+    expect_answer(
         &mut guest,
         &format!("store {} {}", layout::DATA, header(4, WHOLE)),
         "stored",
@@ -297,42 +297,42 @@ pub(super) fn double_fetch(stage: &Stage) -> Result<Report, RowError> {
 
 /// The number of bytes that the victim of row 41 may still allocate: less than an eighth of the dead peer's
 /// ring.
-const LITTLE: u64 = 32 << 20;
+const MEMORY_LIMIT: u64 = 32 << 20;
 
 /// Row 41: a peer chooses sizes for which the victim would pay: of a message, of its ring, and of the data
 /// that it leaves behind.
 ///
 /// Defence: a ring above `max_peer_capacity` is refused in HELLO, before anything is made or mapped.
 /// The data of a dead peer is read in place, without a copy.
-pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
-    let (mut host, mut guest) = plain_and_hand(stage, &stage.address("plain"))?;
-    must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
-    must(
+pub(super) fn huge_ring(setup: &Setup) -> Result<Report, RowError> {
+    let (mut host, mut guest) = plain_and_hostile(setup, &setup.address("plain"))?;
+    expect_answer(&mut host, &format!("limit-memory {MEMORY_LIMIT}"), "limited")?;
+    expect_answer(
         &mut guest,
         &format!("store {} {}", data_of(1, SIZE), u32::MAX - 16),
         "stored",
     )?;
-    must(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
-    let plain = match died(&mut host, "receive 10000") {
+    expect_answer(&mut guest, &format!("store {} 16", tail_of(1)), "stored")?;
+    let plain = match answer_or_exit(&mut host, "receive 10000") {
         Event::Exited(how) => Outcome::succeeded(format!(
             "allocates as much memory as the peer claims, and is killed: {how}"
         )),
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let address = stage.address("ringfence");
-    let mut host = super::fenced_host(stage, &address, "")?;
-    let mut peer = hand(stage)?;
-    must(&mut peer, &format!("connect {address}"), "connected")?;
-    must(&mut peer, &format!("hello capacity={}", 1_u64 << 40), "said")?;
-    let refused = peer.ask("hear-acceptor")?;
+    let address = setup.address("ringfence");
+    let mut host = super::protected_host(setup, &address, "")?;
+    let mut peer = hostile(setup)?;
+    expect_answer(&mut peer, &format!("connect {address}"), "connected")?;
+    expect_answer(&mut peer, &format!("hello capacity={}", 1_u64 << 40), "sent")?;
+    let refused = peer.ask("receive-from-acceptor")?;
     for number in [1_u64 << 40, 1 << 30] {
         if !refused.starts_with("refuse 3") || !refused.contains(&number.to_string()) {
             return Ok(Report::with_harm(plain, format!("a ring of 1 TiB: {refused}")));
         }
     }
     let ring = 256_u64 << 20;
-    must(
+    expect_answer(
         &mut peer,
         &format!("channel {address} capacity={ring}"),
         "channel",
@@ -345,7 +345,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| RowError::wrong(filled.clone()))?;
     let before = own_memory(&mut host)?;
-    must(&mut host, &format!("limit-memory {LITTLE}"), "limited")?;
+    expect_answer(&mut host, &format!("limit-memory {MEMORY_LIMIT}"), "limited")?;
     // Dropping it kills it.
     drop(peer);
     for index in 0..count {
@@ -361,7 +361,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
         // At the first message, all data is still in the ring.
         if index == 0 {
             let grown = own_memory(&mut host)?.saturating_sub(before);
-            if grown >= LITTLE {
+            if grown >= MEMORY_LIMIT {
                 return Ok(Report::with_harm(plain, format!("{grown} bytes were copied")));
             }
         }
@@ -370,7 +370,7 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     if !super::is_lost(&last) {
         return Err(RowError::wrong(last));
     }
-    must(&mut host, "reason", "lost")?;
+    expect_answer(&mut host, "reason", "lost")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
@@ -380,19 +380,19 @@ pub(super) fn heavy(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
-fn own_memory(actor: &mut Actor) -> Result<u64, RowError> {
-    let answer = actor.ask("own-memory")?;
+fn own_memory(process: &mut Process) -> Result<u64, RowError> {
+    let answer = process.ask("own-memory")?;
     answer.parse().map_err(|_| RowError::wrong(answer))
 }
 
 /// Starts a program that calls the hostile peer, and has made one call.
-fn caller_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
+fn caller_and_hostile(setup: &Setup, address: &str) -> Result<(Process, Process), RowError> {
     let args = ["caller", address];
-    let mut caller = stage.spawn("the caller", Who::Agent, Program::Genuine, &args)?;
-    let mut server = hand(stage)?;
-    must(&mut server, &format!("channel {address}"), "channel")?;
+    let mut caller = setup.spawn("the caller", User::Agent, Program::Genuine, &args)?;
+    let mut server = hostile(setup)?;
+    expect_answer(&mut server, &format!("channel {address}"), "channel")?;
     caller.line_after("joined")?;
-    must(&mut caller, "call first", "called")?;
+    expect_answer(&mut caller, "call first", "called")?;
     Ok((caller, server))
 }
 
@@ -400,19 +400,19 @@ fn caller_and_hand(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowEr
 /// request then takes the second reply to one request for the reply to the next one.
 ///
 /// Defence: replies have the numbers of their calls. A reply to a call that does not wait for one ends the channel.
-pub(super) fn replies(stage: &Stage) -> Result<Report, RowError> {
-    let (mut caller, mut server) = plain_and_hand(stage, &stage.address("plain"))?;
-    must(&mut caller, "send first?", "sent")?;
+pub(super) fn invalid_replies(setup: &Setup) -> Result<Report, RowError> {
+    let (mut caller, mut server) = plain_and_hostile(setup, &setup.address("plain"))?;
+    expect_answer(&mut caller, "send first?", "sent")?;
     // Two replies of 4 bytes.
     for record in [0, 8] {
         let at = data_of(1, SIZE) + record;
         let reply = u64::from(u32::from_le_bytes(*b"one!")) << 32 | 4;
-        must(&mut server, &format!("store {at} {reply}"), "stored")?;
+        expect_answer(&mut server, &format!("store {at} {reply}"), "stored")?;
     }
-    must(&mut server, &format!("store {} 16", tail_of(1)), "stored")?;
-    must(&mut caller, "receive 10000", "got 4 one!")?;
-    must(&mut caller, "done", "done")?;
-    must(&mut caller, "send second?", "sent")?;
+    expect_answer(&mut server, &format!("store {} 16", tail_of(1)), "stored")?;
+    expect_answer(&mut caller, "receive 10000", "got 4 one!")?;
+    expect_answer(&mut caller, "done", "done")?;
+    expect_answer(&mut caller, "send second?", "sent")?;
     let plain = match &*caller.ask("receive 10000")? {
         "got 4 one!" => Outcome::succeeded("the second call gets the reply to the first one"),
         other => Outcome::failed(other),
@@ -429,13 +429,13 @@ pub(super) fn replies(stage: &Stage) -> Result<Report, RowError> {
         (false, "5 0"),
     ];
     for (index, (answered, frame)) in violations.into_iter().enumerate() {
-        let (mut caller, mut server) = caller_and_hand(stage, &stage.address(&format!("call-{index}")))?;
+        let (mut caller, mut server) = caller_and_hostile(setup, &setup.address(&format!("call-{index}")))?;
         if answered {
-            must(&mut server, "frame 2 0 one!", "rung")?;
-            must(&mut caller, "reply", "got one!")?;
-            must(&mut caller, "call second", "called")?;
+            expect_answer(&mut server, "frame 2 0 one!", "woken")?;
+            expect_answer(&mut caller, "reply", "got one!")?;
+            expect_answer(&mut caller, "call second", "called")?;
         }
-        must(&mut server, &format!("frame {frame}"), "rung")?;
+        expect_answer(&mut server, &format!("frame {frame}"), "woken")?;
         let answer = caller.ask("reply")?;
         if !answer.starts_with("error RING_CORRUPT") {
             return Ok(Report::with_harm(plain, format!("frame {frame}: {answer}")));

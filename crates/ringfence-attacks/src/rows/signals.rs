@@ -5,12 +5,12 @@ use std::{
     time::Duration,
 };
 
-use super::{SIZE, fenced, must, plain, plain_host};
+use super::{SIZE, expect_answer, plain, plain_host, protected};
 use crate::{
     Outcome, Report, RowError,
-    actor::{Actor, Event},
     plain::LEAVING,
-    stage::{Program, Stage, Who},
+    process::{Event, Process},
+    setup::{Program, Setup, User},
 };
 
 /// The signal numbers that the plain program and ringfence wait for by default.
@@ -21,18 +21,18 @@ pub(super) static QUEUE: Mutex<()> = Mutex::new(());
 /// Longer than any of them needs for a wrong reaction.
 const WHILE: Duration = Duration::from_secs(1);
 
-fn attacker(stage: &Stage, words: &[&str]) -> Result<Actor, RowError> {
+fn attacker(setup: &Setup, words: &[&str]) -> Result<Process, RowError> {
     let words: Vec<_> = ["attacker"].iter().chain(words).copied().collect();
-    stage.spawn("the attacker", Who::Agent, Program::Genuine, &words)
+    setup.spawn("the attacker", User::Agent, Program::Genuine, &words)
 }
 
 /// Starts a pair of the plain program whose guest waits for the announcement to take over the address.
-pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
-    let mut host = plain_host(stage, address, "")?;
-    let mut guest = plain(stage, "the guest")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+pub(super) fn plain_heir(setup: &Setup, address: &str) -> Result<(Process, Process), RowError> {
+    let mut host = plain_host(setup, address, "")?;
+    let mut guest = plain(setup, "the guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
-    must(
+    expect_answer(
         &mut guest,
         &format!("successor {address} {}", NUMBERS.0),
         "waiting",
@@ -41,25 +41,25 @@ pub(super) fn plain_heir(stage: &Stage, address: &str) -> Result<(Actor, Actor),
 }
 
 /// Starts two members with a channel between them.
-fn members(stage: &Stage, address: &str) -> Result<(Actor, Actor), RowError> {
-    let (mut host, mut guest) = (fenced(stage, "the host")?, fenced(stage, "the guest")?);
-    must(&mut host, &format!("member {address}"), "member host")?;
-    must(&mut guest, &format!("member {address}"), "member guest")?;
-    must(&mut guest, "change 10000", "channel")?;
-    must(&mut host, "change 10000", "channel")?;
-    super::talks(&mut host, &mut guest)?;
+fn members(setup: &Setup, address: &str) -> Result<(Process, Process), RowError> {
+    let (mut host, mut guest) = (protected(setup, "the host")?, protected(setup, "the guest")?);
+    expect_answer(&mut host, &format!("member {address}"), "member host")?;
+    expect_answer(&mut guest, &format!("member {address}"), "member guest")?;
+    expect_answer(&mut guest, "change 10000", "channel")?;
+    expect_answer(&mut host, "change 10000", "channel")?;
+    super::exchange_messages(&mut host, &mut guest)?;
     Ok((host, guest))
 }
 
 /// Makes the host leave and its guest take over, and lets a third member join.
-fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str) -> Result<(), RowError> {
-    must(host, "leave", "left")?;
-    must(guest, "change 10000", "role host")?;
-    let mut third = fenced(stage, "the third")?;
-    must(&mut third, &format!("member {address}"), "member guest")?;
-    must(&mut third, "change 10000", "channel")?;
-    must(guest, "change 10000", "channel")?;
-    super::talks(guest, &mut third)
+fn hands_over(setup: &Setup, host: &mut Process, guest: &mut Process, address: &str) -> Result<(), RowError> {
+    expect_answer(host, "leave", "left")?;
+    expect_answer(guest, "change 10000", "role host")?;
+    let mut third = protected(setup, "the third")?;
+    expect_answer(&mut third, &format!("member {address}"), "member guest")?;
+    expect_answer(&mut third, "change 10000", "channel")?;
+    expect_answer(guest, "change 10000", "channel")?;
+    super::exchange_messages(guest, &mut third)
 }
 
 /// Row 28: a process of the same user sends the guest the signal that means "I am leaving", in the host's
@@ -68,11 +68,11 @@ fn hands_over(stage: &Stage, host: &mut Actor, guest: &mut Actor, address: &str)
 ///
 /// Defence: a leaving host announces that in its own memory, which no other process can write, and ends
 /// the private line.
-pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn forged_leave_signal(setup: &Setup) -> Result<Report, RowError> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
-    let address = stage.address("plain");
-    let (mut host, mut guest) = plain_heir(stage, &address)?;
-    let forge = |guest: &Actor, host: &Actor, number: i32, value: u64| {
+    let address = setup.address("plain");
+    let (mut host, mut guest) = plain_heir(setup, &address)?;
+    let forge = |guest: &Process, host: &Process, number: i32, value: u64| {
         let words = [
             "forge",
             &guest.pid().to_string(),
@@ -80,19 +80,19 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
             &number.to_string(),
             &value.to_string(),
         ];
-        attacker(stage, &words)?.line_after("forged")
+        attacker(setup, &words)?.line_after("forged")
     };
     forge(&guest, &host, NUMBERS.0, LEAVING as u64)?;
     let plain = match guest.next_event(WHILE) {
         Event::Line(line) if line == "took over" => {
-            must(&mut host, "alive", "alive")?;
+            expect_answer(&mut host, "alive", "alive")?;
             Outcome::succeeded("the guest takes over the address while its host is still alive")
         }
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let address = stage.address("ringfence");
-    let (mut host, mut guest) = members(stage, &address)?;
+    let address = setup.address("ringfence");
+    let (mut host, mut guest) = members(setup, &address)?;
     for _ in 0..10 {
         forge(&guest, &host, NUMBERS.1, ringfence::LEAVING)?;
         forge(&host, &guest, NUMBERS.1, ringfence::LEAVING)?;
@@ -107,8 +107,8 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
             ));
         }
     }
-    super::talks(&mut host, &mut guest)?;
-    hands_over(stage, &mut host, &mut guest, &address)?;
+    super::exchange_messages(&mut host, &mut guest)?;
+    hands_over(setup, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("nothing happens; when the host leaves, its guest takes over"),
@@ -121,27 +121,27 @@ pub(super) fn forged_farewell(stage: &Stage) -> Result<Report, RowError> {
 /// guest that it leaves, so the address has no owner afterwards.
 ///
 /// Defence: the line reports it.
-pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn full_signal_queue(setup: &Setup) -> Result<Report, RowError> {
     let _turn = QUEUE.lock().unwrap_or_else(PoisonError::into_inner);
-    let address = stage.address("plain");
-    let (mut host, mut guest) = plain_heir(stage, &address)?;
-    let mut flood = attacker(stage, &["flood"])?;
+    let address = setup.address("plain");
+    let (mut host, mut guest) = plain_heir(setup, &address)?;
+    let mut flood = attacker(setup, &["flood"])?;
     flood.line_after("flooded")?;
-    let told = host.ask(&format!("farewell {}", NUMBERS.0))?;
+    let outcome = host.ask(&format!("announce-leave {}", NUMBERS.0))?;
     host.kill();
     let plain = match guest.next_event(WHILE) {
-        Event::Timeout if told.starts_with("error EAGAIN") => Outcome::succeeded(
+        Event::Timeout if outcome.starts_with("error EAGAIN") => Outcome::succeeded(
             "the host cannot announce that it leaves, and no process takes over the address",
         ),
-        other => Outcome::failed(format!("{told}, then {other:?}")),
+        other => Outcome::failed(format!("{outcome}, then {other:?}")),
     };
     drop(flood);
 
-    let address = stage.address("ringfence");
-    let (mut host, mut guest) = members(stage, &address)?;
-    let mut flood = attacker(stage, &["flood"])?;
+    let address = setup.address("ringfence");
+    let (mut host, mut guest) = members(setup, &address)?;
+    let mut flood = attacker(setup, &["flood"])?;
     flood.line_after("flooded")?;
-    hands_over(stage, &mut host, &mut guest, &address)?;
+    hands_over(setup, &mut host, &mut guest, &address)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("the guest takes over from its host as usual"),
@@ -154,22 +154,22 @@ pub(super) fn flooded_queue(stage: &Stage) -> Result<Report, RowError> {
 /// plain program, which has no such thread, is terminated.
 ///
 /// Defence: the table of locks, which is kept open, shows that the lease is unchanged.
-pub(super) fn false_alarm(stage: &Stage) -> Result<Report, RowError> {
+pub(super) fn false_alarm(setup: &Setup) -> Result<Report, RowError> {
     /// The number of signals; each causes a check.
     const ALARMS: u32 = 20;
-    let sigio = |victim: &Actor| {
+    let sigio = |victim: &Process| {
         let words = ["sigio", &victim.pid().to_string()];
-        attacker(stage, &words)?.line_after("sent")
+        attacker(setup, &words)?.line_after("sent")
     };
-    let (mut host, _guest) = super::plain_pair(stage, &stage.address("plain"))?;
+    let (mut host, _guest) = super::plain_pair(setup, &setup.address("plain"))?;
     sigio(&host)?;
     let plain = match host.next_event(super::TIME_LIMIT) {
         Event::Exited(how) => Outcome::succeeded(format!("killed: {how}")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let (mut host, mut guest) = super::fenced_pair(stage, &stage.address("ringfence"), "")?;
-    must(&mut host, "fill", "full")?;
+    let (mut host, mut guest) = super::protected_pair(setup, &setup.address("ringfence"), "")?;
+    expect_answer(&mut host, "fill", "full")?;
     for alarm in 1..=ALARMS {
         sigio(&host)?;
         // The thread takes the signal before it sleeps again, and a wipe would end the channel.
@@ -180,11 +180,11 @@ pub(super) fn false_alarm(stage: &Stage) -> Result<Report, RowError> {
                 format!("{answer}, after {alarm} signals"),
             ));
         }
-        super::talks(&mut host, &mut guest)?;
+        super::exchange_messages(&mut host, &mut guest)?;
     }
     Ok(Report {
         plain,
         ringfence: Outcome::failed("nothing happens, and the channel stays open"),
-        stopped_by: "/proc/locks, which is held open, decides",
+        stopped_by: "/proc/locks, which is last_message open, decides",
     })
 }

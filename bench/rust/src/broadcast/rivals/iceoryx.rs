@@ -1,4 +1,4 @@
-//! iceoryx2: publish-subscribe with one publisher, told to lose nothing.
+//! iceoryx2: publish-subscribe with one publisher, configured to lose nothing.
 
 use std::thread::yield_now;
 

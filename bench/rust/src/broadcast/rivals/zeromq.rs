@@ -1,4 +1,4 @@
-//! ZeroMQ: XPUB and SUB over its ipc transport, told not to drop.
+//! ZeroMQ: XPUB and SUB over its ipc transport, configured not to drop.
 
 use anyhow::{Result, bail};
 use zmq::{Context, Socket, SocketType};

@@ -42,14 +42,14 @@ pub enum Event {
 
 /// A process of this test.
 #[derive(Debug)]
-pub struct Actor {
+pub struct Process {
     name: &'static str,
     child: Child,
     orders: Option<ChildStdin>,
     lines: mpsc::Receiver<String>,
 }
 
-impl Actor {
+impl Process {
     /// Starts `command`. `name` identifies it in error messages.
     pub fn start(name: &'static str, command: &mut Command) -> Result<Self, RowError> {
         let mut child = command
@@ -150,7 +150,7 @@ impl Actor {
     }
 
     /// Waits until the process is a zombie, and does not reap it.
-    pub fn leave_as_zombie(&self) -> Result<(), RowError> {
+    pub fn wait_for_zombie(&self) -> Result<(), RowError> {
         let end = Instant::now() + TIME_LIMIT;
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
         loop {
@@ -169,7 +169,7 @@ impl Actor {
     }
 
     /// Stops it with SIGSTOP, as any process of the same user can.
-    pub fn freeze(&self) -> Result<(), RowError> {
+    pub fn stop(&self) -> Result<(), RowError> {
         let refused = |errno| RowError::wrong(format!("{} could not be stopped: {errno}", self.name));
         kill(self.pid(), Signal::SIGSTOP).map_err(refused)?;
         let end = Instant::now() + TIME_LIMIT;
@@ -183,7 +183,7 @@ impl Actor {
     }
 
     /// Continues it.
-    pub fn thaw(&self) -> Result<(), RowError> {
+    pub fn resume(&self) -> Result<(), RowError> {
         kill(self.pid(), Signal::SIGCONT)
             .map_err(|errno| RowError::wrong(format!("{} could not be continued: {errno}", self.name)))
     }
@@ -195,7 +195,7 @@ impl Actor {
     }
 }
 
-impl Drop for Actor {
+impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
         drop(self.child.wait());

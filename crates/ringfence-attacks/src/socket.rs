@@ -17,7 +17,7 @@ use nix::{
     },
 };
 
-use crate::actor::TIME_LIMIT;
+use crate::process::TIME_LIMIT;
 
 /// Returns the socket address of `@name` or of a path.
 pub fn address(text: &str) -> Result<UnixAddr, Errno> {

@@ -21,15 +21,15 @@ use nix::{
 };
 
 use super::{
-    Hand, failed, number, outcome,
+    HostilePeer, failed, number, outcome,
     storm::{fan_storm, header, storm},
 };
-use crate::{mapping::Mapping, post, protocol::layout};
+use crate::{mapping::Mapping, protocol::layout, socket};
 
-impl Hand {
+impl HostilePeer {
     /// Obeys an order to do something to the channel, to its own memory or to the peer's, that no honest peer
     /// does.
-    pub(super) fn harm(&mut self, order: &[&str]) -> Result<String, String> {
+    pub(super) fn attack(&mut self, order: &[&str]) -> Result<String, String> {
         let own = || self.own.as_ref().ok_or("no own object");
         let own_map = || self.own_map.as_ref().ok_or("no own memory");
         let theirs = || self.theirs.as_ref().ok_or("no object of the peer");
@@ -46,7 +46,7 @@ impl Hand {
             // One whole message behind those before it.
             ["message", text] => {
                 append(own_map()?, layout::FIRST | layout::LAST, text.as_bytes());
-                self.ring()
+                self.wake()
             }
             // A frame of a call.
             ["frame", kind, call, body @ ..] => {
@@ -55,11 +55,11 @@ impl Hand {
                 frame.extend(number::<u64>(call)?.to_le_bytes());
                 frame.extend(body.concat().as_bytes());
                 append(own_map()?, layout::FIRST | layout::LAST | layout::CALL, &frame);
-                self.ring()
+                self.wake()
             }
             // Fills the ring with whole messages of `length` bytes (a multiple of eight).
             ["fill", length] => fill(own_map()?, self.capacity, number(length)?)?,
-            ["ring"] => self.ring(),
+            ["wake"] => self.wake(),
             ["store-control", at, value] => {
                 let control = self.control.as_ref().ok_or("no own control object")?;
                 control.store(number(at)?, number(value)?);
@@ -71,11 +71,11 @@ impl Hand {
             }
             ["blocks"] => (fstat(own()?).map_err(failed("fstat"))?.st_blocks * 512).to_string(),
             ["shrink-own"] => outcome(ftruncate(own()?, 0), "shrunk"),
-            ["hang-up"] => {
+            ["disconnect"] => {
                 self.line = None;
                 self.kept = None;
                 self.stream = None;
-                "hung up".into()
+                "disconnected".into()
             }
             ["flip", at, count] => {
                 let (map, at) = (own_map()?, number::<usize>(at)?);
@@ -88,13 +88,13 @@ impl Hand {
                 let their_words = Mapping::new(theirs()?, layout::DATA, false).map_err(failed("mmap"))?;
                 self.begin(move |over| storm(&map, &their_words, seed, over))
             }
-            ["calm"] => {
+            ["stop-storm"] => {
                 let (stop, thread) = self.storm.take().ok_or("no storm")?;
                 stop.store(true, Ordering::Relaxed);
                 thread.join().map_err(|_| "the storm ended badly")?;
-                "calm".into()
+                "stop-storm".into()
             }
-            other => return self.harm_their_object(other),
+            other => return self.attack_peer_object(other),
         })
     }
 
@@ -107,7 +107,7 @@ impl Hand {
     }
 
     /// Attacks the memory that the peer owns.
-    fn harm_their_object(&self, order: &[&str]) -> Result<String, String> {
+    fn attack_peer_object(&self, order: &[&str]) -> Result<String, String> {
         let theirs = || self.theirs.as_ref().ok_or("no object of the peer");
         let their_size = usize::try_from(self.their_size).map_err(|error| error.to_string())?;
         Ok(match order {
@@ -167,12 +167,12 @@ impl Hand {
                 );
                 outcome(result, "linked")
             }
-            other => return self.harm_line(other),
+            other => return self.attack_line(other),
         })
     }
 
     /// Attacks the line, of which a guest has created both ends.
-    fn harm_line(&self, order: &[&str]) -> Result<String, String> {
+    fn attack_line(&self, order: &[&str]) -> Result<String, String> {
         Ok(match order {
             ["nonblock"] => {
                 // The peer's descriptor shares its file status flags with the kept one.
@@ -225,7 +225,7 @@ impl Hand {
                 let line = self.line.as_ref().ok_or("no line")?;
                 let pipe = pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?;
                 outcome(
-                    post::send(line.as_fd(), b"!", &[pipe.0.as_fd(), pipe.1.as_fd()], None),
+                    socket::send(line.as_fd(), b"!", &[pipe.0.as_fd(), pipe.1.as_fd()], None),
                     "sent",
                 )
             }
@@ -275,7 +275,7 @@ impl Hand {
             parcel.extend(stated.to_le_bytes().repeat(count.into()));
             let passed = if kind == "withheld" { 0 } else { count };
             let descriptors = vec![object.as_fd(); passed.into()];
-            post::send(line.as_fd(), &parcel, &descriptors, None).map_err(failed("sendmsg"))?;
+            socket::send(line.as_fd(), &parcel, &descriptors, None).map_err(failed("sendmsg"))?;
         }
         if kind == "shrinks" {
             ftruncate(&object, 0).map_err(failed("ftruncate"))?;
@@ -284,10 +284,10 @@ impl Hand {
         let flags = layout::FIRST | layout::LAST | announced << 8;
         map.store(layout::DATA, header(8, flags));
         map.store(layout::TAIL, 16);
-        Ok(self.ring())
+        Ok(self.wake())
     }
 
-    fn ring(&self) -> String {
+    fn wake(&self) -> String {
         let Some(line) = &self.line else {
             return "no line".into();
         };
@@ -297,7 +297,7 @@ impl Hand {
                 &[1],
                 MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL,
             ),
-            "rung",
+            "woken",
         )
     }
 }

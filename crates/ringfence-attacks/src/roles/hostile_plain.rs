@@ -15,16 +15,16 @@ use nix::{
 };
 
 use super::{number, serve};
-use crate::{mapping::Mapping, post};
+use crate::{mapping::Mapping, socket};
 
 fn failed(what: &'static str) -> impl Fn(nix::Error) -> String {
     move |errno| format!("{what}: {errno}")
 }
 
-/// Connects, receives the object, and then obeys orders about it.
+/// Connects, receives the object, and then executes orders about it.
 pub(super) fn guest(address: &str) -> Result<(), String> {
-    let line = post::connect_to(address).map_err(failed("connect"))?;
-    let mut parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
+    let line = socket::connect_to(address).map_err(failed("connect"))?;
+    let mut parcel = socket::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     let size: [u8; 8] = parcel.bytes.try_into().map_err(|_| "no size was passed")?;
     let size = usize::from_ne_bytes(size);
     let object = parcel.descriptors.pop().ok_or("no descriptor was passed")?;
@@ -32,7 +32,7 @@ pub(super) fn guest(address: &str) -> Result<(), String> {
     manipulate(&object, size)
 }
 
-/// Maps an object and obeys orders about it.
+/// Maps an object and executes orders about it.
 pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
     let map = Mapping::new(object, size, true).map_err(failed("mmap"))?;
     serve(|order| {
@@ -63,12 +63,12 @@ pub(super) fn manipulate(object: &OwnedFd, size: usize) -> Result<(), String> {
 
 /// Listens, and passes what `kind` names to the client that connects.
 pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
-    let listener = post::listen_at(address).map_err(failed("listen"))?;
+    let listener = socket::listen_at(address).map_err(failed("listen"))?;
     println!("listening");
     let connection = accept(&listener).map_err(failed("accept"))?;
     let size: usize = 64 * 1024;
     let memory = |bytes: i64| -> Result<OwnedFd, String> {
-        let memory = memfd_create("hand", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
+        let memory = memfd_create("hostile", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
         ftruncate(&memory, bytes).map_err(failed("ftruncate"))?;
         Ok(memory)
     };
@@ -89,7 +89,7 @@ pub(super) fn host(address: &str, kind: &str) -> Result<(), String> {
         other => return Err(format!("no such object: {other}")),
     }
     let borrowed: Vec<_> = objects.iter().map(AsFd::as_fd).collect();
-    post::send(connection.as_fd(), bytes, &borrowed, None).map_err(failed("send"))?;
+    socket::send(connection.as_fd(), bytes, &borrowed, None).map_err(failed("send"))?;
     println!("passed");
     let Some(object) = objects.first().filter(|_| matches!(kind, "unsealed")) else {
         return serve(|_| Ok("nothing".into()));

@@ -1,10 +1,10 @@
 //! A malicious peer that speaks ringfence's protocol by hand. It runs the genuine executable, so every
-//! identity check passes, and it obeys orders instead of the protocol.
+//! identity check passes, and it executes orders instead of the protocol.
 //!
-//! This module covers the handshake. `harm` covers the attacks on an open channel, and `storm` the malformed
+//! This module covers the handshake. `channel` covers the attacks on an open channel, and `storm` the malformed
 //! data that it writes as fast as it can.
 
-mod harm;
+mod channel;
 mod storm;
 
 use std::{
@@ -35,8 +35,8 @@ use nix::{
 use super::{number, serve};
 use crate::{
     mapping::Mapping,
-    post,
     protocol::{self, Frame, Nonce, Start, layout},
+    socket,
 };
 
 fn failed(what: &'static str) -> impl Fn(Errno) -> String {
@@ -49,14 +49,14 @@ const TIME_LIMIT: u16 = 30_000;
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
     match args {
         [] => {
-            let mut hand = Hand::default();
-            serve(|order| hand.obey(order))
+            let mut hostile = HostilePeer::default();
+            serve(|order| hostile.execute(order))
         }
         // The end of a handshake in the middle of which the peer executed another program.
         ["finish", line, ready] => finish(line, ready),
-        ["bells", line] => bells(line),
-        ["namesake", connection, gate, mine, theirs] => namesake(connection, gate, mine, theirs),
-        other => Err(format!("no such hand: {other:?}")),
+        ["wake-forever", line] => wake_forever(line),
+        ["pid-forger", connection, gate, mine, theirs] => forge_pid(connection, gate, mine, theirs),
+        other => Err(format!("no such hostile peer: {other:?}")),
     }
 }
 
@@ -71,7 +71,7 @@ fn claim_to_be(pid: i32) -> UnixCredentials {
 }
 
 /// Sets `SO_PASSPIDFD` (Linux 6.5): each read on this socket also installs a pidfd of the sender.
-pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
+pub(super) fn set_passpidfd(socket: &OwnedFd) -> Result<(), Errno> {
     const SO_PASSPIDFD: libc::c_int = 76;
     let on: libc::c_int = 1;
     // SAFETY: the kernel reads one int, which is `on`.
@@ -89,31 +89,31 @@ pub(super) fn ask_for_pidfds(socket: &OwnedFd) -> Result<(), Errno> {
 
 /// Speaks over a connection in the name of the process that created it, once that process runs the genuine
 /// program.
-fn namesake(connection: &str, gate: &str, mine: &str, theirs: &str) -> Result<(), String> {
+fn forge_pid(connection: &str, gate: &str, mine: &str, theirs: &str) -> Result<(), String> {
     let stream = super::attackers::inherited(connection)?;
     let prepared = (
         super::attackers::inherited(mine)?,
         super::attackers::inherited(theirs)?,
     );
     super::attackers::wait_for_exec(gate)?;
-    let mut hand = Hand {
+    let mut hostile = HostilePeer {
         stream: Some(stream),
         prepared: Some(prepared),
         claim: Some(nix::unistd::getppid().as_raw()),
-        ..Hand::default()
+        ..HostilePeer::default()
     };
     println!("genuine");
-    serve(|order| hand.obey(order))
+    serve(|order| hostile.execute(order))
 }
 
 #[derive(Default)]
-struct Hand {
+struct HostilePeer {
     /// The process in whose name it speaks, as its pid here.
     claim: Option<i32>,
     /// Both ends of a line that another process created.
     prepared: Option<(OwnedFd, OwnedFd)>,
     /// Whether frames are sent byte by byte.
-    in_pieces: bool,
+    byte_by_byte: bool,
     listener: Option<OwnedFd>,
     stream: Option<OwnedFd>,
     line: Option<OwnedFd>,
@@ -152,12 +152,12 @@ fn outcome<T>(result: Result<T, Errno>, success: &str) -> String {
     }
 }
 
-impl Hand {
-    fn obey(&mut self, order: &[&str]) -> Result<String, String> {
+impl HostilePeer {
+    fn execute(&mut self, order: &[&str]) -> Result<String, String> {
         Ok(match order {
             ["connect", address] => self.connect(address)?,
             ["listen", address] => {
-                let listener = post::listen_at(address).map_err(failed("listen"))?;
+                let listener = socket::listen_at(address).map_err(failed("listen"))?;
                 setsockopt(&listener, sockopt::PassCred, &true).map_err(failed("SO_PASSCRED"))?;
                 self.listener = Some(listener);
                 "listening".into()
@@ -168,7 +168,7 @@ impl Hand {
                 "accepted".into()
             }
             // The guest's HELLO, as a host receives it.
-            ["take-hello"] => {
+            ["receive-hello"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
                 let (frame, mut descriptors) = protocol::receive_frame(stream.as_fd(), TIME_LIMIT);
                 self.line = descriptors.pop();
@@ -176,19 +176,19 @@ impl Hand {
             }
             ["hello", options @ ..] => self.hello(options)?,
             // From here on, each read of the peer on the line installs a descriptor.
-            ["ask-for-pidfds"] => outcome(ask_for_pidfds(self.kept.as_ref().ok_or("no end kept")?), "asked"),
-            ["pieces"] => {
-                self.in_pieces = true;
-                "as told".into()
+            ["set-passpidfd"] => outcome(set_passpidfd(self.kept.as_ref().ok_or("no end kept")?), "set"),
+            ["byte-by-byte"] => {
+                self.byte_by_byte = true;
+                "ok".into()
             }
             ["half-hello"] => {
                 let whole = protocol::hello(&[0x5a; 32], &[0; 32], 64 * 1024, 1 << 20, 1);
                 self.send_order(&whole[..40], &[])?
             }
-            ["hear"] => self.receive_frame(TIME_LIMIT)?,
-            ["hear", milliseconds] => self.receive_frame(number(milliseconds)?)?,
+            ["receive"] => self.receive_frame(TIME_LIMIT)?,
+            ["receive", milliseconds] => self.receive_frame(number(milliseconds)?)?,
             // An answer of the acceptor, which arrives on the connection even if there is a line.
-            ["hear-acceptor"] => {
+            ["receive-from-acceptor"] => {
                 let stream = self.stream.as_ref().ok_or("not connected")?;
                 let (frame, _) = protocol::receive_frame(stream.as_fd(), TIME_LIMIT);
                 self.note(&frame)
@@ -199,12 +199,14 @@ impl Hand {
             ["subscribe", address, options @ ..] => self.subscribe(address, options)?,
             ["publish", options @ ..] => self.publish(options)?,
             ["head", how] => self.head(how)?,
-            ["to-and-fro"] => self.to_and_fro()?,
-            ["drip", record, milliseconds, how] => self.drip(record, milliseconds, how == &"rings")?,
+            ["oscillate-head"] => self.oscillate_head()?,
+            ["read-slowly", record, milliseconds, how] => {
+                self.read_slowly(record, milliseconds, how == &"rings")?
+            }
             ["exec", program] => return self.exec(program),
-            ["die-ringing"] => return self.die_ringing(),
+            ["exit-waking"] => return self.exit_waking(),
             ["die"] => std::process::exit(0),
-            other => return self.harm(other),
+            other => return self.attack(other),
         })
     }
 
@@ -215,7 +217,7 @@ impl Hand {
             listener,
             ..Self::default()
         };
-        self.stream = Some(post::connect_to(address).map_err(failed("connect"))?);
+        self.stream = Some(socket::connect_to(address).map_err(failed("connect"))?);
         Ok("connected".into())
     }
 
@@ -246,14 +248,14 @@ impl Hand {
     fn send_order(&self, bytes: &[u8], descriptors: &[&OwnedFd]) -> Result<String, String> {
         let line = self.speaking()?;
         let mut borrowed: Vec<_> = descriptors.iter().map(|descriptor| descriptor.as_fd()).collect();
-        let size = if self.in_pieces { 1 } else { bytes.len() };
+        let size = if self.byte_by_byte { 1 } else { bytes.len() };
         for part in bytes.chunks(size) {
-            if let Err(errno) = post::send(line.as_fd(), part, &borrowed, self.claimed()) {
+            if let Err(errno) = socket::send(line.as_fd(), part, &borrowed, self.claimed()) {
                 return Ok(format!("{errno:?}"));
             }
             borrowed.clear();
         }
-        Ok("said".into())
+        Ok("sent".into())
     }
 
     fn claimed(&self) -> Option<UnixCredentials> {
@@ -280,11 +282,11 @@ impl Hand {
             None => self.claimed(),
         };
         let borrowed: Vec<_> = lines.iter().map(AsFd::as_fd).collect();
-        let sent = post::send(stream.as_fd(), &bytes, &borrowed, claim);
+        let sent = socket::send(stream.as_fd(), &bytes, &borrowed, claim);
         if option(options, "keep").is_some() {
             self.kept = lines.pop();
         }
-        Ok(outcome(sent, "said"))
+        Ok(outcome(sent, "sent"))
     }
 
     /// Returns the descriptors to send with HELLO: the other end of a line, or something that is not a line.
@@ -321,7 +323,7 @@ impl Hand {
             }
             // A stream socket of this user in every socket option, but with no process at its other end.
             "listener" => {
-                let listener = post::stream().map_err(failed("socket"))?;
+                let listener = socket::stream().map_err(failed("socket"))?;
                 bind(listener.as_raw_fd(), &UnixAddr::new_unnamed()).map_err(failed("bind"))?;
                 nix::sys::socket::listen(
                     &listener,
@@ -330,7 +332,7 @@ impl Hand {
                 .map_err(failed("listen"))?;
                 vec![listener]
             }
-            "unconnected" => vec![post::stream().map_err(failed("socket"))?],
+            "unconnected" => vec![socket::stream().map_err(failed("socket"))?],
             other => return Err(format!("no such line: {other}")),
         })
     }
@@ -351,7 +353,7 @@ impl Hand {
         let object = match kind {
             "directory" => File::open("/dev").map_err(|error| error.to_string())?.into(),
             "pipe" => pipe2(OFlag::O_CLOEXEC).map_err(failed("pipe"))?.0,
-            "socket" => post::stream().map_err(failed("socket"))?,
+            "socket" => socket::stream().map_err(failed("socket"))?,
             // A regular file on the filesystem of the executable.
             "file" => File::open("/proc/self/exe")
                 .map_err(|error| error.to_string())?
@@ -403,16 +405,16 @@ impl Hand {
         let meeting = format!("meeting={}", protocol::broadcast(delivery, from));
         self.steps(&[
             (&["connect", address], "connected"),
-            (&["hello", "capacity=0", &meeting], "said"),
-            (&["hear"], "hello"),
-            (&["hear"], "offer"),
-            (&["offer", "sound"], "said"),
+            (&["hello", "capacity=0", &meeting], "sent"),
+            (&["receive"], "hello"),
+            (&["receive"], "offer"),
+            (&["offer", "sound"], "sent"),
         ])?;
         self.own_map
             .as_ref()
             .ok_or("no own memory")?
             .store(layout::head_of(self.start.slot), self.start.position);
-        self.steps(&[(&["ready"], "said"), (&["hear"], "ready")])?;
+        self.steps(&[(&["ready"], "sent"), (&["receive"], "ready")])?;
         Ok("subscribed".into())
     }
 
@@ -421,19 +423,19 @@ impl Hand {
         let meeting = format!("meeting={}", protocol::broadcast(0, 0));
         self.steps(&[
             (&["accept"], "accepted"),
-            (&["take-hello"], "hello"),
-            (&["hello", &meeting, "longest=8192"], "said"),
-            (&[&["offer", "ring"][..], options].concat(), "said"),
-            (&["hear"], "offer"),
-            (&["hear"], "ready"),
-            (&["ready"], "said"),
+            (&["receive-hello"], "hello"),
+            (&["hello", &meeting, "longest=8192"], "sent"),
+            (&[&["offer", "ring"][..], options].concat(), "sent"),
+            (&["receive"], "offer"),
+            (&["receive"], "ready"),
+            (&["ready"], "sent"),
         ])?;
         Ok("published".into())
     }
 
     fn steps(&mut self, steps: &[(&[&str], &str)]) -> Result<(), String> {
         for (order, wanted) in steps {
-            let answer = self.obey(order)?;
+            let answer = self.execute(order)?;
             if !answer.starts_with(wanted) {
                 return Err(format!("{order:?} was answered by {answer:?}"));
             }
@@ -476,7 +478,7 @@ impl Hand {
     }
 
     /// Moves the head between its start and the published tail, without end.
-    fn to_and_fro(&self) -> Result<String, String> {
+    fn oscillate_head(&self) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
@@ -488,11 +490,11 @@ impl Hand {
                 own.store(at, start);
             }
         });
-        Ok("to and fro".into())
+        Ok("oscillating".into())
     }
 
     /// Reads `bytes` at a time, each time `milliseconds` after the publisher has parked for room.
-    fn drip(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
+    fn read_slowly(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
@@ -513,7 +515,7 @@ impl Hand {
                 }
             }
         });
-        Ok("dripping".into())
+        Ok("reading slowly".into())
     }
 
     fn memory(&mut self, kind: &str, size: u64) -> Result<OwnedFd, String> {
@@ -531,7 +533,7 @@ impl Hand {
             "may-unseal" => seals.remove(SealFlag::F_SEAL_SEAL),
             _ => {}
         }
-        let raw = memfd_create("hand", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
+        let raw = memfd_create("hostile", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
             .map_err(failed("memfd"))?;
         let path = format!("/proc/self/fd/{}", raw.as_raw_fd());
         let object = open(path.as_str(), OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())
@@ -578,30 +580,30 @@ impl Hand {
     fn channel(&mut self, address: &str, options: &[&str]) -> Result<String, String> {
         self.steps(&[
             (&["connect", address], "connected"),
-            (&[&["hello"][..], options].concat(), "said"),
-            (&["hear"], "hello"),
-            (&["hear"], "offer"),
-            (&["offer", option(options, "object").unwrap_or("sound")], "said"),
-            (&["ready"], "said"),
-            (&["hear"], "ready"),
+            (&[&["hello"][..], options].concat(), "sent"),
+            (&["receive"], "hello"),
+            (&["receive"], "offer"),
+            (&["offer", option(options, "object").unwrap_or("sound")], "sent"),
+            (&["ready"], "sent"),
+            (&["receive"], "ready"),
         ])?;
         Ok("channel".into())
     }
 
     /// Exits, and leaves the line to a process that keeps ringing the doorbell.
-    fn die_ringing(&self) -> Result<String, String> {
+    fn exit_waking(&self) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
         fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("FD_CLOEXEC"))?;
         let own = std::env::current_exe().map_err(|error| error.to_string())?;
         let line = line.as_raw_fd().to_string();
-        let mut bells = Command::new(own)
-            .args(["role", "hand", "ringfence", "bells", &line])
+        let mut wake_forever = Command::new(own)
+            .args(["role", "hostile", "ringfence", "wake-forever", &line])
             .stdout(Stdio::piped())
             .spawn()
             .map_err(|error| error.to_string())?;
         // The process prints "ready" once it no longer dies with this one.
         let mut ready = [0; 6];
-        bells
+        wake_forever
             .stdout
             .take()
             .ok_or("no output")?
@@ -619,7 +621,7 @@ impl Hand {
         let ready = ready.concat();
         let line = line.as_raw_fd().to_string();
         Err(Command::new(program)
-            .args(["role", "hand", "ringfence", "finish", &line, &ready])
+            .args(["role", "hostile", "ringfence", "finish", &line, &ready])
             .exec()
             .to_string())
     }
@@ -636,7 +638,7 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
 }
 
 /// Rings the doorbell without end, until the line is closed.
-fn bells(line: &str) -> Result<(), String> {
+fn wake_forever(line: &str) -> Result<(), String> {
     // The process that started this one is about to exit.
     prctl::set_pdeathsig(None).map_err(failed("PR_SET_PDEATHSIG"))?;
     let number: RawFd = number(line)?;
@@ -664,7 +666,10 @@ fn finish(line: &str, ready: &str) -> Result<(), String> {
     let bytes: Vec<u8> = (0..ready.len() / 2)
         .filter_map(|index| u8::from_str_radix(ready.get(index * 2..index * 2 + 2)?, 16).ok())
         .collect();
-    println!("{}", outcome(post::send(line.as_fd(), &bytes, &[], None), "said"));
+    println!(
+        "{}",
+        outcome(socket::send(line.as_fd(), &bytes, &[], None), "sent")
+    );
     let (frame, descriptors) = protocol::receive_frame(line.as_fd(), TIME_LIMIT);
     println!("{frame}, {} descriptors", descriptors.len());
     Ok(())

@@ -18,10 +18,10 @@ use nix::{
 
 /// Mounts a small tmpfs on /dev/shm in its own mount namespace, and one with a copy of this program at each
 /// of `places`. Keeps them until it reads a line or its input is closed.
-pub(super) fn own_shm(bytes: &str, as_whom: &str, places: &[&str]) -> Result<(), String> {
+pub(super) fn own_shm(bytes: &str, owner: &str, places: &[&str]) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
     let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
-    if as_whom == "root" {
+    if owner == "root" {
         unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;
     } else {
         unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS).map_err(failed("a user namespace"))?;

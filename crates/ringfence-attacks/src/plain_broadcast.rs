@@ -23,7 +23,7 @@ use nix::{
     unistd::{ftruncate, getuid},
 };
 
-use crate::{mapping::Mapping, post};
+use crate::{mapping::Mapping, socket};
 
 /// The size of the object in bytes.
 pub const SIZE: usize = 64 * 1024;
@@ -63,7 +63,7 @@ pub struct Publisher {
 /// Accepts all subscribers, on a separate thread. With `greeting`, each must first send a byte with its
 /// request.
 pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
-    let listener = post::listen_at(address).map_err(failed("listen"))?;
+    let listener = socket::listen_at(address).map_err(failed("listen"))?;
     let object = memfd_create("plain-many", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
     ftruncate(&object, i64::try_from(SIZE).unwrap_or(i64::MAX)).map_err(failed("ftruncate"))?;
     let map = Mapping::new(&object, SIZE, true).map_err(failed("mmap"))?;
@@ -73,11 +73,11 @@ pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
         while let Ok(connection) = accept(&listener) {
             let same_uid = getsockopt(&connection, sockopt::PeerCredentials)
                 .is_ok_and(|peer| peer.uid() == getuid().as_raw());
-            let greeted = !greeting || post::receive(connection.as_fd(), 1).is_ok();
+            let greeted = !greeting || socket::receive(connection.as_fd(), 1).is_ok();
             if same_uid && greeted && used.load(Ordering::Acquire) < MAX_SUBSCRIBERS {
                 used.fetch_add(1, Ordering::AcqRel);
                 // A subscriber that has disconnected keeps its slot, because nothing reports that.
-                let _ = post::send(connection.as_fd(), &SIZE.to_ne_bytes(), &[passed.as_fd()], None);
+                let _ = socket::send(connection.as_fd(), &SIZE.to_ne_bytes(), &[passed.as_fd()], None);
             }
         }
     });
@@ -123,11 +123,11 @@ pub struct Subscription {
 
 /// Subscribes. `slot` is the number of subscribers that connected before.
 pub fn subscribe(address: &str, slot: usize, greeting: bool) -> Result<Subscription, String> {
-    let line = post::connect_to(address).map_err(failed("connect"))?;
+    let line = socket::connect_to(address).map_err(failed("connect"))?;
     if greeting {
-        post::send(line.as_fd(), b"r", &[], None).map_err(failed("send"))?;
+        socket::send(line.as_fd(), b"r", &[], None).map_err(failed("send"))?;
     }
-    let parcel = post::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
+    let parcel = socket::receive_exactly(line.as_fd(), size_of::<usize>()).map_err(failed("receive"))?;
     let object = parcel.descriptors.first().ok_or("no descriptor was passed")?;
     let map = Mapping::new(object, SIZE, true).map_err(failed("mmap"))?;
     let count = map.load(TAIL) / RECORD;

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use super::{Event, SIZE, fenced, fenced_host, honest_guest, must, plain, plain_host, talks};
+use super::{
+    Event, SIZE, exchange_messages, expect_answer, honest_guest, plain, plain_host, protected, protected_host,
+};
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
-    stage::{Program, Stage, Who},
+    process::Process,
+    setup::{Program, Setup, User},
 };
 
 /// Row 24: another user binds the name before the program does. An abstract name belongs to the first process
@@ -15,19 +17,19 @@ use crate::{
 /// Defence: the guest checks the host just as the host checks the guest, and reports the process that
 /// it found. In a directory that only the user may enter, another user cannot bind a path (EACCES); such an
 /// address is the one to choose.
-pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
-    let squat = |address: &str, who: Who| {
-        stage.spawn(
+pub(super) fn occupied_address(setup: &Setup) -> Result<Report, RowError> {
+    let squat = |address: &str, who: User| {
+        setup.spawn(
             "the squatter",
             who,
             Program::Genuine,
-            &["hand", "plain", "host", address, "unsealed"],
+            &["hostile", "plain", "host", address, "unsealed"],
         )
     };
-    let address = stage.address("plain");
-    let mut squatter = squat(&address, Who::Stranger)?;
+    let address = setup.address("plain");
+    let mut squatter = squat(&address, User::Other)?;
     squatter.line_after("listening")?;
-    let mut client = plain(stage, "the client")?;
+    let mut client = plain(setup, "the client")?;
     let plain = match &*client.ask(&format!("join {address} {SIZE}"))? {
         answer if answer.starts_with("error uid") => {
             Outcome::succeeded("the client refuses it, but has no service")
@@ -35,28 +37,28 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
         answer => Outcome::succeeded(answer),
     };
 
-    let address = stage.address("ringfence");
-    let mut squatter = squat(&address, Who::Stranger)?;
+    let address = setup.address("ringfence");
+    let mut squatter = squat(&address, User::Other)?;
     squatter.line_after("listening")?;
-    let mut client = fenced(stage, "the client")?;
+    let mut client = protected(setup, "the client")?;
     let answer = client.ask(&format!("join {address}"))?;
     let who = format!("process {}", squatter.pid());
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") || !answer.contains(&who) {
         return Ok(Report::with_harm(plain, answer));
     }
 
-    let path = stage.private().join("named.sock").display().to_string();
-    let refused = squat(&path, Who::Stranger)?.line()?;
+    let path = setup.private().join("named.sock").display().to_string();
+    let refused = squat(&path, User::Other)?.line()?;
     if refused != "failed listen: EACCES: Permission denied" {
         return Ok(Report::with_harm(
             plain,
             format!("a path in a private directory: {refused}"),
         ));
     }
-    let mut host = fenced(stage, "the host")?;
-    must(&mut host, &format!("join-aside {path}"), "joining")?;
-    crate::post::wait_for_listener(&path).map_err(RowError::Wrong)?;
-    honest_guest(stage, &mut host, &path, "")?;
+    let mut host = protected(setup, "the host")?;
+    expect_answer(&mut host, &format!("join-in-background {path}"), "joining")?;
+    crate::socket::wait_for_listener(&path).map_err(RowError::Wrong)?;
+    honest_guest(setup, &mut host, &path, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(
@@ -71,39 +73,39 @@ pub(super) fn squatter(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: connecting needs write permission on the socket's file (unix(7)), which only the owner has
 /// from its creation, whatever the umask. An abstract name has no such file.
-pub(super) fn backlog(stage: &Stage) -> Result<Report, RowError> {
-    let crowd = |address: &str| {
-        stage.spawn(
-            "the crowd",
-            Who::Stranger,
+pub(super) fn backlog(setup: &Setup) -> Result<Report, RowError> {
+    let connect_many = |address: &str| {
+        setup.spawn(
+            "the clients",
+            User::Other,
             Program::Other,
-            &["attacker", "crowd", address, "300"],
+            &["attacker", "connect-many", address, "300"],
         )
     };
-    let address = stage.address("plain");
-    let host = plain_host(stage, &address, "")?;
-    host.freeze()?;
-    let mut strangers = crowd(&address)?;
-    let there = strangers.line_after("crowd")?;
-    let mut guest = plain(stage, "the guest")?;
+    let address = setup.address("plain");
+    let host = plain_host(setup, &address, "")?;
+    host.stop()?;
+    let mut clients = connect_many(&address)?;
+    let connected = clients.line_after("connected")?;
+    let mut guest = plain(setup, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
-        Event::Timeout => Outcome::succeeded(format!("the guest cannot connect (crowd: {there})")),
+        Event::Timeout => Outcome::succeeded(format!("the guest cannot connect (clients: {connected})")),
         other => Outcome::failed(format!("{other:?}")),
     };
 
     // In a directory that everyone may enter, so only the socket's mode counts.
-    let path = stage.shared().join("named.sock").display().to_string();
-    let mut host = fenced(stage, "the host")?;
-    must(&mut host, &format!("join-aside {path}"), "joining")?;
-    crate::post::wait_for_listener(&path).map_err(RowError::Wrong)?;
-    host.freeze()?;
-    let mut strangers = crowd(&path)?;
-    let there = strangers.line_after("crowd")?;
-    host.thaw()?;
-    if there != "0 EACCES" {
-        return Ok(Report::with_harm(plain, format!("a crowd of {there}")));
+    let path = setup.shared().join("named.sock").display().to_string();
+    let mut host = protected(setup, "the host")?;
+    expect_answer(&mut host, &format!("join-in-background {path}"), "joining")?;
+    crate::socket::wait_for_listener(&path).map_err(RowError::Wrong)?;
+    host.stop()?;
+    let mut clients = connect_many(&path)?;
+    let connected = clients.line_after("connected")?;
+    host.resume()?;
+    if connected != "0 EACCES" {
+        return Ok(Report::with_harm(plain, format!("clients: {connected}")));
     }
-    honest_guest(stage, &mut host, &path, "")?;
+    honest_guest(setup, &mut host, &path, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("a path: EACCES for the other user"),
@@ -116,21 +118,21 @@ pub(super) fn backlog(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: the first guest that completes a handshake gets the place, not the first that connects.
 /// Handshakes run in parallel, and each has a deadline.
-pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
-    let crowd = |address: &str, count: &str| {
-        stage.spawn(
-            "the crowd",
-            Who::Agent,
+pub(super) fn silent_clients(setup: &Setup) -> Result<Report, RowError> {
+    let connect_many = |address: &str, count: &str| {
+        setup.spawn(
+            "the clients",
+            User::Agent,
             Program::Genuine,
-            &["attacker", "crowd", address, count],
+            &["attacker", "connect-many", address, count],
         )
     };
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let mut silent = crowd(&address, "3")?;
-    silent.line_after("crowd")?;
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let mut silent = connect_many(&address, "3")?;
+    silent.line_after("connected")?;
     host.line_after("joined host")?;
-    let mut guest = plain(stage, "the guest")?;
+    let mut guest = plain(setup, "the guest")?;
     guest.send_order(&format!("join {address} {SIZE}"))?;
     let plain = match guest.next_event(Duration::from_secs(1)) {
         // It is the host of its own address now, and waits for a guest that waits elsewhere.
@@ -145,12 +147,12 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
     // With a few silent clients, others are served immediately. With more than run in parallel, they are
     // served after the deadline.
     for (count, timeout) in [("8", "20000"), ("40", "500")] {
-        let address = stage.address(&format!("ringfence-{count}"));
-        let mut host = fenced_host(stage, &address, &format!("timeout={timeout}"))?;
-        let mut silent = crowd(&address, count)?;
-        must_be(&silent.line_after("crowd")?, &format!("{count} no error"))?;
+        let address = setup.address(&format!("ringfence-{count}"));
+        let mut host = protected_host(setup, &address, &format!("timeout={timeout}"))?;
+        let mut silent = connect_many(&address, count)?;
+        expect_equal(&silent.line_after("connected")?, &format!("{count} no error"))?;
         let start = std::time::Instant::now();
-        honest_guest(stage, &mut host, &address, "")?;
+        honest_guest(setup, &mut host, &address, "")?;
         if start.elapsed() > Duration::from_secs(10) {
             return Ok(Report::with_harm(
                 plain,
@@ -167,7 +169,7 @@ pub(super) fn silent_crowd(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
-fn must_be(found: &str, wanted: &str) -> Result<(), RowError> {
+fn expect_equal(found: &str, wanted: &str) -> Result<(), RowError> {
     if found == wanted {
         Ok(())
     } else {
@@ -183,11 +185,11 @@ const RACES: usize = 1000;
 ///
 /// Defence: a lock file next to the socket shows whether its owner is alive (flock(2) ends with its
 /// holder). Only the process that has the lock may remove stale files.
-pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
-    let path = stage.private().join("plain.sock").display().to_string();
-    let (mut one, mut two) = (fenced(stage, "the first")?, fenced(stage, "the second")?);
-    must(&mut one, &format!("stale {path}"), "stale")?;
-    let (mut first, mut second) = (plain(stage, "the first")?, plain(stage, "the second")?);
+pub(super) fn stale_race(setup: &Setup) -> Result<Report, RowError> {
+    let path = setup.private().join("plain.sock").display().to_string();
+    let (mut one, mut two) = (protected(setup, "the first")?, protected(setup, "the second")?);
+    expect_answer(&mut one, &format!("stale {path}"), "stale")?;
+    let (mut first, mut second) = (plain(setup, "the first")?, plain(setup, "the second")?);
     let answers = (
         first.ask(&format!("join {path} {SIZE}"))?,
         second.ask(&format!("join {path} {SIZE}"))?,
@@ -198,10 +200,10 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
         Outcome::failed(format!("{answers:?}"))
     };
 
-    let path = stage.private().join("ringfence.sock").display().to_string();
+    let path = setup.private().join("ringfence.sock").display().to_string();
     let mut hosts = [0, 0];
     for round in 0..RACES {
-        must(&mut one, &format!("stale {path}"), "stale")?;
+        expect_answer(&mut one, &format!("stale {path}"), "stale")?;
         let order = format!("join {path}");
         one.send_order(&order)?;
         two.send_order(&order)?;
@@ -218,7 +220,7 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
             }
         }
         if round % 100 == 0 {
-            talks(&mut one, &mut two)?;
+            exchange_messages(&mut one, &mut two)?;
         }
         close_both(&mut one, &mut two)?;
     }
@@ -233,20 +235,20 @@ pub(super) fn stale_race(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// The number of slots of the service in row 42.
-const SEATS: usize = 16;
+const SLOTS: usize = 16;
 
 /// Row 42: an agent that passes every check connects until no slot is left. The plain program has a single
 /// slot, which is taken immediately.
 ///
 /// Defence: one process may have seven eighths of the slots (`maxPeersPerProcess`), so that others find
 /// one.
-pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let mut greedy = plain(stage, "the greedy client")?;
-    must(&mut greedy, &format!("join {address} {SIZE}"), "joined guest")?;
+pub(super) fn slot_exhaustion(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let mut greedy = plain(setup, "the greedy client")?;
+    expect_answer(&mut greedy, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
-    let mut guest = plain(stage, "the guest")?;
+    let mut guest = plain(setup, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
         Event::Timeout => {
             Outcome::succeeded("the greedy client has the only slot; the honest one waits forever")
@@ -256,16 +258,16 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
         )),
     };
 
-    let address = stage.address("ringfence");
-    let mut service = fenced(stage, "the service")?;
-    must(
+    let address = setup.address("ringfence");
+    let mut service = protected(setup, "the service")?;
+    expect_answer(
         &mut service,
-        &format!("listen {address} peers={SEATS}"),
+        &format!("listen {address} peers={SLOTS}"),
         "listening",
     )?;
-    let mut greedy = fenced(stage, "the greedy client")?;
-    let answer = greedy.ask(&format!("connect {address} {}", SEATS + 4))?;
-    let mut agent = fenced(stage, "the honest agent")?;
+    let mut greedy = protected(setup, "the greedy client")?;
+    let answer = greedy.ask(&format!("connect {address} {}", SLOTS + 4))?;
+    let mut agent = protected(setup, "the honest agent")?;
     let honest = agent.ask(&format!("connect {address} 1"))?;
     if honest != "connected 1 no error" {
         return Ok(Report::with_harm(
@@ -280,7 +282,7 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
-            "14 of {SEATS} slots, then ADDRESS_OCCUPIED with the limit; the honest agent connects"
+            "14 of {SLOTS} slots, then ADDRESS_OCCUPIED with the limit; the honest agent connects"
         )),
         stopped_by: "a slot limit for each process and each user",
     })
@@ -291,18 +293,18 @@ pub(super) fn greedy(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: a callback runs on its own thread, and the number of threads is limited. A panic counts as
 /// a refusal, and silence ends at the deadline.
-pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "hang")?;
-    let mut other = stage.spawn(
+pub(super) fn bad_callback(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "hang")?;
+    let mut other = setup.spawn(
         "the refused one",
-        Who::Agent,
+        User::Agent,
         Program::Other,
         &["victim", "plain"],
     )?;
     other.send_order(&format!("join {address} {SIZE}"))?;
     host.line_after("refused")?;
-    let mut guest = plain(stage, "the guest")?;
+    let mut guest = plain(setup, "the guest")?;
     let plain = match guest.try_ask(&format!("join {address} {SIZE}"), Duration::from_secs(1)) {
         Event::Timeout => {
             Outcome::succeeded("the host's callback does not return; the honest guest waits forever")
@@ -314,16 +316,16 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
         ("panic", "error PEER_REFUSED check=authorize"),
         ("hang", "error PEER_LOST"),
     ] {
-        let address = stage.address(how);
-        let mut service = fenced(stage, "the service")?;
+        let address = setup.address(how);
+        let mut service = protected(setup, "the service")?;
         let order = format!("listen {address} authorize={how} timeout=300");
-        must(&mut service, &order, "listening")?;
-        let mut bad = fenced(stage, "the checked agent")?;
+        expect_answer(&mut service, &order, "listening")?;
+        let mut bad = protected(setup, "the checked agent")?;
         let answer = bad.ask(&format!("connect {address} 20"))?;
         if !answer.starts_with(&format!("connected 0 {code}")) {
             return Ok(Report::with_harm(plain, format!("{how}: {answer}")));
         }
-        let mut agent = fenced(stage, "the honest agent")?;
+        let mut agent = protected(setup, "the honest agent")?;
         let honest = agent.ask(&format!("connect {address} 1"))?;
         if honest != "connected 1 no error" {
             return Ok(Report::with_harm(
@@ -331,7 +333,7 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
                 format!("{how}; the honest agent: {honest}"),
             ));
         }
-        must(&mut service, "close-services", "closed")?;
+        expect_answer(&mut service, "close-services", "closed")?;
     }
     Ok(Report {
         plain,
@@ -342,7 +344,7 @@ pub(super) fn bad_callback(stage: &Stage) -> Result<Report, RowError> {
     })
 }
 
-fn close_both(one: &mut Actor, other: &mut Actor) -> Result<(), RowError> {
-    must(one, "close", "closed")?;
-    must(other, "close", "closed")
+fn close_both(one: &mut Process, other: &mut Process) -> Result<(), RowError> {
+    expect_answer(one, "close", "closed")?;
+    expect_answer(other, "close", "closed")
 }

@@ -12,7 +12,7 @@ use crate::{mapping::Mapping, protocol::layout};
 /// makes. It writes whole and fragmented messages whose words change while they can be read, and mostly
 /// change back.
 pub(super) fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBool) {
-    let mut liar = Liar::new(map, seed);
+    let mut writer = Writer::new(map, seed);
     // One message in `rate` is falsified.
     let rate = [2, 16, 128, 1024][usize::try_from(seed % 4).unwrap_or(0)];
     // Some storms change only the sizes of fragmented messages. A reader reads a size twice: once to
@@ -20,56 +20,56 @@ pub(super) fn storm(map: &Mapping, theirs: &Mapping, seed: u64, stop: &AtomicBoo
     let sizes = seed.is_multiple_of(5);
     while !stop.load(Ordering::Relaxed) {
         // The next messages take at most 600 bytes, without padding.
-        if liar.tail + 1200 > theirs.load(layout::HEAD) + liar.capacity {
+        if writer.tail + 1200 > theirs.load(layout::HEAD) + writer.capacity {
             continue;
         }
-        let rest = liar.pad(600);
-        let begin = liar.tail;
-        let (one, two) = (liar.random.below(200), 1 + liar.random.below(200));
-        let honest = if liar.random.below(4) > 0 && !sizes {
-            vec![liar.write_whole(one)]
+        let rest = writer.pad(600);
+        let begin = writer.tail;
+        let (one, two) = (writer.random.below(200), 1 + writer.random.below(200));
+        let words = if writer.random.below(4) > 0 && !sizes {
+            vec![writer.write_whole(one)]
         } else {
-            let [first, size, last] = liar.write_fragments(one, two);
+            let [first, size, last] = writer.write_fragments(one, two);
             if sizes {
                 vec![size]
             } else {
                 vec![first, size, last]
             }
         };
-        map.store(layout::TAIL, liar.tail);
-        if liar.random.below(rate) == 0 || sizes {
-            let word = liar.random.one_of(&honest);
-            liar.lie_about(word, word.0 == begin + 8, rest);
+        map.store(layout::TAIL, writer.tail);
+        if writer.random.below(rate) == 0 || sizes {
+            let word = writer.random.one_of(&words);
+            writer.falsify(word, word.0 == begin + 8, rest);
         }
-        liar.lie_in_control_words(rate * 16_384);
+        writer.falsify_control_words(rate * 16_384);
     }
 }
 
 /// Publishes as an honest publisher that waits for no subscriber, and writes false values in between. It
 /// changes headers, tail, floor and marks, for a moment or permanently.
 pub(super) fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
-    let mut liar = Liar::new(map, seed);
-    let capacity = liar.capacity;
+    let mut writer = Writer::new(map, seed);
+    let capacity = writer.capacity;
     let rate = [4, 64, 1024, 65_536][usize::try_from(seed % 4).unwrap_or(0)];
     let (mut floor, mut sent, mut marks, mut marked) = (0_u64, 0_u64, 0_usize, 0_u64);
     while !stop.load(Ordering::Relaxed) {
-        let length = liar.random.below(120);
-        liar.pad(200);
-        if liar.tail >= marked || marks == 0 {
+        let length = writer.random.below(120);
+        writer.pad(200);
+        if writer.tail >= marked || marks == 0 {
             let place = layout::mark_of(marks);
             map.store(place + 8, sent);
-            map.store(place, liar.tail);
-            (marks, marked) = (marks + 1, liar.tail + capacity / 16);
+            map.store(place, writer.tail);
+            (marks, marked) = (marks + 1, writer.tail + capacity / 16);
         }
-        if liar.tail + 200 > floor + capacity {
-            floor = (liar.tail + 200 - capacity / 2).min(liar.tail);
+        if writer.tail + 200 > floor + capacity {
+            floor = (writer.tail + 200 - capacity / 2).min(writer.tail);
             map.store(layout::FLOOR, floor);
         }
-        let (begin, header) = liar.write_whole(length);
-        let tail = liar.tail;
+        let (begin, header) = writer.write_whole(length);
+        let tail = writer.tail;
         sent += 1;
         map.store(layout::TAIL, tail);
-        let random = &mut liar.random;
+        let random = &mut writer.random;
         if random.below(rate) == 0 {
             let far = [
                 tail + 8,
@@ -79,23 +79,23 @@ pub(super) fn fan_storm(map: &Mapping, seed: u64, stop: &AtomicBool) {
                 random.below(1 << 62),
                 tail ^ 8,
             ];
-            let lie = random.one_of(&far);
-            let (place, truth) = match random.below(5) {
+            let false_value = random.one_of(&far);
+            let (place, true_value) = match random.below(5) {
                 0 => (layout::TAIL, tail),
                 1 => (layout::FLOOR, floor),
                 2 => (layout::mark_of(marks), 0),
                 3 => (layout::mark_of(marks) + 8, 0),
-                _ => (liar.at(begin), header),
+                _ => (writer.at(begin), header),
             };
-            let times = 1 + liar.random.below(20);
-            liar.flicker(place, lie, truth, times);
+            let times = 1 + writer.random.below(20);
+            writer.alternate(place, false_value, true_value, times);
         }
-        map.store(layout::WRITER_PARKED, liar.random.below(3));
+        map.store(layout::WRITER_PARKED, writer.random.below(3));
     }
 }
 
 /// A writer that follows the protocol, except where it writes false values.
-struct Liar<'a> {
+struct Writer<'a> {
     map: &'a Mapping,
     capacity: u64,
     random: Random,
@@ -106,7 +106,7 @@ struct Liar<'a> {
 /// The position of a word in the ring, and the word that an honest writer would store there.
 type Word = (u64, u64);
 
-impl<'a> Liar<'a> {
+impl<'a> Writer<'a> {
     fn new(map: &'a Mapping, seed: u64) -> Self {
         Self {
             map,
@@ -162,7 +162,7 @@ impl<'a> Liar<'a> {
 
     /// Replaces a header or a size by a false one for a few moments. `rest` is the room that remained at the
     /// end of the ring.
-    fn lie_about(&mut self, (position, truth): Word, is_size: bool, rest: u64) {
+    fn falsify(&mut self, (position, true_value): Word, is_size: bool, rest: u64) {
         let random = &mut self.random;
         let whole = layout::FIRST | layout::LAST;
         let flags = random.one_of(&[
@@ -183,18 +183,18 @@ impl<'a> Liar<'a> {
             _ => random.below(600),
         };
         // A larger message size that a reader would still accept.
-        let lie = if is_size {
+        let false_value = if is_size {
             random.below(1 << 20)
         } else {
             header(length, flags)
         };
         let times = random.below(50);
-        self.flicker(self.at(position), lie, truth, times);
+        self.alternate(self.at(position), false_value, true_value, times);
     }
 
     /// Falsifies the tail for a moment and the head, each once in `seldom` calls, and the parking words in
     /// every call.
-    fn lie_in_control_words(&mut self, seldom: u64) {
+    fn falsify_control_words(&mut self, seldom: u64) {
         let Self {
             map, random, tail, ..
         } = self;
@@ -209,10 +209,10 @@ impl<'a> Liar<'a> {
         map.store(layout::WRITER_PARKED, random.below(3));
     }
 
-    fn flicker(&self, at: usize, lie: u64, truth: u64, times: u64) {
+    fn alternate(&self, at: usize, false_value: u64, true_value: u64, times: u64) {
         for _ in 0..times {
-            self.map.store(at, lie);
-            self.map.store(at, truth);
+            self.map.store(at, false_value);
+            self.map.store(at, true_value);
         }
     }
 }

@@ -4,11 +4,11 @@
 
 use std::{fs, path::PathBuf, process::Command};
 
-use super::{SIZE, fenced_host, hand, must, plain_host};
+use super::{SIZE, expect_answer, hostile, plain_host, protected_host};
 use crate::{
     Outcome, Report, RowError,
-    actor::Actor,
-    stage::{Program, Stage, Who},
+    process::Process,
+    setup::{Program, Setup, User},
 };
 
 /// The documented behaviour of the default policy, for these rows.
@@ -16,68 +16,68 @@ pub(super) const DOCUMENTED: &str =
     "default policy: admitted, as documented; with a setgid launcher's gid in the policy: PEER_REFUSED (gid)";
 
 /// Starts a host that requires the launcher's group. Returns it with the launcher.
-fn guarded_host(stage: &Stage, address: &str) -> Result<(Actor, PathBuf), RowError> {
-    let launcher = stage.launcher()?;
-    let mut probe = stage.spawn_at("the launched", &launcher, &["victim", "ringfence"], &[])?;
+fn guarded_host(setup: &Setup, address: &str) -> Result<(Process, PathBuf), RowError> {
+    let launcher = setup.launcher()?;
+    let mut probe = setup.spawn_at("the launched", &launcher, &["victim", "ringfence"], &[])?;
     let group = probe.ask("egid")?;
-    if group != stage.launcher_group().to_string() {
+    if group != setup.launcher_group().to_string() {
         return Err(RowError::Skipped(format!(
             "setgid has no effect in {}",
             launcher.display()
         )));
     }
-    let host = fenced_host(stage, address, &format!("gid={}", stage.launcher_group()))?;
+    let host = protected_host(setup, address, &format!("gid={}", setup.launcher_group()))?;
     Ok((host, launcher))
 }
 
 /// Checks that a process started by the launcher is accepted.
 fn launched_gets_in(
-    stage: &Stage,
-    host: &mut Actor,
+    setup: &Setup,
+    host: &mut Process,
     launcher: &std::path::Path,
     address: &str,
     environment: &[(&str, &str)],
 ) -> Result<(), RowError> {
-    let mut guest = stage.spawn_at(
+    let mut guest = setup.spawn_at(
         "the launched guest",
         launcher,
         &["victim", "ringfence"],
         environment,
     )?;
     let pid = guest.pid().to_string();
-    must(&mut guest, "pid", &pid)?;
-    must(&mut guest, &format!("join {address} policy=uid"), "joined guest")?;
+    expect_answer(&mut guest, "pid", &pid)?;
+    expect_answer(&mut guest, &format!("join {address} policy=uid"), "joined guest")?;
     host.line_after("joined host")?;
-    super::talks(host, &mut guest)
+    super::exchange_messages(host, &mut guest)
 }
 
 /// Row 9: the attacker starts the genuine program as its tracer (ptrace(2)), and can write anything into it.
 ///
 /// Promise: the executable alone proves nothing within one user. With a setgid launcher, the group
 /// is the proof: the kernel does not give it to a program that is traced during its exec (execve(2)).
-pub(super) fn traced(stage: &Stage) -> Result<Report, RowError> {
-    let genuine = stage.program(Program::Genuine).display().to_string();
+pub(super) fn traced(setup: &Setup) -> Result<Report, RowError> {
+    let genuine = setup.program(Program::Genuine).display().to_string();
     let trace = |program: &str, kind: &str| {
         let args = ["insider", "trace", program, "role", "victim", kind];
-        let mut traced = stage.spawn("the traced guest", Who::Agent, Program::Other, &args)?;
+        let mut traced = setup.spawn("the traced guest", User::Agent, Program::Other, &args)?;
         traced.line_after("tracing")?;
         Ok::<_, RowError>(traced)
     };
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
     let mut guest = trace(&genuine, "plain")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
     let plain = Outcome::succeeded("a traced program is admitted");
 
-    let address = stage.address("default");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("default");
+    let mut host = protected_host(setup, &address, "")?;
     let mut guest = trace(&genuine, "ringfence")?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     host.line_after("joined host")?;
 
-    let address = stage.address("guarded");
-    let (mut host, launcher) = guarded_host(stage, &address)?;
+    let address = setup.address("guarded");
+    let (mut host, launcher) = guarded_host(setup, &address)?;
     let mut guest = trace(&launcher.display().to_string(), "ringfence")?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
@@ -86,7 +86,7 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, RowError> {
             format!("with gid in the policy: {answer}"),
         ));
     }
-    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    launched_gets_in(setup, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(DOCUMENTED),
@@ -97,30 +97,30 @@ pub(super) fn traced(stage: &Stage) -> Result<Report, RowError> {
 /// Row 10: the loader puts the attacker's library into the genuine program before its main runs (ld.so(8)).
 ///
 /// Promise: as in row 9. For a setgid program the loader ignores `LD_PRELOAD`.
-pub(super) fn preloaded(stage: &Stage) -> Result<Report, RowError> {
-    let library = injected_library(stage)?.display().to_string();
-    let genuine = stage.program(Program::Genuine);
+pub(super) fn ld_preload(setup: &Setup) -> Result<Report, RowError> {
+    let library = injected_library(setup)?.display().to_string();
+    let genuine = setup.program(Program::Genuine);
     let environment = [("LD_PRELOAD", &*library)];
     let inject = |kind: &str| {
-        let mut guest = stage.spawn_at("the injected guest", &genuine, &["victim", kind], &environment)?;
+        let mut guest = setup.spawn_at("the injected guest", &genuine, &["victim", kind], &environment)?;
         guest.line_after("injected")?;
         Ok::<_, RowError>(guest)
     };
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
     let mut guest = inject("plain")?;
-    must(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
     host.line_after("joined host")?;
     let plain = Outcome::succeeded("a program with injected code is admitted");
 
-    let address = stage.address("default");
-    let mut host = fenced_host(stage, &address, "")?;
+    let address = setup.address("default");
+    let mut host = protected_host(setup, &address, "")?;
     let mut guest = inject("ringfence")?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     host.line_after("joined host")?;
 
-    let address = stage.address("guarded");
-    let (mut host, launcher) = guarded_host(stage, &address)?;
+    let address = setup.address("guarded");
+    let (mut host, launcher) = guarded_host(setup, &address)?;
     let mut guest = inject("ringfence")?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=gid by_peer=true") {
@@ -130,7 +130,7 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, RowError> {
         ));
     }
     // The launcher with the same environment: nothing is injected.
-    launched_gets_in(stage, &mut host, &launcher, &address, &environment)?;
+    launched_gets_in(setup, &mut host, &launcher, &address, &environment)?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(DOCUMENTED),
@@ -139,15 +139,15 @@ pub(super) fn preloaded(stage: &Stage) -> Result<Report, RowError> {
 }
 
 /// Compiles a library that prints a line when it is loaded.
-fn injected_library(stage: &Stage) -> Result<PathBuf, RowError> {
+fn injected_library(setup: &Setup) -> Result<PathBuf, RowError> {
     if cfg!(target_env = "musl") {
         return Err(RowError::Skipped(
             "this executable is linked statically and has no loader".into(),
         ));
     }
     let (source, library) = (
-        stage.shared().join("injected.c"),
-        stage.shared().join("injected.so"),
+        setup.shared().join("injected.c"),
+        setup.shared().join("injected.so"),
     );
     let text = "#include <unistd.h>\n\
                 __attribute__((constructor)) static void injected(void) { if (write(1, \"injected\\n\", 9)) {} }\n";
@@ -168,30 +168,30 @@ fn injected_library(stage: &Stage) -> Result<PathBuf, RowError> {
 ///
 /// Defence: this is possible only in another user namespace, and a peer must live in this process's
 /// user namespace if that is visible. It is visible for every process whose executable is visible.
-pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
-    let genuine = stage.program(Program::Genuine).display().to_string();
-    let wear = |then: &[&str]| {
-        let args = [&["insider", "wear", &genuine], then].concat();
-        let mut attacker = stage.spawn("the wearer", Who::Agent, Program::Other, &args)?;
+pub(super) fn faked_executable(setup: &Setup) -> Result<Report, RowError> {
+    let genuine = setup.program(Program::Genuine).display().to_string();
+    let fake_exe = |then: &[&str]| {
+        let args = [&["insider", "fake-exe", &genuine], then].concat();
+        let mut attacker = setup.spawn("the wearer", User::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
-            "worn" => Ok(attacker),
+            "faked" => Ok(attacker),
             other => Err(RowError::Skipped(format!(
                 "the executable cannot be changed here: {other}"
             ))),
         }
     };
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let mut thief = wear(&["attacker", "knock", &address])?;
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let mut thief = fake_exe(&["attacker", "connect", &address])?;
     thief.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut thief, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("another program is admitted and reads what is sent");
 
-    let address = stage.address("default");
-    let _host = fenced_host(stage, &address, "")?;
-    let answer = wear(&["attacker", "knock", &address])?.line()?;
+    let address = setup.address("default");
+    let _host = protected_host(setup, &address, "")?;
+    let answer = fake_exe(&["attacker", "connect", &address])?.line()?;
     if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::with_harm(
             plain,
@@ -199,22 +199,22 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
         ));
     }
     // If the policy accepts other namespaces, the result is that of row 9.
-    let address = stage.address("any");
-    let mut host = fenced_host(stage, &address, "namespace=any")?;
-    let mut thief = wear(&["hand", "ringfence"])?;
-    must(&mut thief, &format!("channel {address}"), "channel")?;
+    let address = setup.address("any");
+    let mut host = protected_host(setup, &address, "namespace=any")?;
+    let mut thief = fake_exe(&["hostile", "ringfence"])?;
+    expect_answer(&mut thief, &format!("channel {address}"), "channel")?;
     host.line_after("joined host")?;
 
-    let address = stage.address("guarded");
-    let (mut host, launcher) = guarded_host(stage, &address)?;
-    let answer = wear(&["attacker", "knock", &address])?.line()?;
+    let address = setup.address("guarded");
+    let (mut host, launcher) = guarded_host(setup, &address)?;
+    let answer = fake_exe(&["attacker", "connect", &address])?.line()?;
     if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::with_harm(
             plain,
             format!("with gid in the policy: {answer}"),
         ));
     }
-    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    launched_gets_in(setup, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(
@@ -228,34 +228,34 @@ pub(super) fn worn(stage: &Stage) -> Result<Report, RowError> {
 /// program.
 ///
 /// Promise: as in row 9.
-pub(super) fn other_script(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = plain_host(stage, &address, "")?;
-    let args = ["hand", "plain", "guest", &address];
-    let mut other = stage.spawn("the other script", Who::Agent, Program::Genuine, &args)?;
+pub(super) fn other_arguments(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = plain_host(setup, &address, "")?;
+    let args = ["hostile", "plain", "guest", &address];
+    let mut other = setup.spawn("the other script", User::Agent, Program::Genuine, &args)?;
     other.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut other, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut other, "find secret", "found")?;
     let plain = Outcome::succeeded("it is admitted and reads what is sent");
 
-    let address = stage.address("default");
-    let mut host = fenced_host(stage, &address, "")?;
-    let mut other = hand(stage)?;
-    must(&mut other, &format!("channel {address}"), "channel")?;
+    let address = setup.address("default");
+    let mut host = protected_host(setup, &address, "")?;
+    let mut other = hostile(setup)?;
+    expect_answer(&mut other, &format!("channel {address}"), "channel")?;
     host.line_after("joined host")?;
 
-    let address = stage.address("guarded");
-    let (mut host, launcher) = guarded_host(stage, &address)?;
-    must(&mut other, &format!("connect {address}"), "connected")?;
-    let answer = other.ask("hear")?;
+    let address = setup.address("guarded");
+    let (mut host, launcher) = guarded_host(setup, &address)?;
+    expect_answer(&mut other, &format!("connect {address}"), "connected")?;
+    let answer = other.ask("receive")?;
     if !answer.starts_with("refuse 2 gid ") {
         return Ok(Report::with_harm(
             plain,
             format!("with gid in the policy: {answer}"),
         ));
     }
-    launched_gets_in(stage, &mut host, &launcher, &address, &[])?;
+    launched_gets_in(setup, &mut host, &launcher, &address, &[])?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed(DOCUMENTED),

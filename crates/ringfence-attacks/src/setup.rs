@@ -13,15 +13,15 @@ use std::{
 
 use nix::unistd::geteuid;
 
-use crate::{RowError, actor::Actor};
+use crate::{RowError, process::Process};
 
 /// The user of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Who {
+pub enum User {
     /// The user of the protected programs and of the attackers called SU and MP in the table.
     Agent,
     /// Another user: OU.
-    Stranger,
+    Other,
 }
 
 /// The executable of a process.
@@ -35,7 +35,7 @@ pub enum Program {
 
 /// A namespace that a process has for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Space {
+pub enum Namespace {
     /// A user namespace in which no user is mapped.
     UnmappedUsers,
     /// A pid namespace.
@@ -46,19 +46,19 @@ pub enum Space {
 
 /// Unprivileged users, with numbers that a system is unlikely to use. Only root can switch to them.
 const AGENT: u32 = 64_201;
-const STRANGER: u32 = 64_202;
+const OTHER_USER: u32 = 64_202;
 /// A group without members; only a setgid program gives it to a process.
 const LAUNCHER: u32 = 64_203;
 
 /// The environment of one row. Dropping it removes everything.
 #[derive(Debug)]
-pub struct Stage {
+pub struct Setup {
     dir: PathBuf,
     name: String,
     root: bool,
 }
 
-impl Stage {
+impl Setup {
     /// Creates the environment with copies of `executable`.
     ///
     /// If run by root, all protected programs and all attackers run as unprivileged users. Root may do
@@ -71,30 +71,30 @@ impl Stage {
             COUNT.fetch_add(1, Ordering::Relaxed)
         );
         let dir = env::temp_dir().join(&name);
-        let stage = Self {
+        let setup = Self {
             dir,
             name,
             root: geteuid().is_root(),
         };
         let set_up = || -> std::io::Result<()> {
-            fs::DirBuilder::new().mode(0o755).create(&stage.dir)?;
-            fs::set_permissions(&stage.dir, fs::Permissions::from_mode(0o755))?;
+            fs::DirBuilder::new().mode(0o755).create(&setup.dir)?;
+            fs::set_permissions(&setup.dir, fs::Permissions::from_mode(0o755))?;
             for program in [Program::Genuine, Program::Other] {
-                copy(executable, &stage.program(program))?;
-                fs::set_permissions(stage.program(program), fs::Permissions::from_mode(0o755))?;
+                copy(executable, &setup.program(program))?;
+                fs::set_permissions(setup.program(program), fs::Permissions::from_mode(0o755))?;
             }
-            fs::DirBuilder::new().mode(0o700).create(stage.private())?;
-            fs::DirBuilder::new().mode(0o755).create(stage.shared())?;
-            if stage.root {
-                chown(stage.private(), Some(AGENT), Some(AGENT))?;
-                chown(stage.shared(), Some(AGENT), Some(AGENT))?;
+            fs::DirBuilder::new().mode(0o700).create(setup.private())?;
+            fs::DirBuilder::new().mode(0o755).create(setup.shared())?;
+            if setup.root {
+                chown(setup.private(), Some(AGENT), Some(AGENT))?;
+                chown(setup.shared(), Some(AGENT), Some(AGENT))?;
             }
             Ok(())
         };
         set_up().map_err(|error| {
-            RowError::wrong(format!("{} could not be set up: {error}", stage.dir.display()))
+            RowError::wrong(format!("{} could not be set up: {error}", setup.dir.display()))
         })?;
-        Ok(stage)
+        Ok(setup)
     }
 
     /// Returns the path of an executable.
@@ -125,21 +125,21 @@ impl Stage {
         self.root
     }
 
-    /// Returns the group of [`Stage::launcher`].
+    /// Returns the group of [`Setup::launcher`].
     pub fn launcher_group(&self) -> u32 {
         LAUNCHER
     }
 
     /// Starts a process as root that connects as the agent with the launcher's group, and then drops that
     /// group.
-    pub fn spawn_leaver(&self, address: &str) -> Result<Actor, RowError> {
+    pub fn spawn_group_dropper(&self, address: &str) -> Result<Process, RowError> {
         if !self.root {
             return Err(RowError::NeedsRoot);
         }
         let (uid, group) = (AGENT.to_string(), LAUNCHER.to_string());
         let mut command = Command::new(self.program(Program::Genuine));
-        command.args(["role", "attacker", "leaver", &uid, &group, address]);
-        Actor::start("the leaver", command.current_dir("/"))
+        command.args(["role", "attacker", "group-dropper", &uid, &group, address]);
+        Process::start("the group dropper", command.current_dir("/"))
     }
 
     /// Makes a setgid copy of the genuine executable, which runs with another group. Needs root.
@@ -213,21 +213,21 @@ impl Stage {
         program: &Path,
         args: &[&str],
         environment: &[(&str, &str)],
-    ) -> Result<Actor, RowError> {
+    ) -> Result<Process, RowError> {
         let mut command = self.as_agent(program, environment);
-        Actor::start(name, command.args(args).current_dir("/"))
+        Process::start(name, command.args(args).current_dir("/"))
     }
 
-    /// Starts an executable other than the stage's two, as the agent, with additional environment variables.
+    /// Starts an executable other than the setup's two, as the agent, with additional environment variables.
     pub fn spawn_at(
         &self,
         name: &'static str,
         program: &Path,
         args: &[&str],
         environment: &[(&str, &str)],
-    ) -> Result<Actor, RowError> {
+    ) -> Result<Process, RowError> {
         let mut command = self.as_agent(program, environment);
-        Actor::start(name, command.arg("role").args(args).current_dir(self.private()))
+        Process::start(name, command.arg("role").args(args).current_dir(self.private()))
     }
 
     fn as_agent(&self, program: &Path, environment: &[(&str, &str)]) -> Command {
@@ -240,44 +240,49 @@ impl Stage {
     }
 
     /// Starts a process through a role that puts it into its own namespace.
-    pub fn spawn_in(&self, name: &'static str, space: Space, args: &[&str]) -> Result<Actor, RowError> {
+    pub fn spawn_in(
+        &self,
+        name: &'static str,
+        namespace: Namespace,
+        args: &[&str],
+    ) -> Result<Process, RowError> {
         let genuine = self.program(Program::Genuine);
         let mut command = Command::new(&genuine);
         command.current_dir("/").arg("role");
-        match space {
-            Space::UnmappedUsers => {
+        match namespace {
+            Namespace::UnmappedUsers => {
                 command.arg("unmapped");
                 if self.root {
                     command.uid(AGENT).gid(AGENT);
                 }
             }
-            Space::OwnPids if self.root => drop(command.args(["own-pids", &AGENT.to_string()])),
-            Space::HiddenProc if self.root => drop(command.args(["hidden-proc", &AGENT.to_string()])),
-            Space::OwnPids | Space::HiddenProc => return Err(RowError::NeedsRoot),
+            Namespace::OwnPids if self.root => drop(command.args(["own-pids", &AGENT.to_string()])),
+            Namespace::HiddenProc if self.root => drop(command.args(["hidden-proc", &AGENT.to_string()])),
+            Namespace::OwnPids | Namespace::HiddenProc => return Err(RowError::NeedsRoot),
         }
-        Actor::start(name, command.arg(&genuine).arg("role").args(args))
+        Process::start(name, command.arg(&genuine).arg("role").args(args))
     }
 
     /// Starts a process.
     pub fn spawn(
         &self,
         name: &'static str,
-        who: Who,
+        who: User,
         program: Program,
         args: &[&str],
-    ) -> Result<Actor, RowError> {
-        Actor::start(name, self.command(who, program, args)?.current_dir("/"))
+    ) -> Result<Process, RowError> {
+        Process::start(name, self.command(who, program, args)?.current_dir("/"))
     }
 
-    fn command(&self, who: Who, program: Program, args: &[&str]) -> Result<Command, RowError> {
+    fn command(&self, who: User, program: Program, args: &[&str]) -> Result<Command, RowError> {
         let mut command = Command::new(self.program(program));
         command.arg("role").args(args);
         match (who, self.root) {
             // The standard library drops all supplementary groups together with root.
-            (Who::Agent, true) => drop(command.uid(AGENT).gid(AGENT)),
-            (Who::Stranger, true) => drop(command.uid(STRANGER).gid(STRANGER)),
-            (Who::Agent, false) => {}
-            (Who::Stranger, false) => return Err(RowError::NeedsRoot),
+            (User::Agent, true) => drop(command.uid(AGENT).gid(AGENT)),
+            (User::Other, true) => drop(command.uid(OTHER_USER).gid(OTHER_USER)),
+            (User::Agent, false) => {}
+            (User::Other, false) => return Err(RowError::NeedsRoot),
         }
         Ok(command)
     }
@@ -299,7 +304,7 @@ impl Stage {
             if self.root { "root" } else { "user" },
         ]);
         command.args(places);
-        let mut mount_owner = Actor::start("the keeper of /dev/shm", &mut command)?;
+        let mut mount_owner = Process::start("the keeper of /dev/shm", &mut command)?;
         let answer = mount_owner.line()?;
         if answer != "mounted" {
             return Err(RowError::Skipped(format!(
@@ -307,39 +312,39 @@ impl Stage {
             )));
         }
         Ok(OwnShm {
-            stage: self,
+            setup: self,
             mount_owner,
         })
     }
 }
 
-impl Drop for Stage {
+impl Drop for Setup {
     fn drop(&mut self) {
         drop(fs::remove_dir_all(&self.dir));
     }
 }
 
-/// See [`Stage::own_shm`].
+/// See [`Setup::own_shm`].
 #[derive(Debug)]
-pub struct OwnShm<'stage> {
-    stage: &'stage Stage,
-    mount_owner: Actor,
+pub struct OwnShm<'setup> {
+    setup: &'setup Setup,
+    mount_owner: Process,
 }
 
 impl OwnShm<'_> {
     /// Starts a process as the agent that sees this `/dev/shm`.
-    pub fn spawn(&self, name: &'static str, program: Program, args: &[&str]) -> Result<Actor, RowError> {
-        self.spawn_at(name, &self.stage.program(program), args)
+    pub fn spawn(&self, name: &'static str, program: Program, args: &[&str]) -> Result<Process, RowError> {
+        self.spawn_at(name, &self.setup.program(program), args)
     }
 
     /// Does the same with any executable.
-    pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Actor, RowError> {
-        let mut command = Command::new(self.stage.program(Program::Genuine));
+    pub fn spawn_at(&self, name: &'static str, program: &Path, args: &[&str]) -> Result<Process, RowError> {
+        let mut command = Command::new(self.setup.program(Program::Genuine));
         command.args(["role", "within", &self.mount_owner.pid().to_string()]);
         // 0 keeps the user.
-        command.arg(if self.stage.root { AGENT } else { 0 }.to_string());
+        command.arg(if self.setup.root { AGENT } else { 0 }.to_string());
         command.arg(program).arg("role").args(args);
-        Actor::start(name, command.current_dir("/"))
+        Process::start(name, command.current_dir("/"))
     }
 }
 

@@ -1,27 +1,27 @@
 //! Namespaces, in which numbers mean something else.
 
-use super::{SIZE, must};
+use super::{SIZE, expect_answer};
 use crate::{
     Outcome, Report, RowError,
-    stage::{Program, Space, Stage, Who},
+    setup::{Namespace, Program, Setup, User},
 };
 
 /// Row 19: inode numbers are unique only within a filesystem. Two fresh filesystems with one file each give
 /// both files the same number.
 ///
 /// Defence: device and inode are compared (inode(7)).
-pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
-    let (one, two) = (stage.private().join("one"), stage.private().join("two"));
+pub(super) fn same_inode(setup: &Setup) -> Result<Report, RowError> {
+    let (one, two) = (setup.private().join("one"), setup.private().join("two"));
     for place in [&one, &two] {
         std::fs::create_dir(place).map_err(|error| RowError::wrong(error.to_string()))?;
     }
-    let mounts = stage.own_mounts(1 << 20, &[&one, &two])?;
+    let mounts = setup.own_mounts(1 << 20, &[&one, &two])?;
     let (genuine, other) = (one.join("program"), two.join("program"));
-    let address = stage.address("plain");
+    let address = setup.address("plain");
     let mut host = mounts.spawn_at("the host", &genuine, &["victim", "plain"])?;
     host.send_order(&format!("join {address} {SIZE} inode-only listening"))?;
     host.line_after("listening")?;
-    let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "knock", &address])?;
+    let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "connect", &address])?;
     let plain = match &*thief.line()? {
         answer if answer.starts_with("holding") => {
             Outcome::succeeded("the object is passed if only st_ino is compared")
@@ -29,17 +29,17 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
         answer => Outcome::failed(answer),
     };
 
-    let address = stage.address("ringfence");
+    let address = setup.address("ringfence");
     let mut host = mounts.spawn_at("the host", &genuine, &["victim", "ringfence"])?;
-    super::host_again(&mut host, &address, "")?;
-    let mut thief = mounts.spawn_at("the other program", &other, &["hand", "ringfence"])?;
-    must(&mut thief, &format!("connect {address}"), "connected")?;
-    let answer = thief.ask("hear")?;
+    super::join_as_host(&mut host, &address, "")?;
+    let mut thief = mounts.spawn_at("the other program", &other, &["hostile", "ringfence"])?;
+    expect_answer(&mut thief, &format!("connect {address}"), "connected")?;
+    let answer = thief.ask("receive")?;
     if !answer.starts_with("refuse 2 executable ") {
         return Ok(Report::with_harm(plain, answer));
     }
     let mut guest = mounts.spawn_at("the honest guest", &genuine, &["victim", "ringfence"])?;
-    must(&mut guest, &format!("join {address}"), "joined guest")?;
+    expect_answer(&mut guest, &format!("join {address}"), "joined guest")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_REFUSED (executable); the host accepts the next client"),
@@ -52,19 +52,19 @@ pub(super) fn same_inode(stage: &Stage) -> Result<Report, RowError> {
 /// distinguish them. Here it is not, and only the uid is checked.)
 ///
 /// Defence: the overflow uid belongs to no user, and is always refused.
-pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "plain"])?;
+pub(super) fn unmapped_uid(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = setup.spawn_in("the host", Namespace::UnmappedUsers, &["victim", "plain"])?;
     host.send_order(&format!("join {address} {SIZE} uid-only listening tell"))?;
     if let Some(why) = host.line()?.strip_prefix("failed ") {
         return Err(RowError::Skipped(why.to_owned()));
     }
     let knock = |address: &str| {
-        stage.spawn(
+        setup.spawn(
             "the stranger",
-            Who::Stranger,
+            User::Other,
             Program::Genuine,
-            &["attacker", "knock", address],
+            &["attacker", "connect", address],
         )
     };
     let plain = match &*knock(&address)?.line()? {
@@ -74,21 +74,21 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
         answer => Outcome::failed(answer),
     };
 
-    let address = stage.address("ringfence");
-    let mut host = stage.spawn_in("the host", Space::UnmappedUsers, &["victim", "ringfence"])?;
-    super::host_again(&mut host, &address, "policy=uid")?;
+    let address = setup.address("ringfence");
+    let mut host = setup.spawn_in("the host", Namespace::UnmappedUsers, &["victim", "ringfence"])?;
+    super::join_as_host(&mut host, &address, "policy=uid")?;
     let answer = knock(&address)?.line()?;
     // An unmapped process cannot even stamp a message, so it cannot send a reason.
     if answer != "nothing" && !answer.starts_with("refuse 2 uid ") {
         return Ok(Report::with_harm(plain, answer));
     }
-    must(&mut host, "pid", "")?;
+    expect_answer(&mut host, "pid", "")?;
     // In the other direction, the reason is visible.
-    let address = stage.address("guest");
-    let args = ["hand", "plain", "host", &address, "unsealed"];
-    let mut stranger = stage.spawn("the stranger", Who::Stranger, Program::Genuine, &args)?;
+    let address = setup.address("guest");
+    let args = ["hostile", "plain", "host", &address, "unsealed"];
+    let mut stranger = setup.spawn("the stranger", User::Other, Program::Genuine, &args)?;
     stranger.line_after("listening")?;
-    let mut guest = stage.spawn_in("the guest", Space::UnmappedUsers, &["victim", "ringfence"])?;
+    let mut guest = setup.spawn_in("the guest", Namespace::UnmappedUsers, &["victim", "ringfence"])?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") {
         return Ok(Report::with_harm(plain, answer));
@@ -105,17 +105,17 @@ pub(super) fn unmapped(stage: &Stage) -> Result<Report, RowError> {
 /// group to others. (The plain program is saved because there is no /proc/0.)
 ///
 /// Defence: such a peer is refused before anything else is checked.
-pub(super) fn pid_zero(stage: &Stage) -> Result<Report, RowError> {
-    let address = stage.address("plain");
-    let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "plain"])?;
+pub(super) fn pid_zero(setup: &Setup) -> Result<Report, RowError> {
+    let address = setup.address("plain");
+    let mut host = setup.spawn_in("the host", Namespace::OwnPids, &["victim", "plain"])?;
     host.send_order(&format!("join {address} {SIZE} listening tell"))?;
     host.line_after("listening")?;
     let knock = |address: &str| {
-        stage.spawn(
+        setup.spawn(
             "the foreigner",
-            Who::Agent,
+            User::Agent,
             Program::Genuine,
-            &["attacker", "knock", address],
+            &["attacker", "connect", address],
         )
     };
     let plain = match &*knock(&address)?.line()? {
@@ -123,14 +123,14 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, RowError> {
         answer => Outcome::succeeded(answer),
     };
 
-    let address = stage.address("ringfence");
-    let mut host = stage.spawn_in("the host", Space::OwnPids, &["victim", "ringfence"])?;
-    super::host_again(&mut host, &address, "policy=uid")?;
+    let address = setup.address("ringfence");
+    let mut host = setup.spawn_in("the host", Namespace::OwnPids, &["victim", "ringfence"])?;
+    super::join_as_host(&mut host, &address, "policy=uid")?;
     let answer = knock(&address)?.line()?;
     if !(answer.starts_with("refuse 2 namespace ") && answer.ends_with(" 0 descriptors")) {
         return Ok(Report::with_harm(plain, answer));
     }
-    must(&mut host, "pid", "1")?;
+    expect_answer(&mut host, "pid", "1")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_REFUSED (namespace), unless the policy allows it"),
@@ -144,11 +144,11 @@ pub(super) fn pid_zero(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: a peer must live in this process's own pid namespace, whose processes cannot be
 /// impersonated from below.
-pub(super) fn namesake(stage: &Stage) -> Result<Report, RowError> {
-    let genuine = stage.program(Program::Genuine).display().to_string();
+pub(super) fn forged_credentials(setup: &Setup) -> Result<Report, RowError> {
+    let genuine = setup.program(Program::Genuine).display().to_string();
     let attacker = |how: &str, address: &str| {
-        let args = ["attacker", "namesake", how, address, &genuine];
-        let mut attacker = stage.spawn("the namesake", Who::Agent, Program::Other, &args)?;
+        let args = ["attacker", "pid-forger", how, address, &genuine];
+        let mut attacker = setup.spawn("the namesake", User::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
             "genuine" => Ok(attacker),
             other => Err(RowError::Skipped(format!(
@@ -156,35 +156,35 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, RowError> {
             ))),
         }
     };
-    let address = stage.address("plain");
-    let mut host = super::plain_host(stage, &address, "")?;
-    host.freeze()?;
+    let address = setup.address("plain");
+    let mut host = super::plain_host(setup, &address, "")?;
+    host.stop()?;
     let mut thief = attacker("plain", &address)?;
-    host.thaw()?;
+    host.resume()?;
     thief.line_after("holding")?;
     host.line_after("joined host")?;
-    must(&mut host, "send secret", "sent")?;
-    must(&mut thief, "find secret", "found")?;
+    expect_answer(&mut host, "send secret", "sent")?;
+    expect_answer(&mut thief, "find secret", "found")?;
     let plain = Outcome::succeeded("another process gets the object and reads what is sent");
 
-    let address = stage.address("ringfence");
-    let mut host = super::fenced_host(stage, &address, "")?;
-    host.freeze()?;
+    let address = setup.address("ringfence");
+    let mut host = super::protected_host(setup, &address, "")?;
+    host.stop()?;
     let mut thief = attacker("ringfence", &address)?;
-    must(&mut thief, "hello", "said")?;
-    host.thaw()?;
-    let heard = thief.ask("hear")?;
+    expect_answer(&mut thief, "hello", "sent")?;
+    host.resume()?;
+    let heard = thief.ask("receive")?;
     if heard.starts_with("hello") {
-        must(&mut thief, "hear", "offer")?;
-        must(&mut thief, "offer sound", "said")?;
-        must(&mut thief, "ready", "said")?;
-        return Ok(Report::with_harm(plain, thief.ask("hear")?));
+        expect_answer(&mut thief, "receive", "offer")?;
+        expect_answer(&mut thief, "offer sound", "sent")?;
+        expect_answer(&mut thief, "ready", "sent")?;
+        return Ok(Report::with_harm(plain, thief.ask("receive")?));
     }
-    let answer = thief.ask("hear-acceptor")?;
+    let answer = thief.ask("receive-from-acceptor")?;
     if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::with_harm(plain, answer));
     }
-    super::honest_guest(stage, &mut host, &address, "")?;
+    super::honest_guest(setup, &mut host, &address, "")?;
     Ok(Report {
         plain,
         ringfence: Outcome::failed("PEER_REFUSED (namespace); the host accepts the next client"),
@@ -197,14 +197,14 @@ pub(super) fn namesake(stage: &Stage) -> Result<Report, RowError> {
 ///
 /// Defence: the group counts only if the check has seen that the peer still has it. A check that cannot
 /// be made is a refusal.
-pub(super) fn dropped_group(stage: &Stage) -> Result<Report, RowError> {
-    let group = stage.launcher_group();
-    let address = stage.address("plain");
-    let host = super::plain_host(stage, &address, &format!("uid-only group={group}"))?;
-    host.freeze()?;
-    let mut leaver = stage.spawn_leaver(&address)?;
+pub(super) fn dropped_group(setup: &Setup) -> Result<Report, RowError> {
+    let group = setup.launcher_group();
+    let address = setup.address("plain");
+    let host = super::plain_host(setup, &address, &format!("uid-only group={group}"))?;
+    host.stop()?;
+    let mut leaver = setup.spawn_group_dropper(&address)?;
     leaver.line_after("left")?;
-    host.thaw()?;
+    host.resume()?;
     let plain = match &*leaver.line()? {
         answer if answer.starts_with("holding") => {
             Outcome::succeeded("a process that no longer has the group gets the object")
@@ -212,15 +212,20 @@ pub(super) fn dropped_group(stage: &Stage) -> Result<Report, RowError> {
         answer => Outcome::failed(answer),
     };
 
-    let mut seen = stage.spawn("the host", Who::Agent, Program::Genuine, &["victim", "ringfence"])?;
-    let mut blind = stage.spawn_in("the host", Space::HiddenProc, &["victim", "ringfence"])?;
+    let mut seen = setup.spawn(
+        "the host",
+        User::Agent,
+        Program::Genuine,
+        &["victim", "ringfence"],
+    )?;
+    let mut blind = setup.spawn_in("the host", Namespace::HiddenProc, &["victim", "ringfence"])?;
     for (part, host) in [("seen", &mut seen), ("hidden", &mut blind)] {
-        let address = stage.address(part);
-        super::host_again(host, &address, &format!("policy=uid gid={group}"))?;
-        host.freeze()?;
-        let mut leaver = stage.spawn_leaver(&address)?;
+        let address = setup.address(part);
+        super::join_as_host(host, &address, &format!("policy=uid gid={group}"))?;
+        host.stop()?;
+        let mut leaver = setup.spawn_group_dropper(&address)?;
         leaver.line_after("left")?;
-        host.thaw()?;
+        host.resume()?;
         let answer = leaver.line()?;
         if !(answer.starts_with("refuse 2 gid ") && answer.ends_with(" 0 descriptors")) {
             return Ok(Report::with_harm(plain, format!("{part}: {answer}")));
