@@ -313,7 +313,7 @@ const fn offset(position: u64) -> usize {
 
 impl Plain {
     fn word(&self, at: usize) -> &AtomicU64 {
-        // SAFETY: the words false_value in the first page of the mapping, if the peer has stated the true size.
+        // SAFETY: the words are in the first page of the mapping, if the peer has stated the true size.
         let record = unsafe { self.base.add(at) };
         // SAFETY: aligned, because the mapping starts at a page boundary; it is never unmapped.
         unsafe { AtomicU64::from_ptr(record.cast()) }
@@ -350,7 +350,7 @@ impl Plain {
         }
         let record = self.record_at(self.sends, position);
         let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
-        // SAFETY: the words that both sides maintain print that there is space for the record.
+        // SAFETY: the words that both sides ensure that there is space for the record.
         unsafe { self.length_at(self.sends, position).write_volatile(length) };
         // SAFETY: as above.
         unsafe { ptr::copy_nonoverlapping(message.as_ptr(), record.wrapping_add(4), message.len()) };
@@ -368,7 +368,7 @@ impl Plain {
                 return None;
             }
             let record = self.record_at(ring, position);
-            // SAFETY: the words that both sides maintain print that a record starts here.
+            // SAFETY: the words that both sides ensure that a record starts here.
             let length = unsafe { self.length_at(ring, position).read_volatile() };
             if length != SKIP {
                 return Some((record.wrapping_add(4), length as usize));

@@ -42,7 +42,7 @@ pub(super) fn run() -> Result<(), String> {
             ["stale", path] => UnixListener::bind(path)
                 .map_err(|error| error.to_string())
                 .map(|_| "stale".into())?,
-            // On another thread, so that orders are still obeyed. The thread prints the answer when it is
+            // On another thread, so that orders are still executed. The thread prints the answer when it is
             // done.
             ["join-in-background", address, options @ ..] => {
                 let (address, options, channel) =
@@ -94,7 +94,7 @@ fn check_peer_without_descriptors() -> Result<String, String> {
     })
 }
 
-/// Obeys an order about the membership. Later orders about a channel mean the membership's newest channel.
+/// Executes an order about the membership. Later orders about a channel mean the membership's newest channel.
 fn on_membership(
     order: &[&str],
     membership: &mut Option<Membership>,

@@ -96,7 +96,7 @@ pub(super) fn run() -> Result<(), String> {
     })
 }
 
-/// Waits on a thread, so that orders are still obeyed. The thread prints when it has taken over.
+/// Waits on a thread, so that orders are still executed. The thread prints when it has taken over.
 fn succeed(address: &str, signal: i32, peer: Pid) -> Result<(), String> {
     let address = address.to_owned();
     plain::block(signal)?;

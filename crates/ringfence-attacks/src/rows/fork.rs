@@ -4,7 +4,7 @@ use super::{SIZE, exchange_messages, expect_answer, plain, plain_host, protected
 use crate::{Outcome, Report, RowError, setup::Setup};
 
 /// Row 56: a program forks, and the child continues with its copy of the parent's state and drops it, as a
-/// forgotten destructor would. The child of the plain program exchange_messages to the guest in the parent's place.
+/// forgotten destructor would. The child of the plain program talks to the guest in the parent's place.
 ///
 /// Defence: everything made before the fork belongs to the parent, and does nothing in the child.
 pub(super) fn without_exec(setup: &Setup) -> Result<Report, RowError> {

@@ -173,7 +173,7 @@ pub(super) fn truncate(setup: &Setup) -> Result<Report, RowError> {
 /// the process that writes to it gets SIGBUS.
 ///
 /// Defence: fallocate(2) when the object is made. If there is no space, the error is reported then
-/// (`NO_SPACE`); otherwise the space is reserved. A memfd does not false_value on that filesystem at all.
+/// (`NO_SPACE`); otherwise the space is reserved. A memfd is not on that filesystem at all.
 pub(super) fn full_tmpfs(setup: &Setup) -> Result<Report, RowError> {
     let shm = setup.own_shm(2 << 20)?;
     let fill = || {

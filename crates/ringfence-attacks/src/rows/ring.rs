@@ -204,7 +204,7 @@ impl Writer<'_> {
         ] {
             for (false_value, stores) in lies {
                 count += 1;
-                self.channel(&format!("false_value-{count}"))?;
+                self.channel(&format!("malformed-{count}"))?;
                 self.found(false_value, &stores, order)?;
             }
         }

@@ -185,6 +185,6 @@ pub(super) fn false_alarm(setup: &Setup) -> Result<Report, RowError> {
     Ok(Report {
         plain,
         ringfence: Outcome::failed("nothing happens, and the channel stays open"),
-        stopped_by: "/proc/locks, which is last_message open, decides",
+        stopped_by: "/proc/locks, which is held open, decides",
     })
 }

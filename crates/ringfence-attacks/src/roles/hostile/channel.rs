@@ -27,7 +27,7 @@ use super::{
 use crate::{mapping::Mapping, protocol::layout, socket};
 
 impl HostilePeer {
-    /// Obeys an order to do something to the channel, to its own memory or to the peer's, that no honest peer
+    /// Executes an order to do something to the channel, to its own memory or to the peer's, that no honest peer
     /// does.
     pub(super) fn attack(&mut self, order: &[&str]) -> Result<String, String> {
         let own = || self.own.as_ref().ok_or("no own object");
