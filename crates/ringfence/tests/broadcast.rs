@@ -375,12 +375,18 @@ fn run_with_pauses(rounds: u32, catches_up: impl Fn(u64) -> u64) -> (String, Dur
     let (address, _directory) = fresh_address(false);
     let mut publisher = publish(&address, &options().stall(STALL)).unwrap();
     let mut reader = subscriber("reads in bursts", &address, "reliable", "now");
+    let admitted = next_subscriber(&publisher);
     let (mut sent, mut longest) = (0, Duration::ZERO);
     let mut line = String::new();
     for _ in 0..rounds {
         let since = Instant::now();
         while publisher.try_send(&message(sent + 1, 1000)).unwrap() {
             sent += 1;
+        }
+        // The publisher knows the subscriber's own position from a moment after its admission.
+        while admitted.lag() == 0 && admitted.gone().is_none() {
+            assert!(since.elapsed() < TIME_LIMIT, "the subscriber does not count");
+            thread::yield_now();
         }
         thread::sleep(STALL / 4);
         // There is room for a message before the subscriber has caught up.
