@@ -22,25 +22,25 @@ import {
 
 import { abstractAddress, isBound, namedAddress, temporaryDirectory } from './support/address.js'
 import {
-  beginsHere,
+  captureHandshakes,
   native,
-  Published,
+  FakePublisher,
   publish as publishHere,
-  Subscribed,
+  FakeSubscription,
   subscribe as subscribeHere,
 } from './support/binding.js'
 import { Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 import { codeOf } from './support/ring.js'
 import {
-  comer,
+  incomingChannel,
   connect as connectHere,
   join as joinHere,
   listen as listenHere,
   member as memberHere,
-  Standing,
-} from './support/standing.js'
-import { soon, standStillUntil, until } from './support/until.js'
+  FakeEndpoint,
+} from './support/fake-endpoint.js'
+import { within, blockUntil, until } from './support/until.js'
 
 const aborted = { ...codeOf('ABORT_ERR'), name: 'AbortError' }
 
@@ -83,12 +83,12 @@ for (const [title, there, begin, isHere] of calls)
     const partner = await Partner.start(t)
     const through = inFolder(temporaryDirectory(t), 'through')
     const over = new AbortController()
-    const comes = () =>
+    const connectPartner = () =>
       partner.run(
         async (kit, code, where, file) => {
           // oxlint-disable-next-line no-new-func
-          const come = new Function(`return (${code})`)() as There
-          await come(kit, where)
+          const connectTo = new Function(`return (${code})`)() as There
+          await connectTo(kit, where)
           const { writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
           write(file, '')
         },
@@ -101,14 +101,14 @@ for (const [title, there, begin, isHere] of calls)
     if (isHere === 'first') {
       opening = begin(address, over.signal)
       await until(() => isBound(address), 'this side waits')
-      coming = comes()
+      coming = connectPartner()
     } else {
-      coming = comes()
+      coming = connectPartner()
       await until(() => isBound(address), 'the partner waits')
       opening = begin(address, over.signal)
     }
     opening.catch(() => {})
-    standStillUntil(() => existsSync(through), 'the partner has a channel')
+    blockUntil(() => existsSync(through), 'the partner has a channel')
     over.abort(new Error('enough'))
     const error = await t.throwsAsync<Error>(opening, aborted)
     t.is((error!.cause as Error).message, 'enough')
@@ -119,7 +119,7 @@ for (const [title, there, begin, isHere] of calls)
       return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
     // The peer may have sent messages that this side has not read.
-    t.is(await soon(end, 'the end over there'), title === 'subscribe' ? 'closed' : 'lost')
+    t.is(await within(end, 'the end over there'), title === 'subscribe' ? 'closed' : 'lost')
   })
 
 for (const name of ['listen', 'publish', 'member'] as const)
@@ -133,7 +133,7 @@ for (const name of ['listen', 'publish', 'member'] as const)
     }
     const opening = opens[name](address, { signal: over.signal })
     opening.catch(() => {})
-    standStillUntil(() => existsSync(address), 'it is bound')
+    blockUntil(() => existsSync(address), 'it is bound')
     // No event reports that the call goes on after this point. The call must reject in both cases.
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 100)
     over.abort()
@@ -153,9 +153,9 @@ async function childOf(t: ExecutionContext, code: string, signal?: AbortSignal) 
   }).then((spawned) => spawned.channel)
   t.teardown(() => void child.kill('SIGKILL'))
   channel.catch(() => {})
-  let said = ''
-  child.stdout!.setEncoding('utf8').on('data', (text: string) => (said += text))
-  return { child, channel, said: () => said }
+  let output = ''
+  child.stdout!.setEncoding('utf8').on('data', (text: string) => (output += text))
+  return { child, channel, output: () => output }
 }
 
 test.serial('an abort when the child has answered rejects spawn, and the child is killed', async (t) => {
@@ -170,7 +170,7 @@ test.serial('an abort when the child has answered rejects spawn, and the child i
      console.log('end:', await channel.closed)`,
     over.signal,
   )
-  standStillUntil(() => existsSync(through), 'the child has a channel')
+  blockUntil(() => existsSync(through), 'the child has a channel')
   over.abort()
   await t.throwsAsync(channel, aborted)
   await until(() => child.signalCode === 'SIGKILL', 'the child is killed')
@@ -178,7 +178,7 @@ test.serial('an abort when the child has answered rejects spawn, and the child i
 
 test.serial('an abort when the parent has answered rejects fromParent and ends the channel', async (t) => {
   const through = inFolder(temporaryDirectory(t), 'through')
-  const { channel, said } = await childOf(
+  const { channel, output } = await childOf(
     t,
     `import { fromParent } from 'ringfence'
      import { existsSync } from 'node:fs'
@@ -191,15 +191,15 @@ test.serial('an abort when the parent has answered rejects fromParent and ends t
   )
   const open = await channel
   writeFileSync(through, '')
-  t.is((await soon(open.closed, 'the end')).reason, 'lost')
-  await until(() => said() !== '', 'the child says what it was told')
-  t.is(said(), 'ABORT_ERR\n')
+  t.is((await within(open.closed, 'the end')).reason, 'lost')
+  await until(() => output() !== '', 'the child says what it was told')
+  t.is(output(), 'ABORT_ERR\n')
   await t.throwsAsync(fromParent({ signal: AbortSignal.abort() }), aborted)
 })
 
 interface Opening {
   begin: (signal: AbortSignal) => Promise<{ readonly closed: Promise<unknown> }>
-  made: () => { below: object; closed: () => boolean }
+  made: () => { fake: object; closed: () => boolean }
 }
 
 /** Each call, over a fake binding. */
@@ -208,40 +208,40 @@ const openings: Record<string, Opening> = {
   connect: { begin: (signal) => connectHere('@somewhere', { signal }), made: aChannel },
   listen: { begin: (signal) => listenHere('@somewhere', { signal }), made: aPlace },
   member: { begin: (signal) => memberHere('@somewhere', { signal }), made: aPlace },
-  publish: { begin: (signal) => publishHere('@somewhere', { signal }), made: () => noted(new Published()) },
-  subscribe: { begin: (signal) => subscribeHere('@somewhere', { signal }), made: () => noted(new Subscribed()) },
+  publish: { begin: (signal) => publishHere('@somewhere', { signal }), made: () => noted(new FakePublisher()) },
+  subscribe: { begin: (signal) => subscribeHere('@somewhere', { signal }), made: () => noted(new FakeSubscription()) },
 }
 
 function aChannel() {
-  const peer = comer()
-  return { below: peer.raw, closed: () => peer.told('close').length > 0 }
+  const peer = incomingChannel()
+  return { fake: peer.raw, closed: () => peer.newCalls('close').length > 0 }
 }
 
 function aPlace() {
-  const standing = new Standing()
-  return { below: standing, closed: () => standing.since().includes('close') }
+  const endpoint = new FakeEndpoint()
+  return { fake: endpoint, closed: () => endpoint.newCalls().includes('close') }
 }
 
-function noted(below: Published | Subscribed) {
-  return { below, closed: () => below.since().includes('close') }
+function noted(fake: FakePublisher | FakeSubscription) {
+  return { fake, closed: () => fake.newCalls().includes('close') }
 }
 
 for (const [title, { begin, made }] of Object.entries(openings))
   test.serial(`an abort rejects ${title} up to the moment when it resolves, and not later`, async (t) => {
     t.truthy(native)
     const early = new AbortController()
-    const all = beginsHere(t)
+    const all = captureHandshakes(t)
     const first = begin(early.signal)
-    const { below, closed } = made()
+    const { fake, closed } = made()
     early.abort()
-    all[0]!.done(null, below)
+    all[0]!.done(null, fake)
     await t.throwsAsync(first, aborted)
     t.true(closed())
 
     const late = new AbortController()
     const second = begin(late.signal)
     const other = made()
-    all[1]!.done(null, other.below)
+    all[1]!.done(null, other.fake)
     // The promise is settled already: an abort cannot come between this point and an `await`.
     t.notRegex(inspect(second), /^Promise { <pending>/)
     t.false(other.closed())
@@ -257,17 +257,17 @@ test.serial('an abort by an observer of the process rejects as well', async (t) 
   const { subscribe: watch, unsubscribe } = await import('node:diagnostics_channel')
   const over = new AbortController()
   let opened: Channel | undefined
-  const hear = (message: unknown) => {
+  const onOpen = (message: unknown) => {
     opened = (message as { channel: Channel }).channel
     over.abort()
   }
-  watch('ringfence:channel:open', hear)
-  t.teardown(() => unsubscribe('ringfence:channel:open', hear))
-  const all = beginsHere(t)
+  watch('ringfence:channel:open', onOpen)
+  t.teardown(() => unsubscribe('ringfence:channel:open', onOpen))
+  const all = captureHandshakes(t)
   const opening = joinHere('@somewhere', { signal: over.signal })
-  const peer = comer()
+  const peer = incomingChannel()
   all[0]!.done(null, peer.raw)
   await t.throwsAsync(opening, aborted)
   t.is((await opened!.closed).reason, 'closed')
-  t.deepEqual(peer.told('close'), ['close'])
+  t.deepEqual(peer.newCalls('close'), ['close'])
 })

@@ -1,7 +1,7 @@
 // Unit tests of the queue of accepted channels: which loop gets which channel, and when accepting pauses.
 // service.test.ts tests it with real clients.
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import test from 'ava'
 import { RingfenceError, type Channel } from 'ringfence'
 
@@ -32,7 +32,7 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-const { AcceptQueue } = await insideOf<Insides>('endpoint/accept-queue.js')
+const { AcceptQueue } = await internals<Insides>('endpoint/accept-queue.js')
 
 const over = { done: true, value: undefined }
 /** The queue never uses a channel, so numbers will do. */

@@ -1,6 +1,6 @@
 // Memory for messages: Buffers of any engine, lengths that cannot be allocated, and memory that several messages share.
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
@@ -16,7 +16,7 @@ interface Memory {
 }
 
 /** Not exported by the package. Loaded with Buffers that are created in that way. */
-const memoryOf = (way: string) => insideOf<Memory>(`channel/memory.js?${way}`)
+const memoryOf = (way: string) => internals<Memory>(`channel/memory.js?${way}`)
 const memory = await memoryOf('')
 
 /** A class of Buffers that replaces the arguments that it gets. */

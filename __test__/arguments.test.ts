@@ -2,9 +2,9 @@
 
 import test from 'ava'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
-const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
+const moduleAt = (name: string) => internals(`cli/${name}.js`)
 const { parseCommand } = (await moduleAt('arguments')) as { parseCommand(words: string[]): Record<string, unknown> }
 const { UsageError } = (await moduleAt('exit')) as { UsageError: new () => Error }
 

@@ -28,7 +28,7 @@ import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import type { Kit } from './support/partner-process.js'
 import { listenHere, pair, Partner } from './support/partner.js'
-import { soon, until } from './support/until.js'
+import { within, until } from './support/until.js'
 
 const both: Options = { attachments: { sealed: true, descriptors: true } }
 const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }
@@ -45,7 +45,7 @@ function held(which = /ringfence-sealed|^\/dev\/zero/): string[] {
 }
 
 /** The same, in the partner. */
-function heldThere(kit: Kit): number {
+function countHeld(kit: Kit): number {
   const fs = kit.require('node:fs') as typeof import('node:fs')
   return fs.readdirSync('/proc/self/fd').filter((fd) => {
     try {
@@ -121,7 +121,7 @@ test.serial('a buffer of any size arrives with its message, in order', async (t)
   using eight = SealedBuffer.from(pattern(8, 8))
   await channel.send('', { attachments: [eight] })
   await channel.end()
-  t.deepEqual(await soon(received, 'everything to arrive', 60_000), [
+  t.deepEqual(await within(received, 'everything to arrive', 60_000), [
     ...sizes.flatMap((size): [string, number | undefined, boolean][] => [
       ['before', undefined, true],
       [`with ${size}`, size, true],
@@ -160,7 +160,7 @@ test.serial('each way to receive gives the attachments, and visitors get none', 
   ]
   for (const [name, receive] of ways) {
     await sendsBuffers(partner, 1)
-    using buffer = sealedIn(await soon(receive(), name))
+    using buffer = sealedIn(await within(receive(), name))
     t.true(pattern(0, 5).equals(buffer.bytes()), name)
   }
   await sendsBuffers(partner, 3)
@@ -271,7 +271,7 @@ test.serial('a sender waits while the peer holds as much as it accepts', async (
   await sendsBuffers(partner, 3)
   const more = sendsBuffers(partner, 20, 4000)
   for (let count = 0; count < 23; count += 1) {
-    using buffer = sealedIn(await soon(channel.receive(), `message ${count}`))
+    using buffer = sealedIn(await within(channel.receive(), `message ${count}`))
     const expected = count < 3 ? pattern(count, 5) : pattern(count - 3, 4000)
     t.true(expected.equals(buffer.bytes()), `buffer ${count}`)
   }
@@ -312,7 +312,7 @@ test.serial('an abort, a close and a destroy of messages that wait leave nothing
     buffer.close()
     await until(() => held().length === 0, `nothing is left after ${how}`)
     await partner.run((kit) => kit.channel.close())
-    await until(async () => (await partner.run(heldThere)) === 0, `nothing is left there after ${how}`)
+    await until(async () => (await partner.run(countHeld)) === 0, `nothing is left there after ${how}`)
   }
 })
 
@@ -456,7 +456,7 @@ for (const limit of [{ maxCount: 4 }, { maxBytes: 20 }])
       t.is(channel.stats().attachmentsReceived, 4)
     }
     for (let number = 0; number < 20; number += 1) {
-      using buffer = sealedIn(await soon(channel.receive(), `message ${number}`))
+      using buffer = sealedIn(await within(channel.receive(), `message ${number}`))
       t.true(pattern(number, 5).equals(buffer.bytes()), `buffer ${number}`)
     }
     await more
@@ -831,7 +831,7 @@ test.serial('a file and a datagram socket work in the process that gets them', a
   const sender = dgram.createSocket('udp4')
   sender.send('a datagram', port, '127.0.0.1')
   t.is(
-    await soon(
+    await within(
       partner.run((kit) => kit.keep['datagram'] as Promise<string>),
       'the datagram',
     ),
@@ -873,7 +873,7 @@ test.serial('garbage collection closes attachments that the program forgets', as
   })
   await until(async () => {
     await partner.run(() => globalThis.gc!())
-    return (await partner.run(heldThere)) === 0
+    return (await partner.run(countHeld)) === 0
   }, 'every attachment is closed')
   t.is(channel.stats().attachmentsSent, 40)
 })

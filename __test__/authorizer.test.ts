@@ -3,7 +3,7 @@
 import test, { type ExecutionContext } from 'ava'
 import type { Identity, Policy } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Authorizer {
   answer: ((id: number, verdict: number, found: string) => void) | undefined
@@ -16,7 +16,7 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-const { Authorizer } = await insideOf<Insides>('endpoint/authorize.js')
+const { Authorizer } = await internals<Insides>('endpoint/authorize.js')
 
 const [NO, YES, FAILED] = [0, 1, 2]
 const identity = { pid: 1, uid: 2 } as unknown as Identity

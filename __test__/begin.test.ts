@@ -6,18 +6,18 @@ import { getEventListeners } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import { RingfenceError, type Channel, type Identity, type JoinOptions } from 'ringfence'
 
-import { beginsHere, native, type Begun } from './support/binding.js'
+import { captureHandshakes, native, type StartedHandshake } from './support/binding.js'
 import { codeOf } from './support/ring.js'
-import { comer, connect, exits, join } from './support/standing.js'
+import { incomingChannel, connect, runExitHandlers, join } from './support/fake-endpoint.js'
 import { until } from './support/until.js'
 
 /** A call in progress. */
-async function begins(t: ExecutionContext, options: JoinOptions = {}, call = join, address = '/somewhere') {
-  const all = beginsHere(t)
+async function startCall(t: ExecutionContext, options: JoinOptions = {}, call = join, address = '/somewhere') {
+  const all = captureHandshakes(t)
   const opening = call(address, options)
   opening.catch(() => {})
   await Promise.resolve()
-  return { begun: all[0]!, opening }
+  return { handshake: all[0]!, opening }
 }
 
 test.serial('a host that exits frees its address; a guest and a client leave it to the host', async (t) => {
@@ -27,30 +27,30 @@ test.serial('a host that exits frees its address; a guest and a client leave it 
     [connect, 'guest', [], []],
   ]
   for (const [call, role, meanwhile, then] of places) {
-    const waiting = await begins(t, {}, call)
-    exits()
-    t.deepEqual(waiting.begun.asked, meanwhile)
-    const { begun, opening } = await begins(t, {}, call)
-    const peer = comer()
+    const waiting = await startCall(t, {}, call)
+    runExitHandlers()
+    t.deepEqual(waiting.handshake.calls, meanwhile)
+    const { handshake, opening } = await startCall(t, {}, call)
+    const peer = incomingChannel()
     Object.assign(peer.raw, { role })
-    begun.done(null, peer.raw)
+    handshake.done(null, peer.raw)
     const channel = await opening
     t.is(channel.role, role as never)
-    peer.told()
-    exits()
-    t.deepEqual([begun.asked, peer.told('vacate', 'close')], [[], then])
-    const closed = await begins(t, {}, call)
-    closed.begun.done(null, comer().raw)
+    peer.newCalls()
+    runExitHandlers()
+    t.deepEqual([handshake.calls, peer.newCalls('vacate', 'close')], [[], then])
+    const closed = await startCall(t, {}, call)
+    closed.handshake.done(null, incomingChannel().raw)
     await (await closed.opening).close()
-    exits()
-    t.deepEqual(closed.begun.asked, [])
+    runExitHandlers()
+    t.deepEqual(closed.handshake.calls, [])
   }
   // A call that has failed has no address to free.
-  const { begun, opening } = await begins(t)
-  begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
+  const { handshake, opening } = await startCall(t)
+  handshake.done({ code: 'ABORTED', message: 'as the binding says' }, null)
   await t.throwsAsync(opening, { ...codeOf('ABORT_ERR'), message: 'as the binding says' })
-  exits()
-  t.deepEqual(begun.asked, [])
+  runExitHandlers()
+  t.deepEqual(handshake.calls, [])
 })
 
 test.serial('a signal cancels a call with its own reason, and no listener stays on the signal', async (t) => {
@@ -58,10 +58,10 @@ test.serial('a signal cancels a call with its own reason, and no listener stays 
   const { signal } = over
   const listeners = () => getEventListeners(signal, 'abort').length
   for (const made of [true, false]) {
-    const { begun, opening } = await begins(t, { signal })
+    const { handshake, opening } = await startCall(t, { signal })
     t.is(listeners(), 1)
-    if (made) begun.done(null, comer().raw)
-    else begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
+    if (made) handshake.done(null, incomingChannel().raw)
+    else handshake.done({ code: 'ABORTED', message: 'as the binding says' }, null)
     if (made) await opening
     else
       await t.throwsAsync(
@@ -71,62 +71,62 @@ test.serial('a signal cancels a call with its own reason, and no listener stays 
       )
     t.is(listeners(), 0)
   }
-  const [called, failing] = [await begins(t, { signal }), await begins(t, { signal })]
+  const [called, failing] = [await startCall(t, { signal }), await startCall(t, { signal })]
   const reason = new Error('of the caller')
   over.abort(reason)
-  t.deepEqual([called.begun.asked, failing.begun.asked], [['cancel'], ['cancel']])
-  called.begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
+  t.deepEqual([called.handshake.calls, failing.handshake.calls], [['cancel'], ['cancel']])
+  called.handshake.done({ code: 'ABORTED', message: 'as the binding says' }, null)
   const error = await t.throwsAsync<RingfenceError>(called.opening, codeOf('ABORT_ERR'))
   t.is(error!.cause, reason)
-  failing.begun.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
+  failing.handshake.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
   await t.throwsAsync(failing.opening, codeOf('PROTOCOL'), 'it has failed by itself before')
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   await t.throwsAsync(join('/somewhere', { signal }), codeOf('ABORT_ERR'))
   t.deepEqual(all, [], 'nothing is begun')
 })
 
 test.serial('a call that exceeds its timeout is cancelled, and closes a channel that arrives late', async (t) => {
   for (const made of [false, true]) {
-    const { begun, opening } = await begins(t, { timeout: 1 })
+    const { handshake, opening } = await startCall(t, { timeout: 1 })
     const error = t.throwsAsync<RingfenceError>(opening, codeOf('TIMEOUT'))
-    await until(() => begun.asked.includes('cancel'), 'it is cancelled')
-    const late = comer()
-    if (made) begun.done(null, late.raw)
-    else begun.done({ code: 'ABORTED', message: 'as the binding says' }, null)
+    await until(() => handshake.calls.includes('cancel'), 'it is cancelled')
+    const late = incomingChannel()
+    if (made) handshake.done(null, late.raw)
+    else handshake.done({ code: 'ABORTED', message: 'as the binding says' }, null)
     t.is(
       (await error)!.message,
       'join did not succeed within its timeout of 1 ms; does a partner join at the same address?',
     )
-    t.is(late.told('close').length, made ? 1 : 0)
+    t.is(late.newCalls('close').length, made ? 1 : 0)
   }
-  const failing = await begins(t, { timeout: 1 })
-  await until(() => failing.begun.asked.includes('cancel'), 'it is cancelled')
-  failing.begun.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
+  const failing = await startCall(t, { timeout: 1 })
+  await until(() => failing.handshake.calls.includes('cancel'), 'it is cancelled')
+  failing.handshake.done({ code: 'PROTOCOL', message: 'as the binding says' }, null)
   await t.throwsAsync(failing.opening, codeOf('PROTOCOL'), 'it has failed by itself before')
-  const { begun, opening } = await begins(t, { timeout: 1e9 })
-  begun.done(null, comer().raw)
+  const { handshake, opening } = await startCall(t, { timeout: 1e9 })
+  handshake.done(null, incomingChannel().raw)
   await opening
-  t.deepEqual(begun.asked, [])
+  t.deepEqual(handshake.calls, [])
 })
 
 test.serial('a refusal is reported to observers of the process, with the exception of the callback', async (t) => {
-  const told: { address: string | null; error: RingfenceError }[] = []
-  const hear = (message: unknown) => void told.push(message as (typeof told)[number])
-  subscribe('ringfence:refused', hear)
-  t.teardown(() => unsubscribe('ringfence:refused', hear))
+  const messages: { address: string | null; error: RingfenceError }[] = []
+  const onMessage = (message: unknown) => void messages.push(message as (typeof messages)[number])
+  subscribe('ringfence:refused', onMessage)
+  t.teardown(() => unsubscribe('ringfence:refused', onMessage))
   const thrown = new Error('of the callback')
   const asks: ((id: number, identity: Identity) => void)[] = []
   const { begin } = native as { begin(...all: unknown[]): unknown }
-  const all: Begun[] = []
+  const all: StartedHandshake[] = []
   const answers: unknown[] = []
   native['begin'] = (
     name: string,
     address: string,
     options: object,
-    done: Begun['done'],
+    done: StartedHandshake['done'],
     ask: (typeof asks)[number],
   ) => {
-    all.push({ name, address, options, done, asked: [] })
+    all.push({ name, address, options, done, calls: [] })
     asks.push(ask)
     return { cancel() {}, vacate() {}, answer: (...answer: unknown[]) => void answers.push(answer) }
   }
@@ -145,12 +145,12 @@ test.serial('a refusal is reported to observers of the process, with the excepti
   all[0]!.done({ code: 'PEER_REFUSED', message: 'refused', question: 7, check: 'authorize' } as never, null)
   const error = await t.throwsAsync<RingfenceError>(opening, codeOf('PEER_REFUSED'))
   t.is(error!.cause, thrown)
-  t.deepEqual(told, [{ ...told[0]!, address: '@somewhere', error: error! }])
+  t.deepEqual(messages, [{ ...messages[0]!, address: '@somewhere', error: error! }])
   const other = join('@somewhere')
   await Promise.resolve()
   all[1]!.done({ code: 'PROTOCOL', message: 'no refusal' }, null)
   await t.throwsAsync(other, codeOf('PROTOCOL'))
-  t.is(told.length, 1)
+  t.is(messages.length, 1)
 })
 
 test.serial('a call that cannot start rejects, and a channel that cannot be used is closed', async (t) => {
@@ -170,23 +170,23 @@ test.serial('a call that cannot start rejects, and a channel that cannot be used
     t.regex(error!.message, cause === undefined ? /^no binding$/ : /cannot be started: no thread/)
   }
   native['begin'] = begin
-  const { begun, opening } = await begins(t)
-  const peer = comer()
+  const { handshake, opening } = await startCall(t)
+  const peer = incomingChannel()
   peer.fail('watch', 'NO_SPACE', 'no descriptor')
-  begun.done(null, peer.raw)
+  handshake.done(null, peer.raw)
   await t.throwsAsync(opening, { ...codeOf('NO_SPACE'), message: 'no descriptor' })
-  t.true(peer.told('close').includes('close'))
+  t.true(peer.newCalls('close').includes('close'))
   await t.throwsAsync(join(5 as never), { ...codeOf('INVALID_ARGUMENT'), message: /address must be a string, not 5/ })
 })
 
 test.serial('a channel is half-open if its options say so', async (t) => {
   for (const allowHalfOpen of [true, false]) {
-    const { begun, opening } = await begins(t, { allowHalfOpen })
-    const peer = comer()
+    const { handshake, opening } = await startCall(t, { allowHalfOpen })
+    const peer = incomingChannel()
     peer.from.ended = true
-    begun.done(null, peer.raw)
+    handshake.done(null, peer.raw)
     const channel: Channel = await opening
     t.is(await channel.receive(), undefined)
-    t.deepEqual(peer.told('end'), allowHalfOpen ? [] : ['end'])
+    t.deepEqual(peer.newCalls('end'), allowHalfOpen ? [] : ['end'])
   }
 })

@@ -2,7 +2,7 @@
 
 import test from 'ava'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Block {
   readonly maxSize: number
@@ -21,8 +21,8 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-const { Block, MAX_SHARED } = await insideOf<Insides>('channel/block.js')
-const { recordSize } = await insideOf<{ recordSize(length: number): number }>('native.js')
+const { Block, MAX_SHARED } = await internals<Insides>('channel/block.js')
+const { recordSize } = await internals<{ recordSize(length: number): number }>('native.js')
 
 test('a record is as long as its head and its message, in steps of 8 bytes', (t) => {
   const head = recordSize(0)

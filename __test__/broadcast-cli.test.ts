@@ -8,8 +8,8 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress } from './support/address.js'
-import { urlOf } from './support/inside.js'
-import { soon, until } from './support/until.js'
+import { urlOf } from './support/internals.js'
+import { within, until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
 
@@ -58,9 +58,9 @@ test('each subscriber gets every line, including a last one without a newline, a
   // The lines must arrive before the end of the input does.
   for (const subscriber of subscribers) await until(() => subscriber.output() === lines(1000), 'the lines are there')
   publisher.child.stdin!.end('\nlast')
-  t.deepEqual(await soon(publisher.done, 'the end'), { code: 0, output: '', complaints: '' })
+  t.deepEqual(await within(publisher.done, 'the end'), { code: 0, output: '', complaints: '' })
   for (const subscriber of subscribers)
-    t.deepEqual(await soon(subscriber.done, 'an end'), { code: 0, output: `${lines(1000)}\nlast\n`, complaints: '' })
+    t.deepEqual(await within(subscriber.done, 'an end'), { code: 0, output: `${lines(1000)}\nlast\n`, complaints: '' })
 })
 
 test('with --count a subscriber exits on its own, and the others continue', async (t) => {
@@ -68,9 +68,9 @@ test('with --count a subscriber exits on its own, and the others continue', asyn
   const [brief, long] = [run(t, 'subscribe', address, '--count', '2'), run(t, 'subscribe', address)]
   const publisher = run(t, 'publish', address, '--audience', '2')
   publisher.child.stdin!.write(lines(3))
-  t.deepEqual(await soon(brief.done, 'its end'), { code: 0, output: lines(2), complaints: '' })
+  t.deepEqual(await within(brief.done, 'its end'), { code: 0, output: lines(2), complaints: '' })
   publisher.child.stdin!.end('more\n')
-  t.is((await soon(long.done, 'an end')).output, `${lines(3)}more\n`)
+  t.is((await within(long.done, 'an end')).output, `${lines(3)}more\n`)
   t.is((await publisher.done).code, 0)
 })
 
@@ -79,14 +79,14 @@ test('with --raw chunks are passed on as they are, and with --no-newline they ar
   const subscriber = run(t, 'subscribe', address, '--no-newline')
   const publisher = run(t, 'publish', address, '--audience', '1', '--raw', '7')
   publisher.child.stdin!.end('twenty bytes in all.')
-  t.deepEqual(await soon(subscriber.done, 'an end'), { code: 0, output: 'twenty bytes in all.', complaints: '' })
+  t.deepEqual(await within(subscriber.done, 'an end'), { code: 0, output: 'twenty bytes in all.', complaints: '' })
   t.is((await publisher.done).code, 0)
 })
 
 test('a line that is too long is reported, with what to do', async (t) => {
   const publisher = run(t, 'publish', abstractAddress(), '--capacity', '64K')
   publisher.child.stdin!.end('x'.repeat(10_000))
-  const { code, complaints } = await soon(publisher.done, 'its failure')
+  const { code, complaints } = await within(publisher.done, 'its failure')
   t.is(code, 8)
   t.regex(complaints, /a line has more than 8192 bytes.*--capacity/)
 })
@@ -113,7 +113,7 @@ function hasLease(pid: number): boolean {
         return ring !== undefined && hasLease(publisher.child.pid!)
       }, 'it publishes')
       closeSync(openSync(`${maps}/${ring}`, 'r'))
-      const { code, complaints } = await soon(publisher.done, 'its failure')
+      const { code, complaints } = await within(publisher.done, 'its failure')
       t.is(code, 7)
       t.regex(complaints, /another process tried to open the publisher's shared memory/)
     }
@@ -127,7 +127,7 @@ test('after the publisher is killed, everything that it published is written, an
   publisher.child.stdin!.write(lines(100))
   await until(() => subscriber.output() === lines(100), 'the lines are there')
   publisher.child.kill('SIGKILL')
-  const { code, complaints } = await soon(subscriber.done, 'its end')
+  const { code, complaints } = await within(subscriber.done, 'its end')
   t.is(code, 5)
   t.regex(complaints, /process \d+, has ended, .*: its last messages may be missing/)
 })
@@ -139,7 +139,7 @@ test('a late subscriber gets the last line at once with --from latest', async (t
   publisher.child.stdin!.write(lines(10))
   await until(() => early.output() === lines(10), 'the lines are there')
   const late = run(t, 'subscribe', address, '--from', 'latest', '--count', '1')
-  t.is((await soon(late.done, 'the last line')).output, 'line 9\n')
+  t.is((await within(late.done, 'the last line')).output, 'line 9\n')
   publisher.child.stdin!.end()
   t.is((await publisher.done).code, 0)
 })
@@ -158,36 +158,36 @@ async function publishToStopped(t: ExecutionContext, subscribers: string[][], ..
   const other = run(t, 'subscribe', address)
   const content = lines(10_000)
   publisher.child.stdin!.end(content)
-  const { code, complaints } = await soon(publisher.done, 'the end of the publisher')
+  const { code, complaints } = await within(publisher.done, 'the end of the publisher')
   t.is(code, 0)
-  t.is((await soon(other.done, 'an end')).output, content)
+  t.is((await within(other.done, 'an end')).output, content)
   for (const { child } of stopped) child.kill('SIGCONT')
-  const told = complaints.split('\n').filter((line) => line.startsWith('ringfence: '))
-  return { content, stopped, told }
+  const warnings = complaints.split('\n').filter((line) => line.startsWith('ringfence: '))
+  return { content, stopped, warnings }
 }
 
 test('a publisher exits after its input, even if subscribers that it never waits for are stopped', async (t) => {
   const deliveries = ['best-effort', 'latest'].map((delivery) => ['--delivery', delivery])
   // For a reliable subscriber it would wait longer than this test may take.
-  const { content, stopped, told } = await publishToStopped(t, deliveries, '--stall', '1000')
-  t.deepEqual(told, [])
+  const { content, stopped, warnings } = await publishToStopped(t, deliveries, '--stall', '1000')
+  t.deepEqual(warnings, [])
   // Published messages stay readable for them.
-  const [all, last] = await soon(Promise.all(stopped.map(({ done }) => done)), 'their ends')
+  const [all, last] = await within(Promise.all(stopped.map(({ done }) => done)), 'their ends')
   t.like(all, { code: 0, output: content })
   t.true(last!.output.endsWith('line 9999\n'))
 })
 
 test('a publisher waits for a stopped reliable subscriber for up to its stall, and the remainder stays readable', async (t) => {
-  const { content, stopped, told } = await publishToStopped(t, [[]], '--stall', '3')
+  const { content, stopped, warnings } = await publishToStopped(t, [[]], '--stall', '3')
   const notRead = `process ${stopped[0]!.child.pid} has not read everything after 3 s; it can still read the remainder`
-  t.deepEqual(told, [`ringfence: ${notRead}`])
-  t.like(await soon(stopped[0]!.done, 'its end'), { code: 0, output: content })
+  t.deepEqual(warnings, [`ringfence: ${notRead}`])
+  t.like(await within(stopped[0]!.done, 'its end'), { code: 0, output: content })
 })
 
 test('a publisher reports that nobody has subscribed', async (t) => {
   const publisher = run(t, 'publish', abstractAddress())
   publisher.child.stdin!.end(lines(3))
-  const { code, complaints } = await soon(publisher.done, 'its end')
+  const { code, complaints } = await within(publisher.done, 'its end')
   t.is(code, 0)
   t.regex(
     complaints,
@@ -195,7 +195,7 @@ test('a publisher reports that nobody has subscribed', async (t) => {
   )
   const empty = run(t, 'publish', abstractAddress())
   empty.child.stdin!.end()
-  t.deepEqual(await soon(empty.done, 'its end'), { code: 0, output: '', complaints: '' })
+  t.deepEqual(await within(empty.done, 'its end'), { code: 0, output: '', complaints: '' })
 })
 
 test('arguments that cannot be parsed are a usage error', async (t) => {
@@ -206,14 +206,14 @@ test('arguments that cannot be parsed are a usage error', async (t) => {
     [['publish', '@x', '--backing', 'shm'], /memfd/],
     [['send', '@x', '--count', '5'], /send takes no --count: it is an option of subscribe/],
   ] as const) {
-    const { code, complaints } = await soon(run(t, ...words).done, 'its failure')
+    const { code, complaints } = await within(run(t, ...words).done, 'its failure')
     t.is(code, 2, words.join(' '))
     t.regex(complaints, said)
   }
 })
 
 test('a directory as input and a closed standard output are reported before any peer is waited for', async (t) => {
-  const published = await soon(run(t, 'publish', abstractAddress(), '/', '--audience', '1').done, 'its failure')
+  const published = await within(run(t, 'publish', abstractAddress(), '/', '--audience', '1').done, 'its failure')
   t.is(published.code, 1)
   t.regex(published.complaints, /\/ is a directory/)
   const words = [process.execPath, cli, 'subscribe', abstractAddress()]

@@ -25,7 +25,7 @@ import { abstractAddress, isBound, namedAddress, temporaryDirectory } from './su
 import { pattern } from './support/bytes.js'
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 const RING = 65_536
 
@@ -132,7 +132,7 @@ test('each subscriber gets every message, in order, by any way to read, and then
   t.is(publisher.sequence, 3000n)
   await publisher.end()
   for (const one of all)
-    t.deepEqual(await soon(one, 'all messages'), {
+    t.deepEqual(await within(one, 'all messages'), {
       count: 3000,
       lost: 0,
       sequence: 3000,
@@ -140,7 +140,7 @@ test('each subscriber gets every message, in order, by any way to read, and then
       error: '',
       reason: 'closed',
     })
-  t.deepEqual(await soon(publisher.closed, 'the end'), { reason: 'closed' })
+  t.deepEqual(await within(publisher.closed, 'the end'), { reason: 'closed' })
 })
 
 test('messages that are filled in place and sent ones arrive in order, through many laps of the ring', async (t) => {
@@ -169,13 +169,13 @@ test('best-effort and latest do not delay the publisher, and they count lost mes
   const readers = await Promise.all(kinds.map((delivery) => subscriber(t, address, { delivery })))
   await Promise.all(readers.map((reader) => reader.stop()))
   // Ten rings: if the publisher waited for a subscriber, it would wait forever.
-  await soon(send(publisher, 1, 5000), 'room')
-  for (const reader of readers) reader.goOn()
+  await within(send(publisher, 1, 5000), 'room')
+  for (const reader of readers) reader.resume()
   const all = readers.map((reader) => readAll(reader, 'for await'))
   await send(publisher, 5001, 6000)
   await publisher.end()
   for (const [index, one] of all.entries()) {
-    const { count, lost, sequence, wrong, error, reason } = await soon(one, 'the end')
+    const { count, lost, sequence, wrong, error, reason } = await within(one, 'the end')
     t.deepEqual(
       { wrong, error, reason, sequence },
       { wrong: '', error: '', reason: 'closed', sequence: 6000 },
@@ -235,10 +235,10 @@ test('published messages survive the publisher: a subscriber reads all of them, 
   })
   await there.kill()
   for (let number = 0; number < 500; number += 1) {
-    const message = await soon(subscription.receive(), `message ${number}`)
+    const message = await within(subscription.receive(), `message ${number}`)
     if (!message!.equals(pattern(number, 100))) return t.fail(`message ${number} is another`)
   }
-  await t.throwsAsync(soon(subscription.receive(), 'the end'), codeOf('PEER_LOST'))
+  await t.throwsAsync(within(subscription.receive(), 'the end'), codeOf('PEER_LOST'))
   return t.is((await subscription.closed).reason, 'lost')
 })
 
@@ -250,20 +250,20 @@ test('a stopped subscriber is evicted after the stall, learns that, and does not
   const reading = readAll(other, 'receiveEach')
   const gone = once(publisher, 'disconnect') as Promise<[Subscriber, Closed]>
   await stopped.stop()
-  await soon(send(publisher, 1, 3000), 'room')
+  await within(send(publisher, 1, 3000), 'room')
   const [who, closed] = await gone
   t.deepEqual([who.peer.pid, closed.reason, closed.error!.code], [stopped.pid, 'evicted', 'ERR_RINGFENCE_EVICTED'])
   t.is(await who.closed, closed)
   t.is(who.stats().lag, 0)
-  stopped.goOn()
-  const told = await soon(readAll(stopped, 'for await'), 'its end')
-  t.deepEqual([told.error, told.reason, told.wrong], ['ERR_RINGFENCE_EVICTED', 'evicted', ''])
+  stopped.resume()
+  const outcome = await within(readAll(stopped, 'for await'), 'its end')
+  t.deepEqual([outcome.error, outcome.reason, outcome.wrong], ['ERR_RINGFENCE_EVICTED', 'evicted', ''])
   await t.throwsAsync(
     stopped.run((kit) => (kit.keep['subscription'] as Subscription).receive()),
     codeOf('EVICTED'),
   )
   await publisher.end()
-  t.is((await soon(reading, 'the rest')).count, 3000)
+  t.is((await within(reading, 'the rest')).count, 3000)
 })
 
 test('a subscriber that is killed while the publisher waits for it is released', async (t) => {
@@ -276,8 +276,8 @@ test('a subscriber that is killed while the publisher waits for it is released',
   t.true(await isPending(waiting))
   const gone = once(publisher, 'disconnect') as Promise<[Subscriber, Closed]>
   await there.kill()
-  await soon(waiting, 'room')
-  t.is((await soon(gone, 'the event'))[1].reason, 'lost')
+  await within(waiting, 'room')
+  t.is((await within(gone, 'the event'))[1].reason, 'lost')
   t.deepEqual(publisher.subscribers, [])
 })
 
@@ -292,8 +292,8 @@ test('a publisher distinguishes subscribers that close from those that do not', 
     const gone = once(publisher, 'disconnect') as Promise<[Subscriber, Closed]>
     const there = await subscriber(t, address)
     await there.run(async (kit, how) => void (await (kit.keep['subscription'] as Subscription)[how]()), way)
-    if (way === 'unref') await there.letGo()
-    const [, closed] = await soon(gone, way)
+    if (way === 'unref') await there.detach()
+    const [, closed] = await within(gone, way)
     t.is(closed.reason, reason, way)
     t.is(closed.error?.code, reason === 'lost' ? 'ERR_RINGFENCE_PEER_LOST' : undefined, way)
   }
@@ -311,7 +311,7 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   await one!.disconnect()
   t.deepEqual(await one!.closed, { reason: 'closed' })
   await send(publisher, 101, 200)
-  const { count, wrong, error, reason } = await soon(readAll(there, 'receive'), 'its end')
+  const { count, wrong, error, reason } = await within(readAll(there, 'receive'), 'its end')
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
 })
 
@@ -373,9 +373,9 @@ for (const [ending, reason] of Object.entries(endings) as [keyof typeof endings,
     for (const read of ending === 'kill' ? [1] : [0, 1, 5]) {
       const { subscription, end } = await toBeEnded(t, there, ending)
       for (let number = 0; number < read; number += 1)
-        t.true((await soon(subscription.receive(), 'a message'))!.equals(pattern(number, 1000)))
+        t.true((await within(subscription.receive(), 'a message'))!.equals(pattern(number, 1000)))
       await end()
-      t.is((await soon(subscription.closed, `the end after ${read} messages`)).reason, reason)
+      t.is((await within(subscription.closed, `the end after ${read} messages`)).reason, reason)
       const counts = () => [subscription.sequence, subscription.stats().messagesReceived]
       t.deepEqual(counts(), [BigInt(read), read])
       if (ending === 'evict') {
@@ -403,7 +403,7 @@ test('closed reports a disconnect for each delivery, and while a merge reads', a
   for (const delivery of ['best-effort', 'latest'] as const) {
     const { subscription, end } = await toBeEnded(t, there, 'disconnect', { delivery })
     await end()
-    t.is((await soon(subscription.closed, 'the end')).reason, 'closed')
+    t.is((await within(subscription.closed, 'the end')).reason, 'closed')
     const all: Buffer[] = []
     for await (const message of subscription) all.push(message)
     t.true(all.at(-1)!.equals(pattern(4, 1000)), delivery)
@@ -412,7 +412,7 @@ test('closed reports a disconnect for each delivery, and while a merge reads', a
   const { subscription, end } = await toBeEnded(t, there, 'disconnect')
   const merged = mergeOf([subscription])
   await end()
-  t.is((await soon(subscription.closed, 'the end')).reason, 'closed')
+  t.is((await within(subscription.closed, 'the end')).reason, 'closed')
   const all: Buffer[] = []
   for await (const [, message] of merged) all.push(message)
   t.is(all.length, 5)
@@ -474,7 +474,7 @@ test('verify closes a subscription whose publisher no longer satisfies the polic
   upgrade()
   const codes = await here.run(async (kit) => {
     const unhandled: string[] = []
-    const told = new Promise<void>((resolve) => {
+    const outcome = new Promise<void>((resolve) => {
       process.on('unhandledRejection', (error: { code: string }) => {
         unhandled.push(error.code)
         resolve()
@@ -483,7 +483,7 @@ test('verify closes a subscription whose publisher no longer satisfies the polic
     const subscription = kit.keep['subscription'] as Subscription
     void subscription.verify()
     // The event loop may report either of the two first.
-    await told
+    await outcome
     const { reason } = await subscription.closed
     // The subscription has ended, and `closed` reports it.
     void subscription.verify()
@@ -535,7 +535,7 @@ test.serial(
     publisher.on('connection', (one) => known.push(one))
     publisher.on('disconnect', () => (gone += 1))
     const there = await Partner.start(t)
-    const comeAndGo = (times: number) =>
+    const connectAndClose = (times: number) =>
       there.run(
         async (kit, where, count) => {
           for (let number = 0; number < count; number += 1) await (await kit.ringfence.subscribe(where)).close()
@@ -544,7 +544,7 @@ test.serial(
         times,
       )
     const before = processes()
-    await comeAndGo(20)
+    await connectAndClose(20)
     await until(() => gone === 20, 'all have gone')
     await until(() => processes() <= before, 'nothing is kept of them')
     t.is(known.length, 20)
@@ -558,7 +558,7 @@ test.serial('seal frees the address and keeps no descriptor of the ring; existin
   const address = namedAddress(t)
   const publisher = await publishHere(t, address)
   const there = await subscriber(t, address)
-  await soon(publisher.seal(), 'the seal')
+  await within(publisher.seal(), 'the seal')
   t.false(isBound(address))
   await t.throwsAsync(subscribe(address), codeOf('PEER_LOST'))
   const links = readdirSync('/proc/self/fd').map((fd) => {
@@ -575,7 +575,7 @@ test.serial('seal frees the address and keeps no descriptor of the ring; existin
   const reading = readAll(there, 'receiveEach')
   await send(publisher, 1, 1000)
   await publisher.end()
-  t.is((await soon(reading, 'all')).count, 1000)
+  t.is((await within(reading, 'all')).count, 1000)
 })
 
 test('a close that cannot publish everything rejects pending sends, and subscribers report a lost publisher', async (t) => {
@@ -593,7 +593,7 @@ test('a close that cannot publish everything rejects pending sends, and subscrib
   t.false(isBound(address))
   await t.throwsAsync(publisher.send('no'), codeOf('CLOSED'))
   t.throws(() => publisher.trySend('no'), codeOf('CLOSED'))
-  const { count, wrong, error, reason } = await soon(readAll(there, 'for await'), 'its end')
+  const { count, wrong, error, reason } = await within(readAll(there, 'for await'), 'its end')
   t.deepEqual(
     { count, wrong, error, reason },
     { count: sent, wrong: '', error: 'ERR_RINGFENCE_PEER_LOST', reason: 'lost' },
@@ -674,11 +674,11 @@ test('Rust and Node: each subscribes to the other', async (t) => {
   const other = abstractAddress()
   const publisher = await publishHere(t, other, { policy: { executable: rustPartner } })
   const reader = new RustPartner(t, { deed: 'subscribe', address: other, capacity: 4096, longest: 8192, sizes })
-  t.is(await reader.hear(), `subscribed ${process.pid}`)
+  t.is(await reader.readLine(), `subscribed ${process.pid}`)
   for (const [index, size] of sizes.entries()) await publisher.send(pattern(index, size))
   await publisher.end()
-  t.is(await reader.hear(), `${sizes.length} messages`)
-  return t.deepEqual(await soon(publisher.closed, 'the end'), { reason: 'closed' })
+  t.is(await reader.readLine(), `${sizes.length} messages`)
+  return t.deepEqual(await within(publisher.closed, 'the end'), { reason: 'closed' })
 })
 
 test('invalid arguments and states are reported by their codes', async (t) => {
@@ -782,7 +782,7 @@ test('a publisher and a subscription keep their processes alive until unref', as
     kit.keep['publisher'] = await kit.ringfence.publish(where, { policy: { executable: 'any' } })
   }, address)
   await subscriber(t, address, {}, subscribed)
-  const exits = [publishing.letGo(), subscribed.letGo()]
+  const exits = [publishing.detach(), subscribed.detach()]
   await new Promise((resolve) => setTimeout(resolve, 300))
   for (const exit of exits) t.true(await isPending(exit))
   const quiet = await Partner.start(t)
@@ -790,6 +790,6 @@ test('a publisher and a subscription keep their processes alive until unref', as
     const own = await kit.ringfence.publish('@quiet-' + process.pid)
     own.unref()
   })
-  t.deepEqual(await soon(quiet.letGo(), 'its exit'), { code: 0, signal: null })
+  t.deepEqual(await within(quiet.detach(), 'its exit'), { code: 0, signal: null })
   await Promise.all([publishing.kill(), subscribed.kill()])
 })

@@ -24,7 +24,7 @@ async function meet(
   const rust = new RustPartner(t, { address, capacity: CAPACITY, longest: LONGEST, ...settings })
   await untilBound(address)
   const channel = await joinHere(t, address, NODE)
-  t.is(await rust.hear(), `host ${process.pid}`)
+  t.is(await rust.readLine(), `host ${process.pid}`)
   return { channel, rust }
 }
 
@@ -42,7 +42,7 @@ test('a Rust process serves a Node process: replies of every size, thousands in 
   t.true(replies.every((reply, number) => reply.toString() === numbers[number]!.repeat(2)))
   t.is((await channel.receive())?.toString(), 'a message')
   await channel.end()
-  for (let thread = 0; thread < 4; thread += 1) t.is(await rust.hear(), 'served')
+  for (let thread = 0; thread < 4; thread += 1) t.is(await rust.readLine(), 'served')
   t.deepEqual(await rust.exited, [0, null])
 })
 
@@ -55,12 +55,12 @@ test('errors, panics, deadlines and aborts travel to a Rust process and back', a
   await t.throwsAsync(late, { code: 'ERR_RINGFENCE_TIMEOUT' })
   const abort = new AbortController()
   const aborted = channel.call('hang', { signal: abort.signal })
-  const lines = [await rust.hear()]
-  if (lines[0] === 'hangs until its deadline') lines.push(await rust.hear(), await rust.hear())
+  const lines = [await rust.readLine()]
+  if (lines[0] === 'hangs until its deadline') lines.push(await rust.readLine(), await rust.readLine())
   t.true(lines.includes('hangs'), String(lines))
   abort.abort()
   await t.throwsAsync(aborted, { name: 'AbortError' })
-  t.is(await rust.hear(), 'cancelled')
+  t.is(await rust.readLine(), 'cancelled')
   t.is((await channel.call('still ')).toString(), 'still still ')
   t.is(channel.stats().callsInFlight, 0)
 })
@@ -69,7 +69,7 @@ test('each pending call to a killed Rust process fails', async (t) => {
   const { channel, rust } = await meet(t, { deed: 'answer' })
   // The last ones wait on this side until others are answered.
   const calls = Array.from({ length: 20_000 }, () => channel.call('hang'))
-  t.is(await rust.hear(), 'hangs')
+  t.is(await rust.readLine(), 'hangs')
   await rust.kill()
   for (const call of calls) await t.throwsAsync(call, lost)
 })
@@ -86,15 +86,15 @@ test('a Node process serves a Rust process, and its pending call fails when the 
     if (deadline === undefined) aborts.push('cancelled')
     return request
   })
-  t.is(await rust.hear(), `asked ${SIZES.length}`)
-  t.is(await rust.hear(), 'RangeError: not today E_NO')
-  t.is(await rust.hear(), 'due true')
-  t.is(await rust.hear(), 'TIMED_OUT')
-  t.is(await rust.hear(), 'the first hangs')
-  t.is(await rust.hear(), 'asked 2000')
+  t.is(await rust.readLine(), `asked ${SIZES.length}`)
+  t.is(await rust.readLine(), 'RangeError: not today E_NO')
+  t.is(await rust.readLine(), 'due true')
+  t.is(await rust.readLine(), 'TIMED_OUT')
+  t.is(await rust.readLine(), 'the first hangs')
+  t.is(await rust.readLine(), 'asked 2000')
   t.deepEqual(aborts, ['cancelled'])
   t.true(await isPending(serving))
   channel.destroy()
-  t.is(await rust.hear(), 'PEER_LOST')
+  t.is(await rust.readLine(), 'PEER_LOST')
   t.deepEqual(await rust.exited, [0, null])
 })

@@ -21,14 +21,14 @@ import {
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { withoutMemory } from './support/memory.js'
 import { joinHere, pair, Partner, type Pair, type PairSettings } from './support/partner.js'
-import { isPending, soon, standStillUntil, turns, until } from './support/until.js'
+import { isPending, within, blockUntil, turns, until } from './support/until.js'
 
 const code = (name: string) => ({ instanceOf: RingfenceError, code: `ERR_RINGFENCE_${name}` })
 
-interface Asked {
+interface HostileRequests {
   add?: number
   throws?: string
   back?: number
@@ -46,8 +46,8 @@ async function serving(
     const reasons: unknown[] = []
     kit.keep['reasons'] = reasons
     kit.keep['served'] = values
-      .serve(async (asked, { signal }) => {
-        const { add, throws, back, waits } = asked as Asked
+      .serve(async (requests, { signal }) => {
+        const { add, throws, back, waits } = requests as HostileRequests
         if (throws !== undefined) throw Object.assign(new RangeError(throws), { code: 'E_TEST' })
         if (back !== undefined) return values.call(back)
         if (waits !== true) return add! + 1
@@ -238,7 +238,7 @@ test('a handler that ends because of the deadline changes nothing about the outc
 // Serial: the event loop of this process stands still.
 test.serial('a reply that is in the ring at the deadline is in time', async (t) => {
   const { channel, partner } = await pair(t)
-  const [asked, replied] = ['asked', 'replied'].map((name) => join(temporaryDirectory(t), name)) as [string, string]
+  const [requests, replied] = ['asked', 'replied'].map((name) => join(temporaryDirectory(t), name)) as [string, string]
   await partner.run(
     (kit, from: string, to: string) => {
       const { existsSync: exists, writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
@@ -250,7 +250,7 @@ test.serial('a reply that is in the ring at the deadline is in time', async (t) 
         return request
       })
     },
-    asked,
+    requests,
     replied,
   )
   const timeout = 4_000
@@ -259,8 +259,8 @@ test.serial('a reply that is in the ring at the deadline is in time', async (t) 
   // The handler waits by now. After its immediates, the event loop runs its timers before it reads a socket.
   await pause(100)
   setImmediate(() => {
-    writeFileSync(asked, '')
-    standStillUntil(() => existsSync(replied) && performance.now() > due + 10, 'the reply is in the ring')
+    writeFileSync(requests, '')
+    blockUntil(() => existsSync(replied) && performance.now() > due + 10, 'the reply is in the ring')
   })
   t.is(String(await call), 'in time')
   t.is(channel.stats().lateReplies, 0)
@@ -363,7 +363,7 @@ test('a lost peer rejects every pending call and serve, and aborts the handlers'
   await reaches(partner, 'waits')
   const outcomes = Promise.all([own, ...calls].map((call) => t.throwsAsync(call, code('PEER_LOST'))))
   await partner.kill()
-  await soon(outcomes, 'all of them')
+  await within(outcomes, 'all of them')
   await until(() => reasons.length === 1, 'the handler is told')
   t.deepEqual(reasons, ['ERR_RINGFENCE_PEER_LOST'])
   await t.throwsAsync(values.call({ add: 1 }), code('PEER_LOST'))
@@ -524,7 +524,7 @@ test('a close that drops the frames of a lost peer ends serve', async (t) => {
   const isAlive = () => existsSync(status) && !/^State:\s+Z/m.test(readFileSync(status, 'latin1'))
   while (isAlive());
   await closed
-  await soon(t.throwsAsync(served, code('PEER_LOST')), 'serve has ended')
+  await within(t.throwsAsync(served, code('PEER_LOST')), 'serve has ended')
 })
 
 test('all answers that a peer has left are read', async (t) => {
@@ -551,8 +551,8 @@ test('all answers that a peer has left are read', async (t) => {
   // The event loop must find the answers and the end together.
   await Promise.resolve()
   await Promise.resolve()
-  standStillUntil(() => existsSync(file), 'the peer has closed')
-  t.deepEqual((await soon(Promise.all(calls), 'the calls')).map(Number), [...calls.keys()])
+  blockUntil(() => existsSync(file), 'the peer has closed')
+  t.deepEqual((await within(Promise.all(calls), 'the calls')).map(Number), [...calls.keys()])
 })
 
 test('an answer that is read after the end loses no message behind it', async (t) => {
@@ -573,7 +573,7 @@ test('an answer that is read after the end loses no message behind it', async (t
   for (let number = 0; number < 40; number += 1) t.is((await channel.receive())!.length, 65_536)
   t.is(String(await channel.receive()), 'last')
   t.is(await channel.receive(), undefined)
-  await soon(Promise.allSettled([call]), 'the call')
+  await within(Promise.allSettled([call]), 'the call')
 })
 
 test('a request that is never sent rejects its call', async (t) => {
@@ -581,7 +581,7 @@ test('a request that is never sent rejects its call', async (t) => {
   channel.reserve(4)
   const call = channel.call('')
   await channel.end()
-  await soon(t.throwsAsync(call, code('CLOSED')), 'the call')
+  await within(t.throwsAsync(call, code('CLOSED')), 'the call')
   t.is(channel.stats().callsInFlight, 0)
 })
 
@@ -589,8 +589,8 @@ test('the first call and serve after the end of the peer settle', async (t) => {
   const half = await pair(t, { options: { allowHalfOpen: true } })
   await half.partner.run((kit) => kit.channel.end())
   t.is(await half.channel.receive(), undefined)
-  await soon(t.throwsAsync(half.channel.call(''), code('PEER_LOST')), 'the call')
-  await soon(
+  await within(t.throwsAsync(half.channel.call(''), code('PEER_LOST')), 'the call')
+  await within(
     half.channel.serve(() => ''),
     'serve',
   )
@@ -642,10 +642,10 @@ test('a handler that transfers the memory of its request makes no other one empt
       return text
     })
   })
-  const asked = Array.from({ length: 10 }, (_, number) => String(number))
-  const outcomes = await Promise.allSettled(asked.map((text) => channel.call(text)))
+  const requests = Array.from({ length: 10 }, (_, number) => String(number))
+  const outcomes = await Promise.allSettled(requests.map((text) => channel.call(text)))
   for (const [number, outcome] of outcomes.entries()) {
-    if (outcome.status === 'fulfilled') t.is(outcome.value.toString(), asked[number])
+    if (outcome.status === 'fulfilled') t.is(outcome.value.toString(), requests[number])
     else t.is((outcome.reason as RemoteError).code, 'ERR_RINGFENCE_INVALID_ARGUMENT')
   }
   t.is((await channel.call('again')).toString(), 'again')

@@ -31,7 +31,7 @@ test('a channel that cannot be watched is closed, and its peer learns that at on
     message: 'no descriptor is left',
     identity: binding.peer,
   })
-  t.true(binding.told('close').length > 0)
+  t.true(binding.newCalls('close').length > 0)
   const { channel } = open()
   t.throws(() => Reflect.construct(channel.constructor, [Symbol('ringfence'), binding.raw, HALF_OPEN]) as unknown, {
     code: 'ERR_RINGFENCE_INVALID_ARGUMENT',
@@ -52,20 +52,20 @@ test('closed, and every later call, reports each end that the binding reports', 
     const sent = channel.send('waits')
     await waits
     t.true(await isPending(sent))
-    binding.told()
+    binding.newCalls()
     binding.end(reason)
     const ended = await channel.closed
     t.is(ended.reason, reason as never)
     t.is(ended.error?.code as string | undefined, reason === 'closed' ? undefined : `ERR_RINGFENCE_${code}`)
-    t.deepEqual(binding.told('disarm', ...ways), [way])
+    t.deepEqual(binding.newCalls('disarm', ...ways), [way])
     const expected = { code: `ERR_RINGFENCE_${code}`, message } as const
     await t.throwsAsync(sent, expected)
     await t.throwsAsync(channel.send('late'), expected)
     t.throws(() => channel.trySend('late'), expected)
     t.throws(() => channel.sendToken(1), expected)
     await t.throwsAsync(channel.verify(), expected)
-    binding.heard()
-    t.deepEqual(binding.told('listen', ...ways), [], 'nothing is heard of it any more')
+    binding.onWakeup()
+    t.deepEqual(binding.newCalls('listen', ...ways), [], 'nothing is heard of it any more')
   }
 })
 
@@ -73,9 +73,9 @@ test('a peer that a later check refuses ends the channel as refused', async (t) 
   const { binding, channel } = open()
   const waits = channel.receive()
   binding.answers['listen'] = REASONS.indexOf('refused')
-  binding.heard()
+  binding.onWakeup()
   t.like(await channel.closed, { reason: 'refused', error: { code: 'ERR_RINGFENCE_PEER_REFUSED' } })
-  t.deepEqual(binding.told(...ways), ['close'])
+  t.deepEqual(binding.newCalls(...ways), ['close'])
   const refused = { code: 'ERR_RINGFENCE_CLOSED', message: /no longer satisfies the policy/ } as const
   await t.throwsAsync(waits, refused)
   await t.throwsAsync(channel.send('late'), refused)
@@ -103,11 +103,11 @@ test('an error ends the channel if the channel failed, and not if the call was w
       t.throws(() => deed(channel), { code: `ERR_RINGFENCE_${code}`, message: 'as this test has it' }, title)
       if (reason === null) {
         t.true(await isPending(channel.closed), title)
-        t.deepEqual(binding.told(...ways), [])
+        t.deepEqual(binding.newCalls(...ways), [])
         await channel.send('goes on')
       } else {
         t.is((await channel.closed).reason, reason, title)
-        t.deepEqual(binding.told(...ways), [reason === 'lost' ? 'outlive' : 'close'], title)
+        t.deepEqual(binding.newCalls(...ways), [reason === 'lost' ? 'outlive' : 'close'], title)
         const error = await t.throwsAsync<RingfenceError>(
           channel.send('late'),
           { code: `ERR_RINGFENCE_${code}` },
@@ -129,20 +129,20 @@ test('pending messages are flushed before any wait or check', async (t) => {
   for (const [deed, first] of deeds) {
     const { binding, channel } = open()
     void channel.send('first')
-    binding.told()
+    binding.newCalls()
     void deed(channel)
-    t.is(binding.told('flush', 'stats', 'pullRetained', 'pull')[0], first, String(deed))
-    t.is(binding.ring.got.length, 1)
+    t.is(binding.newCalls('flush', 'stats', 'pullRetained', 'pull')[0], first, String(deed))
+    t.is(binding.ring.received.length, 1)
     const idle = open()
     void deed(idle.channel)
-    t.false(idle.binding.told('flush', 'hasRoom').length > 0, 'there is nothing to send')
+    t.false(idle.binding.newCalls('flush', 'hasRoom').length > 0, 'there is nothing to send')
   }
   // Nothing is sent after the end.
   const { binding, channel } = open()
   await channel.close()
-  binding.told()
+  binding.newCalls()
   channel.stats()
-  t.deepEqual(binding.told('flush', 'stats'), ['stats'])
+  t.deepEqual(binding.newCalls('flush', 'stats'), ['stats'])
 })
 
 test('ref and unref decide whether a channel keeps the process alive', (t) => {
@@ -157,7 +157,7 @@ test('ref and unref decide whether a channel keeps the process alive', (t) => {
 test('after both sides have ended, the channel closes once the end was read', async (t) => {
   const { binding, channel } = open()
   await channel.end()
-  t.deepEqual(binding.told(...ways), ['end'])
+  t.deepEqual(binding.newCalls(...ways), ['end'])
   t.true(await isPending(channel.closed))
   binding.from.ended = true
   binding.answers['listen'] = REASONS.indexOf('closed')
@@ -176,20 +176,20 @@ test('messages that a peer has left are read and then released; a wiped ring is 
   for (const reason of ['lost', 'closed']) {
     const { binding, channel } = open()
     const waits = channel.receive()
-    binding.from.come(bytes('one'), bytes('two'), Buffer.alloc(20_000))
+    binding.from.push(bytes('one'), bytes('two'), Buffer.alloc(20_000))
     binding.from.ended = true
     binding.end(reason)
-    t.deepEqual(binding.told(...ways), ['outlive'])
+    t.deepEqual(binding.newCalls(...ways), ['outlive'])
     t.deepEqual([String(await waits), String(await channel.receive())], ['one', 'two'])
     t.is((await channel.receive())?.length, 20_000)
-    t.deepEqual(binding.told(...ways), [])
+    t.deepEqual(binding.newCalls(...ways), [])
     if (reason === 'closed') t.is(await channel.receive(), undefined)
     else await t.throwsAsync(channel.receive(), lost)
-    t.deepEqual(binding.told(...ways), ['close'])
+    t.deepEqual(binding.newCalls(...ways), ['close'])
   }
   const { binding, channel } = open()
   const waits = channel.receive()
-  binding.from.come(bytes('one'))
+  binding.from.push(bytes('one'))
   binding.end('exposed')
   const error = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' } as const
   await t.throwsAsync(waits, error)
@@ -200,7 +200,7 @@ test('messages that a peer has left are read and then released; a wiped ring is 
 test('a close releases messages that a peer has left, also after waiting for a flush', async (t) => {
   for (const linger of [0, 60_000]) {
     const { binding, channel } = open()
-    binding.from.come(bytes('left'))
+    binding.from.push(bytes('left'))
     binding.ring.room = 0
     const sent = channel.send('waits')
     sent.catch(() => {})
@@ -208,11 +208,11 @@ test('a close releases messages that a peer has left, also after waiting for a f
     t.true(await isPending(channel.closed))
     binding.end('lost')
     await (over ?? channel.close())
-    t.deepEqual(binding.told(...ways), ['outlive', 'close'])
+    t.deepEqual(binding.newCalls(...ways), ['outlive', 'close'])
     await t.throwsAsync(sent, lost)
     await t.throwsAsync(channel.receive(), closed)
     await channel.close()
-    t.deepEqual(binding.told(...ways), [], 'that was all')
+    t.deepEqual(binding.newCalls(...ways), [], 'that was all')
     await t.throwsAsync(channel.send('late'), lost)
   }
   const { binding, channel } = open()
@@ -220,12 +220,12 @@ test('a close releases messages that a peer has left, also after waiting for a f
   const sent = channel.send('waits')
   const over = channel.close({ linger: 60_000 })
   await turns(20)
-  t.deepEqual(binding.told(...ways), [])
+  t.deepEqual(binding.newCalls(...ways), [])
   binding.ring.room = 65_536
-  binding.heard()
+  binding.onWakeup()
   await sent
   await over
-  t.deepEqual(binding.told(...ways), ['end', 'close'])
+  t.deepEqual(binding.newCalls(...ways), ['end', 'close'])
 })
 
 test('a reader that finds the end also ends this side, unless the peer was cut off or the channel is half-open', async (t) => {
@@ -247,7 +247,7 @@ test('a reader that finds the end also ends this side, unless the peer was cut o
       if (cut === 0) await deed(channel)
       else await t.throwsAsync(async () => deed(channel), lost)
       await turn()
-      t.deepEqual(binding.told(...ways), ends ? ['end'] : [])
+      t.deepEqual(binding.newCalls(...ways), ends ? ['end'] : [])
       t.true(await isPending(channel.closed))
       if (ends) await t.throwsAsync(channel.send('late'), withPeer)
       else await channel.send('goes on')
@@ -259,7 +259,7 @@ test('the last state of the peer decides why nothing is sent, in whatever order 
   // The complete end is reported first; then the reader finds the end.
   const ended = open(notHalfOpen)
   ended.binding.from.ended = true
-  ended.binding.from.come(bytes('last'))
+  ended.binding.from.push(bytes('last'))
   ended.binding.end('closed')
   await t.throwsAsync(ended.channel.send('late'), lost)
   for (let left = await ended.channel.receive(); left !== undefined;) left = await ended.channel.receive()
@@ -332,14 +332,14 @@ test('ending this side twice is one end, and a send after it is an error of that
   const over = channel.end()
   t.is(channel.end(), over)
   t.true(await isPending(over))
-  t.deepEqual(binding.told('end'), [])
+  t.deepEqual(binding.newCalls('end'), [])
   const message = /this side has ended its sending/
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED', message })
   binding.ring.room = 65_536
-  binding.heard()
+  binding.onWakeup()
   await sent
   await over
-  t.deepEqual(binding.told('end'), ['end'])
+  t.deepEqual(binding.newCalls('end'), ['end'])
   const late = channel.send('late')
   const unhandled = new Promise((resolve) => process.once('unhandledRejection', resolve))
   t.regex(((await unhandled) as Error).message, message)
@@ -348,7 +348,7 @@ test('ending this side twice is one end, and a send after it is an error of that
   const gone = open()
   await gone.channel.close()
   await gone.channel.end()
-  t.deepEqual(gone.binding.told(...ways), ['end', 'close'])
+  t.deepEqual(gone.binding.newCalls(...ways), ['end', 'close'])
 })
 
 test('a reader that finds the end checks the line if this side has ended too', async (t) => {
@@ -357,7 +357,7 @@ test('a reader that finds the end checks the line if this side has ended too', a
   binding.from.ended = true
   t.is(await channel.receive(), undefined)
   await turn()
-  t.deepEqual(binding.told('listen'), [])
+  t.deepEqual(binding.newCalls('listen'), [])
   // The wakeup of a pending send may be read together with it.
   const waiting = open()
   waiting.binding.ring.room = 0
@@ -374,45 +374,45 @@ test('a reader that finds the end checks the line if this side has ended too', a
   gone.binding.from.ended = true
   void gone.channel.receive()
   void gone.channel.close()
-  gone.binding.told()
+  gone.binding.newCalls()
   await turn()
-  t.deepEqual(gone.binding.told('listen', 'disarm', ...ways), [])
+  t.deepEqual(gone.binding.newCalls('listen', 'disarm', ...ways), [])
   // If the check finds that both sides have ended, no wakeup is sent.
   const both = open()
   await both.channel.end()
   both.binding.from.ended = true
   both.binding.answers['listen'] = REASONS.indexOf('closed')
-  both.binding.told()
+  both.binding.newCalls()
   t.is(await both.channel.receive(), undefined)
   await both.channel.closed
-  t.deepEqual(both.binding.told('listen', 'disarm'), ['listen'])
+  t.deepEqual(both.binding.newCalls('listen', 'disarm'), ['listen'])
 })
 
 test('a channel whose membership closes flushes what was sent before, and this side closes it whatever the line reports', async (t) => {
-  for (const told of [true, false]) {
+  for (const isNotified of [true, false]) {
     const { binding, channel } = open()
     void channel.send('before')
-    binding.told()
+    binding.newCalls()
     const { flushed, finish: over } = await prepareClose(channel, 1000)
     t.true(flushed)
     // The binding ends the sending when it leaves the address.
-    t.deepEqual(binding.told('flush', ...ways), ['flush'])
+    t.deepEqual(binding.newCalls('flush', ...ways), ['flush'])
     await t.throwsAsync(channel.send('late'), closed)
     const waits = channel.receive()
-    binding.from.come(bytes('left'))
-    if (told) binding.end('lost')
+    binding.from.push(bytes('left'))
+    if (isNotified) binding.end('lost')
     else over()
     t.is(await waits, undefined)
     t.is((await channel.closed).reason, 'closed')
-    t.deepEqual(binding.told(...ways), ['close'])
+    t.deepEqual(binding.newCalls(...ways), ['close'])
     await t.throwsAsync(channel.receive(), closed)
     over()
-    t.deepEqual(binding.told(...ways), [], 'that was all')
+    t.deepEqual(binding.newCalls(...ways), [], 'that was all')
   }
   const { binding, channel } = open()
-  binding.from.come(bytes('left'))
+  binding.from.push(bytes('left'))
   binding.end('lost')
-  binding.told()
+  binding.newCalls()
   const { finish } = await prepareClose(channel, 1000)
   finish()
   await t.throwsAsync(channel.send('late'), lost)
@@ -431,8 +431,8 @@ test('a read that finds the peer gone while a membership closes the channel ends
   for (const [name, read] of Object.entries(reads)) {
     const { binding, channel } = open()
     await prepareClose(channel, 1000)
-    binding.from.onNothing = () => {
-      binding.from.onNothing = () => {}
+    binding.from.onEmpty = () => {
+      binding.from.onEmpty = () => {}
       binding.end('lost')
     }
     t.is(await read(channel), undefined, name)
@@ -447,7 +447,7 @@ test('a merge reports why a channel has ended, and ends this side as well', asyn
     const merged = merge([channel])
     const ends: unknown[] = []
     merged.on('disconnect', (of, end) => void ends.push(of === channel, end.reason))
-    binding.from.come(bytes('last'))
+    binding.from.push(bytes('last'))
     binding.from.ended = true
     // The event loop has not been notified yet.
     if (reason !== null) binding.answers['listen'] = REASONS.indexOf(reason)
@@ -461,17 +461,17 @@ test('a merge reports why a channel has ended, and ends this side as well', asyn
 
 test('a check that refuses the peer closes the channel immediately', async (t) => {
   const { binding, channel } = open()
-  let tell!: (failure: object | null, verified: object | null) => void
-  binding.answers['verify'] = (told: typeof tell) => {
-    tell = told
+  let finish!: (failure: object | null, verified: object | null) => void
+  binding.answers['verify'] = (isNotified: typeof finish) => {
+    finish = isNotified
     return 0
   }
   const looking = channel.verify()
   binding.answers['listen'] = REASONS.indexOf('refused')
-  tell({ code: 'PEER_REFUSED', message: 'as the binding says' }, null)
+  finish({ code: 'PEER_REFUSED', message: 'as the binding says' }, null)
   await t.throwsAsync(looking, { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   t.is((await channel.closed).reason, 'refused')
-  t.deepEqual(binding.told(...ways), ['close'])
+  t.deepEqual(binding.newCalls(...ways), ['close'])
 })
 
 test('an unref’d channel uses no timer that would keep the process alive', (t) => {
@@ -486,16 +486,16 @@ test('an unref’d channel uses no timer that would keep the process alive', (t)
 
 test.serial('a stream of a channel lets the event loop turn', async (t) => {
   const { binding, channel } = open()
-  binding.from.come(bytes('one'))
+  binding.from.push(bytes('one'))
   const stream = channel.duplex()
   clock.now += 3
   fairness.readClock()
   t.not(fairness.due, null)
   stream.on('data', () => {})
   for (let number = 0; number < 9; number += 1) await new Promise((resolve) => process.nextTick(resolve))
-  t.deepEqual(binding.told('pullRetained'), [])
+  t.deepEqual(binding.newCalls('pullRetained'), [])
   await turns(2)
-  t.true(binding.told('pullRetained').length > 0)
+  t.true(binding.newCalls('pullRetained').length > 0)
 })
 
 test.serial(
@@ -512,11 +512,11 @@ test.serial(
         binding.fail(size === 10 ? 'flush' : 'send', code)
         Object.assign(binding.answers, { listen: answer, isLost: reason === 'lost' ? 1 : 0 })
         const unhandled: unknown[] = []
-        const hear = (error: unknown) => void unhandled.push(error)
-        process.on('unhandledRejection', hear)
+        const onUnhandled = (error: unknown) => void unhandled.push(error)
+        process.on('unhandledRejection', onUnhandled)
         void channel.send(Buffer.alloc(size))
         await turns(2)
-        process.off('unhandledRejection', hear)
+        process.off('unhandledRejection', onUnhandled)
         t.deepEqual(unhandled, [], code)
         t.is((await channel.closed).reason, reason)
         await t.throwsAsync(channel.send('late'), { code: `ERR_RINGFENCE_${code}` })

@@ -8,10 +8,10 @@ import test, { type ExecutionContext } from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { native } from './support/binding.js'
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import { codeOf } from './support/ring.js'
 
-const { spawn } = await insideOf<Pick<typeof import('ringfence'), 'spawn'>>('endpoint/child.js')
+const { spawn } = await internals<Pick<typeof import('ringfence'), 'spawn'>>('endpoint/child.js')
 
 /** Replaces the creation of lines until the test is over. */
 function linesAre(t: ExecutionContext, make: () => unknown): void {

@@ -24,9 +24,9 @@ const ECHO = `
   for await (const message of channel) await channel.send(message)
   await channel.end()
 `
-const SILENT = `console.log('here'); setInterval(() => {}, 1000)`
+const NEVER_ANSWERS = `console.log('here'); setInterval(() => {}, 1000)`
 /** Prints the outcome. */
-const TELL = `
+const REPORT = `
   import { fromParent } from 'ringfence'
   await fromParent({ handshakeTimeout: 60_000 }).then(
     (channel) => console.log('a channel as', channel.role),
@@ -200,17 +200,17 @@ test('a child may fill its pipes before it answers, and no output is lost', asyn
 })
 
 test('a child that never answers is killed at the deadline, and at the abort', async (t) => {
-  const late = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 20 })
+  const late = child(t, NEVER_ANSWERS, { stdio: 'ignore' }, { handshakeTimeout: 20 })
   await t.throwsAsync(late.channel, {
     code: 'ERR_RINGFENCE_HANDSHAKE_TIMEOUT',
     message: /\(last step: the child's call of `fromParent`\)/,
   })
-  const slow = child(t, SILENT, { stdio: 'ignore' }, { handshakeTimeout: 1e6, timeout: 20 })
+  const slow = child(t, NEVER_ANSWERS, { stdio: 'ignore' }, { handshakeTimeout: 1e6, timeout: 20 })
   await t.throwsAsync(slow.channel, { code: 'ERR_RINGFENCE_TIMEOUT' })
   const over = new AbortController()
   const calledOff = child(
     t,
-    SILENT,
+    NEVER_ANSWERS,
     { stdio: ['ignore', 'pipe', 'inherit'] },
     { signal: over.signal, handshakeTimeout: 1e6 },
   )
@@ -236,7 +236,7 @@ test('an exception of onSpawn kills the child, and spawn rejects with it', async
     started = process
     throw thrown
   }
-  t.is(await t.throwsAsync(spawn(process.execPath, script(SILENT), { spawn: settings, onSpawn })), thrown)
+  t.is(await t.throwsAsync(spawn(process.execPath, script(NEVER_ANSWERS), { spawn: settings, onSpawn })), thrown)
   await until(() => started.signalCode === 'SIGKILL', 'the child is killed')
 })
 
@@ -252,7 +252,7 @@ test('a failure to kill the child does not hide the original error', async (t) =
     throw thrown
   }
   const settings: SpawnOptions = { stdio: 'ignore' }
-  t.is(await t.throwsAsync(spawn(process.execPath, script(SILENT), { spawn: settings, onSpawn })), thrown)
+  t.is(await t.throwsAsync(spawn(process.execPath, script(NEVER_ANSWERS), { spawn: settings, onSpawn })), thrown)
 })
 
 test.serial('a user at the process limit gets NO_SPACE', async (t) => {
@@ -312,8 +312,8 @@ test('a child that cannot start for lack of descriptors is NO_SPACE, and the nex
   const process = start('/bin/sh', ['-c', run, ...[globalThis.process.execPath, ...script(parent)]], {
     stdio: ['ignore', 'pipe', 'inherit'],
   })
-  const told = JSON.parse(await text(process.stdout!)) as [string, string | undefined, boolean][]
-  const [first, ...others] = told
+  const reported = JSON.parse(await text(process.stdout!)) as [string, string | undefined, boolean][]
+  const [first, ...others] = reported
   t.false(first![2])
   const last = others.pop()
   t.false(last![2])
@@ -374,16 +374,16 @@ test('a launcher may fork and exit if any descendant is admitted', async (t) => 
 
 test('one descendant is admitted, and a second one is refused', async (t) => {
   const node = `${process.execPath} --input-type=module --eval "$0"`
-  const shell = begin('/bin/sh', ['-c', `${node} & ${node} & wait`, TELL], {
+  const shell = begin('/bin/sh', ['-c', `${node} & ${node} & wait`, REPORT], {
     ...PATIENT,
     admit: 'descendant',
     spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
   })
   await (await shell.channel).close()
-  const told = (await text(shell.child.stdout!)).trim().split('\n').sort()
-  t.is(told.length, 2)
-  t.regex(told[0]!, /^ERR_RINGFENCE_PEER_REFUSED .*checks child/)
-  t.is(told[1], 'a channel as guest')
+  const reported = (await text(shell.child.stdout!)).trim().split('\n').sort()
+  t.is(reported.length, 2)
+  t.regex(reported[0]!, /^ERR_RINGFENCE_PEER_REFUSED .*checks child/)
+  t.is(reported[1], 'a channel as guest')
 })
 
 test('a descendant that is refused is killed with its launcher', async (t) => {
@@ -414,7 +414,7 @@ for (const [title, run] of [
 ] as const) {
   test(`a rejected spawn kills a descendant that never answered: ${title}`, async (t) => {
     const over = new AbortController()
-    const shell = begin('/bin/sh', ['-c', run, SILENT], {
+    const shell = begin('/bin/sh', ['-c', run, NEVER_ANSWERS], {
       handshakeTimeout: 1e6,
       signal: over.signal,
       admit: 'descendant',
@@ -477,7 +477,7 @@ test('disposing kills the child, the process that answered, and what it has star
 })
 
 test('a descendant that dies in the handshake is not blamed on its launcher', async (t) => {
-  const shell = begin('/bin/sh', ['-c', `${NODE}; exit 3`, TELL], {
+  const shell = begin('/bin/sh', ['-c', `${NODE}; exit 3`, REPORT], {
     ...PATIENT,
     admit: 'descendant',
     policy: {
@@ -496,13 +496,13 @@ test('a descendant that dies in the handshake is not blamed on its launcher', as
 
 test('a child that dies during the handshake is CHILD_EXITED', async (t) => {
   const authorize = ({ pid }: { pid: number }) => process.kill(pid, 'SIGKILL')
-  const started = child(t, TELL, { stdio: 'ignore' }, { policy: { authorize } })
+  const started = child(t, REPORT, { stdio: 'ignore' }, { policy: { authorize } })
   const error = await t.throwsAsync<RingfenceError>(started.channel, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
   t.is(error?.signalCode, 'SIGKILL')
 })
 
 test('a child that leaves its line to another process is not CHILD_EXITED', async (t) => {
-  const shell = begin('/bin/sh', ['-c', `${NODE} & echo $!`, SILENT], {
+  const shell = begin('/bin/sh', ['-c', `${NODE} & echo $!`, NEVER_ANSWERS], {
     ...PATIENT,
     spawn: { stdio: ['ignore', 'pipe', 'inherit'] },
   })
@@ -516,7 +516,7 @@ test('a child that leaves its line to another process is not CHILD_EXITED', asyn
 
 test('a shell that executes the program in its own place has passed the line on', async (t) => {
   const code = `exec ${process.execPath} --input-type=module --eval "$0"`
-  const shell = begin('/bin/sh', ['-c', code, TELL], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })
+  const shell = begin('/bin/sh', ['-c', code, REPORT], { ...PATIENT, spawn: { stdio: ['ignore', 'pipe', 'inherit'] } })
   const open = await shell.channel
   t.is(open.peer.pid, shell.child.pid!)
   await open.close()
@@ -526,8 +526,8 @@ test('a shell that executes the program in its own place has passed the line on'
 test("children that are started at the same time get nothing of each other's lines", async (t) => {
   const count = 6
   const lines = Array.from({ length: count }, () => {
-    const spawned = child(t, SILENT, { stdio: ['ignore', 'pipe', 'ignore'] }, { handshakeTimeout: 1e6 })
-    const plain = start(process.execPath, script(SILENT), { stdio: ['ignore', 'pipe', 'ignore'] })
+    const spawned = child(t, NEVER_ANSWERS, { stdio: ['ignore', 'pipe', 'ignore'] }, { handshakeTimeout: 1e6 })
+    const plain = start(process.execPath, script(NEVER_ANSWERS), { stdio: ['ignore', 'pipe', 'ignore'] })
     t.teardown(() => plain.kill('SIGKILL'))
     return { spawned, plain }
   })
@@ -642,7 +642,7 @@ test('a parent that may start no thread kills the descendants all the same', asy
 })
 
 test('a child learns that its parent was killed', async (t) => {
-  const told = join(temporaryDirectory(t), 'told')
+  const reported = join(temporaryDirectory(t), 'told')
   const partner = await Partner.start(t)
   await partner.run(
     async ({ ringfence }, node: string, words: string[]) => {
@@ -657,14 +657,14 @@ test('a child learns that its parent was killed', async (t) => {
         const channel = await fromParent({ handshakeTimeout: 60_000 })
         await channel.send('here')
         const { code } = await channel.receive().catch((error) => error)
-        writeFileSync(${JSON.stringify(told)} + '.new', code + ' ' + (await channel.closed).reason)
-        renameSync(${JSON.stringify(told)} + '.new', ${JSON.stringify(told)})
+        writeFileSync(${JSON.stringify(reported)} + '.new', code + ' ' + (await channel.closed).reason)
+        renameSync(${JSON.stringify(reported)} + '.new', ${JSON.stringify(reported)})
       `),
     ],
   )
   await partner.kill()
-  await until(() => existsSync(told), 'the child has told of its parent')
-  t.is(readFileSync(told, 'utf8'), 'ERR_RINGFENCE_PEER_LOST lost')
+  await until(() => existsSync(reported), 'the child has told of its parent')
+  t.is(readFileSync(reported, 'utf8'), 'ERR_RINGFENCE_PEER_LOST lost')
 })
 
 test('a Node parent and a Rust child, each naming the other', async (t) => {
@@ -695,7 +695,7 @@ test('a Rust parent and a Node child, each naming the other', async (t) => {
     await channel.receive()
   `
   const rust = new RustPartner(t, { deed: 'echo', address: `child:${code}`, capacity: 4096, longest: 4096 })
-  t.regex(await rust.hear(), /^host \d+$/)
-  t.is(await rust.hear(), 'over closed')
+  t.regex(await rust.readLine(), /^host \d+$/)
+  t.is(await rust.readLine(), 'over closed')
   t.deepEqual(await rust.exited, [0, null])
 })

@@ -8,26 +8,30 @@ import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 
 import { temporaryDirectory } from './support/address.js'
-import { beginsHere, Newcomer, Published, type Begun } from './support/binding.js'
+import { captureHandshakes, FakeSubscriber, FakePublisher, type StartedHandshake } from './support/binding.js'
 import { Binding, FAILED, REASONS } from './support/channel.js'
-import { insideOf } from './support/inside.js'
-import { takeOutput } from './support/output.js'
-import { see } from './support/paper-proc.js'
+import { internals } from './support/internals.js'
+import { captureOutput } from './support/output.js'
+import { useFakeFiles } from './support/fake-proc.js'
 import { codeOf } from './support/ring.js'
-import { comer, Standing } from './support/standing.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { incomingChannel, FakeEndpoint } from './support/fake-endpoint.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 type Run = (how: object) => Promise<void>
 
-const commands = async (file: string) => (await insideOf(`cli/${file}.js`)) as Record<string, Run>
+const commands = async (file: string) => (await internals(`cli/${file}.js`)) as Record<string, Run>
 const { publish, subscribe } = (await commands('broadcast')) as { publish: Run; subscribe: Run }
 const { collect } = (await commands('collect')) as { collect: Run }
 const { send, receive } = (await commands('transfer')) as { send: Run; receive: Run }
 const { UsageError } = (await commands('exit')) as unknown as { UsageError: new () => Error }
 
 /** A command whose handshake has started. Only the test waits for the command. */
-async function begun(t: ExecutionContext, run: Run, how: object): Promise<{ over: Promise<void>; call: Begun }> {
-  const all = beginsHere(t)
+async function startCommand(
+  t: ExecutionContext,
+  run: Run,
+  how: object,
+): Promise<{ over: Promise<void>; call: StartedHandshake }> {
+  const all = captureHandshakes(t)
   const over = run({ address: '@somewhere', evidence: false, options: {}, ...how })
   over.catch(() => {})
   await until(() => all.length === 1, 'it begins')
@@ -35,20 +39,20 @@ async function begun(t: ExecutionContext, run: Run, how: object): Promise<{ over
 }
 
 /** A FIFO to read from. The test decides what is written to it. */
-function silent(t: ExecutionContext) {
+function openFifo(t: ExecutionContext) {
   const fifo = join(temporaryDirectory(t), 'fifo')
   t.is(spawnSync('mkfifo', [fifo]).status, 0)
   const held = fs.openSync(fifo, 'r+')
   t.teardown(() => fs.closeSync(held))
-  return { fifo, say: (words: string) => void fs.writeSync(held, words) }
+  return { fifo, write: (words: string) => void fs.writeSync(held, words) }
 }
 
 async function publishing(t: ExecutionContext, how: object) {
-  const { over, call } = await begun(t, publish, { audience: 0, ...how })
-  const below = new Published()
-  call.done(null, below)
+  const { over, call } = await startCommand(t, publish, { audience: 0, ...how })
+  const fake = new FakePublisher()
+  call.done(null, fake)
   await turns(5)
-  return { over, below }
+  return { over, fake }
 }
 
 const exposed = {
@@ -61,63 +65,63 @@ const exposedPublisher = {
 }
 
 /** The publisher ends on its own. */
-function endBy(below: Published, reason: 'exposed' | 'closed'): void {
-  below.failing = { code: 'CLOSED', message: 'as the binding says' }
-  below.ended = REASONS.indexOf(reason)
-  below.tell(FAILED)
+function endBy(fake: FakePublisher, reason: 'exposed' | 'closed'): void {
+  fake.failing = { code: 'CLOSED', message: 'as the binding says' }
+  fake.ended = REASONS.indexOf(reason)
+  fake.emit(FAILED)
 }
 
 test.serial('publish reports that its memory was opened: at the start, before a line, or at the end', async (t) => {
-  const { fifo, say } = silent(t)
+  const { fifo, write } = openFifo(t)
   const waiting = await publishing(t, { file: fifo, audience: 2 })
-  waiting.below.tell(new Newcomer(1))
+  waiting.fake.emit(new FakeSubscriber(1))
   t.true(await isPending(waiting.over))
-  endBy(waiting.below, 'exposed')
-  await t.throwsAsync(soon(waiting.over, 'its end'), exposedPublisher)
+  endBy(waiting.fake, 'exposed')
+  await t.throwsAsync(within(waiting.over, 'its end'), exposedPublisher)
 
   const reading = await publishing(t, { file: fifo })
-  say('one\n')
-  await until(() => reading.below.sent === 1, 'a line is published')
+  write('one\n')
+  await until(() => reading.fake.sent === 1, 'a line is published')
   t.true(await isPending(reading.over))
-  endBy(reading.below, 'exposed')
-  await t.throwsAsync(soon(reading.over, 'its end'), exposedPublisher)
+  endBy(reading.fake, 'exposed')
+  await t.throwsAsync(within(reading.over, 'its end'), exposedPublisher)
 
   const ending = await publishing(t, { file: '/dev/null', audience: 1 })
-  ending.below.tell(new Newcomer(1))
-  await until(() => ending.below.asked.includes('end'), 'it ends')
+  ending.fake.emit(new FakeSubscriber(1))
+  await until(() => ending.fake.calls.includes('end'), 'it ends')
   t.true(await isPending(ending.over))
-  endBy(ending.below, 'exposed')
-  await t.throwsAsync(soon(ending.over, 'its end'), exposedPublisher)
+  endBy(ending.fake, 'exposed')
+  await t.throwsAsync(within(ending.over, 'its end'), exposedPublisher)
 })
 
 test.serial('publish that has ended on its own waits for no audience, and fails at the next line', async (t) => {
-  const { fifo, say } = silent(t)
+  const { fifo, write } = openFifo(t)
   for (const audience of [0, 2]) {
-    const { over, below } = await publishing(t, { file: fifo, audience })
-    endBy(below, 'closed')
+    const { over, fake } = await publishing(t, { file: fifo, audience })
+    endBy(fake, 'closed')
     t.true(await isPending(over))
-    say('one\n')
-    await t.throwsAsync(soon(over, 'its end'), codeOf('CLOSED'))
+    write('one\n')
+    await t.throwsAsync(within(over, 'its end'), codeOf('CLOSED'))
   }
 })
 
 async function collecting(t: ExecutionContext) {
-  const [output, errors] = [takeOutput(t, 'stdout'), takeOutput(t, 'stderr')]
+  const [output, errors] = [captureOutput(t, 'stdout'), captureOutput(t, 'stderr')]
   const stop = new AbortController()
-  const { over, call } = await begun(t, collect, { stop: stop.signal })
-  const standing = new Standing()
-  call.done(null, standing)
+  const { over, call } = await startCommand(t, collect, { stop: stop.signal })
+  const endpoint = new FakeEndpoint()
+  call.done(null, endpoint)
   await turns(2)
   const sender = async (...messages: string[]) => {
-    const one = comer(12)
+    const one = incomingChannel(12)
     one.answers['listen'] = 0
-    standing.tell(one.raw)
-    one.from.come(...messages.map((message) => Buffer.from(message)))
+    endpoint.emit(one.raw)
+    one.from.push(...messages.map((message) => Buffer.from(message)))
     await until(() => one.from.left === 0, 'it is read')
     await turns(2)
     return one
   }
-  return { output, errors, stop, over, standing, sender }
+  return { output, errors, stop, over, endpoint, sender }
 }
 
 test.serial('collect reports how a sender that had not sent everything ended, and writes its last line', async (t) => {
@@ -135,7 +139,7 @@ test.serial('collect reports how a sender that had not sent everything ended, an
     await until(() => output.text === 'a line\nand its rest\n', 'its last line is written')
     t.is(errors.text, said, reason)
     stop.abort()
-    await soon(over, 'its end')
+    await within(over, 'its end')
   }
 })
 
@@ -143,35 +147,35 @@ test.serial('collect ends its side for a sender that has sent everything, else c
   const { output, stop, over, sender } = await collecting(t)
   const [all, some] = [await sender('all'), await sender('some')]
   all.from.ended = true
-  all.heard()
+  all.onWakeup()
   await until(() => output.text === 'all\n', 'it is written')
   await turns(3)
-  t.deepEqual(all.told('end', 'close'), ['end'])
+  t.deepEqual(all.newCalls('end', 'close'), ['end'])
   stop.abort()
-  await soon(over, 'its end')
+  await within(over, 'its end')
   t.is(output.text, 'all\nsome\n')
-  t.is(some.told('end', 'close')[0], 'close')
+  t.is(some.newCalls('end', 'close')[0], 'close')
 })
 
 test.serial('collect that cannot accept clients fails once the connected ones have ended', async (t) => {
-  const { output, errors, over, standing, sender } = await collecting(t)
+  const { output, errors, over, endpoint, sender } = await collecting(t)
   const one = await sender('a line\n')
-  standing.failing = { code: 'NO_SPACE', message: 'as this test has it' }
-  standing.fail()
+  endpoint.failing = { code: 'NO_SPACE', message: 'as this test has it' }
+  endpoint.fail()
   await until(() => errors.text !== '', 'it is told')
   t.is(errors.text, 'ringfence: no further sender can connect: as this test has it\n')
-  one.from.come(Buffer.from('another\n'))
-  one.heard()
+  one.from.push(Buffer.from('another\n'))
+  one.onWakeup()
   await until(() => output.text === 'a line\nanother\n', 'it is written')
   t.true(await isPending(over))
   output.stop()
-  one.from.come(Buffer.from('the last'))
+  one.from.push(Buffer.from('the last'))
   one.from.ended = true
-  one.heard()
+  one.onWakeup()
   await until(() => output.stream.writableLength > 0, 'its last line has come')
   t.true(await isPending(over))
-  output.goOn()
-  await t.throwsAsync(soon(over, 'its end'), codeOf('NO_SPACE'))
+  output.resume()
+  await t.throwsAsync(within(over, 'its end'), codeOf('NO_SPACE'))
   t.is(output.text, 'a line\nanother\nthe last\n')
 })
 
@@ -181,7 +185,7 @@ test.serial(
     const { fstatSync, statSync } = fs
     // Node opens this in place of a closed standard stream.
     t.teardown(
-      see(
+      useFakeFiles(
         Object.fromEntries([0, 1].map((fd) => [`/proc/self/fdinfo/${fd}`, 'pos:\t0\nflags:\t0100002\nmnt_id:\t5\n'])),
       ),
     )
@@ -200,7 +204,7 @@ test.serial(
       [subscribe, 'output'],
       [collect, 'output'],
     ] as const) {
-      const all = beginsHere(t)
+      const all = captureHandshakes(t)
       const error = await t.throwsAsync(run({ address: '@x', audience: 0, options: {}, stop: AbortSignal.abort() }))
       t.true(error instanceof UsageError)
       t.regex(error!.message, new RegExp(`^standard ${name} is closed: `))
@@ -208,7 +212,7 @@ test.serial(
     }
     // These have a file argument.
     for (const run of [send, publish, receive]) {
-      const { over, call } = await begun(t, run, { file, audience: 0 })
+      const { over, call } = await startCommand(t, run, { file, audience: 0 })
       call.done({ code: 'NO_SPACE', message: 'as this test has it' }, null)
       await t.throwsAsync(over, codeOf('NO_SPACE'))
     }
@@ -220,8 +224,8 @@ test.serial(
  * at once.
  */
 async function sendingTo(t: ExecutionContext, isService: boolean) {
-  const { fifo, say } = silent(t)
-  const all = beginsHere(t)
+  const { fifo, write } = openFifo(t)
+  const all = captureHandshakes(t)
   const over = send({ address: '@somewhere', file: fifo, evidence: false, options: {} })
   over.catch(() => {})
   await until(() => all.length === 1, 'it begins')
@@ -230,18 +234,18 @@ async function sendingTo(t: ExecutionContext, isService: boolean) {
     await until(() => all.length === 1, 'it comes anew')
   }
   t.is(all[0]!.name, isService ? 'connect' : 'join')
-  const below = new Binding()
-  below.from.ended = true
-  below.answers['listen'] = 0
-  all[0]!.done(null, below.raw)
+  const fake = new Binding()
+  fake.from.ended = true
+  fake.answers['listen'] = 0
+  all[0]!.done(null, fake.raw)
   await turns(5)
-  below.heard()
+  fake.onWakeup()
   t.true(await isPending(over))
-  const sent = () => Buffer.concat(below.ring.got).toString()
-  say('a word')
+  const sent = () => Buffer.concat(fake.ring.received).toString()
+  write('a word')
   await until(() => sent() === 'a word', 'it is sent')
-  t.deepEqual(below.told('end'), [])
-  return { over, below, say, sent }
+  t.deepEqual(fake.newCalls('end'), [])
+  return { over, fake, write, sent }
 }
 
 test.serial('a receiver that has ended its side at once is sent everything, and its end is reported', async (t) => {
@@ -252,9 +256,9 @@ test.serial('a receiver that has ended its side at once is sent everything, and 
       ['lost', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
       ['closed', { ...codeOf('PEER_LOST'), message: 'the receiver has left' }],
     ] as const) {
-      const { over, below } = await sendingTo(t, isService)
-      below.end(reason)
-      await t.throwsAsync(soon(over, 'its end'), wanted, reason)
+      const { over, fake } = await sendingTo(t, isService)
+      fake.end(reason)
+      await t.throwsAsync(within(over, 'its end'), wanted, reason)
     }
 })
 
@@ -265,61 +269,61 @@ test.serial('if the receiver ends after everything was sent, only a close counts
     ['exposed', exposed],
     ['corrupt', codeOf('RING_CORRUPT')],
   ] as const) {
-    const all = beginsHere(t)
+    const all = captureHandshakes(t)
     const file = join(temporaryDirectory(t), 'file')
     fs.writeFileSync(file, 'all of it')
     const over = send({ address: '@somewhere', file, evidence: false, options: {} })
     over.catch(() => {})
     await until(() => all.length === 1, 'it begins')
-    const below = new Binding()
-    below.from.ended = true
-    below.answers['listen'] = 0
-    all[0]!.done(null, below.raw)
-    await until(() => below.told('end').length === 1, 'all is sent')
+    const fake = new Binding()
+    fake.from.ended = true
+    fake.answers['listen'] = 0
+    all[0]!.done(null, fake.raw)
+    await until(() => fake.newCalls('end').length === 1, 'all is sent')
     t.true(await isPending(over))
-    below.end(reason)
-    if (wanted === null) await soon(over, 'its end')
-    else await t.throwsAsync(soon(over, 'its end'), wanted, reason)
+    fake.end(reason)
+    if (wanted === null) await within(over, 'its end')
+    else await t.throwsAsync(within(over, 'its end'), wanted, reason)
   }
 })
 
 test.serial('a received file is complete before the sender learns of it', async (t) => {
   const file = join(temporaryDirectory(t), 'file')
   fs.writeFileSync(file, 'as it was')
-  const output = takeOutput(t, 'stdout')
-  const { over, call } = await begun(t, receive, { file })
-  const below = new Binding()
-  below.answers['listen'] = 0
-  call.done(null, below.raw)
-  below.from.come(Buffer.from('all '))
-  await until(() => below.from.left === 0, 'it is read')
+  const output = captureOutput(t, 'stdout')
+  const { over, call } = await startCommand(t, receive, { file })
+  const fake = new Binding()
+  fake.answers['listen'] = 0
+  call.done(null, fake.raw)
+  fake.from.push(Buffer.from('all '))
+  await until(() => fake.from.left === 0, 'it is read')
   await turns(5)
   t.is(fs.readFileSync(file, 'utf8'), 'as it was')
-  t.deepEqual(below.told('end'), [])
+  t.deepEqual(fake.newCalls('end'), [])
   let before = ''
-  below.answers['end'] = () => {
+  fake.answers['end'] = () => {
     before = fs.readFileSync(file, 'utf8')
     return 0
   }
-  below.from.come(Buffer.from('of it'))
-  below.from.ended = true
-  below.heard()
-  await soon(over, 'its end')
+  fake.from.push(Buffer.from('of it'))
+  fake.from.ended = true
+  fake.onWakeup()
+  await within(over, 'its end')
   t.is(before, 'all of it')
   t.is(output.text, '')
 })
 
 test.serial('the identity of the peer is printed only on request', async (t) => {
   for (const evidence of [true, false]) {
-    const errors = takeOutput(t, 'stderr')
-    takeOutput(t, 'stdout')
-    const { over, call } = await begun(t, receive, { evidence })
-    const below = new Binding()
-    below.from.ended = true
-    call.done(null, below.raw)
-    await until(() => below.told('end').includes('end'), 'it has ended')
-    below.end('closed')
-    await soon(over, 'its end')
+    const errors = captureOutput(t, 'stderr')
+    captureOutput(t, 'stdout')
+    const { over, call } = await startCommand(t, receive, { evidence })
+    const fake = new Binding()
+    fake.from.ended = true
+    call.done(null, fake.raw)
+    await until(() => fake.newCalls('end').includes('end'), 'it has ended')
+    fake.end('closed')
+    await within(over, 'its end')
     t.is(errors.text.startsWith('host, peer is process 1\n'), evidence)
     if (!evidence) t.is(errors.text, '')
   }

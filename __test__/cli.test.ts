@@ -28,10 +28,10 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory, untilBound } from './support/address.js'
-import { urlOf } from './support/inside.js'
-import { reachable } from './support/others.js'
+import { urlOf } from './support/internals.js'
+import { reachable } from './support/other-user.js'
 import { Partner } from './support/partner.js'
-import { soon, until } from './support/until.js'
+import { within, until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
 
@@ -154,14 +154,14 @@ for (const command of ['receive', 'send'] as const) {
     }
     await until(takes, 'it has begun')
     child.kill('SIGTERM')
-    t.is((await soon(done, 'its end')).signal, 'SIGTERM')
+    t.is((await within(done, 'its end')).signal, 'SIGTERM')
   })
 
   test(`--timeout ends a ${command} that waits for the other side of a FIFO`, async (t) => {
     const { directory } = scene(t)
     const fifo = join(directory, 'fifo')
     t.is(spawnSync('mkfifo', [fifo]).status, 0)
-    const { code, complaints } = await soon(
+    const { code, complaints } = await within(
       run(t, command, abstractAddress(), fifo, '--timeout', '0.2').done,
       'its end',
     )
@@ -184,7 +184,7 @@ test('a sender whose FIFO stays silent ends with its receiver', async (t) => {
   writeSync(held, 'a word')
   t.is(String(await receiver.run((kit) => kit.channel.receive())), 'a word')
   await receiver.kill()
-  t.is((await soon(sender.done, 'the end of the sender')).code, 5)
+  t.is((await within(sender.done, 'the end of the sender')).code, 5)
 })
 
 test('input from a FIFO and from a pipe is sent to its end', async (t) => {
@@ -201,7 +201,7 @@ test('input from a FIFO and from a pipe is sent to its end', async (t) => {
   ]) {
     const child = shell(script)
     t.teardown(() => child.kill('SIGKILL'))
-    t.is(await soon(text(child.stdout), 'the end of what is received'), wanted)
+    t.is(await within(text(child.stdout), 'the end of what is received'), wanted)
   }
 })
 
@@ -209,7 +209,7 @@ test('a closed standard input or output is reported, and nothing is lost', async
   const closed = async (command: string, redirected: string) => {
     const child = spawn('bash', ['-c', `"$@" ${redirected}`, 'bash', process.execPath, cli, command, abstractAddress()])
     t.teardown(() => child.kill('SIGKILL'))
-    const [[code], complaints] = await soon(Promise.all([once(child, 'exit'), text(child.stderr)]), 'its end')
+    const [[code], complaints] = await within(Promise.all([once(child, 'exit'), text(child.stderr)]), 'its end')
     t.is(code, 2, complaints)
     t.regex(complaints, /is closed: name a FILE/)
   }
@@ -220,7 +220,7 @@ test('a closed standard input or output is reported, and nothing is lost', async
   const script = '"$1" "$2" send "$3" </dev/null & "$1" "$2" receive "$3" >/dev/null; code=$?; wait; exit $code'
   const child = spawn('bash', ['-c', script, 'bash', process.execPath, cli, address])
   t.teardown(() => child.kill('SIGKILL'))
-  t.deepEqual(await soon(once(child, 'exit'), 'its end'), [0, null])
+  t.deepEqual(await within(once(child, 'exit'), 'its end'), [0, null])
 })
 
 test('data goes on if the reader of the messages on standard error leaves', async (t) => {
@@ -345,8 +345,8 @@ test('a file that cannot be renamed into place at the end is a failure on both s
   await untilBound(address)
   rmSync(place, { recursive: true })
   const sender = run(t, 'send', address, file)
-  t.is((await soon(receiver.done, 'the end of the receiver')).code, 1)
-  t.is((await soon(sender.done, 'the end of the sender')).code, 5)
+  t.is((await within(receiver.done, 'the end of the receiver')).code, 1)
+  t.is((await within(sender.done, 'the end of the sender')).code, 5)
 })
 
 test('descriptors that are open already are written in place: /dev/stdout, and the >(…) of a shell', async (t) => {
@@ -361,14 +361,17 @@ test('descriptors that are open already are written in place: /dev/stdout, and t
       sender.child.kill('SIGKILL')
       child.kill('SIGKILL')
     })
-    return soon(text(child.stdout), 'the end of what is received')
+    return within(text(child.stdout), 'the end of what is received')
   }
   t.is(await shell('"$@" /dev/stdout | cat; exit "${PIPESTATUS[0]}"'), 'as it was')
   t.is(await shell('"$@" >(cat)'), 'as it was')
 })
 
 test('sending a directory is an error before any peer connects', async (t) => {
-  const { code, complaints } = await soon(run(t, 'send', abstractAddress(), temporaryDirectory(t)).done, 'its failure')
+  const { code, complaints } = await within(
+    run(t, 'send', abstractAddress(), temporaryDirectory(t)).done,
+    'its failure',
+  )
   t.is(code, 1)
   t.regex(complaints, /is a directory/)
 })
@@ -411,7 +414,10 @@ test('a command whose output has no reader ends by SIGPIPE, silently', async (t)
     const child = spawn(process.execPath, [cli, ...words], { stdio: ['ignore', output, 'pipe'] })
     t.teardown(() => child.kill('SIGKILL'))
     const complaints = text(child.stderr!)
-    const [code, signal] = (await soon(once(child, 'exit'), `the end of ${words[0]}`)) as [number | null, string | null]
+    const [code, signal] = (await within(once(child, 'exit'), `the end of ${words[0]}`)) as [
+      number | null,
+      string | null,
+    ]
     return { code, signal, complaints: await complaints }
   }
   const { file } = scene(t)
@@ -424,6 +430,6 @@ test('a command whose output has no reader ends by SIGPIPE, silently', async (t)
     const writer = run(t, ...writes)
     t.deepEqual(await endOf(reads, address), { code: null, signal: 'SIGPIPE', complaints: '' }, reads)
     // The sender learns what was not written. A publisher waits for no acknowledgement.
-    t.is((await soon(writer.done, 'its end')).code, reads === 'receive' ? 5 : 0)
+    t.is((await within(writer.done, 'its end')).code, reads === 'receive' ? 5 : 0)
   }
 })

@@ -7,7 +7,7 @@ import v8 from 'node:v8'
 import test from 'ava'
 import { json, RingfenceError, structured, type Codec } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Insides {
   borrows(codec: object): boolean
@@ -17,7 +17,7 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-const { borrows, encodeWith, decodeWith, checkCodec } = await insideOf<Insides>('adapters/codec.js')
+const { borrows, encodeWith, decodeWith, checkCodec } = await internals<Insides>('adapters/codec.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const

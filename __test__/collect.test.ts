@@ -10,9 +10,9 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { namedAddress, untilBound } from './support/address.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { Partner } from './support/partner.js'
-import { soon, until } from './support/until.js'
+import { within, until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
 
@@ -46,7 +46,7 @@ async function collector(t: ExecutionContext, ...words: string[]) {
 async function sent(t: ExecutionContext, address: string, what: string) {
   const sender = run(t, 'send', address)
   sender.child.stdin.end(what)
-  return soon(sender.exited, 'the end of a sender')
+  return within(sender.exited, 'the end of a sender')
 }
 
 test('three senders: whole lines, each in order; a last line gets its newline; SIGINT ends it', async (t) => {
@@ -60,7 +60,7 @@ test('three senders: whole lines, each in order; a last line gets its newline; S
   for (const sender of senders) t.deepEqual(await sender.exited, [0, null])
   // A sender ends successfully only after its lines were written.
   child.kill('SIGINT')
-  t.deepEqual(await soon(exited, 'the end of the collector'), [0, null])
+  t.deepEqual(await within(exited, 'the end of the collector'), [0, null])
   t.true(output().endsWith('\n'))
   const found = lines()
   t.is(found.length, 3 * count)
@@ -82,7 +82,7 @@ test('partial lines of different senders do not mix, and empty lines are kept', 
   slow.child.stdin.end(' and ended')
   t.deepEqual(await slow.exited, [0, null])
   child.kill('SIGTERM')
-  t.deepEqual(await soon(exited, 'the end of the collector'), [0, null])
+  t.deepEqual(await within(exited, 'the end of the collector'), [0, null])
   t.is(output(), 'one\n\ntwo\nbegun, and ended\n')
 })
 
@@ -92,9 +92,9 @@ test('SIGINT writes what has arrived; senders that have not ended learn that it 
   sender.child.stdin.write('a whole line\nand the beginn')
   await until(() => output() !== '', 'the line is written')
   child.kill('SIGINT')
-  t.deepEqual(await soon(exited, 'the end of the collector'), [0, null])
+  t.deepEqual(await within(exited, 'the end of the collector'), [0, null])
   t.is(output(), 'a whole line\nand the beginn\n')
-  t.deepEqual(await soon(sender.exited, 'the end of the sender'), [5, null])
+  t.deepEqual(await within(sender.exited, 'the end of the sender'), [5, null])
 })
 
 test('a killed sender does not affect the others, and is reported', async (t) => {
@@ -106,7 +106,7 @@ test('a killed sender does not affect the others, and is reported', async (t) =>
   await until(() => output() === 'whole\nhalf\n', 'its last line is ended')
   t.deepEqual(await sent(t, address, 'of another\n'), [0, null])
   child.kill('SIGINT')
-  await soon(exited, 'the end of the collector')
+  await within(exited, 'the end of the collector')
   t.is(output(), 'whole\nhalf\nof another\n')
   t.regex(complaints(), new RegExp(`process ${doomed.child.pid} has ended before it had ended its sending`))
 })
@@ -125,7 +125,7 @@ test('a line that waits for a slow reader stays whole if another sender is kille
   child.stdout.resume()
   t.deepEqual(await sender, [0, null])
   child.kill('SIGINT')
-  await soon(exited, 'the end of the collector')
+  await within(exited, 'the end of the collector')
   t.true(
     lines().includes(long),
     lines()
@@ -140,7 +140,7 @@ test('without a standard output nothing is collected', async (t) => {
   const child = spawn('bash', words, { stdio: ['ignore', 'ignore', 'pipe'] })
   t.teardown(() => child.kill('SIGKILL'))
   const complaints = text(child.stderr)
-  t.deepEqual(await soon(once(child, 'exit'), 'its end'), [2, null])
+  t.deepEqual(await within(once(child, 'exit'), 'its end'), [2, null])
   t.regex(await complaints, /standard output is closed: open it/)
 })
 
@@ -149,7 +149,7 @@ test('a collector whose output is closed fails, and so do its senders', async (t
   child.stdout.destroy()
   const [code] = await sent(t, address, 'x\n'.repeat(100_000))
   t.is(code, 5)
-  t.deepEqual(await soon(exited, 'the end of the collector'), [null, 'SIGPIPE'])
+  t.deepEqual(await within(exited, 'the end of the collector'), [null, 'SIGPIPE'])
   t.notRegex(complaints(), /EPIPE/)
 })
 
@@ -163,7 +163,7 @@ test('a client program is collected as well, message by message', async (t) => {
     await kit.channel.receive()
   })
   child.kill('SIGINT')
-  await soon(exited, 'the end of the collector')
+  await within(exited, 'the end of the collector')
   t.is(output(), 'one\ntwo\nthree\n')
 })
 
@@ -185,7 +185,7 @@ test('a sender with an endless line is disconnected, and learns why', async (t) 
   for (let count = 0; count < 70 && !endless.child.stdin.destroyed; count += 1)
     if (!endless.child.stdin.write(chunk))
       await Promise.race([once(endless.child.stdin, 'drain').catch(() => {}), endless.exited])
-  t.deepEqual(await soon(endless.exited, 'its end'), [5, null])
+  t.deepEqual(await within(endless.exited, 'its end'), [5, null])
   t.regex(complaints(), new RegExp(`process ${endless.child.pid} sent a line of more than 64 MiB`))
   t.is(output(), '')
   child.kill('SIGINT')

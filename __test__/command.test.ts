@@ -8,10 +8,10 @@ import { join } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
-import { beginsHere, Published } from './support/binding.js'
-import { urlOf } from './support/inside.js'
-import { takeOutput, type Output } from './support/output.js'
-import { host, see } from './support/paper-proc.js'
+import { captureHandshakes, FakePublisher } from './support/binding.js'
+import { urlOf } from './support/internals.js'
+import { captureOutput, type Output } from './support/output.js'
+import { fakeHost, useFakeFiles } from './support/fake-proc.js'
 import { turns, until } from './support/until.js'
 
 const cli = urlOf('cli.js')
@@ -31,7 +31,7 @@ interface Run {
 /** Runs the command line in this process. An exit is recorded, and the process continues. */
 async function run(t: ExecutionContext, ...words: string[]): Promise<Run> {
   leave()
-  const [output, complaints] = [takeOutput(t, 'stdout'), takeOutput(t, 'stderr')]
+  const [output, complaints] = [captureOutput(t, 'stdout'), captureOutput(t, 'stderr')]
   const ends: string[] = []
   const { argv, kill, exit, emit } = process
   const before = SIGNALS.map((signal) => process.listeners(signal))
@@ -102,7 +102,7 @@ test.serial('an error in the arguments points to the help, and other errors do n
   await ended(usage.ends)
   t.regex(usage.complaints.text, /^ringfence: there is no command listen: .*\nTry ringfence help\.\n$/)
   t.deepEqual(usage.ends, ['exit 2'])
-  t.teardown(see(host()))
+  t.teardown(useFakeFiles(fakeHost()))
   const failure = await run(t, 'doctor', '7')
   await ended(failure.ends)
   t.is(failure.complaints.text, 'ringfence: process 7 has no channel, as far as this user may see\n')
@@ -119,7 +119,7 @@ test.serial('doctor, ps and top print what they find, as JSON on request', async
   }
   t.regex(await text('doctor'), /, Node /)
   t.true('findings' in (JSON.parse(await text('doctor', '--json')) as object))
-  t.teardown(see(host()))
+  t.teardown(useFakeFiles(fakeHost()))
   t.regex(await text('ps'), /^pid +uid /)
   t.deepEqual(JSON.parse(await text('ps', '--json')), { processes: [] })
   t.regex(await text('top', '--once'), /^0 processes, sorted by messages/)
@@ -133,7 +133,7 @@ const MEETS = { send: 'join', receive: 'join', publish: 'publish', subscribe: 's
 async function start(t: ExecutionContext, command: keyof typeof MEETS, ...more: string[]) {
   const file = join(temporaryDirectory(t), 'file')
   writeFileSync(file, 'as it was')
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   const words = command === 'subscribe' ? [] : [file]
   return { ...(await run(t, command, '@x', ...words, ...more)), file, all }
 }
@@ -172,7 +172,7 @@ test.serial('--timeout cancels the wait, with its own exit code', async (t) => {
   for (const command of ['send', 'receive', 'subscribe'] as const) {
     const { all, ends, complaints, file } = await start(t, command, '--timeout', '0.001')
     // The timeout may pass before the command has started to wait.
-    await until(() => ends.length > 0 || all[0]?.asked.includes('cancel') === true, 'it is called off')
+    await until(() => ends.length > 0 || all[0]?.calls.includes('cancel') === true, 'it is called off')
     all[0]?.done({ code: 'ABORTED', message: 'called off' }, null)
     await ended(ends)
     t.deepEqual(ends, ['exit 6'])
@@ -183,11 +183,11 @@ test.serial('--timeout cancels the wait, with its own exit code', async (t) => {
 
 test.serial('publish sends the file, and succeeds', async (t) => {
   const { call, ends, complaints } = await waiting(t, 'publish')
-  const below = new Published()
+  const below = new FakePublisher()
   call.done(null, below)
-  await until(() => below.asked.includes('end'), 'it has ended')
+  await until(() => below.calls.includes('end'), 'it has ended')
   t.deepEqual([below.sent, ends], [1, []])
-  await until(() => below.asked.includes('close'), 'it has closed')
+  await until(() => below.calls.includes('close'), 'it has closed')
   await turns(2)
   t.regex(complaints.text, /^ringfence: no process has subscribed: .*\n$/)
 })

@@ -4,7 +4,7 @@ import test from 'ava'
 import { merge, RingfenceError, structured, type Channel } from 'ringfence'
 
 import { pair } from './support/partner.js'
-import { isPending, soon } from './support/until.js'
+import { isPending, within } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
@@ -86,10 +86,10 @@ for (const first of ['receive', 'a loop', 'batches', 'a web stream', 'a duplex']
       if (second === first && (first === 'receive' || first === 'a web stream')) continue
       if (first === 'receive' && second === 'waitReadable') continue
       if (second === 'a duplex') continue
-      await t.throwsAsync(soon(read(channel), second), { ...invalid, message: /one place/ }, second)
+      await t.throwsAsync(within(read(channel), second), { ...invalid, message: /one place/ }, second)
     }
     await partner.run((kit) => kit.channel.send('for the first'))
-    t.truthy(await soon(waiting, 'the message'))
+    t.truthy(await within(waiting, 'the message'))
   })
 
 test.serial('a duplex fails beside a waiting call, and a loop that was left is no reader', async (t) => {
@@ -112,7 +112,7 @@ test.serial('a duplex fails beside a waiting call, and a loop that was left is n
   await merged.close()
 
   const last = channel.receive()
-  await t.throwsAsync(soon(readers['a duplex']!(channel), 'the duplex'), { ...invalid, message: /one place/ })
+  await t.throwsAsync(within(readers['a duplex']!(channel), 'the duplex'), { ...invalid, message: /one place/ })
   t.true(await isPending(last), 'the failed stream leaves the channel to its reader')
   await partner.run((kit) => kit.channel.send('for the reader'))
   t.is(String(await last), 'for the reader')

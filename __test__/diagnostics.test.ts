@@ -22,16 +22,16 @@ import {
 } from 'ringfence'
 
 import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { joinHere, listenHere, pair, Partner } from './support/partner.js'
-import { standStillUntil, until } from './support/until.js'
+import { blockUntil, until } from './support/until.js'
 
 /** The messages of a diagnostics channel, until the test ends. */
 function told<Message>(t: ExecutionContext, name: string): Message[] {
   const messages: Message[] = []
-  const hear = (message: unknown) => void messages.push(message as Message)
-  watch(name, hear)
-  t.teardown(() => unsubscribe(name, hear))
+  const onMessage = (message: unknown) => void messages.push(message as Message)
+  watch(name, onMessage)
+  t.teardown(() => unsubscribe(name, onMessage))
   return messages
 }
 
@@ -121,9 +121,9 @@ for (const name of ['member', 'publish', 'listen'] as const)
     const through = join(temporaryDirectory(t), 'through')
     const coming = partner.run(
       async (kit, how, where, file) => {
-        const come = { member: 'member', publish: 'subscribe', listen: 'connect' } as const
+        const connectTo = { member: 'member', publish: 'subscribe', listen: 'connect' } as const
         for (let number = 0; number < 40; number += 1) {
-          const call = kit.ringfence[come[how]] as (where: string) => Promise<unknown>
+          const call = kit.ringfence[connectTo[how]] as (where: string) => Promise<unknown>
           await call(where).catch(() => {})
         }
         const { writeFileSync: write } = kit.require('node:fs') as typeof import('node:fs')
@@ -133,7 +133,7 @@ for (const name of ['member', 'publish', 'listen'] as const)
       address,
       through,
     )
-    standStillUntil(() => existsSync(through), 'all have come')
+    blockUntil(() => existsSync(through), 'all have come')
     await coming
     await until(() => refused.length === 40, 'each is told')
     t.is(events.length, 40)

@@ -2,18 +2,18 @@
 
 import { WriteStream } from 'node:tty'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import test from 'ava'
 import { doctor } from 'ringfence'
 
-import { takeOutput } from './support/output.js'
+import { captureOutput } from './support/output.js'
 
-const { diagnose } = await insideOf<{
+const { diagnose } = await internals<{
   diagnose(json: boolean): void
 }>('cli/doctor.js')
 
 test.serial('each finding has a row, and its meaning below the row of its status', (t) => {
-  const output = takeOutput(t, 'stdout', { columns: 10_000 })
+  const output = captureOutput(t, 'stdout', { columns: 10_000 })
   diagnose(false)
   const { kernel, findings } = doctor()
   const [head, rows, ...meanings] = output.text.split('\n\n')
@@ -45,7 +45,7 @@ test.serial('each finding has a row, and its meaning below the row of its status
 })
 
 test.serial('a table is as wide as the terminal, and else 160 columns', (t) => {
-  const narrow = takeOutput(t, 'stdout', { columns: 30 })
+  const narrow = captureOutput(t, 'stdout', { columns: 30 })
   diagnose(false)
   const width = (text: string) =>
     Math.max(
@@ -55,20 +55,20 @@ test.serial('a table is as wide as the terminal, and else 160 columns', (t) => {
         .map((line) => line.length),
     )
   t.is(width(narrow.text), 30)
-  const unknown = takeOutput(t, 'stdout')
+  const unknown = captureOutput(t, 'stdout')
   diagnose(false)
   t.true(width(unknown.text) <= 160)
 })
 
 test.serial('a program reads all of it as JSON', (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   diagnose(true)
-  const told = JSON.parse(output.text) as ReturnType<typeof doctor>
+  const report = JSON.parse(output.text) as ReturnType<typeof doctor>
   const { kernel, findings } = doctor()
-  t.is(told.kernel, kernel)
+  t.is(report.kernel, kernel)
   const names = (all: typeof findings) => all.map(({ name, title, status }) => [name, title, status])
-  t.deepEqual(names(told.findings), names(findings))
-  for (const { found, meaning } of told.findings) t.true(found !== '' && meaning !== '')
+  t.deepEqual(names(report.findings), names(findings))
+  for (const { found, meaning } of report.findings) t.true(found !== '' && meaning !== '')
 })
 
 test.serial('a terminal with colors shows the marks in color, and NO_COLOR and FORCE_COLOR decide otherwise', (t) => {
@@ -78,7 +78,7 @@ test.serial('a terminal with colors shows the marks in color, and NO_COLOR and F
     // Nothing of the real environment: CI, TMUX and others decide how many colors Node assumes.
     process.env = { TERM: 'xterm-256color', ...env }
     const { getColorDepth, hasColors } = WriteStream.prototype
-    const output = takeOutput(t, 'stdout', { isTTY, getColorDepth, hasColors })
+    const output = captureOutput(t, 'stdout', { isTTY, getColorDepth, hasColors })
     diagnose(false)
     const { status } = doctor().findings[0]!
     const [mark, color] = { good: ['good', 32], limited: ['LIMITED', 33], missing: ['MISSING', 31] }[status]

@@ -6,15 +6,15 @@ import { syncBuiltinESMExports } from 'node:module'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { clock, rested } from './support/clock.js'
-import { takeOutput } from './support/output.js'
-import { host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
+import { clock, afterTurn } from './support/clock.js'
+import { captureOutput } from './support/output.js'
+import { fakeHost, fakeProcess, read, useFakeFiles, written, type FakeFiles } from './support/fake-proc.js'
 import { diagnosePair, explain, type Finding } from './support/slow.js'
-import { Handshakes, observable, type Figures } from './support/teller.js'
-import { soon, turns } from './support/until.js'
+import { Handshakes, observable, type Figures } from './support/stats-publisher.js'
+import { within, turns } from './support/until.js'
 
 /** The files in /proc of a process that works half of the time, on one core. */
-function activity(pid: number, core: number): Paper {
+function activity(pid: number, core: number): FakeFiles {
   const at = `/proc/${pid}/task/${pid}`
   const words = Array.from({ length: 50 }, () => '0')
   words[0] = 'S'
@@ -29,7 +29,7 @@ function activity(pid: number, core: number): Paper {
   }
 }
 
-const cacheOf = (core: number, shared: string): Paper => {
+const cacheOf = (core: number, shared: string): FakeFiles => {
   const at = `/sys/devices/system/cpu/cpu${core}/cache`
   return { [at]: ['index3'], [`${at}/index3/level`]: '3\n', [`${at}/index3/shared_cpu_list`]: `${shared}\n` }
 }
@@ -39,11 +39,11 @@ const cacheOf = (core: number, shared: string): Paper => {
  * @b.
  */
 const all = () =>
-  host(
+  fakeHost(
     { ...observable(3, [written(1, 65_536), read(2, 8192)], '@a'), ...activity(3, 1) },
     { ...observable(4, [read(1, 65_536), written(2, 8192), read(3, 4096, '@p')]), ...activity(4, 1) },
     { ...observable(5, [written(3, 4096, '@p')]), ...activity(5, 2) },
-    { ...onPaper(6, [written(4, 4096), read(5, 4096)], '@b'), ...activity(6, 1) },
+    { ...fakeProcess(6, [written(4, 4096), read(5, 4096)], '@b'), ...activity(6, 1) },
     { ...observable(7, [read(4, 4096), written(5, 4096)]), ...activity(7, 2) },
     {
       '/proc/self/schedstat': '0 0 0\n',
@@ -71,27 +71,27 @@ function timePasses(t: ExecutionContext): void {
 const figures = (peer: number, more: Figures): Figures => ({ id: 1, address: null, peer, role: 'host', ...more })
 
 /** Examines this fake host. These processes answer, with these statistics. */
-async function look<Found>(
+async function diagnoseWith<Found>(
   t: ExecutionContext,
   diagnose: () => Promise<Found>,
-  told: Record<number, [before: Figures, now: Figures]>,
+  snapshots: Record<number, [before: Figures, now: Figures]>,
 ): Promise<Found> {
-  await rested()
+  await afterTurn()
   const handshakes = new Handshakes(t)
   const done = diagnose()
   done.catch(() => {})
   await turns(2)
-  t.deepEqual(handshakes.asked, Object.keys(told).map(Number))
-  const tellers = []
-  for (const pid of Object.keys(told)) tellers.push(await handshakes.answer(Number(pid)))
+  t.deepEqual(handshakes.pending, Object.keys(snapshots).map(Number))
+  const publishers = []
+  for (const pid of Object.keys(snapshots)) publishers.push(await handshakes.answer(Number(pid)))
   for (const step of [0, 1]) {
-    for (const teller of tellers) await teller.tell(1000 + 2000 * step, told[teller.pid]![step]!)
+    for (const publisher of publishers) await publisher.publish(1000 + 2000 * step, snapshots[publisher.pid]![step]!)
     clock.now += 2000
   }
   try {
-    return await soon(done, 'its end')
+    return await within(done, 'its end')
   } finally {
-    for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
+    for (const publisher of publishers) t.is(publisher.calls.at(-1), 'close')
   }
 }
 
@@ -105,10 +105,10 @@ const shown = (findings: Finding[]) =>
 const SHM_AND_MEMORY = (pid: number) => [`shm ${pid} good: no ring there`, `memory ${pid} good: no limit`]
 
 test.serial('for a process, each channel is judged in both directions by what both ends report', async (t) => {
-  t.teardown(see(all()))
+  t.teardown(useFakeFiles(all()))
   timePasses(t)
   const full = { ringUsed: 60_000, messagesSent: 1000, bytesSent: 80_000 }
-  const { processes, pairs } = await look(t, () => diagnosePair(4), {
+  const { processes, pairs } = await diagnoseWith(t, () => diagnosePair(4), {
     3: [figures(4, { ...full, messagesSent: 0, bytesSent: 0 }), figures(4, full)],
     4: still(3),
     5: [publishes, publishes],
@@ -145,9 +145,9 @@ test.serial('for a process, each channel is judged in both directions by what bo
 })
 
 test.serial('for an address, every process is asked, since any of them may know where it met its peer', async (t) => {
-  t.teardown(see(all()))
+  t.teardown(useFakeFiles(all()))
   timePasses(t)
-  const { processes, pairs } = await look(t, () => diagnosePair('@b'), {
+  const { processes, pairs } = await diagnoseWith(t, () => diagnosePair('@b'), {
     3: still(4),
     4: still(3),
     5: still(4),
@@ -168,11 +168,11 @@ test.serial('the cores of a process that has exited are not judged; its activity
     [3, 0],
     [4, 1],
   ] as const) {
-    const paper = all()
-    delete paper[`/proc/${gone}/task`]
-    t.teardown(see(paper))
+    const files = all()
+    delete files[`/proc/${gone}/task`]
+    t.teardown(useFakeFiles(files))
     timePasses(t)
-    const { pairs } = await look(t, () => diagnosePair(3), { 3: still(4), 4: still(3) })
+    const { pairs } = await diagnoseWith(t, () => diagnosePair(3), { 3: still(4), 4: still(3) })
     const lines = shown(pairs[0]!.findings)
     t.is(lines.length, 12)
     t.false(lines.some((line) => line.startsWith('cores')))
@@ -181,14 +181,14 @@ test.serial('the cores of a process that has exited are not judged; its activity
 })
 
 test.serial('a process without a channel, and an address without one, are reported', async (t) => {
-  t.teardown(see(all()))
+  t.teardown(useFakeFiles(all()))
   timePasses(t)
   await t.throwsAsync(
-    look(t, () => diagnosePair(9), {}),
+    diagnoseWith(t, () => diagnosePair(9), {}),
     { message: 'process 9 has no channel, as far as this user may see' },
   )
   await t.throwsAsync(
-    look(t, () => diagnosePair('@c'), { 3: still(4), 4: still(3), 5: still(4), 7: still(6) }),
+    diagnoseWith(t, () => diagnosePair('@c'), { 3: still(4), 4: still(3), 5: still(4), 7: still(6) }),
     { message: '@c has no channel, as far as this user may see' },
   )
 })
@@ -199,15 +199,15 @@ const cells = (line: string) => line.trim().split(/ {2,}/)
 test.serial(
   'each pair is printed with a table of its findings, and slow or unknown ones are explained below',
   async (t) => {
-    const paper = all()
+    const files = all()
     // Anyone may choose these names.
-    paper['/proc/net/unix'] = (paper['/proc/net/unix'] as string).replace(' @a\n', ' @\u001b[2J\n')
-    t.teardown(see(paper))
+    files['/proc/net/unix'] = (files['/proc/net/unix'] as string).replace(' @a\n', ' @\u001b[2J\n')
+    t.teardown(useFakeFiles(files))
     timePasses(t)
-    const told = { 3: still(4), 4: still(3), 5: [publishes, publishes] as [Figures, Figures] }
-    const output = takeOutput(t, 'stdout', { columns: 1000 })
-    const { pairs } = await look(t, () => diagnosePair(4), told)
-    await look(t, () => explain(4, false), told)
+    const snapshots = { 3: still(4), 4: still(3), 5: [publishes, publishes] as [Figures, Figures] }
+    const output = captureOutput(t, 'stdout', { columns: 1000 })
+    const { pairs } = await diagnoseWith(t, () => diagnosePair(4), snapshots)
+    await diagnoseWith(t, () => explain(4, false), snapshots)
     const blocks = output.text.split(/(?=^processes )/m)
     t.is(blocks.length, 2)
     for (const [at, block] of blocks.entries()) {
@@ -238,7 +238,7 @@ test.serial(
 )
 
 test.serial('it is as wide as the terminal, and else 160 columns', async (t) => {
-  t.teardown(see(all()))
+  t.teardown(useFakeFiles(all()))
   timePasses(t)
   const width = (text: string) =>
     Math.max(
@@ -248,19 +248,19 @@ test.serial('it is as wide as the terminal, and else 160 columns', async (t) => 
         .map((line) => line.length),
     )
   for (const [how, wanted] of [[{ columns: 40 }, 40] as const, [{}, 160] as const]) {
-    const output = takeOutput(t, 'stdout', how)
-    await look(t, () => explain(3, false), { 3: still(4), 4: still(3) })
+    const output = captureOutput(t, 'stdout', how)
+    await diagnoseWith(t, () => explain(3, false), { 3: still(4), 4: still(3) })
     t.true(width(output.text) <= wanted, String(width(output.text)))
     if (wanted === 40) t.is(width(output.text), 40)
   }
 })
 
 test.serial('a program gets all of it as JSON', async (t) => {
-  t.teardown(see(all()))
+  t.teardown(useFakeFiles(all()))
   timePasses(t)
-  const output = takeOutput(t, 'stdout')
-  const told = { 3: still(4), 4: still(3) }
-  const diagnosis = await look(t, () => diagnosePair(3), told)
-  await look(t, () => explain(3, true), told)
+  const output = captureOutput(t, 'stdout')
+  const snapshots = { 3: still(4), 4: still(3) }
+  const diagnosis = await diagnoseWith(t, () => diagnosePair(3), snapshots)
+  await diagnoseWith(t, () => explain(3, true), snapshots)
   t.is(output.text, `${JSON.stringify(diagnosis, null, 2)}\n`)
 })

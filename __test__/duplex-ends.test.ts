@@ -1,7 +1,7 @@
 // Unit tests of the stream of a channel: what it calls on its channel, and in which order. duplex.test.ts uses it with
 // a peer.
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import { once } from 'node:events'
 import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
@@ -17,11 +17,11 @@ interface Settings {
 }
 
 /** A fake channel, as far as a stream uses one. */
-class Told {
+class FakeChannel {
   readonly allowHalfOpen: boolean
   readonly maxMessageSize: number
   readonly maxAtOnce: number
-  readonly asked: string[] = []
+  readonly calls: string[] = []
   readonly sent: Uint8Array[] = []
   /** The number of messages for which there is room. */
   room = Infinity
@@ -53,7 +53,7 @@ class Told {
     for (const wake of this.#wakeSenders.splice(0)) wake()
   }
 
-  come(...messages: string[]): void {
+  push(...messages: string[]): void {
     this.messages.push(...messages.map((message) => Buffer.from(message)))
     for (const wake of this.waiting.splice(0)) wake()
   }
@@ -82,7 +82,7 @@ class Told {
   }
 
   async waitReadable(): Promise<boolean> {
-    this.asked.push('waitReadable')
+    this.calls.push('waitReadable')
     if (this.fails.waitReadable !== undefined) throw this.fails.waitReadable
     while (this.messages.length === 0 && !this.#over) await new Promise<void>((resolve) => this.waiting.push(resolve))
     if (this.messages.length === 0 && this.failure !== undefined) throw this.failure
@@ -90,12 +90,12 @@ class Told {
   }
 
   async end(afterPeer: boolean): Promise<void> {
-    this.asked.push(afterPeer ? 'end with the peer' : 'end')
+    this.calls.push(afterPeer ? 'end with the peer' : 'end')
     if (this.fails.end !== undefined) throw this.fails.end
   }
 
   destroy(): void {
-    this.asked.push('destroy')
+    this.calls.push('destroy')
     this.over()
     this.fails.send ??= new Error('the channel is closed')
     this.makeRoom(0)
@@ -103,25 +103,25 @@ class Told {
   }
 
   keepAlive(alive: boolean): void {
-    this.asked.push(alive ? 'ref' : 'unref')
+    this.calls.push(alive ? 'ref' : 'unref')
   }
 }
 
 interface Insides {
-  toDuplex(channel: Told): Duplex
+  toDuplex(channel: FakeChannel): Duplex
 }
 
 /** Not exported by the package. */
-const { toDuplex } = await insideOf<Insides>('adapters/duplex.js')
+const { toDuplex } = await internals<Insides>('adapters/duplex.js')
 
-function streamOf(settings: Settings = {}): { told: Told; stream: Duplex; asked: () => string[] } {
-  const told = new Told(settings)
+function streamOf(settings: Settings = {}): { fake: FakeChannel; stream: Duplex; calls: () => string[] } {
+  const fake = new FakeChannel(settings)
   // The calls since the last check, except waits for messages.
-  const asked = () => told.asked.splice(0).filter((what) => what !== 'waitReadable')
-  return { told, stream: toDuplex(told), asked }
+  const calls = () => fake.calls.splice(0).filter((what) => what !== 'waitReadable')
+  return { fake, stream: toDuplex(fake), calls }
 }
 
-const sizes = (told: Told) => told.sent.map((message) => message.length)
+const sizes = (fake: FakeChannel) => fake.sent.map((message) => message.length)
 
 const written = (stream: Duplex, chunk: Uint8Array) =>
   new Promise<void>((resolve, reject) => {
@@ -142,16 +142,16 @@ test('a chunk is sent in pieces that are neither too long for the peer nor for a
     [large, large, piece + 1, [piece, 1]],
   ] as const) {
     for (const room of [Infinity, 0, 1]) {
-      const { told, stream } = streamOf({ maxMessageSize, maxAtOnce })
-      told.room = room
+      const { fake, stream } = streamOf({ maxMessageSize, maxAtOnce })
+      fake.room = room
       const chunk = Buffer.from(Array.from({ length }, (_, index) => index & 0xff))
       const through = written(stream, chunk)
-      if (room === Infinity) t.deepEqual(sizes(told), [...expected], 'they are sent within the call')
+      if (room === Infinity) t.deepEqual(sizes(fake), [...expected], 'they are sent within the call')
       await turn()
-      told.makeRoom()
+      fake.makeRoom()
       await through
-      t.deepEqual(sizes(told), [...expected])
-      t.true(Buffer.concat(told.sent).equals(chunk))
+      t.deepEqual(sizes(fake), [...expected])
+      t.true(Buffer.concat(fake.sent).equals(chunk))
       stream.destroy()
     }
   }
@@ -178,35 +178,35 @@ test('waiting writes are combined, and split if necessary', async (t) => {
       [10, 10],
     ],
   ] as const) {
-    const { told, stream } = streamOf({ maxMessageSize: 10 })
+    const { fake, stream } = streamOf({ maxMessageSize: 10 })
     stream.cork()
     const chunks = sent.map((length, number) => Buffer.alloc(length, number + 1))
     const through = Promise.all(chunks.map((chunk) => written(stream, chunk)))
-    t.deepEqual(sizes(told), [])
+    t.deepEqual(sizes(fake), [])
     stream.uncork()
-    t.deepEqual(sizes(told), [...expected])
-    t.true(Buffer.concat(told.sent).equals(Buffer.concat(chunks)))
+    t.deepEqual(sizes(fake), [...expected])
+    t.true(Buffer.concat(fake.sent).equals(Buffer.concat(chunks)))
     await through
     stream.destroy()
   }
 })
 
 test('data written before a destroy is sent, wherever it waits, and then the end', async (t) => {
-  const ways: Record<string, (stream: Duplex, told: Told) => unknown> = {
+  const ways: Record<string, (stream: Duplex, fake: FakeChannel) => unknown> = {
     'there is room': (stream) => {
       stream.write('a')
       stream.write('b')
     },
-    'there is room for one': (stream, told) => {
-      told.room = 1
+    'there is room for one': (stream, fake) => {
+      fake.room = 1
       for (const text of ['a', 'b']) stream.write(text)
     },
-    'there is no room': (stream, told) => {
-      told.room = 0
+    'there is no room': (stream, fake) => {
+      fake.room = 0
       for (const text of ['a', '', 'b']) stream.write(text)
     },
-    'there is no room, and the first waits alone': (stream, told) => {
-      told.room = 0
+    'there is no room, and the first waits alone': (stream, fake) => {
+      fake.room = 0
       stream.write('ab')
     },
     'it is corked': (stream) => {
@@ -214,52 +214,52 @@ test('data written before a destroy is sent, wherever it waits, and then the end
       stream.cork()
       for (const text of ['a', 'b']) stream.write(text)
     },
-    'it is corked, and there is no room': (stream, told) => {
-      told.room = 0
+    'it is corked, and there is no room': (stream, fake) => {
+      fake.room = 0
       stream.write('a')
       stream.cork()
       stream.write('b')
     },
-    'it was ended': (stream, told) => {
-      told.room = 0
+    'it was ended': (stream, fake) => {
+      fake.room = 0
       stream.write('a')
       stream.end('b')
     },
   }
   for (const [what, write] of Object.entries(ways)) {
-    const { told, stream, asked } = streamOf()
-    const text = () => Buffer.concat(told.sent).toString()
+    const { fake, stream, calls } = streamOf()
+    const text = () => Buffer.concat(fake.sent).toString()
     stream.on('error', (error) => t.fail(`${what}: ${error.message}`))
     stream.on('drain', () => t.fail(`${what}: a destroyed stream asks for more`))
-    write(stream, told)
+    write(stream, fake)
     const closed = once(stream, 'close')
     stream.destroy()
     t.true(stream.destroyed)
     stream.write('late')
     for (let number = 0; number < 2; number += 1) {
       await turn()
-      if (text() !== 'ab') t.deepEqual(asked(), [], `${what}: it waits for room`)
-      told.makeRoom(1)
+      if (text() !== 'ab') t.deepEqual(calls(), [], `${what}: it waits for room`)
+      fake.makeRoom(1)
     }
     await closed
     t.is(text(), 'ab', what)
-    t.deepEqual(asked(), ['end', 'destroy'], what)
+    t.deepEqual(calls(), ['end', 'destroy'], what)
   }
 })
 
 test('a write that cannot be sent after a destroy gets the error', async (t) => {
-  const { told, stream, asked } = streamOf()
-  told.room = 0
+  const { fake, stream, calls } = streamOf()
+  fake.room = 0
   const errors: (string | undefined)[] = []
   for (const text of ['a', 'b', 'c']) stream.write(text, (error) => errors.push(error?.message))
   stream.destroy()
-  told.fails.send = new Error('the peer is gone')
-  told.makeRoom()
+  fake.fails.send = new Error('the peer is gone')
+  fake.makeRoom()
   await once(stream, 'close')
   // The first write was passed on before the stream was destroyed.
   t.deepEqual(errors, [undefined, 'the peer is gone', 'the peer is gone'])
-  t.deepEqual(asked(), ['destroy'])
-  t.is(told.sent.length, 0)
+  t.deepEqual(calls(), ['destroy'])
+  t.is(fake.sent.length, 0)
 })
 
 test('a stream that is written to without a pause lets the event loop turn', async (t) => {
@@ -278,53 +278,53 @@ test('a stream that is written to without a pause lets the event loop turn', asy
 
 test('a write or an end that the channel refuses is the error of the stream', async (t) => {
   for (const call of ['send', 'end'] as const) {
-    const { told, stream, asked } = streamOf()
-    told.fails[call] = new Error(`no ${call}`)
+    const { fake, stream, calls } = streamOf()
+    fake.fails[call] = new Error(`no ${call}`)
     const failed = once(stream, 'error')
     if (call === 'send') stream.write('x')
     else stream.end()
-    t.deepEqual(await failed, [told.fails[call]])
-    t.is(asked().at(-1), 'destroy')
+    t.deepEqual(await failed, [fake.fails[call]])
+    t.is(calls().at(-1), 'destroy')
   }
 })
 
 test('messages are read in order, and empty ones are skipped', async (t) => {
-  const { told, stream, asked } = streamOf({ allowHalfOpen: true })
-  told.come('one', '', 'two')
+  const { fake, stream, calls } = streamOf({ allowHalfOpen: true })
+  fake.push('one', '', 'two')
   const found: string[] = []
   stream.on('data', (chunk: Buffer) => found.push(String(chunk)))
   await turn()
-  told.come('')
-  told.come('three', '')
+  fake.push('')
+  fake.push('three', '')
   await turn()
   t.deepEqual(found, ['one', 'two', 'three'])
   const ended = once(stream, 'end')
-  told.over()
+  fake.over()
   await ended
-  t.deepEqual(asked(), [], 'this side may send on')
+  t.deepEqual(calls(), [], 'this side may send on')
 })
 
 test('only one wait for messages is pending at a time', async (t) => {
-  const { told, stream } = streamOf()
+  const { fake, stream } = streamOf()
   stream.on('data', () => {})
   for (let round = 0; round < 3; round += 1) {
     await turn()
     stream.read(0)
     stream.read(0)
     await turn()
-    t.is(told.waiting.length, 1)
-    told.come('x')
+    t.is(fake.waiting.length, 1)
+    fake.push('x')
   }
   stream.destroy()
 })
 
 test('a full read buffer leaves messages in the channel, and reading goes on later', async (t) => {
-  const { told, stream } = streamOf()
+  const { fake, stream } = streamOf()
   const large = 'x'.repeat(stream.readableHighWaterMark)
-  told.come('first', large, 'third', 'fourth')
+  fake.push('first', large, 'third', 'fourth')
   stream.read(0)
   await turn()
-  t.deepEqual(told.messages.map(String), ['third', 'fourth'])
+  t.deepEqual(fake.messages.map(String), ['third', 'fourth'])
   // The stream may fetch more within the call of `read`.
   let read = String(stream.read())
   await turn()
@@ -335,22 +335,22 @@ test('a full read buffer leaves messages in the channel, and reading goes on lat
 
 test('a stream that yields to the event loop reads nothing in the meantime, and nothing at all if it is destroyed', async (t) => {
   for (const destroyed of [false, true]) {
-    const { told, stream } = streamOf()
+    const { fake, stream } = streamOf()
     let go!: () => void
-    told.due = new Promise((resolve) => {
+    fake.due = new Promise((resolve) => {
       go = resolve
     })
-    told.come('one')
+    fake.push('one')
     const found: string[] = []
     stream.on('data', (chunk: Buffer) => found.push(String(chunk)))
     await turn()
     t.deepEqual(found, [])
     if (destroyed) stream.destroy()
-    told.due = null
+    fake.due = null
     go()
     await turn()
     t.deepEqual(found, destroyed ? [] : ['one'])
-    t.is(told.messages.length, destroyed ? 1 : 0)
+    t.is(fake.messages.length, destroyed ? 1 : 0)
     stream.destroy()
   }
 })
@@ -358,15 +358,15 @@ test('a stream that yields to the event loop reads nothing in the meantime, and 
 test('a peer that was cut off is an error once everything before it was read', async (t) => {
   const failure = Object.assign(new Error('cut off'), { code: 'ERR_RINGFENCE_PEER_LOST' })
   for (const isSlow of [false, true]) {
-    const { told, stream } = streamOf()
-    told.come('one')
+    const { fake, stream } = streamOf()
+    fake.push('one')
     const found: string[] = []
     stream.on('error', (error) => found.push(error.message))
     stream.on('end', () => found.push('end'))
     if (isSlow) {
       stream.read(0)
       await turn()
-      told.over(failure)
+      fake.over(failure)
       stream.read(0)
       await turn()
       t.deepEqual(found, [], 'one is not read yet')
@@ -374,7 +374,7 @@ test('a peer that was cut off is an error once everything before it was read', a
     } else {
       stream.on('data', (chunk: Buffer) => found.push(String(chunk)))
       await turn()
-      told.over(failure)
+      fake.over(failure)
     }
     await turn()
     t.deepEqual(found, isSlow ? ['read ECONNRESET: cut off'] : ['one', 'read ECONNRESET: cut off'])
@@ -382,21 +382,21 @@ test('a peer that was cut off is an error once everything before it was read', a
 })
 
 test('this side closing the channel ends the stream', async (t) => {
-  const { told, stream } = streamOf()
-  told.fails.waitReadable = new Error('closed')
-  told.isClosed = true
+  const { fake, stream } = streamOf()
+  fake.fails.waitReadable = new Error('closed')
+  fake.isClosed = true
   stream.resume()
   await once(stream, 'end')
   t.is(stream.errored, null)
 })
 
 test('a read that fails destroys the stream with its error', async (t) => {
-  const { told, stream, asked } = streamOf()
-  told.fails.waitReadable = new Error('no memory')
+  const { fake, stream, calls } = streamOf()
+  fake.fails.waitReadable = new Error('no memory')
   const failed = once(stream, 'error')
   stream.read(0)
-  t.deepEqual(await failed, [told.fails.waitReadable])
-  t.deepEqual(asked(), ['destroy'])
+  t.deepEqual(await failed, [fake.fails.waitReadable])
+  t.deepEqual(calls(), ['destroy'])
 })
 
 test('an end says whether it follows the end of the peer', async (t) => {
@@ -404,20 +404,20 @@ test('an end says whether it follows the end of the peer', async (t) => {
     const own = streamOf({ allowHalfOpen })
     own.stream.end()
     await once(own.stream, 'finish')
-    t.deepEqual(own.asked(), ['end'], 'of its own accord')
+    t.deepEqual(own.calls(), ['end'], 'of its own accord')
     own.stream.destroy()
 
-    const { told, stream, asked } = streamOf({ allowHalfOpen })
-    told.over()
+    const { fake, stream, calls } = streamOf({ allowHalfOpen })
+    fake.over()
     stream.resume()
     await once(stream, 'end')
     if (allowHalfOpen) {
       await turn()
-      t.deepEqual(asked(), [])
+      t.deepEqual(calls(), [])
       stream.end()
     }
     await once(stream, 'finish')
-    t.is(asked()[0], allowHalfOpen ? 'end' : 'end with the peer')
+    t.is(calls()[0], allowHalfOpen ? 'end' : 'end with the peer')
     stream.destroy()
   }
 })
@@ -430,17 +430,17 @@ test('a destroyed stream ends its side, unless it has an error', async (t) => {
     [false, true, new Error('enough'), ['destroy']],
     [false, false, new Error('enough'), ['destroy']],
   ] as const) {
-    const { told, stream, asked } = streamOf({ allowHalfOpen })
+    const { fake, stream, calls } = streamOf({ allowHalfOpen })
     // The stream must not have ended its own side before.
     const closed = new Promise((resolve) => stream.once('close', resolve))
     stream.on('error', () => {})
     if (isRead) {
-      told.over()
+      fake.over()
       stream.prependListener('end', () => stream.destroy(error ?? undefined))
       stream.resume()
     } else stream.destroy(error ?? undefined)
     await closed
-    t.deepEqual(asked(), [...expected])
+    t.deepEqual(calls(), [...expected])
   }
 })
 
@@ -448,7 +448,7 @@ test('an idle stream reports that, each time that it becomes idle', async (t) =>
   // Neither the timer of a stream nor a channel over a fake binding keeps the process alive.
   const alive = setInterval(() => {}, 60_000)
   t.teardown(() => clearInterval(alive))
-  const { told, stream } = streamOf()
+  const { fake, stream } = streamOf()
   let count = 0
   const first = new Promise((resolve) => stream.once('timeout', resolve))
   t.is(
@@ -457,7 +457,7 @@ test('an idle stream reports that, each time that it becomes idle', async (t) =>
   )
   await first
   t.is(count, 1)
-  for (const act of [() => stream.write('x'), () => (stream.resume(), told.come('y'))]) {
+  for (const act of [() => stream.write('x'), () => (stream.resume(), fake.push('y'))]) {
     const again = new Promise((resolve) => stream.once('timeout', resolve))
     act()
     await again
@@ -478,20 +478,20 @@ test('an idle stream reports that, each time that it becomes idle', async (t) =>
 })
 
 test('a stream has the methods that HTTP agents call on a socket', (t) => {
-  const { told, stream, asked } = streamOf()
+  const { fake, stream, calls } = streamOf()
   const socket = stream as unknown as Socket
   t.is(socket.setKeepAlive(true, 1000).setNoDelay(true).ref().unref(), socket)
-  t.deepEqual(asked(), ['ref', 'unref'])
-  t.deepEqual(told.sent, [])
+  t.deepEqual(calls(), ['ref', 'unref'])
+  t.deepEqual(fake.sent, [])
   stream.destroy()
 })
 
 test('an error of closing the channel is the error of the stream, unless there is one already', async (t) => {
   for (const error of [undefined, new Error('enough')]) {
-    const { told, stream } = streamOf()
-    told.fails.destroy = new Error('no destroy')
+    const { fake, stream } = streamOf()
+    fake.fails.destroy = new Error('no destroy')
     const failed = once(stream, 'error')
     stream.destroy(error)
-    t.deepEqual(await failed, [error ?? told.fails.destroy])
+    t.deepEqual(await failed, [error ?? fake.fails.destroy])
   }
 })

@@ -243,7 +243,7 @@ test.serial('a destroyed stream waits some seconds for a peer that does not read
   await once(stream, 'close')
   t.is((errors.at(-1) as RingfenceError).code, 'ERR_RINGFENCE_CLOSED')
   t.is(channel.bufferedAmount, 0)
-  partner.goOn()
+  partner.resume()
   const there = partner.run(async (kit) => {
     for await (const chunk of kit.channel.duplex() as AsyncIterable<Buffer>) void chunk
   })

@@ -6,7 +6,7 @@ import { join, member, merge, RingfenceError, type Channel, type Codec } from 'r
 import { abstractAddress, addressOf, isBound, kinds, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { joinHere, listenHere, pair, Partner, type PartnerError } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
@@ -93,11 +93,11 @@ for (const first of ['here', 'there'] as const) {
 /** Unhandled rejections that this call causes. */
 async function unhandledOf(deed: () => void): Promise<unknown[]> {
   const unhandled: unknown[] = []
-  const hear = (error: unknown) => void unhandled.push(error)
-  process.on('unhandledRejection', hear)
+  const onUnhandled = (error: unknown) => void unhandled.push(error)
+  process.on('unhandledRejection', onUnhandled)
   deed()
   await turns(2)
-  process.off('unhandledRejection', hear)
+  process.off('unhandledRejection', onUnhandled)
   return unhandled
 }
 
@@ -153,8 +153,8 @@ for (const kind of ['channel', 'typed channel'] as const) {
       await until(async () => (await buffered()) > 4096, 'the ring is full')
       await deed(channel)
       // The end arrives while messages are queued.
-      const told = await partner.run(({ channel: there }) => there.receive())
-      t.is(told, undefined, way)
+      const received = await partner.run(({ channel: there }) => there.receive())
+      t.is(received, undefined, way)
       const before = await sent()
       await until(async () => (await sent()) > before + 50, 'it sends on')
       const code = way === 'end' ? 'ERR_RINGFENCE_CLOSED' : /PEER_LOST|CLOSED/
@@ -420,11 +420,11 @@ test.serial(
       })()
       // Between two turns of its event loop it reports how much it has sent. In the meantime it is in the middle of a
       // message.
-      let told = 0
-      while (told < 20 + round * 7) told = await partner.run((kit) => (kit.keep['sent'] as number) ?? 0)
+      let sent = 0
+      while (sent < 20 + round * 7) sent = await partner.run((kit) => (kit.keep['sent'] as number) ?? 0)
       await partner.kill()
       await t.throwsAsync(read, lost)
-      t.true(received >= told, `${received} received, ${told} were sent`)
+      t.true(received >= sent, `${received} received, ${sent} were sent`)
       t.is((await channel.closed).reason, 'lost')
       t.false(isBound(address))
     }
@@ -549,7 +549,7 @@ function ownRegion(pid: number): number {
 }
 
 /** Writes a word into the memory of another process, which that process could have written itself. */
-function lie(pid: number, offset: number, word: bigint): void {
+function writeWord(pid: number, offset: number, word: bigint): void {
   const memory = openSync(`/proc/${pid}/mem`, 'r+')
   const bytes = Buffer.alloc(8)
   bytes.writeBigUInt64LE(word)
@@ -567,7 +567,7 @@ test.serial(
       const { channel, partner } = await pair(t, { options: { backing } })
       await partner.run((kit) => kit.channel.send('true'))
       t.is(String(await channel.receive()), 'true')
-      lie(partner.pid, TAIL, 2n ** 40n)
+      writeWord(partner.pid, TAIL, 2n ** 40n)
       const corrupt = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_RING_CORRUPT' } as const
       t.throws(() => channel.tryReceive(), corrupt)
       t.is((await channel.closed).reason, 'corrupt')
@@ -582,7 +582,7 @@ test.serial('a peer with a forged read position is RING_CORRUPT as well', async 
   fill(channel)
   const waiting = channel.send('x'.repeat(1000))
   t.true(await isPending(waiting))
-  lie(partner.pid, HEAD, 2n ** 40n)
+  writeWord(partner.pid, HEAD, 2n ** 40n)
   const corrupt = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_RING_CORRUPT' } as const
   await t.throwsAsync(
     (async () => {
@@ -700,12 +700,12 @@ async function endsByItself(t: ExecutionContext, channel: Channel, partner: Part
     await kit.channel.send('two')
     await kit.channel.end()
   })
-  const all = await soon(read(), 'the end of the messages')
+  const all = await within(read(), 'the end of the messages')
   t.is(all.join(), all.length === 1 ? 'onetwo' : 'one,two')
   await t.throwsAsync(channel.send('late'), closed)
-  t.is((await soon(channel.closed, 'the end here')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end here')).reason, 'closed')
   t.is(
-    await soon(
+    await within(
       partner.run(async (kit) => (await kit.channel.closed).reason),
       'the end there',
     ),
@@ -730,7 +730,7 @@ test.serial('a channel whose peer has ended closes itself once the end was read:
   const [channel] = first.value!
   await endsByItself(t, channel, partner, async () => {
     const all = iterated(messages)
-    await soon(channel.closed, 'the end of the channel')
+    await within(channel.closed, 'the end of the channel')
     await listener.close()
     return (await all).map((found) => (found as [Channel, Buffer])[1])
   })
@@ -760,5 +760,5 @@ test.serial('a stream that is still writing when its peer ends sends everything'
     return bytes
   })
   t.is(all, 60_000)
-  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end')).reason, 'closed')
 })

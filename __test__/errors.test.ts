@@ -6,7 +6,7 @@ import { inspect } from 'node:util'
 import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Insides {
   fromFailure(failure: object | null, thrown?: unknown): RingfenceError
@@ -14,7 +14,7 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-const { fromFailure, show } = await insideOf<Insides>('errors.js')
+const { fromFailure, show } = await internals<Insides>('errors.js')
 
 const other = createRequire(import.meta.url)('ringfence') as typeof import('ringfence')
 

@@ -6,7 +6,7 @@ import test from 'ava'
 import type { Channel, RingfenceError } from 'ringfence'
 
 import { pair, type Pair } from './support/partner.js'
-import { soon } from './support/until.js'
+import { within } from './support/until.js'
 
 /** The number of messages. Each is handled for 20 µs, so all take at least a fifth of a second. */
 const COUNT = 10_000
@@ -115,7 +115,7 @@ for (const [way, read] of Object.entries(readers)) {
       const both = await pair(t, { there: { capacity: 16 << 20 } })
       both.partner.mayFail()
       await flood(both, size)
-      const heard = new Listening()
+      const loop = new Listening()
       let count = 0
       await read(both.channel, () => {
         work()
@@ -123,10 +123,10 @@ for (const [way, read] of Object.entries(readers)) {
         return count < COUNT
       }).catch((error: Error) => t.is(error.message, 'enough'))
       t.is(count, COUNT)
-      t.true(heard.turns >= TURNS, `${heard.turns} turns`)
-      t.true(heard.timers > 0, 'a timer of 10 ms has fired')
-      t.is(heard.signals, 1)
-      heard.stop()
+      t.true(loop.turns >= TURNS, `${loop.turns} turns`)
+      t.true(loop.timers > 0, 'a timer of 10 ms has fired')
+      t.is(loop.signals, 1)
+      loop.stop()
       await both.channel.close()
     })
   }
@@ -154,17 +154,17 @@ for (const [way, send] of Object.entries(senders)) {
   test.serial(`${way}: the event loop turns while there is always room`, async (t) => {
     // All of it fits, so this side never waits for the peer.
     const { channel } = await pair(t, { here: { capacity: 256 << 20 }, options: { handshakeTimeout: 60_000 } })
-    const heard = new Listening()
+    const loop = new Listening()
     let count = 0
     await send(channel, () => {
       work()
       count += 1
       return count < COUNT
     })
-    t.true(heard.turns >= TURNS, `${heard.turns} turns`)
-    t.true(heard.timers > 0, 'a timer of 10 ms has fired')
-    t.is(heard.signals, 1)
-    heard.stop()
+    t.true(loop.turns >= TURNS, `${loop.turns} turns`)
+    t.true(loop.timers > 0, 'a timer of 10 ms has fired')
+    t.is(loop.signals, 1)
+    loop.stop()
   })
 }
 
@@ -176,7 +176,7 @@ for (const way of ['synchronous', 'asynchronous']) {
       const { channel: there } = kit
       void Promise.all(Array.from({ length: calls }, () => there.call('?'))).then(() => there.close())
     }, count)
-    const heard = new Listening()
+    const loop = new Listening()
     let served = 0
     const answer = () => {
       for (let part = 0; part < 5; part += 1) work()
@@ -185,9 +185,9 @@ for (const way of ['synchronous', 'asynchronous']) {
     }
     await channel.serve(way === 'synchronous' ? answer : async () => answer())
     t.is(served, count)
-    t.true(heard.turns >= TURNS, `${heard.turns} turns`)
-    t.is(heard.signals, 1)
-    heard.stop()
+    t.true(loop.turns >= TURNS, `${loop.turns} turns`)
+    t.is(loop.signals, 1)
+    loop.stop()
   })
 }
 
@@ -197,7 +197,7 @@ test.serial('tokens(): the event loop turns while tokens are available', async (
   await partner.run(({ channel: there }, last: number) => {
     for (let token = 0; token < last; token += 1) there.sendToken(token)
   }, count)
-  const heard = new Listening()
+  const loop = new Listening()
   let next = 0n
   for await (const token of channel.tokens()) {
     const end = performance.now() + 0.1
@@ -206,9 +206,9 @@ test.serial('tokens(): the event loop turns while tokens are available', async (
     next += 1n
     if (next === BigInt(count)) break
   }
-  t.true(heard.turns >= TURNS, `${heard.turns} turns`)
-  t.is(heard.signals, 1)
-  heard.stop()
+  t.true(loop.turns >= TURNS, `${loop.turns} turns`)
+  t.is(loop.signals, 1)
+  loop.stop()
 })
 
 test.serial('an abort by a timer ends a loop of receive, though there is always a message', async (t) => {
@@ -263,7 +263,7 @@ test.serial('receiveEach without a limit stops in time, and leaves the remainder
   const first = channel.receiveEach(visit)
   t.true(first > 0 && first < there, `${first} of ${there} messages, each for 0.1 ms`)
   while (number < there) {
-    t.true(await soon(channel.waitReadable(), 'the rest'))
+    t.true(await within(channel.waitReadable(), 'the rest'))
     channel.receiveEach(visit)
   }
   t.is(number, there)
@@ -295,7 +295,7 @@ test.serial('a stream that is destroyed while it yields to the event loop ends w
     work()
     chunks += 1
   })
-  await soon(once(stream, 'close'), 'the stream to be over')
+  await within(once(stream, 'close'), 'the stream to be over')
   t.true(chunks > 0)
   t.is((await both.channel.closed).reason, 'closed')
 })

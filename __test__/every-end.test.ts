@@ -25,10 +25,10 @@ import {
 } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import type { Far, FarEnding, Order } from './support/far.js'
-import { soon, turn, until } from './support/until.js'
+import type { RemoteCall, RemoteEnding, RemoteOrder } from './support/remote.js'
+import { within, turn, until } from './support/until.js'
 
-const script = fileURLToPath(new URL('support/far.js', import.meta.url))
+const script = fileURLToPath(new URL('support/remote.js', import.meta.url))
 /** The messages of a far end. */
 const ALL = 'onetwothree'
 const OPTIONS = { capacity: 16_384, handshakeTimeout: 60_000 }
@@ -137,13 +137,13 @@ interface Near {
 }
 
 interface Resource {
-  far: Far
+  far: RemoteCall
   open(address: string): Promise<Near>
   readings: Record<string, (source: never, found: Found) => Promise<void>>
   endings: readonly Ending[]
 }
 
-type Ending = FarEnding | 'own close' | 'own destroy' | 'own destroy with an error'
+type Ending = RemoteEnding | 'own close' | 'own destroy' | 'own destroy with an error'
 
 const OWN = ['own close', 'own destroy', 'own destroy with an error'] as const
 const ENDINGS: readonly Ending[] = ['end', 'close', 'destroy', 'unsent', 'kill', 'worker', ...OWN]
@@ -204,7 +204,7 @@ const RESOURCES: Record<string, Resource> = {
       const { child, channel } = await spawn(process.execPath, [script], {
         ...OPTIONS,
         spawn: { stdio: ['ignore', 'inherit', 'inherit', 'ipc'] },
-        onSpawn: (begun) => (opened = ask(begun, { far: 'fromParent', addresses: [''], inWorker: false, stall: 0 })),
+        onSpawn: (begun) => (opened = ask(begun, { call: 'fromParent', addresses: [''], inWorker: false, stall: 0 })),
       })
       await opened
       return { ...itself(channel), child, over: () => void child.kill('SIGKILL') }
@@ -271,7 +271,7 @@ const RESOURCES: Record<string, Resource> = {
       const publisher = await publish(address, OPTIONS)
       const ended = gone(publisher)
       const [subscriber] = (await once(publisher, 'connection')) as [Subscriber]
-      const both = Promise.all([subscriber.closed, ended]).then(([own, told]) => (own === told ? own : never))
+      const both = Promise.all([subscriber.closed, ended]).then(([own, reported]) => (own === reported ? own : never))
       return { source: publisher, resource: publisher, gone: both, over: () => publisher.close() }
     },
     // It is not read here.
@@ -308,21 +308,21 @@ function isOwn(ending: Ending): ending is (typeof OWN)[number] {
 }
 
 /** Whether an error is this one, or has it as a cause. */
-function comesFrom(error: unknown, origin: Error): boolean {
-  return error === origin || (error instanceof Error && comesFrom(error.cause, origin))
+function isCausedBy(error: unknown, origin: Error): boolean {
+  return error === origin || (error instanceof Error && isCausedBy(error.cause, origin))
 }
 
 // The loop.
 
 /** Sends an order to a far end's process. Resolves once it is carried out. */
-async function ask(child: ChildProcess, order: Order | FarEnding): Promise<void> {
+async function ask(child: ChildProcess, order: RemoteOrder | RemoteEnding): Promise<void> {
   const answer = once(child, 'message')
   child.send(order)
   await answer
 }
 
 /** Makes the far ends end in this way. */
-async function endThere(child: ChildProcess, ending: FarEnding): Promise<void> {
+async function endThere(child: ChildProcess, ending: RemoteEnding): Promise<void> {
   if (ending !== 'kill') return ask(child, ending)
   const exited = once(child, 'exit')
   child.kill('SIGKILL')
@@ -347,7 +347,7 @@ async function readAll(reading: Promise<void>, ending: Ending): Promise<string> 
     await reading
     return 'end'
   } catch (error) {
-    if (isOwn(ending) && !comesFrom(error, OWN_ERROR)) return `not the error of this test: ${String(error)}`
+    if (isOwn(ending) && !isCausedBy(error, OWN_ERROR)) return `not the error of this test: ${String(error)}`
     return (error as RingfenceError).code.replace('ERR_RINGFENCE_', '')
   }
 }
@@ -372,7 +372,8 @@ for (const [name, { far, open, readings, endings }] of Object.entries(RESOURCES)
       const addresses = cases.map(({ address }) => address)
       const [nears] = await Promise.all([
         Promise.all(addresses.map(open)),
-        child && ask(child, { far, addresses, inWorker: ending === 'worker', stall: ending === 'evict' ? 1 : 600_000 }),
+        child &&
+          ask(child, { call: far, addresses, inWorker: ending === 'worker', stall: ending === 'evict' ? 1 : 600_000 }),
       ])
       const running = cases.map(({ reading, read, moment }, index) => {
         const near = nears[index]!
@@ -390,7 +391,7 @@ for (const [name, { far, open, readings, endings }] of Object.entries(RESOURCES)
         const outcome = moment === 'waiting' ? start() : null
         return { what: `${reading}, ${moment}`, reading, near, start, outcome, allRead, text: () => text }
       })
-      await soon(Promise.all(running.map(({ outcome, allRead }) => outcome && allRead)), 'the messages')
+      await within(Promise.all(running.map(({ outcome, allRead }) => outcome && allRead)), 'the messages')
       if (isOwn(ending))
         await Promise.all(
           running.map(({ near: { resource } }) => {
@@ -401,12 +402,12 @@ for (const [name, { far, open, readings, endings }] of Object.entries(RESOURCES)
       else if (child !== null) await endThere(child, ending)
       else await Promise.all(running.map(({ near }) => endThere(near.child!, ending)))
       for (const { what, reading, near, start, outcome, text } of running) {
-        t.is(await soon(outcome ?? start(), what), expectedReading(ending, reading, isMerge), what)
+        t.is(await within(outcome ?? start(), what), expectedReading(ending, reading, isMerge), what)
         if (ending !== 'evict') t.true(text().startsWith(ALL), `${what}: ${text().slice(0, 100)}`)
-        const { reason, error } = await soon(isOwn(ending) ? near.resource.closed : near.gone, `${what}: the reason`)
+        const { reason, error } = await within(isOwn(ending) ? near.resource.closed : near.gone, `${what}: the reason`)
         t.is(reason, OUTCOMES[ending][1], what)
         t.is(error === undefined, reason === 'closed', what)
-        if (reason === 'failed') t.true(comesFrom(error, OWN_ERROR), what)
+        if (reason === 'failed') t.true(isCausedBy(error, OWN_ERROR), what)
       }
       await Promise.all(
         running.map(async ({ near }) => {

@@ -7,7 +7,7 @@ import test from 'ava'
 import { member, subscribe } from 'ringfence'
 
 import { namedAddress, untilBound } from './support/address.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { joinHere, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 
@@ -111,7 +111,7 @@ for (const [way, end, code] of ends) {
 test('a worker thread that exits leaves no files, and its process goes on', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)
-  const told = partner.run(async ({ require }, where) => {
+  const outcome = partner.run(async ({ require }, where) => {
     const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')
     const worker = new Worker(
       `const { workerData } = require('node:worker_threads')
@@ -123,7 +123,7 @@ test('a worker thread that exits leaves no files, and its process goes on', asyn
     )
     return new Promise<number>((resolve) => worker.once('exit', resolve))
   }, address)
-  t.is(await told, 5)
+  t.is(await outcome, 5)
   t.deepEqual(readdirSync(dirname(address)), [])
 })
 
@@ -142,8 +142,8 @@ for (const [what, call] of [
         const { Worker } = require('node:worker_threads') as typeof import('node:worker_threads')
         const { existsSync } = require('node:fs') as typeof import('node:fs')
         new Worker(script, { eval: true, workerData: where })
-        const look = () => (existsSync(where) ? process.exit(3) : setImmediate(look))
-        look()
+        const poll = () => (existsSync(where) ? process.exit(3) : setImmediate(poll))
+        poll()
       },
       `const { workerData } = require('node:worker_threads')
        import('ringfence').then(({ join, listen, member, publish }) => {

@@ -6,16 +6,16 @@ import { join, member, type Channel, type Evidence, type Membership } from 'ring
 import { abstractAddress, namedAddress } from './support/address.js'
 import { joinHere, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
-import { soon, standStillUntil } from './support/until.js'
+import { within, blockUntil } from './support/until.js'
 
 /**
  * In the partner: joins or becomes a member, and opens a path to one of the shared objects during the handshake. Any
  * process of the same user could do that. Tries again if it was too late.
  */
-function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' = 'join'): Promise<void> {
+function joinAndRetain(partner: Partner, address: string, how: 'join' | 'member' = 'join'): Promise<void> {
   const meet = async (kit: Kit, where: string, call: string) => {
     const options = { capacity: 8 << 20 }
-    const come = async (): Promise<Channel> => {
+    const openIt = async (): Promise<Channel> => {
       if (call === 'join') return kit.join(where, options)
       const membership = await kit.ringfence.member(where, options)
       kit.keep.membership = membership
@@ -31,15 +31,15 @@ function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' =
       }
     }
     for (;;) {
-      const joining = come()
+      const joining = openIt()
       const until = performance.now() + 2000
       // The handshake runs on another thread.
       while (kit.keep.path === undefined && performance.now() < until) {
         for (const fd of fs.readdirSync('/proc/self/fd')) {
           if (!object(`/proc/self/fd/${fd}`)) continue
           try {
-            const kept = `/proc/self/fd/${fs.openSync(`/proc/self/fd/${fd}`, O_PATH)}`
-            if (object(kept)) kit.keep.path = kept
+            const copy = `/proc/self/fd/${fs.openSync(`/proc/self/fd/${fd}`, O_PATH)}`
+            if (object(copy)) kit.keep.path = copy
           } catch {
             // It was closed in the meantime.
           }
@@ -58,7 +58,7 @@ function joinAndKeep(partner: Partner, address: string, how: 'join' | 'member' =
 test('a process that opens the shared memory ends the channel on both sides, and every call says why', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
-  const keeping = joinAndKeep(partner, address)
+  const keeping = joinAndRetain(partner, address)
   let channel = await joinHere(t, address, { capacity: 8 << 20 })
   while (String(await channel.receive()) !== 'kept') {
     await channel.close()
@@ -77,13 +77,13 @@ test('a process that opens the shared memory ends the channel on both sides, and
   })
   t.is(code, 'EAGAIN')
   const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED', message: /another process tried to open/ }
-  await t.throwsAsync(soon(receiving, 'the end of the waiting'), exposed)
-  t.is((await soon(channel.closed, 'the end')).reason, 'exposed')
+  await t.throwsAsync(within(receiving, 'the end of the waiting'), exposed)
+  t.is((await within(channel.closed, 'the end')).reason, 'exposed')
   await t.throwsAsync(channel.send('more'), exposed)
   t.throws(() => channel.tryReceive(), exposed)
   t.false(channel.readableEnded, 'the end is not clean')
   t.is(
-    await soon(
+    await within(
       partner.run(async ({ channel: there }) => (await there.closed).reason),
       'the end over there',
     ),
@@ -101,10 +101,10 @@ test('exposed memory is reported as such even if this side ends its sending firs
   t.teardown(() => here.close())
   const partners = here[Symbol.asyncIterator]()
   const partner = await Partner.start(t)
-  const keeping = joinAndKeep(partner, address, 'member')
+  const keeping = joinAndRetain(partner, address, 'member')
   let channel: Channel
   do {
-    channel = (await soon(partners.next(), 'a partner')).value!
+    channel = (await within(partners.next(), 'a partner')).value!
   } while (String(await channel.receive()) !== 'kept')
   await keeping
   const [go, gone] = [`${address}.go`, `${address}.gone`]
@@ -130,7 +130,7 @@ test('exposed memory is reported as such even if this side ends its sending firs
     gone,
   )
   writeFileSync(go, '')
-  standStillUntil(() => existsSync(gone), 'the partner has come anew')
+  blockUntil(() => existsSync(gone), 'the partner has come anew')
   await channel.end()
   t.is((await channel.closed).reason, 'exposed')
   const exposed = { code: 'ERR_RINGFENCE_OBJECT_EXPOSED' }

@@ -29,8 +29,8 @@ import { finished } from 'node:stream/promises'
 import test, { type ExecutionContext } from 'ava'
 
 import { temporaryDirectory } from './support/address.js'
-import { insideOf } from './support/inside.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { internals } from './support/internals.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 interface Target {
   sink: Writable
@@ -44,7 +44,7 @@ interface Source {
   close(): Promise<void>
 }
 
-const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
+const moduleAt = (name: string) => internals(`cli/${name}.js`)
 const { openTarget } = (await moduleAt('target')) as {
   openTarget(path: string, signal?: AbortSignal): Promise<Target>
 }
@@ -310,7 +310,7 @@ test.serial('a FIFO that is removed while it waits for its reader is an error', 
   await until(() => looks > 1, 'a reader is looked for')
   t.true(await isPending(waiting))
   rmSync(fifo)
-  await t.throwsAsync(soon(waiting, 'its failure'), { code: 'ENOENT' })
+  await t.throwsAsync(within(waiting, 'its failure'), { code: 'ENOENT' })
 })
 
 test('a FIFO is written once it has a reader, and a signal cancels the wait', async (t) => {
@@ -325,17 +325,17 @@ test('a FIFO is written once it has a reader, and a signal cancels the wait', as
   })
   const opening = openTarget(fifo)
   const reader = text(createReadStream(fifo))
-  const target = await soon(opening, 'its reader')
+  const target = await within(opening, 'its reader')
   await fill(target, 'through the FIFO')
   await target.keep()
   await target.close()
-  t.is(await soon(reader, 'its end'), 'through the FIFO')
+  t.is(await within(reader, 'its end'), 'through the FIFO')
   t.true(statSync(fifo).isFIFO())
   const again = openTarget(fifo)
   const cut = text(createReadStream(fifo))
-  const left = await soon(again, 'its reader')
+  const left = await within(again, 'its reader')
   await left.close()
-  t.is(await soon(cut, 'the end of one that is let go of'), '')
+  t.is(await within(cut, 'the end of one that is let go of'), '')
 })
 
 test('a file is read to its end, and its size is read again; other sources have no size', async (t) => {
@@ -372,7 +372,7 @@ test('a source is read until the peer has left', async (t) => {
   t.true(await isPending(next))
   const why = new Error('nobody is there')
   leave(why)
-  t.is(await t.throwsAsync(soon(next, 'its end')), why)
+  t.is(await t.throwsAsync(within(next, 'its end')), why)
   await source.close()
 
   // An end without a failure does not stop reading, and an end after the last chunk is ignored.

@@ -9,7 +9,7 @@ import { connect, listen, member, RingfenceError, type MessageInput, type Channe
 import { abstractAddress } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { joinHere, pair, Partner } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const halfOpen = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED', message: /allowHalfOpen/ } as const
@@ -40,9 +40,9 @@ for (const way of ['receive', 'waitReadable', 'for await', 'duplex']) {
     await channel.send('to there')
     // This is the only explicit end. The other side ends because it reads the end.
     await channel.end()
-    await soon(readToTheEnd(channel, way), 'the end')
-    t.is((await soon(channel.closed, 'the channel here')).reason, 'closed')
-    t.is(await soon(there, 'the channel over there'), 'closed')
+    await within(readToTheEnd(channel, way), 'the end')
+    t.is((await within(channel.closed, 'the channel here')).reason, 'closed')
+    t.is(await within(there, 'the channel over there'), 'closed')
   })
 }
 
@@ -53,7 +53,7 @@ test.serial('two sides that have both ended stay open until one reads to the end
   await partner.run((kit) => kit.channel.end())
   t.true(await isPending(channel.closed))
   t.is(await channel.receive(), undefined)
-  t.is((await soon(channel.closed, 'the end here')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end here')).reason, 'closed')
   // The last messages are still available to the other side.
   const there = await partner.run(async (kit) => {
     const message = String(await kit.channel.receive())
@@ -339,10 +339,10 @@ test.serial(
       await partner.connect(address)
       t.is((await looped).value?.peer.pid, partner.pid)
       // The next listener gets them, too.
-      const told = once(listener, 'connection') as Promise<[Channel]>
+      const event = once(listener, 'connection') as Promise<[Channel]>
       const other = await Partner.start(t)
       await other.connect(address)
-      t.is((await soon(told, 'the event'))[0].peer.pid, other.pid)
+      t.is((await within(event, 'the event'))[0].peer.pid, other.pid)
     }
   },
 )

@@ -4,7 +4,7 @@
 import test, { type ExecutionContext } from 'ava'
 import type { harden as Harden } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Insides {
   harden: typeof Harden
@@ -12,7 +12,7 @@ interface Insides {
   builtin: object
 }
 
-const inside = insideOf<Insides>
+const inside = internals<Insides>
 
 const [{ harden }, { native }, { builtin }] = await Promise.all([
   inside('runtime/harden.js'),
@@ -31,16 +31,16 @@ interface Process {
 const calm: Process = { isMainThread: true, hasInspector: true, url: () => undefined, failing: null }
 
 /** Hardens a process of this kind. Returns the calls to the binding, and the error. */
-function hardening(t: ExecutionContext, kind: Partial<Process>): { asked: string[]; error: Error | null } {
+function hardening(t: ExecutionContext, kind: Partial<Process>): { calls: string[]; error: Error | null } {
   const { isMainThread, hasInspector, url, failing } = { ...calm, ...kind }
-  const asked: string[] = []
-  const ask = (name: string) => () => {
-    asked.push(name)
+  const calls: string[] = []
+  const record = (name: string) => () => {
+    calls.push(name)
     return name === failing ? { code: 'UNSUPPORTED', message: `${name} cannot be had` } : null
   }
   const replaced: [object, string, unknown][] = [
-    [native, 'harden', ask('harden')],
-    [native, 'ignoreSigusr1', ask('ignoreSigusr1')],
+    [native, 'harden', record('harden')],
+    [native, 'ignoreSigusr1', record('ignoreSigusr1')],
     [process.features, 'inspector', hasInspector],
     [builtin, 'threads', { isMainThread }],
     [builtin, 'inspector', { url }],
@@ -52,26 +52,26 @@ function hardening(t: ExecutionContext, kind: Partial<Process>): { asked: string
   }
   try {
     harden()
-    return { asked, error: null }
+    return { calls, error: null }
   } catch (error) {
-    return { asked, error: error as Error }
+    return { calls, error: error as Error }
   }
 }
 
 test.serial('SIGUSR1 is ignored before the process is closed, unless the program listens to it', (t) => {
   const all = ['ignoreSigusr1', 'harden']
-  t.deepEqual(hardening(t, {}), { asked: all, error: null })
-  t.deepEqual(hardening(t, { hasInspector: undefined }), { asked: all, error: null })
+  t.deepEqual(hardening(t, {}), { calls: all, error: null })
+  t.deepEqual(hardening(t, { hasInspector: undefined }), { calls: all, error: null })
   const listen = () => {}
   process.on('SIGUSR1', listen)
   t.teardown(() => process.off('SIGUSR1', listen))
-  t.deepEqual(hardening(t, {}), { asked: ['harden'], error: null })
+  t.deepEqual(hardening(t, {}), { calls: ['harden'], error: null })
 })
 
 test.serial('nothing is done in a worker thread, or if the inspector is open or may be', (t) => {
   const refused = (kind: Partial<Process>, code: string, message: RegExp) => {
-    const { asked, error } = hardening(t, kind)
-    t.deepEqual(asked, [])
+    const { calls, error } = hardening(t, kind)
+    t.deepEqual(calls, [])
     t.like(error, { code: `ERR_RINGFENCE_${code}` })
     t.regex(error!.message, message)
     return error!
@@ -96,8 +96,8 @@ test.serial('a step that the binding cannot do is an error, and later steps are 
     ['ignoreSigusr1', ['ignoreSigusr1']],
     ['harden', ['ignoreSigusr1', 'harden']],
   ] as const) {
-    const { asked, error } = hardening(t, { failing })
-    t.deepEqual(asked, tried)
+    const { calls, error } = hardening(t, { failing })
+    t.deepEqual(calls, tried)
     t.like(error, { code: 'ERR_RINGFENCE_UNSUPPORTED', message: `${failing} cannot be had` })
   }
 })

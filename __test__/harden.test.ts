@@ -16,7 +16,7 @@ const through =
 const start = (t: ExecutionContext, node: string[] = []) => Partner.start(t, { through, node })
 
 /** The results of accesses to another process of the same user. */
-function lookInto(attacker: Partner, victim: Partner): Promise<string[]> {
+function inspect(attacker: Partner, victim: Partner): Promise<string[]> {
   return attacker.run(({ require }, pid) => {
     const fs = require('node:fs') as typeof import('node:fs')
     const tries = [
@@ -74,12 +74,12 @@ function onSignal(pid: number, bit: bigint): string {
 
 test('a hardened process is closed to others of its user', async (t) => {
   const [victim, attacker] = await Promise.all([start(t), start(t)])
-  t.deepEqual(await lookInto(attacker, victim), ['open', 'open', 'open', 'open'])
+  t.deepEqual(await inspect(attacker, victim), ['open', 'open', 'open', 'open'])
   await victim.run(({ ringfence }) => {
     ringfence.harden()
     ringfence.harden()
   })
-  t.deepEqual(await lookInto(attacker, victim), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
+  t.deepEqual(await inspect(attacker, victim), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
   const limits = await victim.run(({ require }) =>
     (require('node:fs') as typeof import('node:fs')).readFileSync('/proc/self/limits', 'utf8'),
   )
@@ -132,7 +132,7 @@ test('two processes that harden during the handshake meet under the default poli
     const found = (check: string) => evidence.filter((each) => each.check === check).map((each) => each.found)
     t.deepEqual(found('hardened'), ['not dumpable, no core'])
     t.regex(found('peer hardened').at(-1) ?? '', /the peer reports it.*; not dumpable/)
-    t.deepEqual(await lookInto(attacker, partner), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
+    t.deepEqual(await inspect(attacker, partner), ['EACCES', 'EACCES', 'EACCES', 'EACCES'])
     t.is(onSignal(partner.pid, SIGUSR1), 'ignored')
   }
   await host.run(({ channel }) => channel.send('behind closed doors'))

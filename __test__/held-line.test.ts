@@ -6,8 +6,8 @@ import test, { type ExecutionContext } from 'ava'
 import { connect, member, publish, spawn, subscribe, type Channel, type Closed, type Membership } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import { listenHere, nextOf, pair, Partner } from './support/partner.js'
-import { soon } from './support/until.js'
+import { listenHere, nextChannel, pair, Partner } from './support/partner.js'
+import { within } from './support/until.js'
 
 /**
  * Starts a process that holds a copy of each socket of the caller, except its standard streams and the socket to the
@@ -31,12 +31,12 @@ function startHolders(require: NodeJS.Require): number[] {
 function endWithTest(t: ExecutionContext, holders: number[]): void {
   t.true(holders.length > 0)
   t.teardown(() => {
-    for (const holder of holders) process.kill(holder, 'SIGKILL')
+    for (const pid of holders) process.kill(pid, 'SIGKILL')
   })
 }
 
 /** Makes the partner start such processes. */
-async function hold(t: ExecutionContext, partner: Partner): Promise<void> {
+async function duplicateLine(t: ExecutionContext, partner: Partner): Promise<void> {
   const holders = await partner.run(
     // oxlint-disable-next-line no-new-func
     (kit, code: string) => (new Function(`return (${code})`)() as typeof startHolders)(kit.require),
@@ -53,12 +53,12 @@ async function endOf(channel: Channel): Promise<[Closed, unknown]> {
     (message) => message,
     (error: { code: string }) => error.code,
   )
-  return soon(Promise.all([channel.closed, waiting]), 'the end of the channel')
+  return within(Promise.all([channel.closed, waiting]), 'the end of the channel')
 }
 
 test('of a pair', async (t) => {
   const { channel, partner } = await pair(t, { options: patient })
-  await hold(t, partner)
+  await duplicateLine(t, partner)
   const ended = endOf(channel)
   await partner.kill()
   t.is((await ended)[0].reason, 'lost')
@@ -69,8 +69,8 @@ test('of a service', async (t) => {
   const listener = await listenHere(t, address, patient)
   const partner = await Partner.start(t)
   await partner.connect(address, patient)
-  const channel = await nextOf(listener)
-  await hold(t, partner)
+  const channel = await nextChannel(listener)
+  await duplicateLine(t, partner)
   const ended = endOf(channel)
   await partner.kill()
   t.is((await ended)[0].reason, 'lost')
@@ -87,7 +87,7 @@ test('of a client', async (t) => {
     patient,
   )
   const channel = await connect(address, patient)
-  await hold(t, partner)
+  await duplicateLine(t, partner)
   const ended = endOf(channel)
   await partner.kill()
   t.is((await ended)[0].reason, 'lost')
@@ -105,8 +105,8 @@ test('of a member', async (t) => {
     address,
     patient,
   )
-  const { value: channel } = await soon(membership[Symbol.asyncIterator]().next(), 'a partner')
-  await hold(t, partner)
+  const { value: channel } = await within(membership[Symbol.asyncIterator]().next(), 'a partner')
+  await duplicateLine(t, partner)
   const ended = endOf(channel!)
   await partner.kill()
   t.is((await ended)[0].reason, 'lost')
@@ -139,8 +139,8 @@ test('of a subscription', async (t) => {
     kit.keep['publisher'] = await kit.ringfence.publish(where)
   }, address)
   const subscription = await subscribe(address, patient)
-  await hold(t, partner)
-  const ended = soon(Promise.all([subscription.closed, subscription.receive().catch(() => {})]), 'its end')
+  await duplicateLine(t, partner)
+  const ended = within(Promise.all([subscription.closed, subscription.receive().catch(() => {})]), 'its end')
   await partner.kill()
   t.is((await ended)[0].reason, 'lost')
 })
@@ -153,8 +153,8 @@ test('of a publisher', async (t) => {
   await partner.run(async (kit, where: string) => {
     kit.keep['subscription'] = await kit.ringfence.subscribe(where)
   }, address)
-  await hold(t, partner)
-  const gone = soon(once(publisher, 'disconnect'), 'its end')
+  await duplicateLine(t, partner)
+  const gone = within(once(publisher, 'disconnect'), 'its end')
   await partner.kill()
   t.is((await gone)[1].reason, 'lost')
 })
@@ -162,9 +162,9 @@ test('of a publisher', async (t) => {
 test('and a peer that had ended its sending has ended cleanly', async (t) => {
   const { channel, partner } = await pair(t, { options: { ...patient, allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
-  t.is(await soon(channel.receive(), 'its end'), undefined)
-  await hold(t, partner)
-  const closed = soon(channel.closed, 'the end of the channel')
+  t.is(await within(channel.receive(), 'its end'), undefined)
+  await duplicateLine(t, partner)
+  const closed = within(channel.closed, 'the end of the channel')
   await partner.kill()
   t.is((await closed).reason, 'closed')
   t.is(await channel.receive(), undefined)

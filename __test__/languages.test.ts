@@ -51,7 +51,7 @@ async function meet(
   t.is(channel.role, role)
   t.is(channel.peer.pid, rust.pid)
   t.is(channel.peer.executable?.path, rustPartner)
-  t.is(await rust.hear(), `${role === 'host' ? 'guest' : 'host'} ${process.pid}`)
+  t.is(await rust.readLine(), `${role === 'host' ? 'guest' : 'host'} ${process.pid}`)
   return { channel, rust }
 }
 
@@ -102,17 +102,17 @@ for (const kind of kinds) {
       const { channel, rust } = await meet(t, [kind, role], { deed: 'consume', sizes: SIZES })
       await sendAll(channel)
       await channel.end()
-      t.is(await rust.hear(), `read ${SIZES.length}`)
+      t.is(await rust.readLine(), `read ${SIZES.length}`)
       t.is(await channel.receive(), undefined)
       t.is((await channel.closed).reason, 'closed')
-      t.is(await rust.hear(), 'over closed')
+      t.is(await rust.readLine(), 'over closed')
       t.deepEqual(await rust.exited, [0, null])
     })
 
     test(`a Node ${role} reads what a Rust process sends, in every way and every size, ${kind}`, async (t) => {
       const { channel, rust } = await meet(t, [kind, role], { deed: 'produce', sizes: SIZES }, HALF_OPEN)
       await readAll(t, channel)
-      t.is(await rust.hear(), 'sent')
+      t.is(await rust.readLine(), 'sent')
       // The other direction stays open after the first has ended.
       t.true(channel.trySend(''))
       await channel.close()
@@ -133,7 +133,7 @@ test('text and messages longer than the ring go to Rust and come back, with both
   await sending
   t.deepEqual(found, texts)
   t.is((await channel.closed).reason, 'closed')
-  t.is(await rust.hear(), 'over closed')
+  t.is(await rust.readLine(), 'over closed')
 })
 
 for (const role of ['host', 'guest'] as const) {
@@ -146,7 +146,7 @@ for (const role of ['host', 'guest'] as const) {
     t.deepEqual(found, [1n, 2n, 2n ** 63n + 1n, 2n ** 64n - 1n, 0n])
     await channel.end()
     await channel.close()
-    t.is(await rust.hear(), 'over closed')
+    t.is(await rust.readLine(), 'over closed')
     t.deepEqual(await rust.exited, [0, null])
   })
 }
@@ -160,14 +160,14 @@ test('each side learns that the other has closed', async (t) => {
   const isClosed = await meet(t, ['abstract', 'guest'], { deed: 'consume' })
   await isClosed.channel.end()
   await isClosed.channel.close()
-  t.is(await isClosed.rust.hear(), 'read 0')
-  t.is(await isClosed.rust.hear(), 'over closed')
+  t.is(await isClosed.rust.readLine(), 'read 0')
+  t.is(await isClosed.rust.readLine(), 'over closed')
 })
 
 test('messages of a killed Rust process are read, and then its end', async (t) => {
   const sizes = [10, 0, 2000, 1]
   const { channel, rust } = await meet(t, ['abstract', 'host'], { deed: 'leave', sizes })
-  t.is(await rust.hear(), 'sent')
+  t.is(await rust.readLine(), 'sent')
   await rust.kill()
   t.is((await channel.closed).reason, 'lost')
   for (const [number, size] of sizes.entries()) t.deepEqual(await channel.receive(), pattern(number, size))
@@ -180,7 +180,7 @@ test('messages of a killed Node process are read by Rust, and then its end', asy
   const rust = new RustPartner(t, { deed: 'consume', address, capacity: CAPACITY, longest: LONGEST, sizes: [9, 3000] })
   await untilBound(address)
   await partner.join(address, NODE)
-  t.is(await rust.hear(), `host ${partner.pid}`)
+  t.is(await rust.readLine(), `host ${partner.pid}`)
   await partner.run(
     async ({ channel, bytes }, sizes: number[]) => {
       for (const [number, size] of sizes.entries()) await channel.send(bytes.pattern(number, size))
@@ -188,8 +188,8 @@ test('messages of a killed Node process are read by Rust, and then its end', asy
     [9, 3000],
   )
   await partner.kill()
-  t.is(await rust.hear(), 'read 2')
-  t.is(await rust.hear(), 'over lost')
+  t.is(await rust.readLine(), 'read 2')
+  t.is(await rust.readLine(), 'over lost')
 })
 
 test('a process of the other language is refused if the policy does not name it, on either side', async (t) => {
@@ -212,10 +212,10 @@ test('a Rust process merges two Node clients and a Node publisher, and reports e
   const publisher = await publish(`${address}-ticks`, { capacity: CAPACITY, policy: NODE.policy! })
   t.teardown(() => publisher.close())
   const rust = new RustPartner(t, { deed: 'merge', address, capacity: CAPACITY, longest: 2000, sizes })
-  t.is(await rust.hear(), 'listening')
+  t.is(await rust.readLine(), 'listening')
   const agents = await Promise.all([Partner.start(t), Partner.start(t)])
   for (const agent of agents) await agent.connect(address, NODE)
-  t.is(await rust.hear(), 'reading')
+  t.is(await rust.readLine(), 'reading')
 
   for (const [number, size] of sizes.entries()) await publisher.send(pattern(number, size))
   for (const agent of agents) {
@@ -227,10 +227,10 @@ test('a Rust process merges two Node clients and a Node publisher, and reports e
   await publisher.end()
   await leaver!.run((kit) => kit.channel.end())
   await doomed!.kill()
-  const told = [await rust.hear(), await rust.hear(), await rust.hear()]
+  const lines = [await rust.readLine(), await rust.readLine(), await rust.readLine()]
   const count = sizes.length
   t.deepEqual(
-    new Set(told),
+    new Set(lines),
     new Set([`${process.pid}: ${count}, closed`, `${leaver!.pid}: ${count}, closed`, `${doomed!.pid}: ${count}, lost`]),
   )
   t.deepEqual(await rust.exited, [0, null])

@@ -7,10 +7,10 @@ import test, { type ExecutionContext } from 'ava'
 import type { ListenOptions, PublishOptions, SubscribeOptions } from 'ringfence'
 
 import { abstractAddress, isBound, temporaryDirectory, untilBound } from './support/address.js'
-import { insideOf } from './support/inside.js'
-import { takeOutput } from './support/output.js'
+import { internals } from './support/internals.js'
+import { captureOutput } from './support/output.js'
 import { Partner } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 interface Publishing {
   address: string
@@ -36,7 +36,7 @@ interface Collection {
   stop: AbortSignal
 }
 
-const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
+const moduleAt = (name: string) => internals(`cli/${name}.js`)
 const { publish, subscribe } = (await moduleAt('broadcast')) as {
   publish(publishing: Publishing): Promise<void>
   subscribe(subscribing: Subscribing): Promise<void>
@@ -61,16 +61,16 @@ function publishing(t: ExecutionContext, content: string, more: Partial<Publishi
 const subscribes = (partner: Partner, address: string) =>
   partner.run(async (kit, where: string) => {
     const subscription = await kit.ringfence.subscribe(where, { wait: true })
-    const came: string[] = []
+    const received: string[] = []
     const over = (async () => {
-      for await (const message of subscription) came.push(String(message))
-      return came
+      for await (const message of subscription) received.push(String(message))
+      return received
     })()
     const all = (kit.keep['all'] ??= []) as unknown[]
     all.push({ subscription, over })
   }, address)
 
-const cameTo = (partner: Partner, number: number) =>
+const linesOf = (partner: Partner, number: number) =>
   partner.run((kit, index: number) => (kit.keep['all'] as { over: Promise<string[]> }[])[index]!.over, number)
 
 /** Publishes in the partner; `kit.keep.publisher` is the publisher. */
@@ -107,20 +107,20 @@ async function subscribing(t: ExecutionContext, more: Partial<Subscribing> = {},
 }
 
 test.serial('lines are published once the audience is there, and the end waits until they are read', async (t) => {
-  const errors = takeOutput(t, 'stderr')
+  const errors = captureOutput(t, 'stderr')
   const { address, over } = publishing(t, 'one\n\ntwo', { audience: 2, evidence: true })
   const partner = await Partner.start(t)
   await subscribes(partner, address)
   t.true(await isPending(over))
   await subscribes(partner, address)
-  for (const number of [0, 1]) t.deepEqual(await cameTo(partner, number), ['one', '', 'two'])
+  for (const number of [0, 1]) t.deepEqual(await linesOf(partner, number), ['one', '', 'two'])
   await over
   t.is(errors.text.split(`subscriber is process ${partner.pid}\n    step`).length, 3)
   t.false(isBound(address))
 })
 
 test.serial('chunks are published as they arrive, up to a maximum size', async (t) => {
-  const errors = takeOutput(t, 'stderr')
+  const errors = captureOutput(t, 'stderr')
   const partner = await Partner.start(t)
   for (const [at, [raw, wanted]] of [
     [7, ['twenty ', 'bytes\ni', 'n all.']] as const,
@@ -129,28 +129,28 @@ test.serial('chunks are published as they arrive, up to a maximum size', async (
   ].entries()) {
     const { address, over } = publishing(t, 'twenty bytes\nin all.', { raw })
     await subscribes(partner, address)
-    t.deepEqual(await cameTo(partner, at), [...wanted])
+    t.deepEqual(await linesOf(partner, at), [...wanted])
     await over
   }
   t.is(errors.text, '')
 })
 
 test.serial('refused subscribers and evicted ones, which were too slow, are reported', async (t) => {
-  const errors = takeOutput(t, 'stderr')
+  const errors = captureOutput(t, 'stderr')
   const { address, over } = publishing(t, 'a line of some length\n'.repeat(20_000), {
     options: { capacity: 65_536, stall: 20 },
   })
   const partner = await Partner.start(t)
   await t.throwsAsync(partner.join(address), { code: 'ERR_RINGFENCE_PROTOCOL' })
-  await until(() => errors.pieces.length === 1, 'it is told of')
+  await until(() => errors.writes.length === 1, 'it is told of')
   t.regex(errors.text, /^ringfence: .*join/)
   // It subscribes, and does not read.
   await partner.run(async (kit, where: string) => {
     kit.keep['still'] = await kit.ringfence.subscribe(where)
   }, address)
   await over
-  t.is(errors.pieces.length, 2)
-  t.is(errors.pieces[1], `ringfence: process ${partner.pid} was too slow, and was evicted\n`)
+  t.is(errors.writes.length, 2)
+  t.is(errors.writes[1], `ringfence: process ${partner.pid} was too slow, and was evicted\n`)
   await t.throwsAsync(publish({ address, file: '/nowhere/at/all' }), { code: 'ENOENT' })
 })
 
@@ -162,8 +162,8 @@ test.serial(
       [{ raw: true }, 'onetwo'],
       [{ count: 2 }, 'one\n\n'],
     ] as const) {
-      const output = takeOutput(t, 'stdout')
-      const errors = takeOutput(t, 'stderr')
+      const output = captureOutput(t, 'stdout')
+      const errors = captureOutput(t, 'stderr')
       const { partner, over } = await subscribing(t, { ...more, evidence: 'count' in more })
       await send(partner, 'one', '', 'two')
       if ('count' in more) await over
@@ -181,7 +181,7 @@ test.serial(
 )
 
 test.serial('lines published before the publisher was killed are written, however slowly they are read', async (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await subscribing(t)
   const all = Array.from({ length: 100 }, (_, number) => `line ${number}`)
@@ -190,13 +190,13 @@ test.serial('lines published before the publisher was killed are written, howeve
   await until(() => output.stream.writableLength === all.join(' ').length + 1, 'all has come')
   await turns(20)
   t.true(await isPending(over))
-  output.goOn()
+  output.resume()
   await t.throwsAsync(over, { code: 'ERR_RINGFENCE_PEER_LOST', message: /its last messages may be missing/ })
   t.is(output.text, `${all.join('\n')}\n`)
 })
 
 test.serial('--count messages are enough, even if the publisher is killed afterwards', async (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   const { partner, over } = await subscribing(t, { count: 1 })
   await send(partner, 'the one')
   await partner.kill()
@@ -209,18 +209,18 @@ test.serial(
   async (t) => {
     const message = 'x'.repeat(4096)
     for (const delivery of ['reliable', 'best-effort'] as const) {
-      const output = takeOutput(t, 'stdout')
-      const errors = takeOutput(t, 'stderr')
+      const output = captureOutput(t, 'stdout')
+      const errors = captureOutput(t, 'stderr')
       output.stop()
       const { partner, over } = await subscribing(t, { options: { delivery } }, { stall: 20 })
       await send(partner, ...Array.from({ length: 100 }, () => message))
       await turns(20)
       // It reads no more than fits.
       t.true(output.stream.writableLength < 16_384 + 4097)
-      output.goOn()
+      output.resume()
       await endPublishing(partner)
-      if (delivery === 'reliable') await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_EVICTED' })
-      else await soon(over, 'its end')
+      if (delivery === 'reliable') await t.throwsAsync(within(over, 'its end'), { code: 'ERR_RINGFENCE_EVICTED' })
+      else await within(over, 'its end')
       const count = output.text.split('\n').length - 1
       t.is(output.text, `${message}\n`.repeat(count))
       if (delivery === 'reliable') t.is(errors.text, '')
@@ -245,8 +245,8 @@ test.serial('a missing publisher and errors of the call are reported', async (t)
 
 /** Starts to collect, with a partner that sends on as many channels as it likes. */
 async function collecting(t: ExecutionContext, more: Partial<Collection> = {}) {
-  const output = takeOutput(t, 'stdout')
-  const errors = takeOutput(t, 'stderr')
+  const output = captureOutput(t, 'stdout')
+  const errors = captureOutput(t, 'stderr')
   const stop = new AbortController()
   const address = abstractAddress()
   const over = collect({ address, evidence: false, options: { capacity: 65_536 }, stop: stop.signal, ...more })
@@ -287,12 +287,12 @@ test.serial(
     await until(() => output.text === 'of two\n\nbegun, ended\n', 'the other is whole')
     output.stop()
     await two('end')
-    const told = two('receive')
+    const ending = two('receive')
     await until(() => output.stream.writableLength === 5, 'its last line has come')
     await turns(20)
-    t.true(await isPending(told))
-    output.goOn()
-    t.is(await told, 'the end')
+    t.true(await isPending(ending))
+    output.resume()
+    t.is(await ending, 'the end')
     await one('end')
     t.is(await one('receive'), 'the end')
     t.true(await isPending(over))
@@ -343,8 +343,8 @@ test.serial('a stop writes what has arrived; a sender that continues learns that
   await ends('end')
   stop.abort()
   await turns(5)
-  output.goOn()
-  await soon(over, 'its end')
+  output.resume()
+  await within(over, 'its end')
   t.deepEqual(output.text.split('\n').sort(), ['', 'a line', `and the begin${rest}`, 'the other'])
   t.is(await ends('receive'), 'the end')
   await t.throwsAsync(goesOn('receive'), { code: 'ERR_RINGFENCE_PEER_LOST' })
@@ -353,7 +353,7 @@ test.serial('a stop writes what has arrived; a sender that continues learns that
   t.false(isBound(address))
 
   const before = abstractAddress()
-  await soon(collect({ address: before, stop: AbortSignal.abort() }), 'the end of one that was stopped before')
+  await within(collect({ address: before, stop: AbortSignal.abort() }), 'the end of one that was stopped before')
   t.false(isBound(before))
 })
 

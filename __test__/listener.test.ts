@@ -7,11 +7,18 @@ import { inspect } from 'node:util'
 import test from 'ava'
 import { RingfenceError, type Channel, type ConnectOptions, type Listener } from 'ringfence'
 
-import { beginsHere } from './support/binding.js'
+import { captureHandshakes } from './support/binding.js'
 import { FAILED } from './support/channel.js'
 import { clock } from './support/clock.js'
 import { codeOf } from './support/ring.js'
-import { comer, connect, exits, listen, listens, Standing } from './support/standing.js'
+import {
+  incomingChannel,
+  connect,
+  runExitHandlers,
+  listen,
+  openListener,
+  FakeEndpoint,
+} from './support/fake-endpoint.js'
 import { isPending, turn, until } from './support/until.js'
 
 const next = async (from: AsyncIterable<unknown>) => (await from[Symbol.asyncIterator]().next()) as { value: Channel }
@@ -20,22 +27,22 @@ const toMessages = { ...codeOf('INVALID_ARGUMENT'), message: /messages\(\) reads
 const figures = (messages: number) => [messages, 10 * messages, 3, 4, 5, 64]
 
 /** The processes whose channels a listener of 'connection' gets. */
-function heardOf(listener: Listener): { pids: number[]; hear: (channel: Channel) => void } {
+function recordPids(listener: Listener): { pids: number[]; onConnection: (channel: Channel) => void } {
   const pids: number[] = []
-  const hear = (channel: Channel) => void pids.push(channel.peer.pid)
-  listener.on('connection', hear)
-  return { pids, hear }
+  const onConnection = (channel: Channel) => void pids.push(channel.peer.pid)
+  listener.on('connection', onConnection)
+  return { pids, onConnection }
 }
 
 test.serial('each client is a channel, each refusal is reported, and both are counted', async (t) => {
-  const { listener, standing } = await listens(t)
+  const { listener, endpoint } = await openListener(t)
   const refusals: RingfenceError[] = []
   listener.on('refused', (error) => refusals.push(error))
-  const [first, second, third] = [comer(1), comer(2), comer(3)]
+  const [first, second, third] = [incomingChannel(1), incomingChannel(2), incomingChannel(3)]
   third.fail('watch', 'NO_SPACE')
   const uid = { code: 'PEER_REFUSED', message: 'another user', check: 'uid', wanted: '1', found: '2' }
   const timeout = { code: 'HANDSHAKE_TIMEOUT', message: 'says nothing', identity: { pid: 9 } }
-  standing.tell(first.raw, uid, second.raw, timeout, timeout, third.raw)
+  endpoint.emit(first.raw, uid, second.raw, timeout, timeout, third.raw)
   t.deepEqual(
     refusals.map(({ code, check, identity }) => [code.slice('ERR_RINGFENCE_'.length), check, identity?.pid]),
     [
@@ -54,7 +61,7 @@ test.serial('each client is a channel, each refusal is reported, and both are co
 
   first.answers['stats'] = figures(10)
   second.answers['stats'] = figures(100)
-  second.from.come(Buffer.from('right'))
+  second.from.push(Buffer.from('right'))
   t.is(String(await channels[1]!.receive()), 'right')
   const refused = { uid: 1, HANDSHAKE_TIMEOUT: 2, NO_SPACE: 1 }
   t.like(listener.stats(), {
@@ -66,7 +73,7 @@ test.serial('each client is a channel, each refusal is reported, and both are co
     ringCapacity: 128,
   })
   // One client disconnects, and what it has left is read later.
-  first.from.come(Buffer.from('left'))
+  first.from.push(Buffer.from('left'))
   first.from.ended = true
   first.end('closed')
   await channels[0]!.closed
@@ -83,35 +90,35 @@ test.serial('each client is a channel, each refusal is reported, and both are co
 })
 
 test.serial('no loop gets a channel while there is a connection listener', async (t) => {
-  const { listener, standing } = await listens(t)
-  standing.tell(comer(1).raw, comer(2).raw)
-  const { pids, hear } = heardOf(listener)
+  const { listener, endpoint } = await openListener(t)
+  endpoint.emit(incomingChannel(1).raw, incomingChannel(2).raw)
+  const { pids, onConnection } = recordPids(listener)
   t.deepEqual(pids, [], 'in a moment')
   await Promise.resolve()
   t.deepEqual(pids, [1, 2])
-  standing.tell(comer(3).raw)
+  endpoint.emit(incomingChannel(3).raw)
   t.deepEqual(pids, [1, 2, 3])
   await t.throwsAsync(next(listener), toListeners)
   // One more listener, and listeners of other events.
-  const other = heardOf(listener)
+  const other = recordPids(listener)
   const none = () => {}
   await Promise.resolve()
-  listener.on('refused', none).off('refused', none).off('connection', hear)
-  standing.tell(comer(4).raw)
+  listener.on('refused', none).off('refused', none).off('connection', onConnection)
+  endpoint.emit(incomingChannel(4).raw)
   t.deepEqual([pids, other.pids], [[1, 2, 3], [4]])
-  listener.off('connection', other.hear)
+  listener.off('connection', other.onConnection)
   const waits = next(listener)
-  standing.tell(comer(5).raw)
+  endpoint.emit(incomingChannel(5).raw)
   t.is((await waits).value.peer.pid, 5)
 
   // A listener that listens once leaves later channels to loops. A listener that was removed gets none.
-  standing.tell(comer(6).raw, comer(7).raw)
+  endpoint.emit(incomingChannel(6).raw, incomingChannel(7).raw)
   const once: number[] = []
   listener.once('connection', ({ peer }) => once.push(peer.pid))
   await Promise.resolve()
   t.deepEqual(once, [6])
-  const gone = heardOf(listener)
-  listener.off('connection', gone.hear)
+  const gone = recordPids(listener)
+  listener.off('connection', gone.onConnection)
   await Promise.resolve()
   listener.on('refused', none)
   await Promise.resolve()
@@ -120,49 +127,49 @@ test.serial('no loop gets a channel while there is a connection listener', async
 })
 
 test.serial('removing all listeners keeps the internal ones', async (t) => {
-  const { listener, standing } = await listens(t)
+  const { listener, endpoint } = await openListener(t)
   const kept = () => [listener.listenerCount('newListener'), listener.listenerCount('removeListener')]
   const before = kept()
-  heardOf(listener)
+  recordPids(listener)
   await Promise.resolve()
   t.is(listener.removeAllListeners(), listener)
   t.deepEqual(kept(), before)
   t.is(listener.listenerCount('connection'), 0)
-  standing.tell(comer(1).raw)
+  endpoint.emit(incomingChannel(1).raw)
   t.is((await next(listener)).value.peer.pid, 1)
   for (const name of ['newListener', 'removeListener'] as const) {
     listener.removeAllListeners(name as never)
     t.deepEqual(kept(), before, name)
   }
-  const { pids } = heardOf(listener)
+  const { pids } = recordPids(listener)
   await Promise.resolve()
-  standing.tell(comer(2).raw)
+  endpoint.emit(incomingChannel(2).raw)
   t.deepEqual(pids, [2])
   listener.removeAllListeners('connection')
-  standing.tell(comer(3).raw)
+  endpoint.emit(incomingChannel(3).raw)
   t.is((await next(listener)).value.peer.pid, 3)
 })
 
 test.serial('messages() reads all channels, queued and later ones, up to the end of the last one', async (t) => {
-  const { listener, standing } = await listens(t)
-  const [first, second] = [comer(1), comer(2)]
-  for (const { from } of [first, second]) from.come(Buffer.from('hello'))
-  standing.tell(comer(0).raw)
+  const { listener, endpoint } = await openListener(t)
+  const [first, second] = [incomingChannel(1), incomingChannel(2)]
+  for (const { from } of [first, second]) from.push(Buffer.from('hello'))
+  endpoint.emit(incomingChannel(0).raw)
   const [loop, unused] = [listener[Symbol.asyncIterator](), listener[Symbol.asyncIterator]()]
   void loop.next()
   t.throws(() => listener.messages(), { ...codeOf('INVALID_ARGUMENT'), message: /a loop over this listener/ })
   await loop.return!()
-  standing.tell(first.raw)
-  const { hear } = heardOf(listener)
+  endpoint.emit(first.raw)
+  const { onConnection } = recordPids(listener)
   t.throws(() => listener.messages(), toListeners)
-  listener.off('connection', hear)
+  listener.off('connection', onConnection)
 
   const messages = listener.messages()[Symbol.asyncIterator]()
   const others = listener.messages()[Symbol.asyncIterator]()
   t.deepEqual((await messages.next()).value![0].peer.pid, 1)
   const none = () => {}
   listener.on('refused', none).off('refused', none)
-  standing.tell(second.raw)
+  endpoint.emit(second.raw)
   t.deepEqual((await others.next()).value![0].peer.pid, 2)
   await t.throwsAsync(next(listener), toMessages)
   await t.throwsAsync(unused.next(), toMessages, 'an iterator that was there before, and not used')
@@ -170,31 +177,31 @@ test.serial('messages() reads all channels, queued and later ones, up to the end
   const waits = messages.next()
   await listener.close()
   t.true(await isPending(waits), 'channels go on')
-  for (const { from, heard } of [first, second]) {
-    from.come(Buffer.from('bye'))
+  for (const { from, onWakeup } of [first, second]) {
+    from.push(Buffer.from('bye'))
     from.ended = true
-    heard()
+    onWakeup()
   }
   t.is(String((await waits).value![1]), 'bye')
   t.is(String((await messages.next()).value![1]), 'bye')
   t.deepEqual(await messages.next(), { done: true, value: undefined })
   t.deepEqual(await others.next(), { done: true, value: undefined })
   // A listener that is closed already accepts none.
-  const late = await listens(t)
+  const late = await openListener(t)
   await late.listener.close()
   t.deepEqual(await late.listener.messages()[Symbol.asyncIterator]().next(), { done: true, value: undefined })
 })
 
 test.serial('closing the merge of messages() leaves the channels open, and later ones to loops', async (t) => {
-  const { listener, standing } = await listens(t)
-  const [first, second] = [comer(1), comer(2)]
-  standing.tell(first.raw)
+  const { listener, endpoint } = await openListener(t)
+  const [first, second] = [incomingChannel(1), incomingChannel(2)]
+  endpoint.emit(first.raw)
   const merged = listener.messages()
   t.is(listener.messages(), merged)
   t.deepEqual(merged.sources, listener.channels)
   await merged.close()
   t.is(listener.channels[0]!.tryReceive(), undefined)
-  standing.tell(second.raw)
+  endpoint.emit(second.raw)
   for await (const { peer } of listener) {
     t.is(peer.pid, 2)
     break
@@ -207,51 +214,51 @@ test.serial('closing the merge of messages() leaves the channels open, and later
 
 test.serial('a close keeps or closes the channels that the program has, and ends the rest', async (t) => {
   for (const channels of [undefined, 'keep', 'close'] as const) {
-    const { listener, standing } = await listens(t)
+    const { listener, endpoint } = await openListener(t)
     const events: unknown[] = []
     listener.on('close', (reason) => events.push(reason))
     for (const wrong of [{ channels: 'all' }, { chanels: 'keep' }, { linger: -1 }])
       await t.throwsAsync(listener.close(wrong as object), codeOf('INVALID_ARGUMENT'))
-    const all = [comer(1), comer(2), comer(3)]
-    standing.tell(...all.map(({ raw }) => raw))
+    const all = [incomingChannel(1), incomingChannel(2), incomingChannel(3)]
+    endpoint.emit(...all.map(({ raw }) => raw))
     const loop = listener[Symbol.asyncIterator]()
     const { value } = (await loop.next()) as { value: Channel }
-    for (const binding of all) binding.told()
-    t.deepEqual(standing.since(), [])
+    for (const binding of all) binding.newCalls()
+    t.deepEqual(endpoint.newCalls(), [])
     // Messages that no reader wants are dropped, including those of a lost client.
-    all[2]!.from.come(Buffer.from('left'))
+    all[2]!.from.push(Buffer.from('left'))
     all[2]!.end('lost')
     await turn()
     await (channels === undefined ? listener[Symbol.asyncDispose]() : listener.close({ channels }))
     t.deepEqual(
-      all.map((binding) => binding.told('close', 'outlive')),
+      all.map((binding) => binding.newCalls('close', 'outlive')),
       [channels === 'close' ? ['close'] : [], ['close'], ['outlive', 'close']],
       channels,
     )
-    t.deepEqual(standing.since(), ['close'])
+    t.deepEqual(endpoint.newCalls(), ['close'])
     t.deepEqual(await listener.closed, { reason: 'closed' })
     t.deepEqual(await loop.next(), { done: true, value: undefined })
     t.deepEqual(events, [{ reason: 'closed' }])
     await listener.close({ channels: 'close' })
     t.is((await value.closed).reason, 'closed')
-    standing.bell()
-    t.deepEqual([standing.asked, events], [[], [{ reason: 'closed' }]], 'that was all')
+    endpoint.onWakeup()
+    t.deepEqual([endpoint.calls, events], [[], [{ reason: 'closed' }]], 'that was all')
   }
 })
 
 test.serial('the channels that a close or destroy closes disconnect before the listener emits close', async (t) => {
   for (const end of ['close', 'destroy'] as const) {
-    const { listener, standing } = await listens(t)
+    const { listener, endpoint } = await openListener(t)
     const events: string[] = []
     listener.on('connection', ({ peer }) => events.push(`connection ${peer.pid}`))
     listener.on('disconnect', ({ peer }) => events.push(`disconnect ${peer.pid}`))
     listener.on('close', () => events.push('close'))
-    standing.tell(comer(1).raw, comer(2).raw)
+    endpoint.emit(incomingChannel(1).raw, incomingChannel(2).raw)
     await turn()
     if (end === 'destroy') listener.destroy()
     else {
       const closes = [listener.close({ channels: 'close' }), listener.close()]
-      standing.tell(comer(3).raw)
+      endpoint.emit(incomingChannel(3).raw)
       await Promise.all(closes)
     }
     t.deepEqual(await listener.closed, { reason: 'closed' })
@@ -261,18 +268,18 @@ test.serial('the channels that a close or destroy closes disconnect before the l
 })
 
 test.serial('a listener of an event closes the channel that it gets, and all others', async (t) => {
-  const { listener, standing } = await listens(t)
-  const all = [comer(1), comer(2), comer(3)]
+  const { listener, endpoint } = await openListener(t)
+  const all = [incomingChannel(1), incomingChannel(2), incomingChannel(3)]
   const sizes: number[] = []
   listener.on('connection', (channel) => {
     sizes.push(listener.channels.length, listener.stats().open)
     if (channel.peer.pid === 2) void listener.close({ channels: 'close' })
   })
   await Promise.resolve()
-  standing.tell(...all.map(({ raw }) => raw))
+  endpoint.emit(...all.map(({ raw }) => raw))
   t.deepEqual(sizes, [1, 1, 2, 2])
   t.deepEqual(
-    all.map((binding) => binding.told('close')),
+    all.map((binding) => binding.newCalls('close')),
     [['close'], ['close'], []],
     'the third comes too late, and is not asked for',
   )
@@ -280,13 +287,13 @@ test.serial('a listener of an event closes the channel that it gets, and all oth
   t.is(listener.channels.length, 0)
 
   // A subscriber of the diagnostics channel may close the listener as well.
-  const watched = await listens(t)
-  const hear = () => void watched.listener.close()
-  subscribe('ringfence:channel:open', hear)
-  t.teardown(() => unsubscribe('ringfence:channel:open', hear))
-  const late = comer(4)
-  watched.standing.tell(late.raw)
-  t.deepEqual(late.told('close'), ['close'], 'nobody would take it any more')
+  const watched = await openListener(t)
+  const onConnection = () => void watched.listener.close()
+  subscribe('ringfence:channel:open', onConnection)
+  t.teardown(() => unsubscribe('ringfence:channel:open', onConnection))
+  const late = incomingChannel(4)
+  watched.endpoint.emit(late.raw)
+  t.deepEqual(late.newCalls('close'), ['close'], 'nobody would take it any more')
   t.is(watched.listener.channels.length, 0)
 })
 
@@ -294,52 +301,52 @@ test.serial('a signal closes an open listener, and one that is still starting, b
   const controller = new AbortController()
   const { signal } = controller
   const listeners = () => getEventListeners(signal, 'abort').length
-  const first = await listens(t, { signal })
+  const first = await openListener(t, { signal })
   t.is(listeners(), 1)
   await first.listener.close()
   t.is(listeners(), 0)
-  const second = await listens(t, { signal })
-  second.standing.tell(comer(1).raw)
+  const second = await openListener(t, { signal })
+  second.endpoint.emit(incomingChannel(1).raw)
   controller.abort()
   t.deepEqual(await second.listener.closed, { reason: 'closed' })
-  t.deepEqual(second.standing.since(), ['close'])
+  t.deepEqual(second.endpoint.newCalls(), ['close'])
 
   const late = new AbortController()
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   const opening = listen('@somewhere', { signal: late.signal })
   await Promise.resolve()
-  const standing = new Standing()
+  const endpoint = new FakeEndpoint()
   late.abort()
-  t.deepEqual(all[0]!.asked, ['cancel'])
-  all[0]!.done(null, standing)
+  t.deepEqual(all[0]!.calls, ['cancel'])
+  all[0]!.done(null, endpoint)
   await t.throwsAsync(opening, codeOf('ABORT_ERR'))
-  t.deepEqual(standing.since(), ['close'])
+  t.deepEqual(endpoint.newCalls(), ['close'])
 })
 
 test.serial('a listener that fails says why, and closes the channels that the program has not taken', async (t) => {
-  const { listener, standing } = await listens(t)
+  const { listener, endpoint } = await openListener(t)
   const events: unknown[] = []
   listener.on('close', (reason) => events.push(reason))
-  const [first, second] = [comer(1), comer(2)]
-  standing.tell(first.raw, second.raw)
+  const [first, second] = [incomingChannel(1), incomingChannel(2)]
+  endpoint.emit(first.raw, second.raw)
   const loop = listener[Symbol.asyncIterator]()
   t.is(((await loop.next()) as { value: Channel }).value.peer.pid, 1)
-  for (const binding of [first, second]) binding.told()
-  standing.fail()
+  for (const binding of [first, second]) binding.newCalls()
+  endpoint.fail()
   const closed = await listener.closed
   t.is(closed.reason, 'failed')
   t.is(closed.error!.message, 'as the binding says')
-  t.deepEqual(standing.since(), ['close'])
-  t.deepEqual([first.told('close'), second.told('close')], [[], ['close']])
+  t.deepEqual(endpoint.newCalls(), ['close'])
+  t.deepEqual([first.newCalls('close'), second.newCalls('close')], [[], ['close']])
   t.deepEqual(events, [closed])
   t.is(await t.throwsAsync(loop.next()), closed.error as never)
   await listener.close()
-  standing.bell()
-  t.deepEqual(standing.asked, [], 'nothing more is asked')
+  endpoint.onWakeup()
+  t.deepEqual(endpoint.calls, [], 'nothing more is asked')
   // The first read that reaches the end of the messages reports the error as well.
-  const read = await listens(t)
+  const read = await openListener(t)
   const messages = read.listener.messages()[Symbol.asyncIterator]()
-  read.standing.fail()
+  read.endpoint.fail()
   await t.throwsAsync(messages.next(), { message: 'as the binding says' })
   // So does a later iterator.
   const late = listener.messages()[Symbol.asyncIterator]()
@@ -348,18 +355,18 @@ test.serial('a listener that fails says why, and closes the channels that the pr
 })
 
 test.serial('each channel that the program got is followed by its disconnect', async (t) => {
-  const { listener, standing } = await listens(t)
+  const { listener, endpoint } = await openListener(t)
   const events: string[] = []
   listener.on('disconnect', ({ peer }, { reason, error }) => events.push(`${peer.pid} ${reason} ${error?.code}`))
-  const [looped, told, unclaimed] = [comer(1), comer(2), comer(3)]
-  standing.tell(looped.raw)
+  const [looped, emitted, unclaimed] = [incomingChannel(1), incomingChannel(2), incomingChannel(3)]
+  endpoint.emit(looped.raw)
   await next(listener)
   looped.end('lost')
   await turn()
   t.deepEqual(events, ['1 lost ERR_RINGFENCE_PEER_LOST'])
   // A channel that ends before the program has it: its connection is reported first.
-  standing.tell(told.raw, unclaimed.raw)
-  told.end('closed')
+  endpoint.emit(emitted.raw, unclaimed.raw)
+  emitted.end('closed')
   await turn()
   t.is(events.length, 1)
   listener.once('connection', ({ peer }) => events.push(`${peer.pid}`))
@@ -371,39 +378,39 @@ test.serial('each channel that the program got is followed by its disconnect', a
 })
 
 test.serial('a close that closes channels flushes what was sent, for at most linger', async (t) => {
-  const { listener, standing } = await listens(t)
-  const agent = comer(1)
-  standing.tell(agent.raw)
+  const { listener, endpoint } = await openListener(t)
+  const agent = incomingChannel(1)
+  endpoint.emit(agent.raw)
   const { value } = await next(listener)
   agent.ring.room = 0
   const waiting = value.send('before')
   const closing = listener.close({ channels: 'close', linger: 60_000 })
-  t.deepEqual(standing.since(), ['close'], 'the address is free at once')
+  t.deepEqual(endpoint.newCalls(), ['close'], 'the address is free at once')
   const again = listener.close()
   t.true(await isPending(Promise.race([closing, again])))
   agent.ring.room = 65_536
-  agent.heard()
+  agent.onWakeup()
   await waiting
   await Promise.all([closing, again])
 })
 
 test.serial('destroy ends the listener and all channels at once', async (t) => {
   for (const error of [undefined, new Error('why'), new RingfenceError('NO_SPACE', 'no room')]) {
-    const { listener, standing } = await listens(t)
+    const { listener, endpoint } = await openListener(t)
     const events: unknown[] = []
     listener.on('close', (closed) => events.push(closed))
-    const all = [comer(1), comer(2)]
-    standing.tell(...all.map(({ raw }) => raw))
+    const all = [incomingChannel(1), incomingChannel(2)]
+    endpoint.emit(...all.map(({ raw }) => raw))
     await next(listener)
-    for (const binding of all) binding.told()
+    for (const binding of all) binding.newCalls()
     listener.destroy(error)
     listener.destroy()
     await listener.close()
     t.deepEqual(
-      all.map((binding) => binding.told('close')),
+      all.map((binding) => binding.newCalls('close')),
       [['close'], ['close']],
     )
-    t.deepEqual(standing.since(), ['close'])
+    t.deepEqual(endpoint.newCalls(), ['close'])
     const closed = await listener.closed
     t.is(closed.reason, error === undefined ? 'closed' : 'failed')
     t.true(closed.error === error || closed.error?.cause === error)
@@ -413,56 +420,56 @@ test.serial('destroy ends the listener and all channels at once', async (t) => {
 })
 
 test.serial('util.inspect shows a listener in one line', async (t) => {
-  const { listener, standing } = await listens(t)
+  const { listener, endpoint } = await openListener(t)
   t.is(inspect(listener), '<Listener at @somewhere, 0 channels, open>')
-  standing.tell(comer(1).raw)
+  endpoint.emit(incomingChannel(1).raw)
   t.is(inspect({ listener }), '{ listener: <Listener at @somewhere, 1 channel, open> }')
   await listener.close()
   t.is(inspect(listener), '<Listener at @somewhere, 0 channels, closed>')
-  const failed = await listens(t, {}, '/a\nb')
+  const failed = await openListener(t, {}, '/a\nb')
   failed.listener.destroy(new Error('why'))
   t.is(inspect(failed.listener), '<Listener at /a\\u{a}b, 0 channels, closed: failed>')
 })
 
 test.serial('clients wait at the address while sixteen channels wait for a loop', async (t) => {
-  const { listener, standing } = await listens(t)
-  standing.tell(...Array.from({ length: 16 }, (_, pid) => comer(pid).raw))
-  t.deepEqual(standing.since(), ['pause 1'])
+  const { listener, endpoint } = await openListener(t)
+  endpoint.emit(...Array.from({ length: 16 }, (_, pid) => incomingChannel(pid).raw))
+  t.deepEqual(endpoint.newCalls(), ['pause 1'])
   await next(listener)
-  t.deepEqual(standing.since(), ['pause 0'])
+  t.deepEqual(endpoint.newCalls(), ['pause 0'])
   t.is(listener.unref(), listener)
   t.is(listener.ref(), listener)
-  t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
+  t.deepEqual(endpoint.newCalls(), ['keep alive 0', 'keep alive 1'])
 })
 
 test.serial('the event loop turns, however fast clients are turned away', async (t) => {
-  const { listener, standing } = await listens(t)
-  let told = 0
+  const { listener, endpoint } = await openListener(t)
+  let emitted = 0
   listener.on('refused', () => {
-    told += 1
+    emitted += 1
     clock.now += 1
   })
   const failure = { code: 'PEER_REFUSED', message: 'as the binding says', check: 'uid' }
-  standing.tell(...Array.from({ length: 200 }, () => failure))
-  t.is(told, 16, 'after 2 ms and more')
-  standing.bell()
-  t.is(told, 16, 'called again before the loop has turned')
+  endpoint.emit(...Array.from({ length: 200 }, () => failure))
+  t.is(emitted, 16, 'after 2 ms and more')
+  endpoint.onWakeup()
+  t.is(emitted, 16, 'called again before the loop has turned')
   await turn()
-  t.true(told < 200)
-  await until(() => told === 200, 'the rest is told as well')
+  t.true(emitted < 200)
+  await until(() => emitted === 200, 'the rest is told as well')
 })
 
 test.serial('a listener or channel that cannot be watched is closed', async (t) => {
-  const standing = new Standing()
-  standing.failing = { code: 'NO_SPACE', message: 'no descriptor is left' }
-  standing.watching = FAILED
-  const all = beginsHere(t)
+  const endpoint = new FakeEndpoint()
+  endpoint.failing = { code: 'NO_SPACE', message: 'no descriptor is left' }
+  endpoint.watching = FAILED
+  const all = captureHandshakes(t)
   const opening = listen('@somewhere')
   await Promise.resolve()
-  all[0]!.done(null, standing)
+  all[0]!.done(null, endpoint)
   await t.throwsAsync(opening, { ...codeOf('NO_SPACE'), message: 'no descriptor is left' })
-  t.deepEqual(standing.since(), ['close'])
-  const { listener } = await listens(t)
+  t.deepEqual(endpoint.newCalls(), ['close'])
+  const { listener } = await openListener(t)
   t.throws(() => Reflect.construct(listener.constructor, [Symbol('ringfence'), {}]) as unknown, {
     ...codeOf('INVALID_ARGUMENT'),
     message: /^listeners are made by listen/,
@@ -470,28 +477,28 @@ test.serial('a listener or channel that cannot be watched is closed', async (t) 
 })
 
 test.serial('a process that exits frees the path of a listener, unless it is closed already', async (t) => {
-  const open = await listens(t, {}, '/somewhere')
-  const closed = await listens(t, {}, '/somewhere')
+  const open = await openListener(t, {}, '/somewhere')
+  const closed = await openListener(t, {}, '/somewhere')
   await closed.listener.close()
-  const abstract = await listens(t)
-  for (const { standing } of [open, closed, abstract]) standing.since()
-  exits()
+  const abstract = await openListener(t)
+  for (const { endpoint } of [open, closed, abstract]) endpoint.newCalls()
+  runExitHandlers()
   t.deepEqual(
-    [open, closed, abstract].map(({ standing }) => standing.since()),
+    [open, closed, abstract].map(({ endpoint }) => endpoint.newCalls()),
     [['close'], [], []],
   )
   await open.listener.close()
 })
 
 test.serial('the channel of a client has the address of the service', async (t) => {
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   const opening = connect('/somewhere', { handshakeTimeout: 5 } satisfies ConnectOptions)
   await Promise.resolve()
   t.like(all[0], { name: 'connect', address: '/somewhere' })
-  exits()
-  t.deepEqual(all[0]!.asked, [], 'it has bound nothing')
-  const agent = comer(4)
+  runExitHandlers()
+  t.deepEqual(all[0]!.calls, [], 'it has bound nothing')
+  const agent = incomingChannel(4)
   all[0]!.done(null, agent.raw)
   t.is((await opening).peer.pid, 4)
-  t.deepEqual(agent.told('vacate'), [])
+  t.deepEqual(agent.newCalls('vacate'), [])
 })

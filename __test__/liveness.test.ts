@@ -5,7 +5,7 @@ import test from 'ava'
 import { abstractAddress, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { joinHere, pair, Partner, type Exit } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 /** Ways to watch the line: by a handle of the event loop, or by a thread if there is no libuv. */
 const watchers = ['the event loop', 'a thread'] as const
@@ -76,7 +76,7 @@ for (const watcher of watchers) {
     for (let number = 0; number < 500; number += 1) {
       const message = pattern(number, (number * 67) % 10_000)
       const sent = channel.send(message)
-      const answer = await soon(channel.receive(), `the answer to message ${number}`)
+      const answer = await within(channel.receive(), `the answer to message ${number}`)
       if (!answer!.equals(message)) return t.fail(`message ${number} came back as another`)
       await sent
     }
@@ -91,12 +91,12 @@ for (const watcher of watchers) {
   test.serial(`a process whose channel ${watcher} watches exits on its own once the peer has closed`, async (t) => {
     const partner = await echoing(t, watcher)
     const { channel } = await pair(t, { partner })
-    const exited = partner.letGo()
+    const exited = partner.detach()
     await channel.send('are you there?')
     t.is(String(await channel.receive()), 'are you there?')
     t.true(await isPending(exited))
     await channel.close()
-    t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+    t.deepEqual(await within(exited, 'its exit'), { code: 0, signal: null })
   })
 
   test.serial(
@@ -104,10 +104,10 @@ for (const watcher of watchers) {
     async (t) => {
       const partner = await watching(t, watcher)
       const { channel } = await pair(t, { partner })
-      const exited = partner.letGo()
+      const exited = partner.detach()
       await staysAlive(t, exited)
       await channel.close()
-      t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+      t.deepEqual(await within(exited, 'its exit'), { code: 0, signal: null })
     },
   )
 
@@ -115,10 +115,10 @@ for (const watcher of watchers) {
     const kept = await watching(t, watcher)
     const { channel } = await pair(t, { partner: kept })
     await kept.run((kit) => void kit.channel.unref().ref())
-    const keptExit = kept.letGo()
+    const keptExit = kept.detach()
     await staysAlive(t, keptExit)
     await channel.close()
-    t.is((await soon(keptExit, 'its exit')).code, 0)
+    t.is((await within(keptExit, 'its exit')).code, 0)
 
     const partner = await watching(t, watcher)
     const second = await pair(t, { partner })
@@ -127,7 +127,7 @@ for (const watcher of watchers) {
       kit.keep['waiting'] = kit.channel.receive()
       await kit.channel.send('goodbye')
     })
-    t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
+    t.deepEqual(await within(partner.detach(), 'its exit'), { code: 0, signal: null })
     t.is(String(await second.channel.receive()), 'goodbye')
     await t.throwsAsync(second.channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
     t.is((await second.channel.closed).reason, 'lost')
@@ -161,7 +161,7 @@ for (const watcher of watchers) {
         // The event loop turns in between.
         return new Promise<void>((resolve) => setTimeout(resolve, 10))
       }, way)
-      t.deepEqual(await soon(partner.letGo(), `its exit, with ${way}`), { code: 0, signal: null })
+      t.deepEqual(await within(partner.detach(), `its exit, with ${way}`), { code: 0, signal: null })
       isOver = true
       await sending
       await channel.close()
@@ -178,7 +178,7 @@ for (const watcher of watchers) {
       (await kit.channel.closed).reason,
     ])
     await other.kill()
-    t.deepEqual(await soon(waiting, 'its end'), ['ERR_RINGFENCE_PEER_LOST', 'lost'])
+    t.deepEqual(await within(waiting, 'its end'), ['ERR_RINGFENCE_PEER_LOST', 'lost'])
   })
 }
 
@@ -208,13 +208,13 @@ test.serial('a join that waits for a partner keeps the process alive', async (t)
   const partner = await echoing(t, 'the event loop')
   void partner.join(address)
   await untilBound(address)
-  const exited = partner.letGo()
+  const exited = partner.detach()
   await staysAlive(t, exited)
   const channel = await joinHere(t, address)
   await channel.send('are you there?')
   t.is(String(await channel.receive()), 'are you there?')
   await channel.close()
-  t.deepEqual(await soon(exited, 'its exit'), { code: 0, signal: null })
+  t.deepEqual(await within(exited, 'its exit'), { code: 0, signal: null })
 })
 
 test.serial('a process whose join is cancelled exits on its own', async (t) => {
@@ -229,7 +229,7 @@ test.serial('a process whose join is cancelled exits on its own', async (t) => {
   await partner.run((kit) => {
     ;(kit.keep['over'] as AbortController).abort()
   })
-  t.deepEqual(await soon(partner.letGo(), 'its exit'), { code: 0, signal: null })
+  t.deepEqual(await within(partner.detach(), 'its exit'), { code: 0, signal: null })
 })
 
 test.serial('a process that waits endlessly for a partner can still be told to exit', async (t) => {
@@ -239,7 +239,7 @@ test.serial('a process that waits endlessly for a partner can still be told to e
   await untilBound(address)
   partner.mayFail()
   void partner.run(() => process.exit(7))
-  t.deepEqual(await soon(partner.exited, 'its exit'), { code: 7, signal: null })
+  t.deepEqual(await within(partner.exited, 'its exit'), { code: 7, signal: null })
 })
 
 test.serial('waiting for messages, room and a partner at the same time does not block the event loop', async (t) => {

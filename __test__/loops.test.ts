@@ -8,7 +8,7 @@ import { member } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { listenHere, pair, Partner } from './support/partner.js'
-import { isPending, soon } from './support/until.js'
+import { isPending, within } from './support/until.js'
 
 const over = { done: true, value: undefined }
 
@@ -20,12 +20,12 @@ test('a destroyed stream over a channel consumes no message', async (t) => {
   t.true(await isPending(once(stream, 'readable')))
   const closed = once(stream, 'close')
   stream.destroy()
-  await soon(closed, 'the stream to be closed')
+  await within(closed, 'the stream to be closed')
   await partner.run(async (kit) => {
     for (const text of ['one', 'two']) await kit.channel.send(text)
   })
-  t.is(String(await soon(channel.receive(), 'the first message')), 'one')
-  t.is(String(await soon(channel.receive(), 'the second message')), 'two')
+  t.is(String(await within(channel.receive(), 'the first message')), 'one')
+  t.is(String(await within(channel.receive(), 'the second message')), 'two')
 })
 
 test('a loop over messages that is left stops waiting, and the next reader gets the message', async (t) => {
@@ -36,13 +36,13 @@ test('a loop over messages that is left stops waiting, and the next reader gets 
   t.true(await isPending(Promise.race(left)))
   await t.throwsAsync(second.next(), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' }, 'beside a loop that waits')
   t.deepEqual(await first.return!(), over)
-  t.deepEqual(await soon(Promise.all(left), 'the loop that was left'), [over, over])
+  t.deepEqual(await within(Promise.all(left), 'the loop that was left'), [over, over])
   t.deepEqual(await first.next(), over, 'it stays left')
   await partner.run(async (kit) => {
     for (const text of ['one', 'two']) await kit.channel.send(text)
   })
-  t.is(String((await soon(second.next(), 'the message')).value), 'one')
-  t.is(String(await soon(channel.receive(), 'the next one')), 'two')
+  t.is(String((await within(second.next(), 'the message')).value), 'one')
+  t.is(String(await within(channel.receive(), 'the next one')), 'two')
 })
 
 test('a loop that is left while it yields to the event loop takes no message', async (t) => {
@@ -81,9 +81,9 @@ test('a loop over a listener that is left while it waits takes no client', async
   const left = first.next()
   t.true(await isPending(left))
   await first.return!()
-  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  t.deepEqual(await within(left, 'the loop that was left'), over)
   await partner.connect(address)
-  const { value: channel } = await soon(listener[Symbol.asyncIterator]().next(), 'the agent')
+  const { value: channel } = await within(listener[Symbol.asyncIterator]().next(), 'the agent')
   await partner.run((kit) => kit.channel.send('served'))
   t.is(String(await channel!.receive()), 'served')
 })
@@ -97,13 +97,13 @@ test('a loop over a membership that is left while it waits takes no partner', as
   const left = first.next()
   t.true(await isPending(left))
   await first.return!()
-  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  t.deepEqual(await within(left, 'the loop that was left'), over)
   await partner.run(async (kit, where: string) => {
     const there = await kit.ringfence.member(where)
     kit.keep['membership'] = there
     kit.channel = there.channel!
   }, address)
-  const { value: channel } = await soon(membership[Symbol.asyncIterator]().next(), 'the partner')
+  const { value: channel } = await within(membership[Symbol.asyncIterator]().next(), 'the partner')
   await partner.run((kit) => kit.channel.send('served'))
   t.is(String(await channel!.receive()), 'served')
 })
@@ -114,11 +114,11 @@ test('a loop over tokens that is left while it waits takes no token', async (t) 
   const left = first.next()
   t.true(await isPending(left))
   await first.return!()
-  t.deepEqual(await soon(left, 'the loop that was left'), over)
+  t.deepEqual(await within(left, 'the loop that was left'), over)
   await partner.run(({ channel: there }) => {
     for (const token of [7n, 8n]) there.sendToken(token)
   })
   const second = channel.tokens()[Symbol.asyncIterator]()
-  t.is((await soon(second.next(), 'the first token')).value, 7n)
-  t.is((await soon(second.next(), 'the second token')).value, 8n)
+  t.is((await within(second.next(), 'the first token')).value, 7n)
+  t.is((await within(second.next(), 'the second token')).value, 8n)
 })

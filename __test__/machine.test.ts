@@ -8,7 +8,7 @@ import { dirname } from 'node:path'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
-import { see } from './support/paper-proc.js'
+import { useFakeFiles } from './support/fake-proc.js'
 import { Partner } from './support/partner.js'
 import { slow, type Activity, type Bounded } from './support/slow.js'
 import { until } from './support/until.js'
@@ -76,10 +76,10 @@ test('two cores are near if they share their last cache', (t) => {
       [far, 0],
     ] as const)
       t.is(of(one, other), 'far', `${one} and ${other}`)
-  for (const untold of [7, 8]) {
-    t.is(of(0, untold), 'unknown')
-    t.is(of(untold, 0), 'unknown')
-    t.is(of(untold, untold), 'same core')
+  for (const unknown of [7, 8]) {
+    t.is(of(0, unknown), 'unknown')
+    t.is(of(unknown, 0), 'unknown')
+    t.is(of(unknown, unknown), 'same core')
   }
 })
 
@@ -121,15 +121,15 @@ test('the tightest memory cgroup counts, in versions 1 and 2', async (t) => {
 })
 
 test.serial('the cgroups of a process are read from its own lines, in any hierarchy', (t) => {
-  const found = (cgroup: string, files: Record<string, number>) => {
-    const paper = { '/proc/7/cgroup': cgroup }
-    for (const [name, content] of Object.entries(files))
-      Object.assign(paper, { [`/sys/fs/cgroup${name}`]: `${content}\n` })
-    const unsee = see(paper)
+  const found = (cgroup: string, limits: Record<string, number>) => {
+    const files = { '/proc/7/cgroup': cgroup }
+    for (const [name, content] of Object.entries(limits))
+      Object.assign(files, { [`/sys/fs/cgroup${name}`]: `${content}\n` })
+    const restore = useFakeFiles(files)
     try {
       return memoryGroupOf(7, { sys: '/sys' })
     } finally {
-      unsee()
+      restore()
     }
   }
   const first = { '/memory/a/b/memory.limit_in_bytes': 1000, '/memory/a/b/memory.usage_in_bytes': 10 }
@@ -150,11 +150,11 @@ test.serial('a /dev/shm without a limit has none', (t) => {
     [0, null],
     [10, { limit: 40_960, used: 12_288 }],
   ] as const) {
-    const unsee = see({ '/proc/7/root/dev/shm': { bsize: 4096, blocks, bavail: blocks === 0 ? 0 : 7 } })
+    const restore = useFakeFiles({ '/proc/7/root/dev/shm': { bsize: 4096, blocks, bavail: blocks === 0 ? 0 : 7 } })
     try {
       t.deepEqual(shmOf(7), wanted)
     } finally {
-      unsee()
+      restore()
     }
   }
 })

@@ -5,8 +5,8 @@ import { inspect } from 'node:util'
 import test from 'ava'
 import type { Channel, Closed, Membership } from 'ringfence'
 
-import { comer, exits, member, stays } from './support/standing.js'
-import { beginsHere } from './support/binding.js'
+import { incomingChannel, runExitHandlers, member, openMembership } from './support/fake-endpoint.js'
+import { captureHandshakes } from './support/binding.js'
 import { codeOf } from './support/ring.js'
 import { isPending, turn } from './support/until.js'
 
@@ -26,20 +26,20 @@ function told(membership: Membership): string[] {
 }
 
 test.serial('events that arrive with the place are reported in order, once the caller can listen', async (t) => {
-  const [partner, next] = [comer(1), comer(2)]
-  const { membership, standing } = await stays(t, { events: [partner.raw, 'guest'] })
+  const [partner, next] = [incomingChannel(1), incomingChannel(2)]
+  const { membership, endpoint } = await openMembership(t, { events: [partner.raw, 'guest'] })
   const events = told(membership)
   t.is(membership.role, 'guest')
   t.is(membership.channel?.peer.pid, 1)
-  standing.tell('host', { code: 'PROTOCOL', message: 'as the binding says' }, next.raw)
+  endpoint.emit('host', { code: 'PROTOCOL', message: 'as the binding says' }, next.raw)
   t.is(membership.role, 'host')
   t.deepEqual(events, [])
   await turn()
   t.deepEqual(events, ['channel 1', 'guest', 'host', 'ERR_RINGFENCE_PROTOCOL'])
-  standing.tell('guest')
+  endpoint.emit('guest')
   t.deepEqual(events.slice(4), ['guest'])
   t.is(membership.unref().ref(), membership)
-  t.deepEqual(standing.since(), ['keep alive 0', 'keep alive 1'])
+  t.deepEqual(endpoint.newCalls(), ['keep alive 0', 'keep alive 1'])
 
   // The end of an earlier partner does not affect the next one.
   t.is(membership.channel?.peer.pid, 2)
@@ -57,15 +57,15 @@ test.serial(
   'partners are reported one after the other, whatever a loop does with them, and none after the end',
   async (t) => {
     for (const ends of ['partner', 'membership'] as const) {
-      const [partner, next] = [comer(1), comer(2)]
-      const { membership, standing } = await stays(t, { events: [partner.raw] })
+      const [partner, next] = [incomingChannel(1), incomingChannel(2)]
+      const { membership, endpoint } = await openMembership(t, { events: [partner.raw] })
       const events = told(membership)
       const loop = membership[Symbol.asyncIterator]()
       await loop.next()
       await turn()
       t.deepEqual(events, ['channel 1'])
       const second = loop.next()
-      standing.tell(next.raw)
+      endpoint.emit(next.raw)
       const channel = (await second).value!
       if (ends === 'partner') {
         channel.destroy()
@@ -87,11 +87,11 @@ test.serial(
 test.serial('a member that leaves closes its channel, and has left once the binding has', async (t) => {
   for (const leavesAtOnce of [true, false])
     for (const withPartner of [true, false]) {
-      const partner = comer(1)
-      const { membership, standing } = await stays(t, { events: withPartner ? [partner.raw] : [] })
+      const partner = incomingChannel(1)
+      const { membership, endpoint } = await openMembership(t, { events: withPartner ? [partner.raw] : [] })
       await turn()
       const events = told(membership)
-      standing.leavesAtOnce = leavesAtOnce
+      endpoint.leavesImmediately = leavesAtOnce
       const channel = membership.channel
       const sent = channel?.send('before')
       const loop = membership[Symbol.asyncIterator]()
@@ -104,7 +104,7 @@ test.serial('a member that leaves closes its channel, and has left once the bind
         t.true(await isPending(left))
         if (channel !== undefined)
           await t.throwsAsync(channel.send('late'), { ...codeOf('CLOSED'), message: 'the channel is closed' })
-        standing.left!()
+        endpoint.onLeft!()
       }
       await left
       await sent
@@ -112,23 +112,23 @@ test.serial('a member that leaves closes its channel, and has left once the bind
       t.deepEqual(await membership.closed, { reason: 'closed' })
       if (withPartner) t.is((await channel!.closed).reason, 'closed')
       t.deepEqual(events, [...(withPartner ? ['closed 1'] : []), 'close closed'])
-      t.deepEqual(standing.since(), ['leave'])
+      t.deepEqual(endpoint.newCalls(), ['leave'])
       await membership[Symbol.asyncDispose]()
-      standing.bell()
-      t.deepEqual(standing.asked, [], 'that was all')
+      endpoint.onWakeup()
+      t.deepEqual(endpoint.calls, [], 'that was all')
     }
 })
 
 test.serial('unclaimed channels are closed with the membership, and stay open if the place was lost', async (t) => {
   for (const loses of [false, true]) {
-    const { membership, standing } = await stays(t)
+    const { membership, endpoint } = await openMembership(t)
     await turn()
     const events = told(membership)
-    standing.tell(...Array.from({ length: 18 }, (_, pid) => comer(pid).raw))
-    t.deepEqual(standing.since(), [], 'the last ones are kept, and no newcomer waits')
+    endpoint.emit(...Array.from({ length: 18 }, (_, pid) => incomingChannel(pid).raw))
+    t.deepEqual(endpoint.newCalls(), [], 'the last ones are kept, and no newcomer waits')
     if (loses) {
-      standing.fail()
-      t.deepEqual(standing.since(), ['close'])
+      endpoint.fail()
+      t.deepEqual(endpoint.newCalls(), ['close'])
       t.is(closedBy(await membership.closed), 'failed: as the binding says')
     } else await membership[Symbol.asyncDispose]()
     t.is(events.at(-1), loses ? 'close failed: as the binding says' : 'close closed')
@@ -137,65 +137,65 @@ test.serial('unclaimed channels are closed with the membership, and stay open if
       for (let pid = 2; pid < 18; pid += 1) t.is(((await loop.next()) as { value: Channel }).value.peer.pid, pid)
       await t.throwsAsync(loop.next(), { message: 'as the binding says' })
       await membership.close()
-      t.deepEqual(standing.since(), [], 'there is no place to leave')
+      t.deepEqual(endpoint.newCalls(), [], 'there is no place to leave')
     }
     t.deepEqual(await loop.next(), over)
-    standing.since()
-    standing.bell()
-    t.deepEqual(standing.asked, [])
+    endpoint.newCalls()
+    endpoint.onWakeup()
+    t.deepEqual(endpoint.calls, [])
   }
   // If the place is lost while leaving, that is the reason of the end.
-  const { membership, standing } = await stays(t)
-  standing.tell(comer(1).raw)
-  standing.leavesAtOnce = false
+  const { membership, endpoint } = await openMembership(t)
+  endpoint.emit(incomingChannel(1).raw)
+  endpoint.leavesImmediately = false
   const left = membership.close()
   await turn()
-  standing.fail()
-  standing.left!()
+  endpoint.fail()
+  endpoint.onLeft!()
   await left
   t.is(closedBy(await membership.closed), 'failed: as the binding says')
   t.is(((await membership[Symbol.asyncIterator]().next()) as { value: Channel }).value.peer.pid, 1)
 })
 
 test.serial('destroy leaves the place at once, and does not wait for the partner', async (t) => {
-  const partner = comer(1)
-  const { membership, standing } = await stays(t, { events: [partner.raw] })
+  const partner = incomingChannel(1)
+  const { membership, endpoint } = await openMembership(t, { events: [partner.raw] })
   await turn()
   t.is(inspect(membership), '<Membership at @somewhere, host, peer 1, open>')
   const events = told(membership)
   const loop = membership[Symbol.asyncIterator]()
   await loop.next()
-  partner.told()
+  partner.newCalls()
   membership.destroy(new Error('why'))
   membership.destroy()
   await membership.close()
-  t.deepEqual(standing.since(), ['close'])
-  t.deepEqual(partner.told('close'), ['close'])
+  t.deepEqual(endpoint.newCalls(), ['close'])
+  t.deepEqual(partner.newCalls('close'), ['close'])
   await t.throwsAsync(loop.next(), { message: 'destroyed: why' })
   t.deepEqual(events, ['closed 1', 'close failed: destroyed: why'])
   t.is(inspect(membership), '<Membership at @somewhere, host, closed: failed>')
 })
 
 test.serial('a process that exits leaves its place, even to a partner that exits as well', async (t) => {
-  const alone = await stays(t, { address: '/somewhere' })
-  const followed = await stays(t, { address: '/somewhere', events: [comer(1).raw] })
-  const left = await stays(t, { address: '/somewhere' })
+  const alone = await openMembership(t, { address: '/somewhere' })
+  const followed = await openMembership(t, { address: '/somewhere', events: [incomingChannel(1).raw] })
+  const left = await openMembership(t, { address: '/somewhere' })
   await left.membership.close()
-  for (const { standing } of [alone, followed, left]) standing.since()
-  exits()
+  for (const { endpoint } of [alone, followed, left]) endpoint.newCalls()
+  runExitHandlers()
   t.deepEqual(
-    [alone, followed, left].map(({ standing }) => standing.since()),
+    [alone, followed, left].map(({ endpoint }) => endpoint.newCalls()),
     [['vacate'], ['vacate'], []],
   )
 })
 
 test.serial('only member creates memberships', async (t) => {
-  const { membership } = await stays(t)
+  const { membership } = await openMembership(t)
   t.throws(() => Reflect.construct(membership.constructor, [Symbol('ringfence'), { native: {} }]) as unknown, {
     ...codeOf('INVALID_ARGUMENT'),
     message: /^memberships are made by member/,
   })
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   void member('@somewhere')
   await Promise.resolve()
   t.is(all[0]!.name, 'member')

@@ -10,8 +10,8 @@ import { join, member, Membership, type Channel, type Closed, type Options, type
 import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
-import { terminateWorkers } from './support/terminated.js'
-import { isPending, soon, standStillUntil, until } from './support/until.js'
+import { terminateWorkers } from './support/terminate-workers.js'
+import { isPending, within, blockUntil, until } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
 
@@ -24,7 +24,7 @@ async function memberHere(t: ExecutionContext, address: string, options: Options
 
 /** The next partner's channel. */
 async function nextOf(membership: Membership): Promise<Channel> {
-  const { value } = await soon(membership[Symbol.asyncIterator]().next(), 'a partner')
+  const { value } = await within(membership[Symbol.asyncIterator]().next(), 'a partner')
   if (value === undefined) throw new Error('the membership is over')
   return value
 }
@@ -54,7 +54,7 @@ const channelThere = (partner: Partner) =>
     const membership = kit.keep['membership'] as Membership
     return kit.until.until(() => membership.channel !== undefined, 'it hears of its partner')
   })
-const sayThere = async (partner: Partner, words: string[]) => {
+const sendFrom = async (partner: Partner, words: string[]) => {
   await channelThere(partner)
   await partner.run((kit, all: string[]) => {
     const { channel } = kit.keep['membership'] as Membership
@@ -92,11 +92,11 @@ for (const kind of kinds) {
     t.is(channel.peer.pid, first.pid)
     t.true(channel.evidence.some(({ step, check }) => step === 'ready' && check === 'address'))
     await until(async () => (await eventsThere(first)).length === 1, 'the host hears of its guest')
-    await sayThere(first, ['one', 'two'])
+    await sendFrom(first, ['one', 'two'])
     const role = once(here, 'role')
     await leaveThere(first)
     // The place is taken over before the close resolves.
-    t.deepEqual(await soon(role, 'the role'), ['host'])
+    t.deepEqual(await within(role, 'the role'), ['host'])
     t.is(here.role, 'host')
     t.is((await channel.closed).reason, 'closed')
     t.is(here.channel, undefined)
@@ -110,7 +110,7 @@ for (const kind of kinds) {
     t.is(next.role, 'host')
     t.is(next.peer.pid, second.pid)
     await until(async () => (await eventsThere(second)).length === 1, 'a guest comes with its channel')
-    await sayThere(second, ['three'])
+    await sendFrom(second, ['three'])
     await second.kill()
     t.is((await next.closed).reason, 'lost')
     t.deepEqual(await readAllOfLost(t, next), ['three'])
@@ -132,10 +132,10 @@ for (const kind of kinds) {
     await memberThere(host, address)
     const here = await memberHere(t, address)
     const channel = await nextOf(here)
-    await sayThere(host, ['last words'])
+    await sendFrom(host, ['last words'])
     const role = once(here, 'role')
     await host.kill()
-    t.deepEqual(await soon(role, 'the role'), ['host'])
+    t.deepEqual(await within(role, 'the role'), ['host'])
     t.is((await channel.closed).reason, 'lost')
     t.deepEqual(await readAllOfLost(t, channel), ['last words'])
     const next = await Partner.start(t)
@@ -160,8 +160,8 @@ for (const kind of kinds) {
     const patient = memberThere(third, address, { ...small, wait: true })
     t.true(await isPending(patient))
     await here.close()
-    t.is(await soon(patient, 'its turn'), 'guest')
-    await until(async () => (await roleThere(second)) === 'host', 'it hears that it is the host')
+    t.is(await within(patient, 'its turn'), 'guest')
+    await until(async () => (await roleThere(second)) === 'host', 'it is notified that it is the host')
     t.is(await third.run((kit) => (kit.keep['membership'] as Membership).channel!.peer.pid), second.pid)
   })
 }
@@ -345,7 +345,7 @@ test.serial('without a loop the last channels are queued, and from then on none 
   const iterator = here[Symbol.asyncIterator]()
   const counted = met
   for (let count = 0; count < counted + 40 - 16; count += 1) {
-    const { value } = (await soon(iterator.next(), 'a channel')) as { value: Channel }
+    const { value } = (await within(iterator.next(), 'a channel')) as { value: Channel }
     t.is(value.peer.pid, partner.pid)
     if (count === 0) {
       // The other channels are not accepted: the partner waits at the address.
@@ -408,7 +408,7 @@ test.serial('a guest whose host accepts no process loses its place, and learns w
   const channel = await nextOf(here)
   const closed = once(here, 'close')
   await channel.close()
-  const [{ reason, error }] = (await soon(closed, 'the end')) as [Closed]
+  const [{ reason, error }] = (await within(closed, 'the end')) as [Closed]
   t.is(reason, 'failed')
   t.is(error!.code, 'ERR_RINGFENCE_PEER_REFUSED')
   t.is(error!.check, 'authorize')
@@ -444,9 +444,9 @@ test.serial('a membership keeps its process alive until unref, and again after r
       address,
       steps,
     )
-    const exit = process_.letGo()
+    const exit = process_.detach()
     if (exits) {
-      t.is((await soon(exit, 'its exit')).code, 0)
+      t.is((await within(exit, 'its exit')).code, 0)
       // It has left when its event loop ended.
       t.deepEqual(readdirSync(dirname(address)), [])
       continue
@@ -467,7 +467,7 @@ test.serial('a membership works without libuv, watched by a thread', async (t) =
   t.is(await memberThere(one, address), 'host')
   t.is(await memberThere(other, address), 'guest')
   await until(async () => (await eventsThere(one)).length === 1, 'they have met')
-  await sayThere(one, ['hello'])
+  await sendFrom(one, ['hello'])
   await leaveThere(one)
   await until(async () => (await roleThere(other)) === 'host', 'the guest is the host')
   t.deepEqual(await eventsThere(other), [`channel guest ${one.pid}`, 'role host'])
@@ -506,33 +506,33 @@ test.serial('a Node process replaces a Rust process, and the reverse', async (t)
   const options: Options = { capacity: 8192, policy: { executable: rustPartner } }
   const start = () => new RustPartner(t, { deed: 'member', address, capacity: 8192, longest: 1000 })
   const first = start()
-  t.is(await first.hear(), 'host')
+  t.is(await first.readLine(), 'host')
   const here = await memberHere(t, address, options)
   t.is(here.role, 'guest')
   let channel = await nextOf(here)
-  t.is(await first.hear(), `channel ${process.pid}`)
+  t.is(await first.readLine(), `channel ${process.pid}`)
   t.is(String(await channel.receive()), 'hello')
   const role = once(here, 'role')
   // One message makes it leave.
   await channel.send('leave')
-  t.is(await first.hear(), 'left')
-  t.deepEqual(await soon(role, 'the role'), ['host'])
+  t.is(await first.readLine(), 'left')
+  t.deepEqual(await within(role, 'the role'), ['host'])
   const second = start()
-  t.is(await second.hear(), 'guest')
+  t.is(await second.readLine(), 'guest')
   channel = await nextOf(here)
   t.is(channel.peer.pid, second.pid)
-  t.is(await second.hear(), `channel ${process.pid}`)
+  t.is(await second.readLine(), `channel ${process.pid}`)
   // It greets first: a partner that has left could not receive a greeting.
   t.is(String(await channel.receive()), 'hello')
   await here.close()
-  t.is(await second.hear(), 'host')
+  t.is(await second.readLine(), 'host')
 })
 
 test.serial('an exception of a listener is uncaught, and skips no other listener and no later event', async (t) => {
   const address = abstractAddress()
   const here = await memberHere(t, address)
   const there = await Partner.start(t)
-  const told = there.run(async (kit, where) => {
+  const outcome = there.run(async (kit, where) => {
     const uncaught: string[] = []
     process.on('uncaughtException', (error) => uncaught.push(error.message))
     const membership = await kit.ringfence.member(where)
@@ -552,7 +552,7 @@ test.serial('an exception of a listener is uncaught, and skips no other listener
   }, address)
   const channel = await nextOf(here)
   await channel.close()
-  t.deepEqual(await told, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
+  t.deepEqual(await outcome, { uncaught: ['a channel', 'again', 'closed'], closed: { reason: 'closed' } })
 })
 
 test("a partner's 'disconnect' comes before the 'connection' of the next one, even if both are there at once", async (t) => {
@@ -560,7 +560,7 @@ test("a partner's 'disconnect' comes before the 'connection' of the next one, ev
   const here = await memberHere(t, address)
   const partner = await Partner.start(t)
   const back = `${address}.back`
-  const told = partner.run(
+  const outcome = partner.run(
     async (kit, where: string, sign: string) => {
       const fs = kit.require('node:fs') as typeof import('node:fs')
       const membership = await kit.ringfence.member(where)
@@ -568,7 +568,7 @@ test("a partner's 'disconnect' comes before the 'connection' of the next one, ev
       membership.on('disconnect', () => events.push('disconnect'))
       membership.on('connection', () => {
         // The first channel ends and the second one opens while this event loop stands still.
-        if (events.push('connection') === 1) kit.until.standStillUntil(() => fs.existsSync(sign), 'it is a guest again')
+        if (events.push('connection') === 1) kit.until.blockUntil(() => fs.existsSync(sign), 'it is a guest again')
       })
       await kit.until.until(() => events.length >= 3, 'the second channel is there')
       await membership.close()
@@ -580,7 +580,7 @@ test("a partner's 'disconnect' comes before the 'connection' of the next one, ev
   await (await nextOf(here)).close()
   await nextOf(here)
   writeFileSync(back, '')
-  t.deepEqual(await told, ['connection', 'disconnect', 'connection', 'disconnect'])
+  t.deepEqual(await outcome, ['connection', 'disconnect', 'connection', 'disconnect'])
 })
 
 test('messages of a partner are read even if this side ends its sending before it notices the end', async (t) => {
@@ -589,7 +589,7 @@ test('messages of a partner are read even if this side ends its sending before i
   const partner = await Partner.start(t)
   await memberThere(partner, address)
   const channel = await nextOf(here)
-  await sayThere(partner, ['one', 'two'])
+  await sendFrom(partner, ['one', 'two'])
   const [go, gone] = [`${address}.go`, `${address}.gone`]
   await partner.run(
     (kit, start: string, over: string) => {
@@ -608,7 +608,7 @@ test('messages of a partner are read even if this side ends its sending before i
     gone,
   )
   writeFileSync(go, '')
-  standStillUntil(() => existsSync(gone), 'the partner has come anew')
+  blockUntil(() => existsSync(gone), 'the partner has come anew')
   await channel.end()
   t.is((await channel.closed).reason, 'closed')
   t.deepEqual(await readAll(channel), ['one', 'two'])

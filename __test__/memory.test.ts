@@ -10,9 +10,9 @@ import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { takeAway } from './support/memory.js'
+import { detach } from './support/memory.js'
 import { pair, type Partner } from './support/partner.js'
-import { soon } from './support/until.js'
+import { within } from './support/until.js'
 
 const noSpace = { code: 'ERR_RINGFENCE_NO_SPACE' }
 
@@ -60,10 +60,10 @@ test.serial('memory that was detached anyway is replaced, and no message is lost
     const count = 60
     const sent = patterns(partner, number, count, size)
     for (const last = number + count; number < last; number += 1) {
-      const message = (await soon(channel.receive(), `message ${number}`))!
+      const message = (await within(channel.receive(), `message ${number}`))!
       if (!message.equals(pattern(number, size))) return t.fail(`message ${number} of ${size} bytes is another`)
       if (number % 3 === 0) {
-        if (takeAway(message)) t.is(message.length, 0)
+        if (detach(message)) t.is(message.length, 0)
         else t.true(size <= 4096 && message.equals(pattern(number, size)))
       }
     }
@@ -91,7 +91,7 @@ test.serial('batches hand out each message once, and fetch those again whose mem
       number += 1
     }
     // Messages behind these may be in the same memory.
-    takeAway(messages.at(-1)!)
+    detach(messages.at(-1)!)
   }
   t.is(number, count)
   const { messagesReceived, bytesReceived } = channel.stats()
@@ -102,7 +102,7 @@ test.serial('detaching the memory that a visitor gets is an error, and the chann
   const { channel, partner } = await pair(t)
   let visitorMayTake = true
   await patterns(partner, 0, 1, 100)
-  if (channel.receiveEach((bytes) => void (visitorMayTake = takeAway(bytes))) === 1 && !visitorMayTake) {
+  if (channel.receiveEach((bytes) => void (visitorMayTake = detach(bytes))) === 1 && !visitorMayTake) {
     t.pass('this Node lets no visitor take the memory away')
     return
   }
@@ -112,7 +112,7 @@ test.serial('detaching the memory that a visitor gets is an error, and the chann
     () =>
       channel.receiveEach((bytes) => {
         visited.push(visited.length)
-        if (visited.length === 4) takeAway(bytes)
+        if (visited.length === 4) detach(bytes)
       }),
     { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' },
   )
@@ -121,7 +121,7 @@ test.serial('detaching the memory that a visitor gets is an error, and the chann
   // The last messages: nothing is lost.
   await patterns(partner, 10, 1, 100)
   t.is(
-    channel.receiveEach((bytes) => takeAway(bytes)),
+    channel.receiveEach((bytes) => detach(bytes)),
     1,
   )
   await patterns(partner, 11, 3, 100)
@@ -219,7 +219,7 @@ test.serial('detaching memory that visited messages share with a Buffer loses no
     } else {
       const message = channel.tryReceive()!
       t.true(message.equals(pattern(number, size)), `message ${number} of ${size}`)
-      if (number % 2 === 0) takeAway(message)
+      if (number % 2 === 0) detach(message)
     }
     number += 1
   }
@@ -264,7 +264,7 @@ test.serial('a receive without memory for the message fails, and the message sta
     }, way)
     const sent = channel.send(message)
     t.is(
-      await soon(
+      await within(
         partner.run((kit) => kit.keep['waiting']),
         way,
       ),
@@ -324,7 +324,7 @@ test.serial('the same if the kernel gives no memory (RLIMIT_AS)', async (t) => {
   limit(String(Number(pages) * 4096 + 256 * 2 ** 20))
   const sent = channel.send(message)
   t.is(
-    await soon(
+    await within(
       partner.run((kit) => kit.keep['waiting']),
       'the receive to fail',
     ),
@@ -380,7 +380,7 @@ test.serial(
       }
     })
     t.deepEqual(found, [noSpace.code, noSpace.code])
-    t.is(String(await soon(channel.receive(), 'the next message')), 'visited: 1')
+    t.is(String(await within(channel.receive(), 'the next message')), 'visited: 1')
   },
 )
 
@@ -401,5 +401,5 @@ test.serial('without memory for a message that must be queued, none of it is sen
     return failed
   })
   t.is(code, noSpace.code)
-  t.true((await soon(channel.receive(), 'the next message'))!.equals(pattern(1, 1_000_000)))
+  t.true((await within(channel.receive(), 'the next message'))!.equals(pattern(1, 1_000_000)))
 })

@@ -8,10 +8,10 @@ import test from 'ava'
 import { RingfenceError, type Closed } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { clock, fairness, rested } from './support/clock.js'
+import { clock, fairness, afterTurn } from './support/clock.js'
 import { codeOf } from './support/ring.js'
 import {
-  calm,
+  settleClock,
   allowEnd,
   makePersistent,
   merge,
@@ -31,7 +31,7 @@ test.serial(
   'a source that has ended is removed after its last message, and reported once no message is pending',
   async (t) => {
     const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
-    const merged = mergeOf(a.say(2).end('lost'), b, c.end('evicted'))
+    const merged = mergeOf(a.send(2).end('lost'), b, c.end('evicted'))
     const ends: string[] = []
     merged.on('disconnect', (source, { reason, error }) =>
       ends.push(`${source.name} ${reason} ${error?.code}, ${merged.sources.length} left`),
@@ -42,14 +42,14 @@ test.serial(
     t.deepEqual(ends, [], 'later')
     await turn()
     t.deepEqual(ends, ['a lost ERR_RINGFENCE_PEER_LOST, 1 left', 'c evicted ERR_RINGFENCE_EVICTED, 1 left'])
-    b.say().end()
+    b.send().end()
     t.is((await waiting)![0], b)
-    let isTold = false
-    merged.on('disconnect', () => (isTold = true))
+    let isNotified = false
+    merged.on('disconnect', () => (isNotified = true))
     const last = merged.receive()
-    t.false(isTold)
+    t.false(isNotified)
     t.is(await last, undefined)
-    t.true(isTold, 'the end is told before the merge is over')
+    t.true(isNotified, 'the end is told before the merge is over')
     t.false(await merged.waitReadable())
     t.is(await merged.receive(), undefined)
     t.deepEqual(merged.sources, [])
@@ -62,7 +62,7 @@ test.serial('a source that ends is removed once all of it was read, even if nobo
   const ends: string[] = []
   merged.on('disconnect', (source) => ends.push(source.name))
   a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
-  b.say()
+  b.send()
   t.true(b.buffer.hasMessage())
   b.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
   await turns(2)
@@ -82,7 +82,7 @@ test.serial(
     const ends: string[] = []
     merged.on('disconnect', (source) => ends.push(source.name))
     t.is(merged.tryReceive(), undefined)
-    a.say()
+    a.send()
     t.is(merged.tryReceive()?.[0], a)
     a.buffer.stop(() => new RingfenceError('PEER_LOST', 'as a test says'))
     await turns(2)
@@ -94,16 +94,16 @@ test.serial(
 test.serial('waiting readers get messages in the order of their calls, and then the end', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a, b)
-  await calm()
+  await settleClock()
   const waits = [merged.receive(), merged.waitReadable(), merged.receive(), merged.receive(), merged.waitReadable()]
   t.true(await isPending(Promise.race(waits)))
-  a.say(2)
+  a.send(2)
   t.is(((await waits[0]) as [Source, Buffer])[0], a)
   t.true(await waits[1])
   t.is(((await waits[2]) as [Source, Buffer])[0], a)
   t.true(await isPending(Promise.race(waits.slice(3))))
   // A waiting call is not overtaken, although a message is available already.
-  b.ring.come(pattern(0, 10))
+  b.ring.push(pattern(0, 10))
   const late = merged.receive()
   a.end()
   b.end()
@@ -119,7 +119,7 @@ test.serial(
     const waits = [merged.receive(), merged.waitReadable()]
     t.true(await isPending(Promise.race(waits)))
     const [a, b] = named('a', 'b') as [Source, Source]
-    merged.add(a.say())
+    merged.add(a.send())
     t.is(((await waits[0]) as [Source, Buffer])[0], a)
     merged.delete(a)
     t.false(merged.delete(a))
@@ -137,7 +137,7 @@ test.serial('the end of the last source keeps the process alive until it is repo
   const [a] = named('a') as [Source]
   const merged = mergeOf(a.end())
   t.is(await merged.receive(), undefined)
-  await rested()
+  await afterTurn()
   await turn()
   // It is time for a turn of the event loop, which must not keep the process alive.
   clock.now += 3
@@ -151,11 +151,11 @@ test.serial('the end of the last source keeps the process alive until it is repo
 
 test.serial('statistics count returned messages, including those of removed sources', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
-  a.say(3, 10)
+  a.send(3, 10)
   t.is(a.buffer.tryReceive()!.length, 10)
-  const merged = mergeOf(a, b.say(2, 100))
+  const merged = mergeOf(a, b.send(2, 100))
   t.deepEqual(merged.stats(), { sources: 2, messagesReceived: 0, bytesReceived: 0 })
-  await calm()
+  await settleClock()
   t.is(visits(merged, 3), 'a2 b1')
   t.deepEqual(merged.stats(), { sources: 2, messagesReceived: 3, bytesReceived: 120 })
   merged.delete(a)
@@ -172,11 +172,11 @@ test.serial('a source whose ring fails does not affect the others', async (t) =>
   const ended = once(merged, 'disconnect')
   a.reason = 'corrupt'
   a.ring.failing = 'RING_CORRUPT'
-  b.say()
+  b.send()
   t.is(await order(merged, 1), 'b1')
   const [source, { reason, error }] = (await ended) as [Source, Closed]
   t.deepEqual([source, reason, error!.code], [a, 'corrupt', 'ERR_RINGFENCE_RING_CORRUPT'])
-  t.deepEqual(a.opened.told, ['RING_CORRUPT'])
+  t.deepEqual(a.opened.notifications, ['RING_CORRUPT'])
 })
 
 test.serial(
@@ -195,7 +195,7 @@ test.serial(
     t.throws(() => merged.receiveEach(() => {}), closed)
     t.throws(() => merged.add(a), closed)
     t.deepEqual(await loop.next(), { done: true, value: undefined })
-    a.say()
+    a.send()
     t.is(a.buffer.tryReceive()!.length, 1000)
     await merged.close()
     const other = mergeOf(a)
@@ -229,12 +229,12 @@ test.serial(
       for (const waits of [true, false]) {
         const held = makePersistent(() => {})
         const [a] = named('a') as [Source]
-        held.add(a.say().end())
+        held.add(a.send().end())
         t.is(await order(held, 1), 'a1')
         const waiting = [held.receive(), held.receive()]
         t.true(await isPending(Promise.race(waiting)))
         if (!waits) {
-          held.add(new Source('b').say(2))
+          held.add(new Source('b').send(2))
           t.is((await waiting[0])![0].name, 'b')
           t.is((await waiting[1])![0].name, 'b')
         }
@@ -333,12 +333,12 @@ test.serial('a merge without sources stays open, and one that was held ends', as
 test.serial('ref and unref apply to every source, and to later ones', (t) => {
   const [a, b, c] = named('a', 'b', 'c') as [Source, Source, Source]
   const merged = mergeOf(a)
-  t.deepEqual(a.kept, [])
+  t.deepEqual(a.refCalls, [])
   t.is(merged.unref(), merged)
   merged.add(b)
   t.is(merged.ref(), merged)
   merged.add(c)
-  t.deepEqual([a.kept, b.kept, c.kept], [['unref', 'ref'], ['unref', 'ref'], ['ref']])
+  t.deepEqual([a.refCalls, b.refCalls, c.refCalls], [['unref', 'ref'], ['unref', 'ref'], ['ref']])
 })
 
 test.serial('only merge creates merges', (t) => {

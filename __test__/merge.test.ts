@@ -19,9 +19,9 @@ import {
 
 import { abstractAddress, untilBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
-import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { listenHere, nextChannel, pair, Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const closed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_CLOSED' } as const
@@ -45,7 +45,7 @@ async function service(t: ExecutionContext, count: number, there: Options = {}) 
 
 async function agentOf(t: ExecutionContext, listener: Listener, there: Options = {}): Promise<Sender> {
   const partner = await Partner.start(t)
-  const [channel] = await Promise.all([nextOf(listener), partner.connect(listener.address, there)])
+  const [channel] = await Promise.all([nextChannel(listener), partner.connect(listener.address, there)])
   return { partner, channel }
 }
 
@@ -63,7 +63,7 @@ const fill = (partner: Partner, size: number) =>
   }, size)
 
 /** A text, with the number of its sender. */
-const told = (senders: Sender[], [source, message]: [Channel, Buffer]): [number, string] => [
+const numbered = (senders: Sender[], [source, message]: [Channel, Buffer]): [number, string] => [
   senders.findIndex(({ channel }) => channel === source),
   message.toString(),
 ]
@@ -119,7 +119,7 @@ test.serial('a quiet source is read within a few turns, although many others are
   const [flood, quiet] = senders as [Sender, Sender]
   const idle = await Partner.start(t)
   const [others] = await Promise.all([
-    Promise.all(Array.from({ length: 40 }, () => nextOf(listener))),
+    Promise.all(Array.from({ length: 40 }, () => nextChannel(listener))),
     idle.run(async (kit, address: string) => {
       kit.keep['all'] = await Promise.all(
         Array.from({ length: 40 }, () => kit.ringfence.connect(address, { capacity: 4096 })),
@@ -192,7 +192,7 @@ test.serial('each message has its source, and each source is read in order', asy
   )
   // All ways to read, in turns.
   let turn = 0
-  while (await soon(merged.waitReadable(), 'the next message')) {
+  while (await within(merged.waitReadable(), 'the next message')) {
     turn += 1
     if (turn % 2 === 0)
       merged.receiveEach(
@@ -235,16 +235,16 @@ test.serial('messages of a killed source are read, then its end is reported, and
   await doomed.partner.kill()
   await doomed.channel.closed
   t.is(merged.sources.length, 2)
-  t.deepEqual(told(senders, (await merged.receive())!), [0, 'one'])
-  t.deepEqual(told(senders, (await merged.receive())!), [0, 'two'])
+  t.deepEqual(numbered(senders, (await merged.receive())!), [0, 'one'])
+  t.deepEqual(numbered(senders, (await merged.receive())!), [0, 'two'])
   const waiting = merged.receive()
   await until(() => ends.length > 0, 'the end is told')
   t.deepEqual(ends, [[0, 'lost', 1]])
   t.true(await isPending(waiting))
   await say(other.partner, 'still here')
-  t.deepEqual(told(senders, (await waiting)!), [1, 'still here'])
+  t.deepEqual(numbered(senders, (await waiting)!), [1, 'still here'])
   await other.partner.run((kit) => kit.channel.close())
-  t.is(await soon(merged.receive(), 'the end'), undefined)
+  t.is(await within(merged.receive(), 'the end'), undefined)
   t.deepEqual(ends[1], [1, 'closed', 0])
 })
 
@@ -254,7 +254,7 @@ test.serial('a source that has ended is removed, even if no call reads', async (
   t.is(await merged.receive({ signal: AbortSignal.timeout(1) }).catch((error) => error.code), 'ABORT_ERR')
   const ended = new Promise<[Channel, Closed]>((resolve) => merged.once('disconnect', (...end) => resolve(end)))
   await partner.kill()
-  const [source, end] = await soon(ended, 'the end')
+  const [source, end] = await within(ended, 'the end')
   t.is(source, channel)
   t.is(end.reason, 'lost')
   t.is(end.error!.code, 'ERR_RINGFENCE_PEER_LOST')
@@ -270,7 +270,7 @@ test.serial('replacing an ended source in a listener does not end the merge', as
   const received = merged.receive()
   await first.partner.run((kit) => kit.channel.end())
   await say(second.partner, 'from the second')
-  t.is(String((await soon(received, 'a message'))![1]), 'from the second')
+  t.is(String((await within(received, 'a message'))![1]), 'from the second')
 })
 
 test.serial('an exception of a listener of the end is an uncaught exception, and loses nothing', async (t) => {
@@ -485,7 +485,7 @@ test.serial('100 sources of ten processes, with each kind of end', async (t) => 
   const partners = await Promise.all(Array.from({ length: 10 }, () => Partner.start(t)))
   const merged = merge()
   const taking = (async () => {
-    for (let count = 0; count < 100; count += 1) merged.add(await nextOf(listener))
+    for (let count = 0; count < 100; count += 1) merged.add(await nextChannel(listener))
   })()
   await Promise.all(
     partners.map((partner) =>
@@ -620,7 +620,7 @@ test.serial('messages() reads from all clients of a service, which connect and d
   await say(late, 'late, and after the end')
   t.true(await isPending(loop))
   await late.run((kit) => kit.channel.end())
-  await soon(loop, 'the end of the loop')
+  await within(loop, 'the end of the loop')
   t.deepEqual(heard.slice(2), ['late, and alone', 'late, and after the end'])
   for await (const _ of listener.messages()) t.fail()
 })
@@ -712,7 +712,7 @@ test.serial('subscriptions are read beside channels, and each is removed with it
   await publishers[1]!.kill()
   const heard = new Map<unknown, string[]>()
   for (let count = 0; count < 201; count += 1) {
-    const [source, message] = (await soon(merged.receive(), 'a message'))!
+    const [source, message] = (await within(merged.receive(), 'a message'))!
     heard.set(source, [...(heard.get(source) ?? []), String(message)])
   }
   const waiting = merged.receive()
@@ -746,7 +746,7 @@ test.serial('a source that was disconnected, and evicted before it was read, is 
     for (let number = 0; number < 100; number += 1) await publisher.send(kit.bytes.pattern(number, 1000))
   })
   const reading = merged.receiveEach(() => {})
-  const { reason, error } = await soon(ended, 'the end')
+  const { reason, error } = await within(ended, 'the end')
   t.is(reason, 'evicted')
   t.is(error?.code, 'ERR_RINGFENCE_EVICTED')
   await merged.close()
@@ -845,6 +845,6 @@ for (const [way, read] of Object.entries(readAll))
       }
       const reading = read(merged, (message) => events.push(message.toString()))
       if (isWaiting) await send()
-      await soon(reading, 'the end')
+      await within(reading, 'the end')
       t.deepEqual(events, ['one', 'two', 'three', 'closed'])
     })

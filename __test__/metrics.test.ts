@@ -8,7 +8,7 @@ import { publish, RingfenceError, toMetrics } from 'ringfence'
 import prometheus from 'prom-client'
 
 import { abstractAddress } from './support/address.js'
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import { listenHere, pair } from './support/partner.js'
 
 interface Insides {
@@ -18,7 +18,7 @@ interface Insides {
   Listener: { prototype: object }
 }
 
-const inside = insideOf<Insides>
+const inside = internals<Insides>
 
 const [{ toMetrics: metricsOf }, { trackOpen, openResources }, { Listener }] = await Promise.all([
   inside('adapters/metrics.js'),
@@ -121,7 +121,7 @@ function opened(figures: Figures, address: string | null, more: object): never {
 }
 
 /** The samples of all sources for both packages: values by labels. */
-async function told(...sources: never[]) {
+async function reported(...sources: never[]) {
   const metrics = metricsOf(...sources)
   const forPrometheus: Record<string, [number, object][]> = {}
   for (const metric of metrics.prometheus) {
@@ -160,7 +160,7 @@ test('each metric has its unit, and the labels of its resource', async (t) => {
     stats: { value: () => ({ refused: { uid: 2, NO_SPACE: 1 }, open: 0 }) },
     address: { value: '@d' },
   }) as never
-  const { forPrometheus, forOpenTelemetry, all } = await told(channel, line, publisher, subscription, listener)
+  const { forPrometheus, forOpenTelemetry, all } = await reported(channel, line, publisher, subscription, listener)
   const ofChannel = { kind: 'channel', address: '@a', peer_pid: '12' }
   const ofListener = { kind: 'listener', address: '@d' }
   t.deepEqual(forPrometheus, {
@@ -208,7 +208,7 @@ test('resources with the same labels are one sample, the sum: collectors would d
     never,
   ]
   const elsewhere = opened({ messagesSent: 5 }, '@a', { role: 'host', peer: { pid: 13 } })
-  const { forPrometheus, forOpenTelemetry } = await told(one, elsewhere, other)
+  const { forPrometheus, forOpenTelemetry } = await reported(one, elsewhere, other)
   const values = (samples: Record<string, [number, object][]>) =>
     Object.values(samples).map((all) => all.map(([value]) => value))
   t.deepEqual(values(forPrometheus), [[7, 5]])

@@ -6,7 +6,7 @@ import { connect, subscribe } from 'ringfence'
 import { abstractAddress } from './support/address.js'
 import { pair, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
-import { soon } from './support/until.js'
+import { within } from './support/until.js'
 
 /** The ways in which test tools mock the timers of the process, after the package was loaded. */
 const ways: [title: string, stop: (kit: Kit) => void][] = [
@@ -58,9 +58,9 @@ for (const [title, stop] of ways) {
       for (let number = 0; number < COUNT; number += 1) await channel.receive()
       await channel.end()
     })()
-    await soon(Promise.all([sent, received]), 'each message and its echo')
-    t.is(await soon(echoed, 'the end over there'), COUNT)
-    t.is((await soon(channel.closed, 'the end')).reason, 'closed')
+    await within(Promise.all([sent, received]), 'each message and its echo')
+    t.is(await within(echoed, 'the end over there'), COUNT)
+    t.is((await within(channel.closed, 'the end')).reason, 'closed')
   })
 
   test(`a publisher works with ${title}`, async (t) => {
@@ -82,8 +82,8 @@ for (const [title, stop] of ways) {
       for await (const message of subscription) count += Number(message.length === 500)
       return count
     })()
-    t.is(await soon(received, 'all that was published'), COUNT)
-    await soon(published, 'the end over there')
+    t.is(await within(received, 'all that was published'), COUNT)
+    await within(published, 'the end over there')
   })
 
   test(`a merge works with ${title}`, async (t) => {
@@ -111,8 +111,8 @@ for (const [title, stop] of ways) {
         channel.tryReceive()
       }
     })
-    await soon(Promise.all(sent), 'all that was sent')
-    t.is(await soon(merged, 'all that was merged'), 2 * COUNT)
-    for (const channel of channels) await soon(channel.closed, 'the end')
+    await within(Promise.all(sent), 'all that was sent')
+    t.is(await within(merged, 'all that was merged'), 2 * COUNT)
+    for (const channel of channels) await within(channel.closed, 'the end')
   })
 }

@@ -6,20 +6,28 @@ import { once } from 'node:events'
 import test, { type ExecutionContext } from 'ava'
 import type { observe as Observe } from 'ringfence'
 
-import { beginsHere, FAILED, Newcomer, openResources, Published, REASONS, type Begun } from './support/binding.js'
-import { rested } from './support/clock.js'
-import { insideOf } from './support/inside.js'
+import {
+  captureHandshakes,
+  FAILED,
+  FakeSubscriber,
+  openResources,
+  FakePublisher,
+  REASONS,
+  type StartedHandshake,
+} from './support/binding.js'
+import { afterTurn } from './support/clock.js'
+import { internals } from './support/internals.js'
 import { codeOf } from './support/ring.js'
 import { turn } from './support/until.js'
 
-const { observe, observeIfAsked, observeAddress, MAX_SNAPSHOT } = await insideOf<{
+const { observe, observeIfAsked, observeAddress, MAX_SNAPSHOT } = await internals<{
   observe: typeof Observe
   observeIfAsked(): void
   observeAddress(pid: number): string
   MAX_SNAPSHOT: number
 }>('runtime/observe.js')
-const { builtin } = await insideOf<{ builtin: object }>('native.js')
-const { timers: runtime } = await insideOf<{ timers: Pick<typeof globalThis, 'setInterval' | 'clearInterval'> }>(
+const { builtin } = await internals<{ builtin: object }>('native.js')
+const { timers: runtime } = await internals<{ timers: Pick<typeof globalThis, 'setInterval' | 'clearInterval'> }>(
   'runtime/timers.js',
 )
 
@@ -30,15 +38,15 @@ interface Snapshot {
 }
 
 /** A publisher that records what it is given. */
-class Figures extends Published {
-  readonly told: string[] = []
+class Figures extends FakePublisher {
+  readonly published: string[] = []
 
   override trySend(message: Uint8Array): number {
-    this.told.push(Buffer.from(message).toString())
+    this.published.push(Buffer.from(message).toString())
     return super.trySend(message)
   }
 
-  snapshot = () => JSON.parse(this.told.pop()!) as Snapshot
+  snapshot = () => JSON.parse(this.published.pop()!) as Snapshot
 }
 
 /** A timer that runs while the process is being observed. */
@@ -65,23 +73,23 @@ function timersHere(t: ExecutionContext): Every[] {
 }
 
 /** Starts an observation. */
-async function observed(t: ExecutionContext, all: Begun[], below = new Figures()) {
+async function observed(t: ExecutionContext, all: StartedHandshake[], fake = new Figures()) {
   const beginning = observe()
   t.is(observe(), beginning, 'one for all of the process')
   await Promise.resolve()
-  all.pop()!.done(null, below)
+  all.pop()!.done(null, fake)
   const observation = await beginning
   t.teardown(() => observation.close())
-  return { below, observation }
+  return { fake, observation }
 }
 
 test.serial('it listens at the process’s own address, for its own user, and is invisible to the program', async (t) => {
-  await rested()
-  const all = beginsHere(t)
+  await afterTurn()
+  const all = captureHandshakes(t)
   const before = openResources.size
   const beginning = observe()
   await Promise.resolve()
-  const [{ name, address, options, done }] = all as [Begun]
+  const [{ name, address, options, done }] = all as [StartedHandshake]
   t.deepEqual([name, address], ['publish', observeAddress(process.pid)])
   t.like(options, {
     capacity: 4 * 1024 * 1024,
@@ -90,19 +98,19 @@ test.serial('it listens at the process’s own address, for its own user, and is
     policy: { uids: undefined, executables: undefined },
   })
   t.is(MAX_SNAPSHOT, 512 * 1024)
-  const below = new Figures()
-  done(null, below)
+  const fake = new Figures()
+  done(null, fake)
   const observation = await beginning
   t.teardown(() => observation.close())
   t.is(observation.address, address)
   t.is(openResources.size, before)
-  t.true(below.asked.includes('keep alive: 0'))
-  t.false(below.asked.includes('keep alive: 1'))
+  t.true(fake.calls.includes('keep alive: 0'))
+  t.false(fake.calls.includes('keep alive: 1'))
 })
 
 test.serial('each open resource is reported with its statistics, and keeps its number', async (t) => {
-  await rested()
-  const { below } = await observed(t, beginsHere(t))
+  await afterTurn()
+  const { fake } = await observed(t, captureHandshakes(t))
   const open = (thing: object, address: string | null) => {
     openResources.add(Object.assign(thing, { address }))
     t.teardown(() => openResources.delete(thing))
@@ -119,9 +127,9 @@ test.serial('each open resource is reported with its statistics, and keeps its n
   open({ subscribers: [], stats: () => ({ messagesSent: 3 }) }, null)
   open({ peer, stats: () => ({ lag: 4 }) }, '@c')
   const tell = () => {
-    below.tell(new Newcomer(1))
-    const snapshot = below.snapshot()
-    below.tell({ gone: 1, reason: 0 })
+    fake.emit(new FakeSubscriber(1))
+    const snapshot = fake.snapshot()
+    fake.emit({ gone: 1, reason: 0 })
     return snapshot
   }
   const { channels, ...about } = tell()
@@ -145,48 +153,48 @@ test.serial('each open resource is reported with its statistics, and keeps its n
 })
 
 test.serial('statistics are sent to each new observer, and then at intervals while it is connected', async (t) => {
-  await rested()
+  await afterTurn()
   const timers = timersHere(t)
-  const { below } = await observed(t, beginsHere(t))
+  const { fake } = await observed(t, captureHandshakes(t))
   t.deepEqual(timers, [])
   for (const round of ['first', 'second']) {
-    below.tell(new Newcomer(1))
-    t.is(below.told.length, 1, round)
+    fake.emit(new FakeSubscriber(1))
+    t.is(fake.published.length, 1, round)
     t.is(timers.length, 1)
     const { call, milliseconds, keepsAlive } = timers[0]!
     t.deepEqual([milliseconds, keepsAlive], [500, false])
     call()
-    t.is(below.told.length, 2)
-    below.tell(new Newcomer(2))
-    t.is(below.told.length, 3)
-    below.tell({ gone: 1, reason: 0 })
+    t.is(fake.published.length, 2)
+    fake.emit(new FakeSubscriber(2))
+    t.is(fake.published.length, 3)
+    fake.emit({ gone: 1, reason: 0 })
     t.is(timers.length, 1, 'another one looks')
-    below.tell({ gone: 2, reason: 0 })
+    fake.emit({ gone: 2, reason: 0 })
     t.deepEqual(timers, [])
     call()
-    t.is(below.told.splice(0).length, 3, 'nobody looks')
+    t.is(fake.published.splice(0).length, 3, 'nobody looks')
   }
 })
 
 test.serial('an observation that has ended reports nothing, and the next call starts a new one', async (t) => {
-  await rested()
+  await afterTurn()
   const timers = timersHere(t)
-  const all = beginsHere(t)
+  const all = captureHandshakes(t)
   const first = await observed(t, all)
-  first.below.tell(new Newcomer(1))
+  first.fake.emit(new FakeSubscriber(1))
   await first.observation.close()
   t.deepEqual(timers, [])
-  t.true(first.below.since().includes('close'))
+  t.true(first.fake.newCalls().includes('close'))
   const second = await observed(t, all)
   t.not(second.observation, first.observation)
   await first.observation[Symbol.asyncDispose]()
   t.is(await observe(), second.observation, 'closed once more, the first is no end of the second')
 
   // Another process has opened its memory.
-  second.below.tell(new Newcomer(1))
+  second.fake.emit(new FakeSubscriber(1))
   t.is(timers.length, 1)
-  second.below.ended = REASONS.indexOf('exposed')
-  second.below.tell(FAILED)
+  second.fake.ended = REASONS.indexOf('exposed')
+  second.fake.emit(FAILED)
   await turn()
   t.deepEqual(timers, [])
   const third = await observed(t, all)
@@ -201,11 +209,11 @@ test.serial('an observation that has ended reports nothing, and the next call st
 })
 
 test.serial('statistics that cannot be published cause no uncaught exception', async (t) => {
-  await rested()
+  await afterTurn()
   const timers = timersHere(t)
-  const { below } = await observed(t, beginsHere(t))
-  below.failing = { code: 'OBJECT_EXPOSED', message: 'and the event loop has not heard of it' }
-  below.answers.send = FAILED
+  const { fake } = await observed(t, captureHandshakes(t))
+  fake.failing = { code: 'OBJECT_EXPOSED', message: 'and the event loop has not heard of it' }
+  fake.answers.send = FAILED
   const failing = {
     stats: () => ({}),
     get role() {
@@ -214,7 +222,7 @@ test.serial('statistics that cannot be published cause no uncaught exception', a
   }
   openResources.add(failing)
   t.teardown(() => openResources.delete(failing))
-  below.tell(new Newcomer(1))
+  fake.emit(new FakeSubscriber(1))
   t.notThrows(timers[0]!.call)
   openResources.delete(failing)
   t.notThrows(timers[0]!.call)
@@ -222,8 +230,8 @@ test.serial('statistics that cannot be published cause no uncaught exception', a
 })
 
 test.serial('RINGFENCE_OBSERVE=1 observes the main thread, and a failure is a warning', async (t) => {
-  await rested()
-  const all = beginsHere(t)
+  await afterTurn()
+  const all = captureHandshakes(t)
   const given = Object.getOwnPropertyDescriptor(builtin, 'threads')!
   t.teardown(() => {
     delete process.env['RINGFENCE_OBSERVE']

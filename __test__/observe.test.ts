@@ -11,8 +11,8 @@ import test from 'ava'
 import { observe, type ChannelStats } from 'ringfence'
 
 import { abstractAddress, isBound, temporaryDirectory } from './support/address.js'
-import { urlOf } from './support/inside.js'
-import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { urlOf } from './support/internals.js'
+import { listenHere, nextChannel, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
 const cli = fileURLToPath(urlOf('cli.js'))
@@ -95,11 +95,11 @@ test('ps shows an address whatever it contains, and no address that another sock
     listener.on('connection', (channel) => (kit.channel = channel))
   }, address)
   await agent.connect(address)
-  const told = async () => {
+  const listed = async () => {
     const { processes } = await ringfence('ps', '--json')
     return [service, agent].map(({ pid }) => processes.find((process) => process.pid === pid)!.channels[0]!.address)
   }
-  t.deepEqual(await told(), [address, address])
+  t.deepEqual(await listed(), [address, address])
   const [, inode] = / (\d+) \S*gr\u00fc\u00df {2}/.exec(readFileSync('/proc/net/unix', 'utf8'))!
   // Any user may choose a name like this.
   const forged = `\n0000000000000000: 00000002 00000000 00010000 0001 01 ${inode} /forged.sock`
@@ -107,7 +107,7 @@ test('ps shows an address whatever it contains, and no address that another sock
   await new Promise<void>((resolve) => server.listen(`\0${forged}`, resolve))
   t.teardown(() => server.close())
   t.true(readFileSync('/proc/net/unix', 'utf8').includes(forged))
-  t.deepEqual(await told(), [null, null])
+  t.deepEqual(await listed(), [null, null])
 })
 
 test('ps without free descriptors fails with a code, instead of leaving out what it could not read', async (t) => {
@@ -116,7 +116,7 @@ test('ps without free descriptors fails with a code, instead of leaving out what
   await service.run(async (kit, where) => {
     kit.keep['publisher'] = await kit.ringfence.publish(where)
   }, address)
-  const told = await looking.run(
+  const listed = await looking.run(
     async (kit, module, pid) => {
       const { readdirSync, openSync, closeSync } = kit.require('node:fs') as typeof import('node:fs')
       const { execFileSync } = kit.require('node:child_process') as typeof import('node:child_process')
@@ -153,9 +153,9 @@ test('ps without free descriptors fails with a code, instead of leaving out what
     processesModule,
     service.pid,
   )
-  t.true(told.before)
-  t.is(told.codes[0], 'ERR_RINGFENCE_NO_SPACE')
-  for (const code of told.codes) t.true(code === true || code === 'ERR_RINGFENCE_NO_SPACE', String(code))
+  t.true(listed.before)
+  t.is(listed.codes[0], 'ERR_RINGFENCE_NO_SPACE')
+  for (const code of listed.codes) t.true(code === true || code === 'ERR_RINGFENCE_NO_SPACE', String(code))
 })
 
 test('ps shows a publisher and the readers of its ring', async (t) => {
@@ -190,7 +190,7 @@ test('ps shows a publisher and the readers of its ring', async (t) => {
 test('top shows the traffic of a process that is observed', async (t) => {
   const { channel, partner, address } = await pair(t)
   const listener = await listenHere(t, abstractAddress())
-  await Promise.all([nextOf(listener), (await Partner.start(t)).connect(listener.address)])
+  await Promise.all([nextChannel(listener), (await Partner.start(t)).connect(listener.address)])
   const observation = await partner.run(async (kit) => (await kit.ringfence.observe()).address)
   t.is(observation, `@ringfence-observe-${partner.pid}`)
   // Sends while the test runs.
@@ -224,11 +224,11 @@ test('top trusts a process only about its own statistics, and malformed ones do 
   const lying = async (lie: unknown, about?: number): Promise<Partner> => {
     const partner = await Partner.start(t)
     await partner.run(
-      async (kit, told, pid) => {
+      async (kit, listed, pid) => {
         const address = `@ringfence-observe-${pid ?? process.pid}`
         const publisher = await kit.ringfence.publish(address, { policy: { executable: 'any' } })
         kit.keep['publisher'] = publisher
-        const tell = () => publisher.trySend(JSON.stringify(told))
+        const tell = () => publisher.trySend(JSON.stringify(listed))
         publisher.on('connection', tell)
         setInterval(tell, 50).unref()
       },
@@ -252,10 +252,10 @@ test('top trusts a process only about its own statistics, and malformed ones do 
     await lying(snapshot, other.pid),
   ]
   const { processes } = await ringfence('top', '--once', '--json')
-  const told = ({ pid }: Partner) => processes.find((process) => process.pid === pid)
-  t.deepEqual(told(honest), { pid: honest.pid, uid: process.getuid!(), executable: process.execPath, channels: [] })
-  t.like(told(another), { uid: process.getuid!(), executable: process.execPath })
-  for (const partner of [...wrong, other]) t.is(told(partner), undefined)
+  const listed = ({ pid }: Partner) => processes.find((process) => process.pid === pid)
+  t.deepEqual(listed(honest), { pid: honest.pid, uid: process.getuid!(), executable: process.execPath, channels: [] })
+  t.like(listed(another), { uid: process.getuid!(), executable: process.execPath })
+  for (const partner of [...wrong, other]) t.is(listed(partner), undefined)
   t.false(processes.some(({ pid }) => pid === 1))
   const screen = await new Promise<string>((resolve, reject) => {
     execFile(process.execPath, [cli, 'top', '--once'], { timeout: 60_000 }, (error, stdout) =>
@@ -306,7 +306,7 @@ test('RINGFENCE_OBSERVE=1 observes a process from its start, and does not keep i
 test('a process that has loaded both builds is observed as one', async (t) => {
   const partner = await Partner.start(t)
   const addresses = [abstractAddress(), abstractAddress()]
-  const told = await partner.run(async (kit, here) => {
+  const listed = await partner.run(async (kit, here) => {
     const builds = [kit.ringfence, kit.require('ringfence') as typeof kit.ringfence] as const
     kit.keep['open'] = await Promise.all(builds.map((build, index) => build.publish(here[index]!)))
     const observations = await Promise.all(builds.map((build) => build.observe()))
@@ -318,13 +318,13 @@ test('a process that has loaded both builds is observed as one', async (t) => {
     )
     return { areTwo: builds[0].publish !== builds[1].publish, isOne: observations[0] === observations[1], labels }
   }, addresses)
-  t.true(told.areTwo)
-  t.true(told.isOne)
+  t.true(listed.areTwo)
+  t.true(listed.isOne)
   const { processes } = await ringfence('top', '--once', '--json')
   const seen = processes.find(({ pid }) => pid === partner.pid)!
   t.deepEqual(seen.channels.map(({ address }) => address).sort(), [...addresses].sort())
   const all = addresses.map((address) => `publisher ${address}`).sort()
-  for (const labels of told.labels) t.deepEqual([...labels].sort(), all)
+  for (const labels of listed.labels) t.deepEqual([...labels].sort(), all)
 })
 
 test('an observed process has a timer only while it has an observer', async (t) => {

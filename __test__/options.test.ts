@@ -4,7 +4,7 @@
 import test from 'ava'
 import { json, RingfenceError, type Options } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 type Any = Record<string, unknown>
 
@@ -18,7 +18,7 @@ interface Insides {
 
 /** Not exported by the package. */
 const { checkOptions, channelSettings, checkReceiveEach, lingerOf, signalOf } =
-  await insideOf<Insides>('endpoint/options.js')
+  await internals<Insides>('endpoint/options.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 

@@ -101,12 +101,12 @@ test('messages whose sends had resolved before their sender was killed arrive', 
   const [channel] = await Promise.all([joinHere(t, address), sender.join(address, { capacity: 65_536 })])
   await sender.run((kit, path: string) => {
     const { openSync, writeSync } = kit.require('node:fs') as typeof import('node:fs')
-    const told = openSync(path, 'w')
+    const log = openSync(path, 'w')
     const go = (number: number) => {
       for (let each = number; each < number + 50; each += 1) {
         const message = Buffer.alloc(4 + (each % 300))
         message.writeUInt32LE(each)
-        void kit.channel.send(message).then(() => writeSync(told, `${each}\n`))
+        void kit.channel.send(message).then(() => writeSync(log, `${each}\n`))
       }
       setImmediate(go, number + 50)
     }

@@ -5,14 +5,14 @@ import { execFileSync } from 'node:child_process'
 import test from 'ava'
 import type { Evidence, Identity, RingfenceError } from 'ringfence'
 
-import { insideOf, urlOf } from './support/inside.js'
+import { internals, urlOf } from './support/internals.js'
 
 interface Verified {
   identity: Identity
   evidence: Evidence[]
 }
 
-type Told = (failure: { code: string; message: string } | null, verified: Verified | null) => void
+type VerifyCallback = (failure: { code: string; message: string } | null, verified: Verified | null) => void
 
 interface PeerView {
   peer: Identity
@@ -20,18 +20,18 @@ interface PeerView {
   verify(over: () => RingfenceError | undefined, hear: () => void): Promise<Identity>
 }
 
-const { PeerView } = await insideOf<{ PeerView: new (native: object) => PeerView }>('channel/peer-view.js')
-const { FAILED } = await insideOf<{ FAILED: number }>('native.js')
-const { RingfenceError: Failed } = await insideOf<{ RingfenceError: typeof RingfenceError }>('errors.js')
+const { PeerView } = await internals<{ PeerView: new (native: object) => PeerView }>('channel/peer-view.js')
+const { FAILED } = await internals<{ FAILED: number }>('native.js')
+const { RingfenceError: Failed } = await internals<{ RingfenceError: typeof RingfenceError }>('errors.js')
 
 const who = (pid: number) => ({ pid }) as Identity
 const check = (name: string) => ({ check: name }) as Evidence
 const closed = () => new Failed('CLOSED', 'it is over')
 
 /** A fake binding, which records the calls and answers when a test says so. */
-class Below {
+class FakePeer {
   readonly peer = who(1)
-  readonly looks: Told[] = []
+  readonly callbacks: VerifyCallback[] = []
   fetched = 0
   answer = 0
 
@@ -40,8 +40,8 @@ class Below {
     return [check('uid')]
   }
 
-  verify(told: Told): number {
-    this.looks.push(told)
+  verify(callback: VerifyCallback): number {
+    this.callbacks.push(callback)
     return this.answer
   }
 
@@ -49,9 +49,9 @@ class Below {
 }
 
 test('a later check is reported beside those of the handshake, and replaces the previous one', async (t) => {
-  const below = new Below()
-  const view = new PeerView(below)
-  t.deepEqual([view.peer, below.fetched], [who(1), 0], 'nothing is fetched before it is asked for')
+  const fake = new FakePeer()
+  const view = new PeerView(fake)
+  t.deepEqual([view.peer, fake.fetched], [who(1), 0], 'nothing is fetched before it is asked for')
   const heard: string[] = []
   for (const name of ['first', 'second']) {
     const looking = view.verify(
@@ -59,19 +59,19 @@ test('a later check is reported beside those of the handshake, and replaces the 
       () => heard.push(name),
     )
     const identity = who(2)
-    below.looks.pop()!(null, { identity, evidence: [check(name)] })
+    fake.callbacks.pop()!(null, { identity, evidence: [check(name)] })
     t.is(await looking, identity)
     t.is(view.peer, identity)
     t.deepEqual(view.evidence, [check('uid'), check(name)])
     t.true(Object.isFrozen(view.evidence))
   }
-  t.is(below.fetched, 1)
+  t.is(fake.fetched, 1)
   t.deepEqual(heard, [], 'nothing has ended')
 })
 
 test('a check that fails, or finds that the channel is over, changes nothing', async (t) => {
-  const below = new Below()
-  const view = new PeerView(below)
+  const fake = new FakePeer()
+  const view = new PeerView(fake)
   const { evidence } = view
   let over: RingfenceError | undefined
   let heard = 0
@@ -81,18 +81,18 @@ test('a check that fails, or finds that the channel is over, changes nothing', a
       () => (heard += 1),
     )
   const refused = look()
-  below.looks.pop()!({ code: 'PEER_REFUSED', message: 'another one' }, null)
+  fake.callbacks.pop()!({ code: 'PEER_REFUSED', message: 'another one' }, null)
   await t.throwsAsync(refused, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: 'another one' })
   t.is(heard, 1)
   const meanwhile = look()
   over = closed()
-  below.looks.pop()!(null, { identity: who(2), evidence: [check('late')] })
+  fake.callbacks.pop()!(null, { identity: who(2), evidence: [check('late')] })
   t.is(await t.throwsAsync(meanwhile), over)
   t.is(heard, 2)
   t.is(await t.throwsAsync(look()), over)
-  t.is(below.looks.length, 0, 'of what is over nothing is asked')
+  t.is(fake.callbacks.length, 0, 'of what is over nothing is asked')
   over = undefined
-  below.answer = FAILED
+  fake.answer = FAILED
   await t.throwsAsync(look(), { code: 'ERR_RINGFENCE_NO_SPACE', message: 'no thread' })
   t.deepEqual([view.peer, view.evidence, heard], [who(1), evidence, 2])
 })
@@ -110,9 +110,9 @@ test('results that only a check reports must be handled; an end is also reported
       view.verify(() => undefined, () => {})
       if (code === 'CLOSED') view.verify(() => new RingfenceError(code, 'it is over'), () => {})
     }`
-  const told = execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' })
+  const output = execFileSync(process.execPath, ['--input-type=module', '-e', script], { encoding: 'utf8' })
   t.deepEqual(
-    told.trimEnd().split('\n'),
+    output.trimEnd().split('\n'),
     codes.slice(0, 4).map((code) => `ERR_RINGFENCE_${code}`),
   )
 })

@@ -6,8 +6,8 @@ import { listen, type Listener, type Options } from 'ringfence'
 
 import { abstractAddress, addressOf, kinds, temporaryDirectory } from './support/address.js'
 import type { Kit } from './support/partner-process.js'
-import { listenHere, nextOf, Partner } from './support/partner.js'
-import { soon } from './support/until.js'
+import { listenHere, nextChannel, Partner } from './support/partner.js'
+import { within } from './support/until.js'
 
 const small: Options = { capacity: 4096 }
 
@@ -62,11 +62,11 @@ for (const kind of kinds) {
     const first = await listen(address, { ...small, policy })
     const agent = await Partner.start(t)
     const patient = agent.connect(address, { ...small, wait: true })
-    await soon(question, 'authorize is asked')
+    await within(question, 'authorize is asked')
     await first.close()
     const second = await listenHere(t, address, small)
-    await soon(patient, 'the next service')
-    t.is((await soon(nextOf(second), 'the agent')).peer.pid, agent.pid)
+    await within(patient, 'the next service')
+    t.is((await within(nextChannel(second), 'the agent')).peer.pid, agent.pid)
   })
 }
 

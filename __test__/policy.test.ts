@@ -9,7 +9,7 @@ import { join, publish, RingfenceError, type Evidence, type Options, type Policy
 import { abstractAddress, addressOf, kinds, namedAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { joinHere, Partner, PartnerError } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 const node = realpathSync(process.execPath)
 const me = { uid: process.getuid!(), gid: process.getgid!() }
@@ -405,7 +405,7 @@ test.serial('a process may exit, and a worker be terminated, during authorize', 
     void kit.join(where, { handshakeTimeout: 60_000, policy: { authorize: () => process.exit(7) } })
   }, address)
   await left
-  t.deepEqual(await soon(guest.exited, 'its exit'), { code: 7, signal: null })
+  t.deepEqual(await within(guest.exited, 'its exit'), { code: 7, signal: null })
 
   const stage = await Partner.start(t)
   const places = Array.from({ length: 20 }, () => abstractAddress())
@@ -538,10 +538,10 @@ test.serial('a peer that executes another program is cut off', async (t) => {
   await untilBound(address)
   const partner = new RustPartner(t, { deed: 'execute', address, capacity: 4096, longest: 4096 })
   const channel = await hosting
-  t.is(await partner.hear(), `guest ${process.pid}`)
+  t.is(await partner.readLine(), `guest ${process.pid}`)
   t.is(realpathSync(`/proc/${partner.pid}/exe`), rustPartner)
   await channel.send('now')
-  t.is((await soon(channel.closed, 'the end')).reason, 'lost')
+  t.is((await within(channel.closed, 'the end')).reason, 'lost')
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
   await t.throwsAsync(channel.verify(), { code: 'ERR_RINGFENCE_PEER_LOST', message: /another program/ })
   // The process lives, but is no longer a peer.
@@ -561,10 +561,10 @@ test('a publisher refuses a subscriber that it has evicted, and accepts others',
   const [slow, other] = await Promise.all([Partner.start(t), Partner.start(t)])
   const came = once(publisher, 'connection')
   await subscribe(slow)
-  await soon(came, 'the event')
+  await within(came, 'the event')
   const gone = once(publisher, 'disconnect')
-  for (let sent = 0; sent < 20; sent += 1) await soon(publisher.send('x'.repeat(8000)), 'room')
-  await soon(gone, 'its end')
+  for (let sent = 0; sent < 20; sent += 1) await within(publisher.send('x'.repeat(8000)), 'room')
+  await within(gone, 'its end')
   const error = await t.throwsAsync(subscribe(slow), { instanceOf: PartnerError })
   t.regex(error!.message, /authorize/)
   await subscribe(other)

@@ -6,19 +6,19 @@ import { MessageChannel } from 'node:worker_threads'
 import test from 'ava'
 import { json, RingfenceError, type Channel, type Codec, type MessagePortLike } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
-import { isPending, soon, turn } from './support/until.js'
+import { internals } from './support/internals.js'
+import { isPending, within, turn } from './support/until.js'
 
 type Next = IteratorResult<unknown, undefined>
 
 /** Not exported by the package. */
-const { Port } = await insideOf<{
-  Port: new (core: Told, codec: Codec<unknown>, channel: Channel) => MessagePortLike
+const { Port } = await internals<{
+  Port: new (core: FakeCore, codec: Codec<unknown>, channel: Channel) => MessagePortLike
 }>('adapters/port.js')
 
 /** A fake channel, as far as a port uses one. */
-class Told {
-  readonly asked: string[] = []
+class FakeCore {
+  readonly calls: string[] = []
   readonly sent: unknown[] = []
   maxMessageSize = 1000
   bufferedAmount = 0
@@ -64,7 +64,7 @@ class Told {
   readonly buffer = this
 
   arrivals() {
-    this.asked.push('loop')
+    this.calls.push('loop')
     return {
       next: () =>
         new Promise<Next>((resolve, reject) => {
@@ -72,7 +72,7 @@ class Told {
           this.#serve()
         }),
       return: async () => {
-        this.asked.push('leave')
+        this.calls.push('leave')
         for (const { resolve } of this.#calls.splice(0)) resolve({ done: true, value: undefined })
         return { done: true, value: undefined }
       },
@@ -80,11 +80,11 @@ class Told {
   }
 
   endWithPeer(): void {
-    this.asked.push('told')
+    this.calls.push('told')
   }
 
   keepAlive(alive: boolean): void {
-    this.asked.push(alive ? 'ref' : 'unref')
+    this.calls.push(alive ? 'ref' : 'unref')
   }
 
   async send(message: unknown): Promise<void> {
@@ -93,7 +93,7 @@ class Told {
   }
 
   async close(linger: number): Promise<void> {
-    this.asked.push(`close ${linger}`)
+    this.calls.push(`close ${linger}`)
     this.end()
   }
 
@@ -107,47 +107,47 @@ class Told {
   }
 }
 
-function portOf(): { told: Told; port: MessagePortLike; asked: () => string[] } {
-  const told = new Told()
-  told.given = told.channel
-  const port = new Port(told, json(), told.given)
+function portOf(): { core: FakeCore; port: MessagePortLike; calls: () => string[] } {
+  const core = new FakeCore()
+  core.given = core.channel
+  const port = new Port(core, json(), core.given)
   // The calls since the last check.
-  return { told, port, asked: () => told.asked.splice(0) }
+  return { core, port, calls: () => core.calls.splice(0) }
 }
 
 const invalid = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
 test('from its first to its last message listener, a port is started and keeps the process alive', async (t) => {
-  const { port, asked } = portOf()
-  t.deepEqual(asked(), ['unref'], 'without one it keeps no process alive')
+  const { port, calls } = portOf()
+  t.deepEqual(calls(), ['unref'], 'without one it keeps no process alive')
   t.false(port.hasRef())
   const [one, two] = [() => {}, () => {}]
   for (const event of ['close', 'messageerror'] as const) {
     port.on(event, one)
     port.off(event, one)
   }
-  t.deepEqual(asked(), [])
+  t.deepEqual(calls(), [])
   port.on('message', one)
-  t.deepEqual(asked(), ['ref', 'loop'])
+  t.deepEqual(calls(), ['ref', 'loop'])
   t.true(port.hasRef())
   port.on('message', two)
   port.off('message', one)
   port.off('message', one)
   port.off('close', two)
   await turn()
-  t.deepEqual(asked(), [])
+  t.deepEqual(calls(), [])
   port.off('message', two)
-  t.deepEqual(asked(), ['unref', 'leave'])
+  t.deepEqual(calls(), ['unref', 'leave'])
   t.false(port.hasRef())
   port.off('message', two)
-  t.deepEqual(asked(), [], 'of no listener none is removed')
+  t.deepEqual(calls(), [], 'of no listener none is removed')
   port.on('message', two)
-  t.deepEqual(asked(), ['ref', 'loop'])
+  t.deepEqual(calls(), ['ref', 'loop'])
   port.unref()
   t.false(port.hasRef())
   port.ref()
   t.true(port.hasRef())
-  t.deepEqual(asked(), ['unref', 'ref'])
+  t.deepEqual(calls(), ['unref', 'ref'])
   port.close()
   t.false(port.hasRef())
   port.ref()
@@ -155,28 +155,28 @@ test('from its first to its last message listener, a port is started and keeps t
 })
 
 test('start reads messages without a listener, and works once', async (t) => {
-  const { port, told, asked } = portOf()
-  asked()
+  const { port, core, calls } = portOf()
+  calls()
   port.start()
   port.start()
-  t.deepEqual(asked(), ['loop'])
-  told.come('"nobody hears it"')
+  t.deepEqual(calls(), ['loop'])
+  core.come('"nobody hears it"')
   await turn()
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
-  told.come('1')
+  core.come('1')
   await turn()
   t.deepEqual(found, [1])
-  t.deepEqual(asked(), ['ref'])
+  t.deepEqual(calls(), ['ref'])
   port.close()
-  asked()
+  calls()
   port.start()
-  t.deepEqual(asked(), [])
+  t.deepEqual(calls(), [])
 })
 
 test('the caller may add listeners before the first message is emitted', async (t) => {
-  const { port, told } = portOf()
-  told.come('1')
+  const { port, core } = portOf()
+  core.come('1')
   const found: unknown[] = []
   port.on('message', (value) => found.push(['first', value]))
   port.on('message', (value) => found.push(['second', value]))
@@ -237,23 +237,23 @@ test('it is an emitter: any event may have listeners, whatever its name', (t) =>
 
 test('close calls back once the port has closed, whatever closes it', async (t) => {
   for (const by of ['close', 'the end of the channel'] as const) {
-    const { port, told } = portOf()
+    const { port, core } = portOf()
     t.throws(() => port.close(5 as never), invalid)
     const found: string[] = []
     port.on('close', () => found.push('event'))
-    told.isRead = true
+    core.isRead = true
     if (by === 'close') {
       port.close(() => found.push('first'))
       port.close(() => found.push('second'))
       t.deepEqual(found, [])
-    } else told.end()
+    } else core.end()
     await turn()
     t.deepEqual(found.splice(0), by === 'close' ? ['event', 'first', 'second'] : ['event'])
     port.close(() => found.push('late'))
     t.deepEqual(found, [])
     await turn()
     t.deepEqual(found, ['late'])
-    t.is(port.channel, told.given)
+    t.is(port.channel, core.given)
   }
 })
 
@@ -300,27 +300,27 @@ test('a handler replaces the previous one', async (t) => {
 })
 
 test('removing a handler removes no other listener, and the remaining ones get every message', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: string[] = []
   const [one, two] = [() => found.push('one'), () => found.push('two')]
   port.addEventListener('message', one)
   port.on('message', two)
   port.onmessage = () => found.push('handler')
-  for (const value of ['1', '2']) told.come(value)
+  for (const value of ['1', '2']) core.come(value)
   await turn()
   t.deepEqual(found.splice(0), ['one', 'two', 'handler', 'one', 'two', 'handler'])
   port.onmessage = null
-  told.come('3')
+  core.come('3')
   await turn()
   t.deepEqual(found.splice(0), ['one', 'two'])
   port.removeEventListener('message', one)
-  told.come('4')
+  core.come('4')
   await turn()
   t.deepEqual(found, ['two'])
 })
 
 test('each listener is called according to its options', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: [string, unknown][] = []
   const events = new Set<Event>()
   port.on('message', function (this: unknown, value) {
@@ -346,7 +346,7 @@ test('each listener is called according to its options', async (t) => {
   port.addEventListener('message', (event: MessageEvent) => found.push(['event once', event.data]), { once: true })
   port.addEventListener('message', (event: MessageEvent) => found.push(['capture', event.data]), true)
   port.addEventListener('message', (event: MessageEvent) => found.push(['null', event.data]), null as never)
-  for (const value of ['1', '2']) told.come(value)
+  for (const value of ['1', '2']) core.come(value)
   await turn()
   const first = ['on', 'once', 'event', 'object', 'event once', 'capture', 'null'].map((kind) => [kind, 1])
   const second = ['on', 'event', 'object', 'capture', 'null'].map((kind) => [kind, 2])
@@ -469,9 +469,9 @@ const habits: Record<
 for (const [what, habit] of Object.entries(habits))
   test(`like Node’s own port: ${what}`, async (t) => {
     const own: unknown[] = []
-    const { port, told } = portOf()
+    const { port, core } = portOf()
     await habit(port, own, async (value) => {
-      told.come(String(value))
+      core.come(String(value))
       await turn()
     })
     const nodes: unknown[] = []
@@ -492,7 +492,7 @@ for (const [what, habit] of Object.entries(habits))
   })
 
 test('a listener that removes all listeners is the last one called', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: string[] = []
   port.on('message', () => {
     found.push('first')
@@ -500,32 +500,32 @@ test('a listener that removes all listeners is the last one called', async (t) =
   })
   port.on('message', () => found.push('second'))
   port.onmessage = () => found.push('third')
-  told.come('1')
+  core.come('1')
   await turn()
   t.deepEqual(found, ['first'])
   t.is(port.onmessage as unknown, null)
 })
 
 test('a listener that is added during a message gets the next one', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: string[] = []
   port.once('message', () => port.on('message', () => found.push('third')))
   port.on('message', () => found.push('second'))
-  told.come('1')
+  core.come('1')
   await turn()
   t.deepEqual(found, ['second'])
-  told.come('2')
+  core.come('2')
   await turn()
   t.deepEqual(found, ['second', 'second', 'third'])
 })
 
 test('a signal is watched only while its listener exists', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const { signal } = new AbortController()
   const watching = () => getEventListeners(signal, 'abort').length
   const first = new Promise((resolve) => port.addEventListener('message', resolve, { once: true, signal }))
   t.is(watching(), 1)
-  told.come('1')
+  core.come('1')
   await first
   t.is(watching(), 0)
   const listener = () => {}
@@ -553,183 +553,183 @@ test('a signal removes an event listener, and one that is already aborted adds n
 })
 
 test('posted messages are sent, with no transfer list or an empty one', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   for (const list of [undefined, null, [], {}, { transfer: undefined }, { transfer: null }, { transfer: [] }])
     port.postMessage(1, list as never)
-  t.deepEqual(told.sent, Array(7).fill('1'))
+  t.deepEqual(core.sent, Array(7).fill('1'))
   for (const list of [[new ArrayBuffer(8)], { transfer: [new ArrayBuffer(8)] }])
     t.throws(() => port.postMessage(1, list), { ...invalid, message: /nor a MessagePort can be transferred/ })
-  t.is(told.sent.length, 7)
+  t.is(core.sent.length, 7)
 })
 
 test('a message that is too long for the peer or for the memory throws at once', (t) => {
-  const { told } = portOf()
+  const { core } = portOf()
   const codec: Codec<unknown> = { encode: (value) => value as string | Uint8Array, decode: (bytes) => bytes }
-  const raw = new Port(told, codec, told.channel)
+  const raw = new Port(core, codec, core.channel)
   for (const message of ['x'.repeat(1000), 'ü'.repeat(500), new Uint8Array(1000), new Float64Array(125)])
     raw.postMessage(message)
-  t.is(told.sent.length, 4)
+  t.is(core.sent.length, 4)
   const tooLarge = { code: 'ERR_RINGFENCE_MESSAGE_TOO_LARGE', message: /100[0-9] bytes/ }
   for (const message of ['x'.repeat(1001), 'ü'.repeat(501), new Uint8Array(1001), new Float64Array(126)])
     t.throws(() => raw.postMessage(message), tooLarge)
-  told.bufferedAmount = 256 * 1024 * 1024
+  core.bufferedAmount = 256 * 1024 * 1024
   raw.postMessage('x')
-  t.is(told.sent.length, 5)
-  told.bufferedAmount += 1
+  t.is(core.sent.length, 5)
+  core.bufferedAmount += 1
   t.throws(() => raw.postMessage('x'), { code: 'ERR_RINGFENCE_NO_SPACE' })
-  t.is(told.sent.length, 5)
+  t.is(core.sent.length, 5)
 })
 
 test('a failed send emits messageerror, unless the end of the channel reports it', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error) => found.push(error))
   for (const name of ['CLOSED', 'PEER_LOST', 'OBJECT_EXPOSED', 'RING_CORRUPT'] as const) {
-    told.refusal = new RingfenceError(name, 'told by close')
+    core.refusal = new RingfenceError(name, 'told by close')
     port.postMessage(1)
   }
   await turn()
   t.deepEqual(found, [])
-  told.refusal = new RingfenceError('INVALID_ARGUMENT', 'a reservation is open')
+  core.refusal = new RingfenceError('INVALID_ARGUMENT', 'a reservation is open')
   port.postMessage(1)
   await turn()
-  t.deepEqual(found, [told.refusal])
+  t.deepEqual(found, [core.refusal])
 })
 
 test('a message that cannot be decoded is a messageerror, and the next one arrives', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error: RingfenceError) => found.push(error.code))
   port.addEventListener('messageerror', (event: MessageEvent) => {
     found.push(event.type, (event.data as RingfenceError).code)
   })
   port.on('message', (value) => found.push(value))
-  told.come('{')
-  told.come('2')
+  core.come('{')
+  core.come('2')
   await turn()
   t.deepEqual(found, ['ERR_RINGFENCE_MALFORMED', 'messageerror', 'ERR_RINGFENCE_MALFORMED', 2])
 })
 
 test('a message without memory is read again later; after other failures the port waits for the end', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   port.on('messageerror', (error: RingfenceError) => found.push(error.code))
   port.on('message', (value) => found.push(value))
   port.on('close', () => found.push('close'))
-  told.come(new RingfenceError('NO_SPACE', 'no memory'))
-  told.come('1')
-  await soon(once(port, 'message'), 'the message')
-  told.come(new RingfenceError('INVALID_ARGUMENT', 'another reads'))
-  told.come('2')
+  core.come(new RingfenceError('NO_SPACE', 'no memory'))
+  core.come('1')
+  await within(once(port, 'message'), 'the message')
+  core.come(new RingfenceError('INVALID_ARGUMENT', 'another reads'))
+  core.come('2')
   await turn()
   t.deepEqual(found, ['ERR_RINGFENCE_NO_SPACE', 1, 'ERR_RINGFENCE_INVALID_ARGUMENT'])
-  told.end()
+  core.end()
   await turn()
   t.deepEqual(found.at(-1), 'close')
 })
 
 test('only close reports the loss of the peer', async (t) => {
   for (const name of ['CLOSED', 'PEER_LOST', 'OBJECT_EXPOSED', 'RING_CORRUPT'] as const) {
-    const { port, told } = portOf()
+    const { port, core } = portOf()
     const found: unknown[] = []
     port.on('messageerror', (error: RingfenceError) => found.push(error.code))
     port.on('message', (value) => found.push(value))
     port.on('close', () => found.push('close'))
-    told.come('1')
-    told.come(new RingfenceError(name, 'the end of the channel'))
+    core.come('1')
+    core.come(new RingfenceError(name, 'the end of the channel'))
     await turn()
-    told.end()
+    core.end()
     await turn()
     t.deepEqual(found, [1, 'close'], name)
   }
 })
 
 test('close sends posted messages first, and is emitted once', async (t) => {
-  const { port, told, asked } = portOf()
+  const { port, core, calls } = portOf()
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
   port.on('close', (value) => found.push(['close', value]))
   port.onclose = (event) => found.push([event.type, 'data' in event])
-  asked()
+  calls()
   port.close()
   port.close()
-  t.deepEqual(asked(), ['leave', 'close 5000'])
+  t.deepEqual(calls(), ['leave', 'close 5000'])
   port.postMessage(1)
   t.throws(() => port.postMessage(1, [new ArrayBuffer(8)]), invalid)
-  t.deepEqual(told.sent, [], 'nothing is sent from then on')
+  t.deepEqual(core.sent, [], 'nothing is sent from then on')
   t.deepEqual(found, [], 'not within the call')
   await turn()
   t.deepEqual(found, [
     ['close', undefined],
     ['close', false],
   ])
-  told.come('1')
-  told.end()
+  core.come('1')
+  core.end()
   port.close()
   await turn()
   t.is(found.length, 2)
 })
 
 test('the end of the peer’s messages closes the channel, and then emits close', async (t) => {
-  const { port, told, asked } = portOf()
+  const { port, core, calls } = portOf()
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
   port.on('close', () => found.push('close'))
-  asked()
-  told.come('1')
-  told.come(null)
+  calls()
+  core.come('1')
+  core.come(null)
   await turn()
-  t.deepEqual(asked().slice(0, 2), ['told', 'close 5000'])
+  t.deepEqual(calls().slice(0, 2), ['told', 'close 5000'])
   t.deepEqual(found, [1, 'close'])
   port.postMessage(1)
-  t.deepEqual(told.sent, [])
+  t.deepEqual(core.sent, [])
 })
 
 test('a channel that has ended ends a port that was not started, once no message is left', async (t) => {
   for (const isRead of [true, false]) {
-    const { port, told } = portOf()
-    told.isRead = isRead
+    const { port, core } = portOf()
+    core.isRead = isRead
     const found: unknown[] = []
     port.on('close', () => found.push('close'))
-    told.end()
+    core.end()
     await turn()
     t.deepEqual(found, isRead ? ['close'] : [], `everything was read: ${isRead}`)
     if (isRead) continue
     port.on('message', (value) => found.push(value))
-    told.come('1')
-    told.come(null)
+    core.come('1')
+    core.come(null)
     await turn()
     t.deepEqual(found, [1, 'close'])
   }
 })
 
 test('a started port reports the end of its channel after all messages', async (t) => {
-  const { port, told } = portOf()
-  told.isRead = true
+  const { port, core } = portOf()
+  core.isRead = true
   const found: unknown[] = []
   port.on('message', (value) => found.push(value))
   port.on('close', () => found.push('close'))
   await turn()
-  told.end()
+  core.end()
   await turn()
   t.deepEqual(found, [], 'what has come was not told yet')
-  told.come('1')
-  told.come(null)
+  core.come('1')
+  core.come(null)
   await turn()
   t.deepEqual(found, [1, 'close'])
 })
 
 test('a stopped port emits no later messages', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   const listener = (value: unknown) => found.push(value)
   port.on('message', listener)
   port.on('close', () => found.push('close'))
   await turn()
   port.off('message', listener)
-  told.come('1')
+  core.come('1')
   await turn()
-  t.true(await isPending(told.closed), 'leaving the loop is no end')
+  t.true(await isPending(core.closed), 'leaving the loop is no end')
   t.deepEqual(found, [])
   port.on('message', listener)
   await turn()
@@ -737,28 +737,28 @@ test('a stopped port emits no later messages', async (t) => {
 })
 
 test('a port that was stopped before its channel ended reports the end once its messages are read', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   const listener = (value: unknown) => found.push(value)
   port.on('message', listener)
   port.on('close', () => found.push('close'))
   await turn()
   port.off('message', listener)
-  told.come('1')
-  told.end()
+  core.come('1')
+  core.end()
   await turn()
   t.deepEqual(found, [])
   port.on('message', listener)
-  told.come(null)
+  core.come(null)
   await turn()
   t.deepEqual(found, [1, 'close'])
 })
 
 test('a closed port emits close, even if its channel ended before with unread messages', async (t) => {
-  const { port, told } = portOf()
+  const { port, core } = portOf()
   const found: unknown[] = []
   port.on('close', () => found.push('close'))
-  told.end()
+  core.end()
   await turn()
   t.deepEqual(found, [])
   port.close()

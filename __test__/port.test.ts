@@ -9,7 +9,7 @@ import test, { type ExecutionContext } from 'ava'
 import { json, RingfenceError, type Codec, type MessagePortLike } from 'ringfence'
 
 import { pair, type Pair } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { isPending, within, until } from './support/until.js'
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
@@ -109,7 +109,7 @@ test.serial(
     port.close()
     port.close()
     t.notThrows(() => port.postMessage('late'))
-    await soon(closed, 'close here')
+    await within(closed, 'close here')
     await until(() => partner.run((kit) => (kit.keep['said'] as string[]).includes('close')), 'close over there')
     t.deepEqual(await partner.run((kit) => kit.keep['sizes']), [10, 100_000, 20])
     t.is((await channel.closed).reason, 'closed')
@@ -126,7 +126,7 @@ test.serial('messages of a killed peer arrive, then close', async (t) => {
   await partner.kill()
   const found: unknown[] = []
   port.on('message', (value: unknown) => found.push(value))
-  await soon(once(port, 'close'), 'close')
+  await within(once(port, 'close'), 'close')
   t.deepEqual(
     found,
     Array.from({ length: 100 }, (_, index) => index),
@@ -141,7 +141,7 @@ test.serial('close is emitted without a message listener, too, and to onclose', 
     port.onclose = ({ type }) => resolve(type)
   })
   await partner.kill()
-  t.is(await soon(closed, 'close'), 'close')
+  t.is(await within(closed, 'close'), 'close')
 })
 
 test.serial('values that cannot be posted and transfer lists throw, and nothing is sent', async (t) => {
@@ -292,11 +292,11 @@ test.serial('a process that only listens lives as long as the port, like with a 
     port.on('message', () => {})
     port.on('close', () => (process.exitCode = 7))
   })
-  const exited = partner.letGo()
+  const exited = partner.detach()
   partner.mayFail()
   t.true(await isPending(exited))
   await channel.close()
-  t.is((await soon(exited, 'its end')).code, 7)
+  t.is((await within(exited, 'its end')).code, 7)
 })
 
 test('wrong codecs and listeners are INVALID_ARGUMENT', async (t) => {
@@ -318,13 +318,13 @@ test.serial('a port that is closed while it reads the messages of a lost peer em
     await kit.channel.closed
   })
   const port = channel.port()
-  t.is((await soon(channel.closed, 'the end of the peer')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end of the peer')).reason, 'closed')
   const closed = once(port, 'close')
   const found: unknown[] = []
   port.on('message', (value: unknown) => {
     found.push(value)
     if (value === 2) port.close()
   })
-  await soon(closed, 'the event')
+  await within(closed, 'the event')
   t.deepEqual(found, [1, 2])
 })

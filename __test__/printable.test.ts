@@ -2,14 +2,14 @@
 
 import test from 'ava'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Insides {
   printable(text: string): string
 }
 
 /** Not exported by the package. */
-const { printable } = await insideOf<Insides>('runtime/printable.js')
+const { printable } = await internals<Insides>('runtime/printable.js')
 
 test('control characters, changes of direction and line breaks are shown by number, letters as they are', (t) => {
   for (const text of ['', '/usr/bin/node', 'grüße  日本語 🦀 e\u0301 \u00a0', '\\u{1b}', '@a-b_c.d~e'])

@@ -5,7 +5,7 @@ import type { Channel } from 'ringfence'
 import { abstractAddress } from './support/address.js'
 import { pattern, random } from './support/bytes.js'
 import { joinHere, Partner } from './support/partner.js'
-import { soon } from './support/until.js'
+import { within } from './support/until.js'
 
 /** One message: how it is sent, and its length. */
 interface Step {
@@ -151,7 +151,7 @@ test.serial('whatever either side sends, in any way, the other side receives exa
         allowHalfOpen: true,
       })
       const both = Promise.all([play(channel, mine, { pattern, random }), there])
-      const [here, other] = await soon(both, 'both sides to come to their ends')
+      const [here, other] = await within(both, 'both sides to come to their ends')
       t.deepEqual(here, model(theirs.steps))
       t.deepEqual(other, model(mine.steps))
     }),

@@ -114,7 +114,7 @@ test('a send without a handler crashes no process when the peer is killed', asyn
     for (const size of [10, 3000, 500, 10_000]) void kit.channel.send(Buffer.alloc(size))
   })
   await doomed.kill()
-  const told = await sender.run(async (kit) => {
+  const outcome = await sender.run(async (kit) => {
     const { reason } = await kit.channel.closed
     void kit.channel.send('between two')
     void kit.channel.send(Buffer.alloc(10_000))
@@ -124,7 +124,7 @@ test('a send without a handler crashes no process when the peer is killed', asyn
     await new Promise((resolve) => setImmediate(resolve))
     return { reason, awaited }
   })
-  t.deepEqual(told, { reason: 'lost', awaited: 'ERR_RINGFENCE_PEER_LOST' })
+  t.deepEqual(outcome, { reason: 'lost', awaited: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
 test('a verify without a handler crashes no process when the channel has ended', async (t) => {

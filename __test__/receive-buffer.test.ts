@@ -4,80 +4,98 @@
 import test from 'ava'
 
 import { pattern } from './support/bytes.js'
-import { rested } from './support/clock.js'
-import { takeAway, withoutMemory } from './support/memory.js'
-import { answers, bufferOver, codeOf, HeldRing, kinds, LatestRing, patterns, Ring, shown } from './support/ring.js'
+import { afterTurn } from './support/clock.js'
+import { detach, withoutMemory } from './support/memory.js'
+import {
+  answers,
+  bufferOver,
+  codeOf,
+  RetainingRing,
+  kinds,
+  LatestRing,
+  patterns,
+  Ring,
+  visitAll,
+} from './support/ring.js'
 
 const invalid = codeOf('INVALID_ARGUMENT')
 
 // With this, no call has to yield to the event loop: the clock stands still.
-test.before(rested)
+test.before(afterTurn)
 
-const canTake = takeAway(bufferOfOne())
+const canTake = detach(bufferOfOne())
 
 function bufferOfOne(): Buffer {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(pattern(0, 10))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(pattern(0, 10))
   return buffer.tryReceive()!
 }
 
 test.serial(
   'a channel’s reader makes few calls: one fetch for many messages, and it releases only messages that are held',
   (t) => {
-    const { ring, buffer } = bufferOver(new HeldRing())
+    const { ring, buffer } = bufferOver(new RetainingRing())
     t.is(buffer.tryReceive(), null)
-    t.deepEqual([ring.since(), ring.rooms.splice(0)], [['fetch'], [0]], 'no memory is made before there is a message')
-    ring.come(...patterns(0, 100))
+    t.deepEqual(
+      [ring.newCalls(), ring.rooms.splice(0)],
+      [['fetch'], [0]],
+      'no memory is made before there is a message',
+    )
+    ring.push(...patterns(0, 100))
     t.is(buffer.tryReceive()!.length, 100)
-    t.deepEqual(ring.since(), ['fetch', 'fetch'], 'there is a block now, and one that comes alone is not held')
-    ring.come(...patterns(1, 100, 256, 0))
+    t.deepEqual(ring.newCalls(), ['fetch', 'fetch'], 'there is a block now, and one that comes alone is not held')
+    ring.push(...patterns(1, 100, 256, 0))
     for (const length of [100, 256]) t.is(buffer.tryReceive()!.length, length)
-    t.deepEqual([ring.since(), ring.held.length], [['fetch'], 3])
+    t.deepEqual([ring.newCalls(), ring.retained.length], [['fetch'], 3])
     t.is(buffer.tryReceive()!.length, 0)
-    t.deepEqual([ring.since(), ring.held.length], [['release'], 0])
+    t.deepEqual([ring.newCalls(), ring.retained.length], [['release'], 0])
 
-    t.deepEqual([shown(buffer), ring.since()], [[], ['pull first']], 'it was let go of once')
+    t.deepEqual([visitAll(buffer), ring.newCalls()], [[], ['pull first']], 'it was let go of once')
     t.is(buffer.tryReceive(), null)
-    ring.since()
+    ring.newCalls()
 
-    ring.come(...patterns(4, 257))
+    ring.push(...patterns(4, 257))
     t.true(buffer.isReadableNow())
     t.true(buffer.isReadableNow())
-    t.deepEqual(ring.since(), ['fetch to look', 'fetch to look'], 'another block')
+    t.deepEqual(ring.newCalls(), ['fetch to look', 'fetch to look'], 'another block')
     t.is(buffer.tryReceive()!.length, 257)
-    t.deepEqual(ring.since(), ['release'], 'one that was looked at is held')
-    ring.come(...patterns(5, 4096))
+    t.deepEqual(ring.newCalls(), ['release'], 'one that was looked at is held')
+    ring.push(...patterns(5, 4096))
     t.is(buffer.tryReceive()!.length, 4096)
-    ring.come(...patterns(6, 4097))
+    ring.push(...patterns(6, 4097))
     t.is(buffer.tryReceive()!.length, 4097)
-    t.deepEqual(ring.since(), ['fetch', 'fetch', 'gather'])
-    ring.come(...patterns(7, 256, 300))
+    t.deepEqual(ring.newCalls(), ['fetch', 'fetch', 'gather'])
+    ring.push(...patterns(7, 256, 300))
     for (const length of [256, 300]) t.is(buffer.tryReceive()!.length, length)
-    t.deepEqual(ring.since(), ['fetch', 'fetch', 'fetch', 'fetch'], 'back to the block of short ones, and to the other')
+    t.deepEqual(
+      ring.newCalls(),
+      ['fetch', 'fetch', 'fetch', 'fetch'],
+      'back to the block of short ones, and to the other',
+    )
   },
 )
 
 test.serial('an empty message is in a shared block, and an incomplete one in memory of its own', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(pattern(0, 0))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(pattern(0, 0))
   t.is(buffer.tryReceive()!.length, 0)
-  t.deepEqual(ring.since(), ['fetch', 'fetch'])
+  t.deepEqual(ring.newCalls(), ['fetch', 'fetch'])
   ring.begin(pattern(1, 50_000), 100)
-  t.is(shown(buffer).length, 0)
-  t.deepEqual(ring.since(), ['pull first', 'gather'])
+  t.is(visitAll(buffer).length, 0)
+  t.deepEqual(ring.newCalls(), ['pull first', 'gather'])
   ring.complete()
   t.true(buffer.tryReceive()!.equals(pattern(1, 50_000)))
-  t.deepEqual(ring.since(), ['gather'])
+  t.deepEqual(ring.newCalls(), ['gather'])
 })
 
 test.serial('messages fill a block, and the next one is larger if half of the last one was filled at once', (t) => {
   const sizesOf = (length: number, atOnce: number, blocks: number) => {
-    const { ring, buffer } = bufferOver(new HeldRing())
+    const { ring, buffer } = bufferOver(new RetainingRing())
     const memories: ArrayBufferLike[] = []
     const counts: number[] = []
     let number = 0
     while (memories.length <= blocks) {
-      ring.come(...patterns(number, ...Array.from({ length: atOnce }, () => length)))
+      ring.push(...patterns(number, ...Array.from({ length: atOnce }, () => length)))
       for (let count = 0; count < atOnce; count += 1) {
         const message = buffer.tryReceive()!
         t.true(message.equals(pattern(number, length)))
@@ -102,9 +120,9 @@ test.serial('messages fill a block, and the next one is larger if half of the la
 test.serial('the reader of a subscription copies short messages together, and a long one separately', (t) => {
   const { ring, buffer } = bufferOver(new Ring())
   const lengths = [100, 256, 257, 300, 0, 5000, 100]
-  ring.come(...patterns(0, ...lengths))
+  ring.push(...patterns(0, ...lengths))
   const all = lengths.map(() => buffer.tryReceive()!)
-  t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull'], [32_768]], 'as much as stays in the cache')
+  t.deepEqual([ring.newCalls(), ring.rooms.splice(0)], [['pull'], [32_768]], 'as much as stays in the cache')
   for (const [index, message] of all.entries()) t.true(message.equals(pattern(index, lengths[index]!)))
   const [first, second, third, fourth, fifth, sixth, seventh] = all.map((message) => message.buffer)
   t.deepEqual([first!.byteLength, third!.byteLength, sixth!.byteLength], [8192, 8192, 5000])
@@ -117,58 +135,58 @@ test.serial('the reader of a subscription copies short messages together, and a 
   // Each is copied once.
   t.deepEqual([all[1]!.byteOffset - all[0]!.byteOffset, all[3]!.byteOffset - all[2]!.byteOffset], [112, 272])
   // After a long message the next is probably long as well, and must not be copied twice.
-  ring.come(...patterns(7, 5000))
+  ring.push(...patterns(7, 5000))
   t.is(buffer.tryReceive()!.length, 5000)
-  t.deepEqual([ring.since(), ring.rooms.splice(0)], [['pull', 'gather'], [4104]])
-  ring.come(...patterns(8, 4096))
+  t.deepEqual([ring.newCalls(), ring.rooms.splice(0)], [['pull', 'gather'], [4104]])
+  ring.push(...patterns(8, 4096))
   t.is(buffer.tryReceive()!.length, 4096)
   t.is(buffer.tryReceive(), null)
   t.deepEqual(
-    [ring.since(), ring.rooms.splice(0)],
+    [ring.newCalls(), ring.rooms.splice(0)],
     [
       ['pull', 'pull'],
       [4104, 32_768],
     ],
   )
-  ring.come(...patterns(9, 256))
+  ring.push(...patterns(9, 256))
   t.is(buffer.tryReceive()!.buffer.byteLength, 8192)
 })
 
 test.serial('visitors see a whole chunk, and the peer is woken if they stop before its end', (t) => {
   for (const Kind of kinds) {
     const { ring, buffer } = bufferOver(new Kind())
-    ring.come(...patterns(0, 100, 100, 100, 100, 100))
-    t.is(shown(buffer).length, 5)
+    ring.push(...patterns(0, 100, 100, 100, 100, 100))
+    t.is(visitAll(buffer).length, 5)
     t.deepEqual(
-      [ring.since(), ring.rooms.splice(0)],
+      [ring.newCalls(), ring.rooms.splice(0)],
       [
         ['pull first', 'pull more'],
         [131_072, 131_072],
       ],
     )
-    ring.come(...patterns(5, 100, 100, 100))
-    t.is(shown(buffer, 0).length, 0)
-    t.deepEqual(ring.since(), [])
-    t.is(shown(buffer, 2).length, 2)
-    t.deepEqual(ring.since(), ['pull first', 'wake'])
-    ring.come(...patterns(8, 100, 100))
-    t.is(shown(buffer, 1).length, 1)
-    t.deepEqual(ring.since(), [], 'it was fetched before')
-    t.is(shown(buffer).length, 2)
-    t.deepEqual(ring.since(), ['pull first', 'pull more'])
+    ring.push(...patterns(5, 100, 100, 100))
+    t.is(visitAll(buffer, 0).length, 0)
+    t.deepEqual(ring.newCalls(), [])
+    t.is(visitAll(buffer, 2).length, 2)
+    t.deepEqual(ring.newCalls(), ['pull first', 'wake'])
+    ring.push(...patterns(8, 100, 100))
+    t.is(visitAll(buffer, 1).length, 1)
+    t.deepEqual(ring.newCalls(), [], 'it was fetched before')
+    t.is(visitAll(buffer).length, 2)
+    t.deepEqual(ring.newCalls(), ['pull first', 'pull more'])
     const chunks = new Set<ArrayBufferLike>()
     for (const round of [0, 1]) {
-      ring.come(...patterns(20 + round, 100))
+      ring.push(...patterns(20 + round, 100))
       t.is(buffer.tryReceive()!.length, 100)
-      ring.come(...patterns(20 + round, 100))
+      ring.push(...patterns(20 + round, 100))
       buffer.receiveEach((bytes) => chunks.add(bytes.buffer))
     }
     t.is(chunks.size, 1, 'the chunk is used again, whatever was received meanwhile')
-    ring.since()
+    ring.newCalls()
     t.is(buffer.isReadableNow(), undefined)
-    t.deepEqual(ring.since(), ['pull'], 'what is looked for is likely visited as well')
+    t.deepEqual(ring.newCalls(), ['pull'], 'what is looked for is likely visited as well')
     const thrown = new Error('of a visitor')
-    ring.come(...patterns(10, 100))
+    ring.push(...patterns(10, 100))
     const fails = () => {
       throw thrown
     }
@@ -176,17 +194,17 @@ test.serial('visitors see a whole chunk, and the peer is woken if they stop befo
       t.throws(() => buffer.receiveEach(fails)),
       thrown,
     )
-    t.deepEqual(ring.since(), ['pull first', 'wake'])
+    t.deepEqual(ring.newCalls(), ['pull first', 'wake'])
   }
 })
 
 test.serial('messages that arrive during visits are left to the next call of receiveEach', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(...patterns(0, 10, 10))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(...patterns(0, 10, 10))
   let visits = 0
   const visit = () => {
     visits += 1
-    if (visits <= 2) ring.come(pattern(visits, 10))
+    if (visits <= 2) ring.push(pattern(visits, 10))
   }
   t.is(buffer.receiveEach(visit), 2)
   t.is(buffer.receiveEach(visit), 2)
@@ -194,8 +212,8 @@ test.serial('messages that arrive during visits are left to the next call of rec
 })
 
 test.serial('a visitor that calls receiveEach sees the remainder of the chunk, or another chunk', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  const fill = (bytes: number) => ring.come(pattern(0, bytes - 8))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  const fill = (bytes: number) => ring.push(pattern(0, bytes - 8))
   const within = (then: () => void) => buffer.receiveEach(() => then())
   for (const [used, next, rooms] of [
     [1000, 100, [131_072, 130_072]],
@@ -212,19 +230,19 @@ test.serial('a visitor that calls receiveEach sees the remainder of the chunk, o
     within(() => {
       ring.rooms.splice(1)
       fill(next)
-      visited = shown(buffer, 1)[0]!.length
+      visited = visitAll(buffer, 1)[0]!.length
       asked = ring.rooms.splice(0)
     })
     t.is(visited, next - 8)
     t.deepEqual(asked, [...rooms])
-    t.is(shown(buffer).length, 0)
+    t.is(visitAll(buffer).length, 0)
     ring.rooms.length = 0
   }
 })
 
 test.serial('a visitor that reads gets the messages after its own', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(...patterns(0, 100, 100, 100, 100))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(...patterns(0, 100, 100, 100, 100))
   const seen: Buffer[] = []
   const count = buffer.receiveEach((bytes, offset, length) => {
     seen.push(Buffer.from(bytes.subarray(offset, offset + length)))
@@ -232,7 +250,7 @@ test.serial('a visitor that reads gets the messages after its own', (t) => {
     // Their copies are in a block, and the next ones go behind them, up to where the visitor's next message was in the
     // chunk.
     for (const number of [2, 3]) t.true(buffer.tryReceive()!.equals(pattern(number, 100)))
-    ring.come(...patterns(4, 100, 100))
+    ring.push(...patterns(4, 100, 100))
     t.true(buffer.isReadableNow())
   })
   t.is(count, 4)
@@ -240,9 +258,9 @@ test.serial('a visitor that reads gets the messages after its own', (t) => {
 })
 
 test.serial('memory for visits of long messages is reused, up to 16 MiB, and never during a visit', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   const memoryOf = (length: number) => {
-    ring.come(Buffer.alloc(length, length & 0xff))
+    ring.push(Buffer.alloc(length, length & 0xff))
     let memory: ArrayBufferLike | undefined
     t.is(
       buffer.receiveEach((bytes, offset, size) => {
@@ -267,7 +285,7 @@ test.serial('memory for visits of long messages is reused, up to 16 MiB, and nev
   t.is(memoryOf(150_000) === memoryOf(200_000), false)
 
   // A visitor that reads while it sees a message gets another one.
-  ring.come(...patterns(0, 200_000, 200_000, 200_000))
+  ring.push(...patterns(0, 200_000, 200_000, 200_000))
   buffer.receiveEach((bytes) => {
     const own = buffer.tryReceive()!
     t.true(own.equals(pattern(1, 200_000)))
@@ -278,47 +296,47 @@ test.serial('memory for visits of long messages is reused, up to 16 MiB, and nev
 })
 
 test.serial('a reader with busyPollMicros spins only where it would wait', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing(), true)
+  const { ring, buffer } = bufferOver(new RetainingRing(), true)
   t.is(buffer.tryReceive(), null)
   t.is(buffer.receiveNow(), undefined)
   t.is(buffer.isReadableNow(), undefined)
-  t.deepEqual(ring.since(), ['fetch', 'fetch busily', 'fetch to look, busily'])
-  t.deepEqual(shown(buffer), [])
+  t.deepEqual(ring.newCalls(), ['fetch', 'fetch busily', 'fetch to look, busily'])
+  t.deepEqual(visitAll(buffer), [])
   t.is(buffer.isReadableNow(), undefined)
   t.false(buffer.isEnded)
-  t.deepEqual(ring.since(), ['pull first', 'pull busily', 'pull'])
+  t.deepEqual(ring.newCalls(), ['pull first', 'pull busily', 'pull'])
   const copied = bufferOver(new Ring(), true)
   t.is(copied.buffer.tryReceive(), null)
   t.is(copied.buffer.receiveNow(), undefined)
-  t.deepEqual(copied.ring.since(), ['pull', 'pull busily'])
+  t.deepEqual(copied.ring.newCalls(), ['pull', 'pull busily'])
 })
 
 test.serial('a turn of visits ends at its limit of bytes, and reports whether messages are left', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   const { FIRST, MORE } = answers
   const visit = (bytes: number, round: number, max?: number) => [
     buffer.visit(() => {}, max, bytes, round),
     buffer.isDrained,
   ]
   // Each record has 112 bytes.
-  ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 100)))
+  ring.push(...patterns(0, ...Array.from({ length: 10 }, () => 100)))
   t.deepEqual(visit(0, FIRST), [0, false])
   t.deepEqual(visit(1, FIRST), [1, false])
   t.deepEqual(visit(224, MORE), [2, false])
   t.deepEqual(visit(225, MORE), [3, false])
   // More than is left from here on, and less than was fetched.
   t.deepEqual(visit(500, MORE), [4, true])
-  ring.come(...patterns(0, 100, 100))
+  ring.push(...patterns(0, 100, 100))
   t.deepEqual(visit(10_000, FIRST, 1), [1, false])
-  ring.come(...patterns(0, 100, 100, 100))
+  ring.push(...patterns(0, 100, 100, 100))
   t.deepEqual(visit(400, FIRST), [4, false])
-  ring.come(...patterns(0, ...Array.from({ length: 2 }, () => 100)))
+  ring.push(...patterns(0, ...Array.from({ length: 2 }, () => 100)))
   t.deepEqual(visit(10_000, FIRST, 1), [1, false])
-  ring.come(...patterns(0, 100, 100))
+  ring.push(...patterns(0, 100, 100))
   t.deepEqual(visit(10_000, MORE), [1, true], 'what has come since is of the next round')
   t.deepEqual(visit(10_000, FIRST), [2, true])
   t.deepEqual(visit(10_000, FIRST), [0, true])
-  ring.come(...patterns(0, 131_000, 200_000, 200_000, 10))
+  ring.push(...patterns(0, 131_000, 200_000, 200_000, 10))
   t.deepEqual(visit(131_008 + 200_008, FIRST), [2, false])
   t.deepEqual(visit(200_009, MORE), [2, false])
   t.deepEqual(visit(1, MORE), [0, true])
@@ -327,13 +345,13 @@ test.serial('a turn of visits ends at its limit of bytes, and reports whether me
 
 for (const Kind of kinds)
   test.serial(`${Kind.name}: if there is no memory for a message, the call fails, and nothing is lost`, async (t) => {
-    const { ring, buffer, told } = bufferOver(new Kind())
+    const { ring, buffer, notifications } = bufferOver(new Kind())
     // Memory for visits is allocated at the first check.
-    t.deepEqual(shown(buffer), [])
-    ring.come(...patterns(0, 10, 200_000, 20))
-    t.is(withoutMemory(() => shown(buffer)).length, 1, 'what was visited is told first')
+    t.deepEqual(visitAll(buffer), [])
+    ring.push(...patterns(0, 10, 200_000, 20))
+    t.is(withoutMemory(() => visitAll(buffer)).length, 1, 'what was visited is told first')
     for (const call of [
-      () => shown(buffer),
+      () => visitAll(buffer),
       () => buffer.tryReceive(),
       () => buffer.receiveNow(),
       () => buffer.isReadableNow(),
@@ -343,9 +361,9 @@ for (const Kind of kinds)
     t.false(withoutMemory(() => buffer.isEnded))
     const waits = withoutMemory(() => [buffer.wait(true), buffer.wait(false)])
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('NO_SPACE'))
-    let letGo = 0
-    withoutMemory(() => buffer.keepLeftovers(() => (letGo += 1)))
-    t.deepEqual([letGo, told], [0, []])
+    let released = 0
+    withoutMemory(() => buffer.keepLeftovers(() => (released += 1)))
+    t.deepEqual([released, notifications], [0, []])
     t.is(
       withoutMemory(() => buffer.receiveEach(() => {}, 0)),
       0,
@@ -354,13 +372,13 @@ for (const Kind of kinds)
     t.true(buffer.tryReceive()!.equals(pattern(2, 20)))
     ring.ended = true
     t.is(buffer.tryReceive(), null)
-    t.is(letGo, 1)
+    t.is(released, 1)
   })
 
 test.serial('a message whose copy cannot be allocated stays', (t) => {
   for (const length of [10, 5000]) {
     const { ring, buffer } = bufferOver(new Ring())
-    ring.come(pattern(0, length))
+    ring.push(pattern(0, length))
     t.true(buffer.hasMessage())
     t.throws(() => withoutMemory(() => buffer.tryReceive()), codeOf('NO_SPACE'))
     t.true(buffer.tryReceive()!.equals(pattern(0, length)))
@@ -368,9 +386,9 @@ test.serial('a message whose copy cannot be allocated stays', (t) => {
 })
 
 test.serial('if a waiting reader has no memory for the message, the next reader gets it', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   const [first, second] = [buffer.wait(true), buffer.wait(true)]
-  ring.come(pattern(0, 200_000))
+  ring.push(pattern(0, 200_000))
   ring.onGather = () => {}
   let failures = 1
   const real = Buffer.allocUnsafeSlow
@@ -387,14 +405,14 @@ test.serial('if a waiting reader has no memory for the message, the next reader 
 test.serial(
   'with latest, a check fetches no message, and a message that is overtaken is replaced by the newest',
   async (t) => {
-    const { ring, buffer, told } = bufferOver(new LatestRing())
+    const { ring, buffer, notifications } = bufferOver(new LatestRing())
     t.is(buffer.isReadableNow(), undefined)
-    ring.come(pattern(0, 10))
+    ring.push(pattern(0, 10))
     t.true(buffer.isReadableNow())
     t.false(buffer.isEnded)
     t.true(buffer.hasMessage())
-    t.deepEqual(ring.since(), ['has', 'has', 'has', 'has'])
-    ring.come(pattern(1, 20))
+    t.deepEqual(ring.newCalls(), ['has', 'has', 'has', 'has'])
+    ring.push(pattern(1, 20))
     t.true(buffer.tryReceive()!.equals(pattern(1, 20)))
 
     for (const way of ['receive', 'receiveEach'] as const)
@@ -405,63 +423,63 @@ test.serial(
         [150_000, 0],
         [200_000, 200_000],
       ] as const) {
-        ring.come(pattern(2, first))
+        ring.push(pattern(2, first))
         ring.onGather = () => {
           ring.onGather = () => {}
-          ring.come(pattern(3, length))
+          ring.push(pattern(3, length))
         }
-        const message = way === 'receive' ? buffer.tryReceive()! : shown(buffer)[0]!
+        const message = way === 'receive' ? buffer.tryReceive()! : visitAll(buffer)[0]!
         t.true(message.equals(pattern(3, length)), `${first}, then ${length}, by ${way}`)
       }
-    ring.come(pattern(4, 10))
-    buffer.receiveEach(() => ring.come(pattern(5, 10)), 1)
+    ring.push(pattern(4, 10))
+    buffer.receiveEach(() => ring.push(pattern(5, 10)), 1)
     t.true(buffer.tryReceive()!.equals(pattern(5, 10)))
-    ring.since()
+    ring.newCalls()
     const waiting = buffer.wait(false)
-    t.deepEqual(ring.since(), ['has', 'arm', 'has'])
-    ring.come(pattern(6, 10))
+    t.deepEqual(ring.newCalls(), ['has', 'arm', 'has'])
+    ring.push(pattern(6, 10))
     buffer.handleWakeup()
     t.is((await waiting.promise)!.length, 0)
-    ring.come(pattern(7, 10))
+    ring.push(pattern(7, 10))
     t.true(buffer.tryReceive()!.equals(pattern(7, 10)))
     ring.ended = true
     t.is(buffer.isReadableNow(), false)
     t.true(buffer.isEnded)
     t.false(buffer.hasMessage())
-    t.deepEqual(told, ['no more comes', 'the end is told'], 'each once')
+    t.deepEqual(notifications, ['no more comes', 'the end is told'], 'each once')
 
     const busy = bufferOver(new LatestRing(), true)
-    busy.ring.come(pattern(0, 50_000))
+    busy.ring.push(pattern(0, 50_000))
     busy.ring.onGather = () => {
       busy.ring.onGather = () => {}
-      busy.ring.come(pattern(1, 200_000))
+      busy.ring.push(pattern(1, 200_000))
     }
     t.is(busy.buffer.receiveNow()!.length, 200_000)
-    t.deepEqual(busy.ring.since(), ['pull busily', 'gather', 'pull', 'gather'], 'there is one, and none to spin for')
+    t.deepEqual(busy.ring.newCalls(), ['pull busily', 'gather', 'pull', 'gather'], 'there is one, and none to spin for')
   },
 )
 
 ;(canTake ? test.serial : test.skip)('what is taken away is fetched once more, or told of', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(...patterns(0, 100, 100, 100, 100))
-  t.true(takeAway(buffer.tryReceive()!))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(...patterns(0, 100, 100, 100, 100))
+  t.true(detach(buffer.tryReceive()!))
   t.deepEqual(buffer.received, { messages: 1, bytes: 100 }, 'also while the memory of the others is away')
-  ring.since()
+  ring.newCalls()
   t.true(buffer.tryReceive()!.equals(pattern(1, 100)))
-  t.true(takeAway(buffer.tryReceive()!))
+  t.true(detach(buffer.tryReceive()!))
   t.true(buffer.tryReceive()!.equals(pattern(3, 100)))
-  t.deepEqual(ring.since(), ['fetch again', 'fetch again', 'release'])
+  t.deepEqual(ring.newCalls(), ['fetch again', 'fetch again', 'release'])
 
-  ring.come(...patterns(4, 100, 100, 100))
-  t.true(takeAway(buffer.tryReceive()!))
+  ring.push(...patterns(4, 100, 100, 100))
+  t.true(detach(buffer.tryReceive()!))
   t.deepEqual(
-    shown(buffer).map((message) => message.length),
+    visitAll(buffer).map((message) => message.length),
     [100, 100],
   )
-  t.is(ring.held.length, 0)
+  t.is(ring.retained.length, 0)
   // Memory that was held may be wiped already.
-  ring.come(...patterns(7, 100, 100, 100))
-  t.true(takeAway(buffer.tryReceive()!))
+  ring.push(...patterns(7, 100, 100, 100))
+  t.true(detach(buffer.tryReceive()!))
   const { pullAgain } = ring
   ring.pullAgain = () => {
     ring.failing = 'OBJECT_EXPOSED'
@@ -475,36 +493,36 @@ test.serial(
     const other = bufferOver(new Kind())
     const receiveEach = () =>
       other.buffer.receiveEach((bytes, _, length) => {
-        if (length === 104) takeAway(bytes)
+        if (length === 104) detach(bytes)
       })
-    other.ring.come(...patterns(0, 100, 104, 100, 96))
+    other.ring.push(...patterns(0, 100, 104, 100, 96))
     const error = t.throws(receiveEach, invalid)
     t.regex(error!.message, /with it 216 bytes of messages/)
     t.deepEqual(other.buffer.received, { messages: 2, bytes: 204 }, 'what it took along was never handed out')
     t.is(other.buffer.unread, 0)
-    other.ring.come(...patterns(4, 104))
+    other.ring.push(...patterns(4, 104))
     t.is(receiveEach(), 1, 'with the last one nothing is lost')
-    other.ring.come(pattern(4, 100))
-    t.is(other.buffer.receiveEach(takeAway, 1), 1)
-    other.ring.since()
-    other.ring.come(pattern(5, 100))
+    other.ring.push(pattern(4, 100))
+    t.is(other.buffer.receiveEach(detach, 1), 1)
+    other.ring.newCalls()
+    other.ring.push(pattern(5, 100))
     t.is(other.buffer.tryReceive()!.length, 100)
-    t.false(other.ring.since().includes('gather'), 'there is another chunk, or a block')
-    other.ring.come(pattern(6, 104))
+    t.false(other.ring.newCalls().includes('gather'), 'there is another chunk, or a block')
+    other.ring.push(pattern(6, 104))
     t.is(receiveEach(), 1)
-    other.ring.come(...patterns(5, 100, 104, 100))
+    other.ring.push(...patterns(5, 100, 104, 100))
     t.throws(receiveEach, invalid)
-    other.ring.come(...patterns(8, 100, 104))
+    other.ring.push(...patterns(8, 100, 104))
     t.true(other.buffer.tryReceive()!.equals(pattern(8, 100)), 'another chunk')
-    t.true(takeAway(other.buffer.tryReceive()!))
-    other.ring.come(...patterns(10, 100, 104))
+    t.true(detach(other.buffer.tryReceive()!))
+    other.ring.push(...patterns(10, 100, 104))
     t.true(other.buffer.tryReceive()!.equals(pattern(10, 100)))
-    t.true(takeAway(other.buffer.tryReceive()!))
+    t.true(detach(other.buffer.tryReceive()!))
   }
   // Copies that share memory: the remaining ones are copied again.
   const copied = bufferOver(new Ring())
-  copied.ring.come(...patterns(0, 100, 100, 100))
-  t.true(takeAway(copied.buffer.tryReceive()!))
+  copied.ring.push(...patterns(0, 100, 100, 100))
+  t.true(detach(copied.buffer.tryReceive()!))
   t.true(copied.buffer.tryReceive()!.equals(pattern(1, 100)))
   t.true(copied.buffer.tryReceive()!.equals(pattern(2, 100)))
 })

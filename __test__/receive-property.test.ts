@@ -3,17 +3,17 @@
 import test from 'ava'
 
 import { pattern, random } from './support/bytes.js'
-import { rested } from './support/clock.js'
-import { takeAway } from './support/memory.js'
-import { bufferOver, HeldRing, Ring, shown } from './support/ring.js'
+import { afterTurn } from './support/clock.js'
+import { detach } from './support/memory.js'
+import { bufferOver, RetainingRing, Ring, visitAll } from './support/ring.js'
 import { turn } from './support/until.js'
 
 // The clock stands still, so no call waits for the event loop.
-test.before(rested)
+test.before(afterTurn)
 
 const LENGTHS = [0, 1, 7, 8, 9, 100, 255, 256, 257, 300, 1000, 4095, 4096, 4097, 5000, 20_000, 40_000, 131_064, 131_065]
 
-for (const Kind of [HeldRing, Ring])
+for (const Kind of [RetainingRing, Ring])
   for (const seed of [1, 2, 3, 4])
     test.serial(
       `${Kind.name} ${seed}: in any way to read, each message arrives once, in order, and does not change`,
@@ -43,7 +43,7 @@ for (const Kind of [HeldRing, Ring])
           kept.push(message)
           keptAs.push(sent[number]!)
           check(message)
-          if (message.length > 0 && pick(20) === 0) isTaken = takeAway(message)
+          if (message.length > 0 && pick(20) === 0) isTaken = detach(message)
         }
         const visit = (shared: Uint8Array, offset: number, length: number) => {
           const view = shared.subarray(offset, offset + length)
@@ -64,7 +64,7 @@ for (const Kind of [HeldRing, Ring])
           for (let count = pick(most + 1); count > 0; count -= 1) {
             const message = pattern(sent.length, pick(10) < 8 ? favourite : LENGTHS[pick(LENGTHS.length)]!)
             sent.push(message)
-            ring.come(message)
+            ring.push(message)
           }
         }
         const hold = () => {
@@ -73,7 +73,7 @@ for (const Kind of [HeldRing, Ring])
           const message = pattern(sent.length, 200_000)
           ring.begin(message, 50_000)
           t.is(buffer.tryReceive(), null)
-          t.deepEqual(shown(buffer), [])
+          t.deepEqual(visitAll(buffer), [])
           t.is(buffer.isReadableNow(), undefined)
           sent.push(message)
           ring.complete()
@@ -99,7 +99,8 @@ for (const Kind of [HeldRing, Ring])
           if (isTaken) continue
           const unread = ring.fetched.messages - number
           t.is(buffer.unread, unread)
-          if (ring instanceof HeldRing && unread === 0) t.is(ring.held.length, 0, 'nothing is held that was read')
+          if (ring instanceof RetainingRing && unread === 0)
+            t.is(ring.retained.length, 0, 'nothing is held that was read')
           if (round % 50 === 0) await turn()
         }
         ring.ended = true

@@ -5,8 +5,8 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { pattern } from './support/bytes.js'
-import { clock, fairness, rested } from './support/clock.js'
-import { bufferOver, codeOf, HeldRing, kinds, patterns, shown, type Buffered } from './support/ring.js'
+import { clock, fairness, afterTurn } from './support/clock.js'
+import { bufferOver, codeOf, RetainingRing, kinds, patterns, visitAll, type Buffered } from './support/ring.js'
 import { turn, turns } from './support/until.js'
 
 const over = () => new RingfenceError('PEER_LOST', 'as a test says')
@@ -14,69 +14,69 @@ const closedHere = () => new RingfenceError('CLOSED', 'as a test says')
 const invalid = codeOf('INVALID_ARGUMENT')
 
 test.serial('a waiting reader requests one wakeup, and another one for later messages', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   const waits = [buffer.wait(true), buffer.wait(true), buffer.wait(false)]
-  t.deepEqual(ring.since(), ['fetch', 'arm', 'fetch', 'fetch', 'fetch'])
+  t.deepEqual(ring.newCalls(), ['fetch', 'arm', 'fetch', 'fetch', 'fetch'])
   t.true(buffer.isArmed)
-  ring.come(pattern(0, 10))
+  ring.push(pattern(0, 10))
   buffer.handleWakeup()
   t.true((await waits[0]!.promise)!.equals(pattern(0, 10)))
-  t.is(ring.since().filter((what) => what === 'arm').length, 1)
+  t.is(ring.newCalls().filter((what) => what === 'arm').length, 1)
   t.true(buffer.isArmed)
-  ring.come(pattern(1, 10), pattern(2, 10))
+  ring.push(pattern(1, 10), pattern(2, 10))
   buffer.handleWakeup()
   t.false(buffer.isArmed)
   t.true((await waits[1]!.promise)!.equals(pattern(1, 10)))
   t.is((await waits[2]!.promise)!.length, 0, 'that there is one is told')
-  t.is(ring.since().includes('arm'), false, 'nobody waits')
+  t.is(ring.newCalls().includes('arm'), false, 'nobody waits')
   t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
 
   // A message that arrives between the check and the request for a wakeup is found.
-  ring.onNothing = () => {
-    ring.onNothing = () => {}
-    ring.come(pattern(3, 10))
+  ring.onEmpty = () => {
+    ring.onEmpty = () => {}
+    ring.push(pattern(3, 10))
   }
   t.true((await buffer.wait(true).promise)!.equals(pattern(3, 10)))
   t.false(buffer.isArmed)
 })
 
 test.serial('a receive that is called while others wait is queued behind them', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   void buffer.wait(true)
-  ring.come(...patterns(0, 10, 10))
-  ring.since()
+  ring.push(...patterns(0, 10, 10))
+  ring.newCalls()
   t.is(buffer.receiveNow(), undefined)
-  t.deepEqual(ring.since(), [])
+  t.deepEqual(ring.newCalls(), [])
 })
 
 test.serial('a stream of more than 4 KiB is checked in each of eight turns before a wakeup is requested', async (t) => {
-  const looksOf = async (lengths: number[], between?: () => void) => {
-    const { ring, buffer } = bufferOver(new HeldRing())
-    ring.come(...patterns(0, ...lengths))
+  const checksOf = async (lengths: number[], between?: () => void) => {
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    ring.push(...patterns(0, ...lengths))
     while (buffer.tryReceive() !== null);
-    ring.since()
+    ring.newCalls()
     void buffer.wait(true)
     const rest = buffer.wait(true)
     if (between !== undefined) {
       await turns(5)
-      ring.come(pattern(0, 10))
+      ring.push(pattern(0, 10))
       between()
     }
     await turns(30)
     t.true(buffer.isArmed)
-    const looks = ring.since()
+    const checks = ring.newCalls()
     // It is asked once, and then sleeps until a wakeup.
     buffer.handleWakeup()
-    t.is(ring.since().filter((what) => what === 'arm').length, 1)
+    t.is(ring.newCalls().filter((what) => what === 'arm').length, 1)
     rest.cancel()
-    return looks.indexOf('arm')
+    return checks.indexOf('arm')
   }
   // Two checks by the calls, and eight in turns.
-  t.is(await looksOf([2040, 2040]), 10)
-  t.is(await looksOf([2040, 2032]), 1, 'less is no stream')
-  t.is(await looksOf([4096]), 1, 'nor is a message that comes alone')
+  t.is(await checksOf([2040, 2040]), 10)
+  t.is(await checksOf([2040, 2032]), 1, 'less is no stream')
+  t.is(await checksOf([4096]), 1, 'nor is a message that comes alone')
   // A message that arrives in the meantime restarts the turns: one more check for it, and five more turns.
-  t.true((await looksOf([2040, 2040], () => {})) >= 15)
+  t.true((await checksOf([2040, 2040], () => {})) >= 15)
 })
 
 const immediates = () => process.getActiveResourcesInfo().filter((what) => what === 'Immediate').length
@@ -85,21 +85,21 @@ test.serial('a reader that keeps no process alive waits only for turns that do n
   const alive = setInterval(() => {}, 1000)
   t.teardown(() => clearInterval(alive))
   for (const isWeak of [false, true]) {
-    const { ring, buffer } = bufferOver(new HeldRing())
-    await rested()
-    ring.come(...patterns(0, 3000, 3000))
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    await afterTurn()
+    ring.push(...patterns(0, 3000, 3000))
     while (buffer.tryReceive() !== null);
     buffer.keepAlive(!isWeak)
     t.is(buffer.isWeak, isWeak)
     const before = immediates()
     const waiting = buffer.wait(true)
     t.is(immediates() - before, isWeak ? 0 : 1)
-    ring.come(pattern(2, 10))
+    ring.push(pattern(2, 10))
     t.is((await waiting.promise)!.length, 10)
 
-    await rested()
+    await afterTurn()
     clock.now += 3
-    ring.come(pattern(3, 10))
+    ring.push(pattern(3, 10))
     t.is(buffer.tryReceive()!.length, 10)
     t.is(immediates() - before, isWeak ? 0 : 1, 'the turn that is due')
     t.not(buffer.due, null)
@@ -121,8 +121,8 @@ for (const Kind of kinds)
       readable: () => buffer.isReadableNow(),
     }
     for (const [way, read] of Object.entries(ways)) {
-      ring.come(...patterns(0, ...Array.from({ length: 50 }, () => (way === 'a long one' ? 200_000 : 10))))
-      await rested()
+      ring.push(...patterns(0, ...Array.from({ length: 50 }, () => (way === 'a long one' ? 200_000 : 10))))
+      await afterTurn()
       let count = 0
       while (read() !== undefined) {
         count += 1
@@ -132,42 +132,42 @@ for (const Kind of kinds)
       // Waiting readers are served once, after the turn.
       const waiting = buffer.wait(false)
       buffer.serve()
-      ring.since()
+      ring.newCalls()
       t.is(await Promise.race([waiting.promise, Promise.resolve('later')]), 'later')
       t.not(await waiting.promise, null)
       while (buffer.tryReceive() !== null);
-      await rested()
-      ring.since()
+      await afterTurn()
+      ring.newCalls()
       void buffer.wait(true)
       await turns(20)
-      ring.come(pattern(0, 10))
+      ring.push(pattern(0, 10))
       buffer.handleWakeup()
     }
   })
 
 test.serial('waiting readers are served once after a turn, however often that was scheduled', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   void buffer.wait(true)
-  await rested()
+  await afterTurn()
   clock.now += 3
   fairness.readClock()
-  ring.since()
+  ring.newCalls()
   for (let round = 0; round < 3; round += 1) buffer.serve()
-  t.deepEqual(ring.since(), [])
+  t.deepEqual(ring.newCalls(), [])
   await turn()
-  t.deepEqual(ring.since(), ['fetch'])
+  t.deepEqual(ring.newCalls(), ['fetch'])
   // The same, the next time.
   clock.now += 3
   fairness.readClock()
   buffer.serve()
   await turn()
-  t.deepEqual(ring.since(), ['fetch'])
+  t.deepEqual(ring.newCalls(), ['fetch'])
 })
 
 test.serial('a visitor that waits is served at once, though it is time for the event loop', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  await rested()
-  ring.come(...patterns(0, 10, 10))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  await afterTurn()
+  ring.push(...patterns(0, 10, 10))
   clock.now += 3
   fairness.readClock()
   const visited: number[] = []
@@ -181,24 +181,24 @@ test.serial('a visitor that waits is served at once, though it is time for the e
 })
 
 test.serial('a call of receiveEach without a limit ends after 2 ms, and one with a limit does not', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(...patterns(0, ...Array.from({ length: 100 }, () => 10)))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(...patterns(0, ...Array.from({ length: 100 }, () => 10)))
   const slowly = () => void (clock.now += 0.5)
-  await rested()
+  await afterTurn()
   t.is(buffer.receiveEach(slowly), 5, 'a look at the clock after each, and 2 ms from the first to the last')
-  await rested()
+  await afterTurn()
   t.is(buffer.receiveEach(slowly, 50), 50)
-  await rested()
+  await afterTurn()
   t.is(buffer.receiveEach(slowly), 5)
-  await rested()
+  await afterTurn()
   t.is(buffer.receiveEach(slowly, Infinity), 40)
-  ring.come(...patterns(0, ...Array.from({ length: 10 }, () => 200_000)))
-  await rested()
+  ring.push(...patterns(0, ...Array.from({ length: 10 }, () => 200_000)))
+  await afterTurn()
   t.is(buffer.receiveEach(slowly), 5, 'long ones count as well')
   while (buffer.tryReceive() !== null);
   // It checks less often if messages take no time.
-  ring.come(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
-  await rested()
+  ring.push(...patterns(0, ...Array.from({ length: 1000 }, () => 10)))
+  await afterTurn()
   const { clockReads } = fairness
   t.is(
     buffer.receiveEach(() => {}),
@@ -211,7 +211,7 @@ for (const Kind of kinds)
   test.serial(
     `${Kind.name}: once the peer has ended, and all was read, each call returns the end without using the ring`,
     async (t) => {
-      const { ring, buffer, told } = bufferOver(new Kind())
+      const { ring, buffer, notifications } = bufferOver(new Kind())
       ring.begin(pattern(0, 5000), 1000)
       const waits = [buffer.wait(false), buffer.wait(true), buffer.wait(true)]
       t.false(buffer.isEnded)
@@ -219,10 +219,10 @@ for (const Kind of kinds)
       ring.ended = true
       buffer.handleWakeup()
       for (const { promise } of waits) t.is(await promise, null)
-      t.deepEqual(told, ['no more comes', 'the end is told'])
+      t.deepEqual(notifications, ['no more comes', 'the end is told'])
       t.true(buffer.isFinished, 'of a message that was cut off nothing is left')
-      ring.since()
-      told.splice(0)
+      ring.newCalls()
+      notifications.splice(0)
       // Their callers learn of the end elsewhere.
       t.is(buffer.takeNow(), null)
       t.is(buffer.take(), null)
@@ -230,30 +230,30 @@ for (const Kind of kinds)
       t.false(buffer.hasMessage())
       t.is(await buffer.wait(false).promise, null)
       t.false(buffer.checkParked())
-      t.deepEqual(told, [])
+      t.deepEqual(notifications, [])
       for (const [way, finds, wanted] of [
         ['tryReceive', () => buffer.tryReceive(), null],
-        ['receiveEach', () => shown(buffer).length, 0],
+        ['receiveEach', () => visitAll(buffer).length, 0],
         ['isEnded', () => buffer.isEnded, true],
         ['receiveNow', () => buffer.receiveNow(), null],
         ['nextNow', () => buffer.nextNow(), null],
         ['wait', () => buffer.wait(true).promise, null],
       ] as const) {
         t.is(await finds(), wanted, way)
-        t.deepEqual(told.splice(0), ['the end is told'], way)
+        t.deepEqual(notifications.splice(0), ['the end is told'], way)
       }
-      t.deepEqual(ring.since(), [])
+      t.deepEqual(ring.newCalls(), [])
     },
   )
 
 for (const Kind of kinds)
   test.serial(`${Kind.name}: each call gets the error of the ring, and the channel gets it once`, async (t) => {
-    const { ring, buffer, told } = bufferOver(new Kind())
+    const { ring, buffer, notifications } = bufferOver(new Kind())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'RING_CORRUPT'
     buffer.handleWakeup()
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('RING_CORRUPT'))
-    ring.since()
+    ring.newCalls()
     const calls = [
       () => buffer.tryReceive(),
       () => buffer.receiveNow(),
@@ -269,8 +269,8 @@ for (const Kind of kinds)
       'nothing was asked for',
     )
     t.false(buffer.isEnded, 'that is no clean end')
-    t.deepEqual(told, ['RING_CORRUPT'])
-    t.deepEqual(ring.since(), [])
+    t.deepEqual(notifications, ['RING_CORRUPT'])
+    t.deepEqual(ring.newCalls(), [])
   })
 
 test.serial('a failure is found by the next call of any kind', async (t) => {
@@ -281,45 +281,45 @@ test.serial('a failure is found by the next call of any kind', async (t) => {
     look: (buffer: Buffered) => t.false(buffer.checkParked()),
   }
   for (const [what, ask] of Object.entries(asks)) {
-    const { ring, buffer, told } = bufferOver(new HeldRing())
+    const { ring, buffer, notifications } = bufferOver(new RetainingRing())
     if (what === 'gather') ring.begin(pattern(0, 5000), 100)
     t.is(buffer.take(), null)
     ring.failing = 'OBJECT_EXPOSED'
     ask(buffer)
     t.true(buffer.isFinished, what)
-    t.deepEqual(told, ['OBJECT_EXPOSED'], what)
+    t.deepEqual(notifications, ['OBJECT_EXPOSED'], what)
     t.throws(() => buffer.tryReceive(), codeOf('OBJECT_EXPOSED'))
   }
   // Between the check and the request for a wakeup.
-  const { ring, buffer, told } = bufferOver(new HeldRing())
-  ring.onNothing = () => (ring.failing = 'OBJECT_EXPOSED')
+  const { ring, buffer, notifications } = bufferOver(new RetainingRing())
+  ring.onEmpty = () => (ring.failing = 'OBJECT_EXPOSED')
   await t.throwsAsync(buffer.wait(true).promise, codeOf('OBJECT_EXPOSED'))
-  t.deepEqual(told, ['OBJECT_EXPOSED'])
+  t.deepEqual(notifications, ['OBJECT_EXPOSED'])
   t.false(buffer.isArmed)
 })
 
 test.serial(
   'the binding may know before this side that a check has refused the peer: calls that wait reject',
   async (t) => {
-    const { ring, buffer, told } = bufferOver(new HeldRing())
+    const { ring, buffer, notifications } = bufferOver(new RetainingRing())
     const waits = [buffer.wait(true), buffer.wait(false)]
     ring.failing = 'CLOSED'
     buffer.handleWakeup()
     for (const { promise } of waits) await t.throwsAsync(promise, codeOf('CLOSED'))
-    t.deepEqual(told, ['CLOSED'], 'it is not the peer’s end')
+    t.deepEqual(notifications, ['CLOSED'], 'it is not the peer’s end')
     t.throws(() => buffer.tryReceive(), codeOf('CLOSED'))
   },
 )
 
 test.serial('a stopped channel returns fetched messages, and then each call gets the reason', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  ring.come(...patterns(0, 10, 10, 10))
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  ring.push(...patterns(0, 10, 10, 10))
   t.is(buffer.tryReceive()!.length, 10)
   buffer.keepAlive(false)
   buffer.stop(over)
   t.false(buffer.isWeak, 'what is there is read to its end')
   t.false(buffer.isFinished)
-  await rested()
+  await afterTurn()
   t.true(buffer.isReadableNow())
   t.is(buffer.tryReceive()!.length, 10)
   t.is(buffer.receiveNow()!.length, 10)
@@ -330,7 +330,7 @@ test.serial('a stopped channel returns fetched messages, and then each call gets
   buffer.stop(closedHere)
   t.throws(() => buffer.tryReceive(), codeOf('PEER_LOST'), 'the first reason stays')
 
-  const other = bufferOver(new HeldRing()).buffer
+  const other = bufferOver(new RetainingRing()).buffer
   const waits = [other.wait(true), other.wait(true)]
   other.stop(over)
   const errors = await Promise.all(waits.map(({ promise }) => t.throwsAsync(promise, codeOf('PEER_LOST'))))
@@ -339,12 +339,12 @@ test.serial('a stopped channel returns fetched messages, and then each call gets
 
 test.serial('a close drops messages that were not returned, and they do not count as received', async (t) => {
   for (const fetch of ['short', 'long', 'part', 'nothing'] as const) {
-    const { ring, buffer, told } = bufferOver(new HeldRing())
+    const { ring, buffer, notifications } = bufferOver(new RetainingRing())
     if (fetch === 'short') {
-      ring.come(...patterns(0, 10, 20, 30))
+      ring.push(...patterns(0, 10, 20, 30))
       t.is(buffer.tryReceive()!.length, 10)
     } else if (fetch === 'long') {
-      ring.come(pattern(0, 5000))
+      ring.push(pattern(0, 5000))
       t.true(buffer.hasMessage())
     } else if (fetch === 'part') {
       ring.begin(pattern(0, 5000), 100)
@@ -356,8 +356,8 @@ test.serial('a close drops messages that were not returned, and they do not coun
     t.deepEqual([buffer.received, buffer.unread], [received, unread])
     buffer.close(closedHere)
     for (const { promise } of waits) t.is(await promise, null)
-    t.is(told.includes('the end is told'), waits.length > 0)
-    ring.since()
+    t.is(notifications.includes('the end is told'), waits.length > 0)
+    ring.newCalls()
     t.deepEqual([buffer.received, buffer.unread], [received, unread])
     t.true(buffer.isFinished)
     t.is(buffer.nextNow(), null, 'a loop ends')
@@ -369,51 +369,51 @@ test.serial('a close drops messages that were not returned, and they do not coun
     ])
       t.throws(call, codeOf('CLOSED'))
     // Also if waiting readers would be notified later.
-    await rested()
+    await afterTurn()
     clock.now += 3
     fairness.readClock()
     t.throws(() => buffer.receiveNow(), codeOf('CLOSED'))
     t.throws(() => buffer.isReadableNow(), codeOf('CLOSED'))
-    t.deepEqual(ring.since(), [])
-    await rested()
+    t.deepEqual(ring.newCalls(), [])
+    await afterTurn()
   }
 })
 
 test.serial('a visitor that closes gets no more messages, and only existing ones are dropped', (t) => {
   for (const length of [10, 200_000]) {
-    const { ring, buffer } = bufferOver(new HeldRing())
-    ring.come(...patterns(0, length, length, length))
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    ring.push(...patterns(0, length, length, length))
     let visits = 0
     buffer.receiveEach(() => {
       visits += 1
       buffer.close(closedHere)
     })
     t.is(visits, 1)
-    t.false(ring.since().includes('release'))
+    t.false(ring.newCalls().includes('release'))
   }
 })
 
 test.serial('all messages of a lost peer are read, and then the ring is released, once', (t) => {
   for (const way of ['receive', 'receiveEach', 'close', 'fail'] as const) {
-    const { ring, buffer } = bufferOver(new HeldRing())
-    let letGo = 0
-    ring.come(...patterns(0, 10, 5000, 10))
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    let released = 0
+    ring.push(...patterns(0, 10, 5000, 10))
     buffer.keepAlive(false)
     ring.ended = true
-    buffer.keepLeftovers(() => (letGo += 1))
+    buffer.keepLeftovers(() => (released += 1))
     t.false(buffer.isWeak)
     buffer.keepAlive(false)
     t.false(buffer.isWeak, 'it is no more than a ring')
     t.true(buffer.mayHaveLeftovers)
-    t.is(letGo, 0)
+    t.is(released, 0)
     if (way === 'receive') {
       for (const length of [10, 5000, 10]) t.is(buffer.tryReceive()!.length, length)
       t.true(buffer.isEnded)
     } else if (way === 'receiveEach') {
       // One more message is on its way, and belongs to the next round.
-      buffer.receiveEach((_, __, length) => void (length === 5000 && ring.come(pattern(3, 20))))
-      t.is(letGo, 0)
-      t.is(shown(buffer).length, 1)
+      buffer.receiveEach((_, __, length) => void (length === 5000 && ring.push(pattern(3, 20))))
+      t.is(released, 0)
+      t.is(visitAll(buffer).length, 1)
       t.true(buffer.isEnded)
     } else if (way === 'close') buffer.close(closedHere)
     else {
@@ -421,11 +421,11 @@ test.serial('all messages of a lost peer are read, and then the ring is released
       ring.failing = 'RING_CORRUPT'
       t.throws(() => buffer.tryReceive(), codeOf('RING_CORRUPT'))
     }
-    t.is(letGo, 1, way)
+    t.is(released, 1, way)
     t.false(buffer.mayHaveLeftovers)
     t.is(buffer.take(), null)
     buffer.close(closedHere)
-    t.is(letGo, 1)
+    t.is(released, 1)
   }
 })
 
@@ -434,14 +434,14 @@ test.serial(
   async (t) => {
     for (const wait of [true, false])
       for (const isOver of [true, false]) {
-        const { ring, buffer } = bufferOver(new HeldRing())
-        let letGo = 0
+        const { ring, buffer } = bufferOver(new RetainingRing())
+        let released = 0
         const waiting = wait ? buffer.wait(true) : undefined
         t.is(buffer.isArmed, wait)
         ring.ended = true
         if (isOver && !wait) t.is(buffer.tryReceive(), null)
-        buffer.keepLeftovers(() => (letGo += 1))
-        t.is(letGo, 1)
+        buffer.keepLeftovers(() => (released += 1))
+        t.is(released, 1)
         t.false(buffer.mayHaveLeftovers)
         t.false(buffer.isArmed)
         if (waiting !== undefined) t.is(await waiting.promise, null)
@@ -450,15 +450,15 @@ test.serial(
 )
 
 test.serial('only the merge reads a buffer that it has borrowed, until it is returned', async (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
-  let told = 0
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  let wakeups = 0
   const waiting = buffer.wait(true)
   t.throws(() => buffer.attachMerge(() => {}), invalid, 'a call waits')
   waiting.cancel()
-  ring.come(pattern(0, 10))
+  ring.push(pattern(0, 10))
   buffer.receiveEach(() => t.throws(() => buffer.attachMerge(() => {}), invalid), 1)
-  ring.come(...patterns(1, 10, 10, 10))
-  buffer.attachMerge(() => (told += 1))
+  ring.push(...patterns(1, 10, 10, 10))
+  buffer.attachMerge(() => (wakeups += 1))
   for (const call of [
     () => buffer.attachMerge(() => {}),
     () => buffer.ensureNotMerged(),
@@ -469,38 +469,38 @@ test.serial('only the merge reads a buffer that it has borrowed, until it is ret
     () => buffer.receiveEach(() => {}),
   ])
     t.throws(call, invalid)
-  ring.since()
+  ring.newCalls()
   buffer.handleWakeup()
-  t.is(told, 1)
-  t.deepEqual(ring.since(), [])
+  t.is(wakeups, 1)
+  t.deepEqual(ring.newCalls(), [])
   t.true(buffer.hasMessage())
   t.true(buffer.take()!.equals(pattern(1, 10)))
   buffer.stop(over)
-  t.is(told, 2)
+  t.is(wakeups, 2)
   t.false(buffer.isFinished)
   buffer.detachMerge()
   t.notThrows(() => buffer.ensureNotMerged())
   t.true(buffer.tryReceive()!.equals(pattern(2, 10)))
-  buffer.attachMerge(() => (told += 1))
+  buffer.attachMerge(() => (wakeups += 1))
   buffer.close(closedHere)
-  t.is(told, 3)
+  t.is(wakeups, 3)
   t.true(buffer.isFinished)
 })
 
 test.serial('a merge parks many rings in two steps each', (t) => {
-  const { ring, buffer } = bufferOver(new HeldRing())
+  const { ring, buffer } = bufferOver(new RetainingRing())
   t.true(buffer.park())
   t.false(buffer.isArmed)
   t.true(buffer.checkParked())
   t.true(buffer.isArmed)
   ring.needsBarrier = false
   t.false(buffer.park())
-  ring.come(pattern(0, 10))
+  ring.push(pattern(0, 10))
   t.false(buffer.checkParked())
   t.false(buffer.isArmed)
   t.false(buffer.arm())
   t.is(buffer.take()!.length, 10)
   t.true(buffer.arm())
   t.true(buffer.isArmed)
-  t.deepEqual(ring.since(), ['park', 'look', 'park', 'look', 'arm', 'fetch', 'fetch', 'arm'])
+  t.deepEqual(ring.newCalls(), ['park', 'look', 'park', 'look', 'arm', 'fetch', 'fetch', 'arm'])
 })

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 
 import test from 'ava'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 /** The cells of each table row of a page, below a heading if one is given. */
 function rowsOf(page: string, heading = ''): string[][] {
@@ -22,7 +22,7 @@ const quoted = (cell: string) => [...cell.matchAll(/`([^`]+)`/g)].map(([, name])
 
 test('docs/reference/options.md lists the options of each call', async (t) => {
   type Options = { OPTION_NAMES: Record<string, string[]>; POLICY_PROPERTIES: string[] }
-  const { OPTION_NAMES, POLICY_PROPERTIES } = await insideOf<Options>('endpoint/options.js')
+  const { OPTION_NAMES, POLICY_PROPERTIES } = await internals<Options>('endpoint/options.js')
   const calls = Object.keys(OPTION_NAMES)
   const documented = Object.fromEntries(calls.map((call) => [call, [] as string[]]))
   for (const [option, , takers] of rowsOf('options', '\n## Channels and endpoints\n')) {
@@ -46,7 +46,7 @@ test('docs/reference/errors.md lists the codes', (t) => {
 
 test('docs/reference/cli.md lists the commands, their options and the exit codes', async (t) => {
   type Commands = Record<string, { readonly usage: string; readonly flags: readonly string[] }>
-  const { COMMANDS } = await insideOf<{ COMMANDS: Commands }>('cli/commands.js')
+  const { COMMANDS } = await internals<{ COMMANDS: Commands }>('cli/commands.js')
   const page = readFileSync(new URL('../../docs/reference/cli.md', import.meta.url), 'utf8')
   const listed = [...page.slice(0, page.indexOf('\n## ')).matchAll(/^ringfence ([^#]*?) *#/gm)].map(
     ([, words]) => words,
@@ -62,7 +62,7 @@ test('docs/reference/cli.md lists the commands, their options and the exit codes
     new Map(documented.map(([flag, commands]) => [/^--([\w-]+)/.exec(String(flag))![1]!, commands])),
     new Map([...flags].map((flag) => [flag, takers(flag)])),
   )
-  const { overview } = await insideOf<{ overview(): string }>('cli/help.js')
+  const { overview } = await internals<{ overview(): string }>('cli/help.js')
   const codes = [...overview().matchAll(/^ {2}(\d) {2}(.*)$/gm)].map(([, code, meaning]) => [code!, meaning!.trim()])
   t.deepEqual(rowsOf('cli', '\n## Exit codes\n'), codes)
 })

@@ -8,7 +8,7 @@ import test, { type ExecutionContext } from 'ava'
 import type { Channel } from 'ringfence'
 
 import { pair, type Partner } from './support/partner.js'
-import { isPending, soon } from './support/until.js'
+import { isPending, within } from './support/until.js'
 
 const require = createRequire(import.meta.url)
 const adapter = (name: string) => fileURLToPath(new URL(`../../examples/rpc/${name}.mjs`, import.meta.url))
@@ -133,8 +133,8 @@ for (const way of ways) {
     await line.remote.add(0, 0)
     t.true(await isPending(pending[0]!))
     await partner.kill()
-    for (const outcome of await soon(Promise.allSettled(pending), 'all to reject')) t.is(outcome.status, 'rejected')
-    await t.throwsAsync(async () => soon(Promise.resolve(line.remote.add(1, 1)), 'a later call to reject'))
+    for (const outcome of await within(Promise.allSettled(pending), 'all to reject')) t.is(outcome.status, 'rejected')
+    await t.throwsAsync(async () => within(Promise.resolve(line.remote.add(1, 1)), 'a later call to reject'))
   })
 
   test.serial(`${way.name}: a close rejects pending calls on both sides`, async (t) => {
@@ -151,9 +151,9 @@ for (const way of ways) {
     })
     await line.remote.add(0, 0)
     line.close()
-    await t.throwsAsync(soon(here, 'this side to reject'))
+    await t.throwsAsync(within(here, 'this side to reject'))
     t.is(
-      await soon(
+      await within(
         partner.run((kit) => kit.keep['there']),
         'the other side to reject',
       ),
@@ -164,7 +164,7 @@ for (const way of ways) {
   if (way.name !== 'capnweb') {
     test.serial(`${way.name}: a call that exceeds its timeout rejects, and the next one works`, async (t) => {
       const { line } = await meet(t, way, 1000)
-      const error = await t.throwsAsync(soon(Promise.resolve(line.remote.hang()), 'the deadline'))
+      const error = await t.throwsAsync(within(Promise.resolve(line.remote.hang()), 'the deadline'))
       t.regex(error.message, /timeout|too long/)
       t.is(await line.remote.add(1, 1), 2)
     })

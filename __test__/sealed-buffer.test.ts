@@ -38,14 +38,14 @@ function mappings(): string[] {
 }
 
 /** Waits until no buffer is left, with a garbage collection each time. */
-async function nothingLeft(): Promise<void> {
+async function waitUntilUnmapped(): Promise<void> {
   await until(() => {
     collect()
     return descriptors() === 0 && mappings().length === 0
   }, 'every sealed buffer is released')
 }
 
-test.serial.afterEach.always(nothingLeft)
+test.serial.afterEach.always(waitUntilUnmapped)
 
 test.serial('a buffer has the bytes that were written, and nothing else changes them', async (t) => {
   let kept: Uint8Array | undefined
@@ -172,7 +172,7 @@ test.serial('garbage collection releases buffers and their mappings', async (t) 
     }
     t.true(descriptors() > 0)
   })()
-  await nothingLeft()
+  await waitUntilUnmapped()
   t.pass()
 })
 
@@ -202,7 +202,7 @@ test.serial('a worker thread can use buffers, and leaks none when it is terminat
   t.is(await new Promise((resolve, reject) => worker.on('message', resolve).on('error', reject)), 'made')
   t.is(descriptors(), 2)
   await worker.terminate()
-  await nothingLeft()
+  await waitUntilUnmapped()
 })
 
 test.serial('if the engine forbids external memory, buffers are copies', async (t) => {

@@ -3,7 +3,7 @@
 import test from 'ava'
 
 import { pattern } from './support/bytes.js'
-import { fillBut, open, small } from './support/paper-ring.js'
+import { fillBut, open, small } from './support/fake-ring.js'
 import { turns } from './support/until.js'
 
 test('all bytes of memory are sent, and of a view the visible ones, whatever its type', async (t) => {
@@ -26,7 +26,7 @@ test('all bytes of memory are sent, and of a view the visible ones, whatever its
   for (const part of [new DataView(bytes.buffer, 2, 3), new Int16Array(bytes.buffer, 2, 1), new Uint8Array(shared, 1)])
     await queue.send(part as Uint8Array)
   t.deepEqual(
-    Array.from(ring.got, (message) => [...message]),
+    Array.from(ring.received, (message) => [...message]),
     [...Array.from({ length: 12 }, () => [...bytes]), [3, 4, 5], [3, 4], [2, 3, 4, 5, 6, 7, 8]],
   )
 })
@@ -64,7 +64,7 @@ test.serial('only queued messages are copied, at most 128 KiB at a time', async 
     ring.read(queue)
     await turns(1)
   }
-  t.true(messages.every((message, number) => message.equals(ring.got[number]!)))
+  t.true(messages.every((message, number) => message.equals(ring.received[number]!)))
 })
 
 test.serial('the memory of a queued copy is reused if it is not much too long', async (t) => {
@@ -80,7 +80,7 @@ test.serial('the memory of a queued copy is reused if it is not much too long', 
       ring.read(queue)
     }
     await sent
-    t.true(Buffer.alloc(size, 'what waits').equals(ring.got.at(-1)!))
+    t.true(Buffer.alloc(size, 'what waits').equals(ring.received.at(-1)!))
   }
   for (const [size, taken] of [
     [20_000, [20_000]],

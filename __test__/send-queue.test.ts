@@ -6,14 +6,14 @@ import { pattern } from './support/bytes.js'
 import {
   fillBut,
   HEADER,
-  MANY,
+  MANY_TURNS,
   open,
   recordOf,
   small,
   type Fill,
   type Opened,
   type Ring,
-} from './support/paper-ring.js'
+} from './support/fake-ring.js'
 import { isPending, turns } from './support/until.js'
 
 const times = (count: number, what: string) => Array.from({ length: count }, () => what)
@@ -24,18 +24,18 @@ test('messages of one turn are sent with one call, and share a promise if they s
   t.is(queue.send('a text'), first)
   t.is(queue.send(pattern(2, 8192)), first)
   t.is(queue.send(pattern(3, 2000).toString('latin1').slice(0, 2000)), first)
-  t.deepEqual(ring.told(), ['packedRoom 8192'])
+  t.deepEqual(ring.newCalls(), ['packedRoom 8192'])
   await first
-  t.deepEqual(ring.told(), ['flush'])
-  t.is(ring.got.length, 4)
+  t.deepEqual(ring.newCalls(), ['flush'])
+  t.is(ring.received.length, 4)
   // A longer message is copied once, directly into the ring. So is one that must be sent immediately.
   await queue.send(pattern(0, 8193))
   await queue.send('staged')
   await queue.send('x'.repeat(8193))
-  t.deepEqual(ring.told(), ['send', 'packedRoom 8192', 'flush', 'send'])
+  t.deepEqual(ring.newCalls(), ['send', 'packedRoom 8192', 'flush', 'send'])
   const eager = open(1 << 20, { eager: true })
   await Promise.all([eager.queue.send(pattern(0, 10)), eager.queue.send('a text')])
-  t.deepEqual(eager.ring.told(), ['send', 'send'])
+  t.deepEqual(eager.ring.newCalls(), ['send', 'send'])
 })
 
 test('one call carries at most 128 KiB', async (t) => {
@@ -43,10 +43,10 @@ test('one call carries at most 128 KiB', async (t) => {
   const sent = small(40, 8192).map((message) => queue.send(message))
   await Promise.all(sent)
   t.deepEqual(
-    ring.told().filter((what) => what === 'flush'),
+    ring.newCalls().filter((what) => what === 'flush'),
     times(3, 'flush'),
   )
-  t.is(ring.got.length, 40)
+  t.is(ring.received.length, 40)
 })
 
 /** The bytes of the memory for the messages of one turn, which have a hundred bytes each. */
@@ -57,10 +57,10 @@ async function arenaOf({ ring, queue }: Opened, count: number): Promise<number> 
     bytes = arena.length
     return flush.call(ring, arena, from, to)
   }
-  const before = ring.got.length
+  const before = ring.received.length
   await Promise.all(small(count, 100).map((message) => queue.send(message)))
   ring.flush = flush
-  if (ring.got.length !== before + count) throw new Error(`${ring.got.length - before} of ${count} have gone`)
+  if (ring.received.length !== before + count) throw new Error(`${ring.received.length - before} of ${count} have gone`)
   return bytes
 }
 
@@ -87,11 +87,13 @@ test.serial('memory for sending grows with the messages of a turn, and contains 
   }
   t.deepEqual([...new Set(seen)], [0])
   t.deepEqual(
-    fresh.ring.got.map((message) => message.length),
+    fresh.ring.received.map((message) => message.length),
     [],
   )
   await fresh.queue.drained()
-  t.true(fresh.ring.got.every((message) => message.every((byte) => byte === 7)) && fresh.ring.got.length === 2)
+  t.true(
+    fresh.ring.received.every((message) => message.every((byte) => byte === 7)) && fresh.ring.received.length === 2,
+  )
 })
 
 test.serial('a limited number of queues have a large arena, and an idle queue is the first to lose it', async (t) => {
@@ -111,7 +113,7 @@ test.serial('a limited number of queues have a large arena, and an idle queue is
   for (const { ring, queue } of all.slice(8)) {
     ring.room = 1 << 20
     queue.pump()
-    t.is(ring.got.length, 1102)
+    t.is(ring.received.length, 1102)
   }
   t.is(await arenaOf(all[0]!, 1100), 131_072)
 })
@@ -125,9 +127,9 @@ test('a staged message leaves room for seven more, and none is staged that canno
   ] as const) {
     const { ring, queue } = open(capacity, { maxAtOnce })
     await queue.send(pattern(0, staged))
-    t.deepEqual(ring.told(), [`packedRoom ${staged}`, 'flush'])
+    t.deepEqual(ring.newCalls(), [`packedRoom ${staged}`, 'flush'])
     await queue.send(pattern(0, staged + 1))
-    t.deepEqual(ring.told(), ['send'])
+    t.deepEqual(ring.newCalls(), ['send'])
   }
 })
 
@@ -139,13 +141,13 @@ test('the free room is read again once an eighth of it is left, or less than one
   ] as const) {
     const { ring, queue } = open(capacity)
     await queue.send(pattern(0, size))
-    ring.told()
+    ring.newCalls()
     while (ring.room >= enough) {
       await queue.send(pattern(0, size))
-      t.deepEqual(ring.told(), ['flush'])
+      t.deepEqual(ring.newCalls(), ['flush'])
     }
     await queue.send(pattern(0, size))
-    t.deepEqual(ring.told(), [`packedRoom ${Math.min(8192, capacity / 8)}`, 'flush'])
+    t.deepEqual(ring.newCalls(), [`packedRoom ${Math.min(8192, capacity / 8)}`, 'flush'])
   }
 })
 
@@ -160,19 +162,19 @@ test('a full ring is checked for some turns, then a wakeup is requested, and not
     const message = pattern(1, size)
     const sent = queue.send(message)
     message.fill(0xff)
-    await turns(MANY)
-    const asked = ring.told()
-    t.deepEqual(asked.slice(-9), [...times(7, `hasRoom ${wanted}`), call, `arm ${size}`])
+    await turns(MANY_TURNS)
+    const calls = ring.newCalls()
+    t.deepEqual(calls.slice(-9), [...times(7, `hasRoom ${wanted}`), call, `arm ${size}`])
     t.is(ring.armedFor, size)
     // Later messages are queued behind it, without calls.
     const behind = [queue.send('behind'), queue.send(pattern(2, 50)), queue.send('it')]
-    await turns(MANY)
-    t.deepEqual(ring.told(), [])
+    await turns(MANY_TURNS)
+    t.deepEqual(ring.newCalls(), [])
     t.is(queue.bufferedAmount, size + 58)
     for (const promise of [sent, ...behind]) t.true(await isPending(promise))
     ring.read(queue)
     await Promise.all([sent, ...behind])
-    t.deepEqual(ring.got.map(String), [pattern(1, size), 'behind', pattern(2, 50), 'it'].map(String))
+    t.deepEqual(ring.received.map(String), [pattern(1, size), 'behind', pattern(2, 50), 'it'].map(String))
     t.true(queue.isEmpty)
   }
 })
@@ -182,22 +184,22 @@ test('room that appears during the checks is used if it is worth a call, and the
   fillBut(ring, queue, 16)
   const sent = small(3).map((message) => queue.send(message))
   await turns(3)
-  ring.told()
+  ring.newCalls()
   // Enough for one of them, but not worth a call.
   ring.room += 112
   await turns(2)
-  t.deepEqual(ring.told(), times(2, 'hasRoom 256'))
+  t.deepEqual(ring.newCalls(), times(2, 'hasRoom 256'))
   ring.room += 144
   await turns(1)
-  t.deepEqual(ring.told(), ['hasRoom 256', 'flush'])
-  t.is(ring.got.length, 2)
+  t.deepEqual(ring.newCalls(), ['hasRoom 256', 'flush'])
+  t.is(ring.received.length, 2)
   await sent[1]
   t.true(await isPending(sent[2]!))
-  await turns(MANY)
-  t.deepEqual(ring.told(), [...times(7, 'hasRoom 256'), 'flush', 'arm 100'])
+  await turns(MANY_TURNS)
+  t.deepEqual(ring.newCalls(), [...times(7, 'hasRoom 256'), 'flush', 'arm 100'])
   ring.read(queue, 1000)
   await sent[2]
-  t.deepEqual(ring.got, small(3))
+  t.deepEqual(ring.received, small(3))
 })
 
 test('the checks restart with each part of a fragmented message', async (t) => {
@@ -205,20 +207,20 @@ test('the checks restart with each part of a fragmented message', async (t) => {
   const sent = queue.send(pattern(0, 9000))
   for (let round = 0; round < 2; round += 1) {
     await turns(5)
-    ring.told()
+    ring.newCalls()
     ring.room += 2048
     await turns(1)
-    t.deepEqual(ring.told(), ['hasRoom 9000', 'send'])
+    t.deepEqual(ring.newCalls(), ['hasRoom 9000', 'send'])
   }
-  await turns(MANY)
-  t.deepEqual(ring.told(), [...times(7, 'hasRoom 9000'), 'send', 'arm 9000'])
+  await turns(MANY_TURNS)
+  t.deepEqual(ring.newCalls(), [...times(7, 'hasRoom 9000'), 'send', 'arm 9000'])
   t.true(await isPending(sent))
   while (!queue.isEmpty) {
     ring.read(queue)
     await turns(1)
   }
   await sent
-  t.deepEqual(ring.got, [pattern(0, 9000)])
+  t.deepEqual(ring.received, [pattern(0, 9000)])
 })
 
 test('room that appears just before a wakeup is requested is found', async (t) => {
@@ -231,16 +233,16 @@ test('room that appears just before a wakeup is requested is found', async (t) =
       this.room = 4096
       return armWriter.call(this, wanted)
     }
-    await turns(MANY)
+    await turns(MANY_TURNS)
     await sent
-    t.is(ring.got.length, 1)
+    t.is(ring.received.length, 1)
     t.is(ring.armedFor, null)
   }
 })
 
 test('waits are counted and timed: once for each send that had to wait, whatever its outcome', async (t) => {
   const { ring, queue } = open(4096)
-  const stand = (milliseconds: number) => {
+  const block = (milliseconds: number) => {
     const from = performance.now()
     while (performance.now() - from < milliseconds);
     return (performance.now() - from) * 1000
@@ -255,7 +257,7 @@ test('waits are counted and timed: once for each send that had to wait, whatever
     t.is(queue.stats().waits, waits)
     await sent[1]
     t.is(queue.stats().waits, waits)
-    least += stand(5)
+    least += block(5)
     // A check that finds no room ends no wait, and starts none.
     queue.pump()
     const soFar = queue.stats().waitedMicros
@@ -264,7 +266,7 @@ test('waits are counted and timed: once for each send that had to wait, whatever
       'while they wait',
     )
     ring.read(queue)
-    await turns(MANY)
+    await turns(MANY_TURNS)
     t.is(queue.stats().waits, waits)
     ring.read(queue)
     await Promise.all(sent)
@@ -272,7 +274,7 @@ test('waits are counted and timed: once for each send that had to wait, whatever
     const { waitedMicros } = queue.stats()
     t.true(waitedMicros >= Math.floor(least) && waitedMicros <= Math.ceil(most), 'afterwards')
     t.is(Math.round(waitedMicros), waitedMicros)
-    stand(2)
+    block(2)
     t.is(queue.stats().waitedMicros, waitedMicros, 'nothing waits')
     t.is(queue.stats().waits, waits)
     ring.read(queue)
@@ -288,7 +290,7 @@ test('waits are counted and timed: once for each send that had to wait, whatever
   t.is(queue.stats().waits, waits + 2)
   t.is(queue.bufferedAmount, 0)
   const { waitedMicros } = queue.stats()
-  stand(2)
+  block(2)
   t.is(queue.stats().waitedMicros, waitedMicros)
 })
 
@@ -310,7 +312,7 @@ test('reading bufferedAmount takes as long with many queued messages as with one
 
 test('a send that may have to wait has its own promise, and counts as a wait only if it waits', async (t) => {
   const { ring, queue } = open(65_536)
-  ring.unsure = 65_536 - 2 * recordOf(100)
+  ring.notGuaranteed = 65_536 - 2 * recordOf(100)
   const sent = small(4).map((message) => queue.send(message))
   t.is(new Set(sent).size, 3)
   t.is(sent[0], sent[1])
@@ -318,13 +320,13 @@ test('a send that may have to wait has its own promise, and counts as a wait onl
   t.is(queue.stats().waitedMicros, 0)
   await Promise.all(sent)
   t.is(queue.stats().waits, 0)
-  t.deepEqual(ring.got, small(4))
+  t.deepEqual(ring.received, small(4))
   // The length of a text is unknown, so there must be room for the longest encoding.
   ring.read(queue)
   const first = queue.send('')
   t.not(queue.send('x'.repeat(300)), first)
   await turns(2)
-  t.is(ring.got.length, 6)
+  t.is(ring.received.length, 6)
 })
 
 test('sends with a shared promise resolve once they are in, whatever waits behind them', async (t) => {
@@ -332,11 +334,11 @@ test('sends with a shared promise resolve once they are in, whatever waits behin
   for (const isMoved of [false, true]) {
     const { ring, queue } = open(1 << 20)
     fillBut(ring, queue, 5 * 8192)
-    ring.unsure = 8192
+    ring.notGuaranteed = 8192
     const size = 8192 - HEADER
     // A wakeup is requested for a call that needs more room.
     const asks = queue.waitWritable(400_000)
-    await turns(MANY)
+    await turns(MANY_TURNS)
     const sent = small(isMoved ? 18 : 8, size).map((message) => queue.send(message))
     t.is(sent[3], sent[0])
     t.not(sent[4], sent[3])
@@ -358,7 +360,7 @@ test('sends with a shared promise resolve once they are in, whatever waits behin
       await turns(1)
     }
     await Promise.all([...sent, asks])
-    t.true(small(sent.length, size).every((message, number) => message.equals(ring.got[number]!)))
+    t.true(small(sent.length, size).every((message, number) => message.equals(ring.received[number]!)))
   }
 })
 
@@ -374,13 +376,13 @@ test('a message written in place is staged if it surely fits, else it is a reser
   t.true(queue.fill(200, put(pattern(0, 150))))
   void queue.send(pattern(1, 10))
   t.true(queue.fill(8192, put(pattern(2, 8192))))
-  t.deepEqual(ring.told(), ['packedRoom 8192'])
+  t.deepEqual(ring.newCalls(), ['packedRoom 8192'])
   t.is(queue.bufferedAmount, 150 + 10 + 8192)
   await Promise.resolve()
-  t.deepEqual(ring.told(), ['flush'])
+  t.deepEqual(ring.newCalls(), ['flush'])
   void queue.send(pattern(3, 10))
   t.true(queue.fill(8193, put(pattern(4, 20))))
-  t.deepEqual(ring.told(), ['flush', 'reserve 8193', 'commit 20'])
+  t.deepEqual(ring.newCalls(), ['flush', 'reserve 8193', 'commit 20'])
   const thrown = new Error('of the caller')
   const fails: Fill = () => {
     throw thrown
@@ -390,40 +392,40 @@ test('a message written in place is staged if it surely fits, else it is a reser
       t.throws(() => queue.fill(size, fails)),
       thrown,
     )
-  t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 9000', 'cancel'])
+  t.deepEqual(ring.newCalls(), ['packedRoom 8192', 'reserve 9000', 'cancel'])
   t.throws(() => queue.fill(9000, () => 9001), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
-  t.deepEqual(ring.told(), ['reserve 9000', 'cancel'])
+  t.deepEqual(ring.newCalls(), ['reserve 9000', 'cancel'])
   const taken: Fill = (bytes) => {
     structuredClone(bytes.buffer, { transfer: [bytes.buffer as ArrayBuffer] })
     return 5
   }
   t.throws(() => queue.fill(9000, taken), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
-  t.deepEqual(ring.told(), ['reserve 9000', 'cancel'])
+  t.deepEqual(ring.newCalls(), ['reserve 9000', 'cancel'])
   // Earlier messages may be flushed in the meantime.
   void queue.send('before')
   const put5 = put(pattern(5, 20))
   t.true(queue.fill(20, (...memory) => (queue.pump(), put5(...memory))))
   await turns(1)
-  t.deepEqual(ring.got.slice(-2), [Buffer.from('before'), pattern(5, 20)])
-  ring.told()
+  t.deepEqual(ring.received.slice(-2), [Buffer.from('before'), pattern(5, 20)])
+  ring.newCalls()
   const eager = open(65_536, { eager: true })
   t.true(eager.queue.fill(100, put(pattern(0, 5))))
-  t.deepEqual(eager.ring.told(), ['reserve 100', 'commit 5'])
+  t.deepEqual(eager.ring.newCalls(), ['reserve 100', 'commit 5'])
   // It must not overtake queued messages.
   fillBut(ring, queue, 16)
   t.false(queue.fill(100, fails))
-  t.deepEqual(ring.told(), ['packedRoom 8192', 'reserve 100'])
+  t.deepEqual(ring.newCalls(), ['packedRoom 8192', 'reserve 100'])
   const waits = queue.send(pattern(5, 100))
   for (const size of [0, 8193]) t.false(queue.fill(size, fails))
   t.is(queue.reserve(0), undefined)
   t.false(queue.trySend(''))
-  t.false(ring.told().some((what) => /^(reserve|trySend)/.test(what)))
+  t.false(ring.newCalls().some((what) => /^(reserve|trySend)/.test(what)))
   ring.read(queue)
-  await turns(MANY)
+  await turns(MANY_TURNS)
   await waits
   t.true(queue.fill(100, put(pattern(6, 100))))
   await Promise.resolve()
-  t.deepEqual(ring.got, [pattern(5, 100), pattern(6, 100)])
+  t.deepEqual(ring.received, [pattern(5, 100), pattern(6, 100)])
 })
 
 test('memory for messages that are written in place and copied is kept if it is small', (t) => {
@@ -453,13 +455,13 @@ test('a message that is too long is an error, even while others wait', async (t)
   t.false(queue.trySend(new Uint8Array(2048)))
   t.is(queue.reserve(2048), undefined)
   t.false(queue.fill(2048, () => 1))
-  t.false(ring.told().some((what) => /^(reserve|trySend)/.test(what)))
+  t.false(ring.newCalls().some((what) => /^(reserve|trySend)/.test(what)))
   t.throws(() => queue.trySend(new Uint8Array(2049)), failed)
   t.throws(() => queue.reserve(2049), failed)
   t.throws(() => queue.fill(2049, () => 1), failed)
   await t.throwsAsync(queue.waitWritable(2049), failed)
   ring.read(queue)
-  await turns(MANY)
+  await turns(MANY_TURNS)
   await waits
 })
 
@@ -467,33 +469,33 @@ test('calls that wait for room resolve in order, each once there is enough', asy
   const { ring, queue } = open(4096)
   await queue.waitWritable(2048)
   await queue.waitWritable(0)
-  t.deepEqual(ring.told(), ['hasRoom 2048', 'hasRoom 0'])
+  t.deepEqual(ring.newCalls(), ['hasRoom 2048', 'hasRoom 0'])
   fillBut(ring, queue, 16)
-  const told: number[] = []
-  const asking = [100, 1000, 10].map((size) => queue.waitWritable(size).then(() => told.push(size)))
-  await turns(MANY)
-  t.deepEqual(ring.told().slice(-2), ['hasRoom 100', 'arm 100'])
+  const resolved: number[] = []
+  const asking = [100, 1000, 10].map((size) => queue.waitWritable(size).then(() => resolved.push(size)))
+  await turns(MANY_TURNS)
+  t.deepEqual(ring.newCalls().slice(-2), ['hasRoom 100', 'arm 100'])
   const behind = queue.waitWritable(20)
-  await turns(MANY)
-  ring.told()
+  await turns(MANY_TURNS)
+  ring.newCalls()
   ring.read(queue, 200)
-  await turns(MANY)
-  t.deepEqual(told, [100])
-  t.deepEqual(ring.told().at(-1), 'arm 1000')
-  await turns(MANY)
-  t.deepEqual(ring.told(), [], 'the peer is to ring')
+  await turns(MANY_TURNS)
+  t.deepEqual(resolved, [100])
+  t.deepEqual(ring.newCalls().at(-1), 'arm 1000')
+  await turns(MANY_TURNS)
+  t.deepEqual(ring.newCalls(), [], 'the peer is to ring')
   ring.read(queue)
   await Promise.all([...asking, behind])
-  t.deepEqual(told, [100, 1000, 10])
+  t.deepEqual(resolved, [100, 1000, 10])
   // Earlier messages are sent first.
   fillBut(ring, queue, 16)
   const sent = queue.send(pattern(0, 100))
   const room = queue.waitWritable(10)
   t.true(await isPending(room))
   ring.read(queue)
-  await turns(MANY)
+  await turns(MANY_TURNS)
   await Promise.all([sent, room])
-  t.is(ring.got.length, 1)
+  t.is(ring.received.length, 1)
 })
 
 test('an error of the binding rejects the call and all waiting ones, and nothing more is called', async (t) => {
@@ -517,7 +519,7 @@ test('an error of the binding rejects the call and all waiting ones, and nothing
     const opened = open(4096, { ends: true })
     const { ring, queue, failures } = opened
     if (isFull) fillBut(ring, queue, 8)
-    const asked = queue.waitWritable(2000)
+    const waiting = queue.waitWritable(2000)
     const empty = queue.send('before').then(() => queue.drained())
     if (!isFull) {
       await empty
@@ -529,15 +531,15 @@ test('an error of the binding rejects the call and all waiting ones, and nothing
     const error = await t.throwsAsync(async () => deed(opened), { code: 'ERR_RINGFENCE_RING_CORRUPT' }, title)
     t.deepEqual(failures, [error!], title)
     if (isFull) {
-      await t.throwsAsync(asked, { is: error })
+      await t.throwsAsync(waiting, { is: error })
       await t.throwsAsync(empty, { is: error })
     }
-    t.is(ring.told().at(-1)!.split(' ')[0], call, 'nothing is asked behind it')
+    t.is(ring.newCalls().at(-1)!.split(' ')[0], call, 'nothing is asked behind it')
     await t.throwsAsync(queue.send('later'), { is: error })
     t.is(queue.bufferedAmount, 0)
     queue.handleWakeup()
-    await turns(MANY)
-    t.deepEqual(ring.told(), [], title)
+    await turns(MANY_TURNS)
+    t.deepEqual(ring.newCalls(), [], title)
   }
   const { ring, queue, failures } = open(4096, { ends: true })
   fillBut(ring, queue, 8)
@@ -565,7 +567,7 @@ test('an end releases the calls that wait for a flush', async (t) => {
     t.true(await isPending(empty))
     if (how === 'an end') queue.stop(() => new Error('over'), true)
     else {
-      await turns(MANY)
+      await turns(MANY_TURNS)
       ring.read(queue)
     }
     await lingers
@@ -573,12 +575,12 @@ test('an end releases the calls that wait for a flush', async (t) => {
     if (how === 'room') await sent
     else {
       await t.throwsAsync(sent, { message: 'over' })
-      ring.told()
-      await turns(MANY)
-      t.deepEqual(ring.told(), [], 'the ring is looked at no more')
+      ring.newCalls()
+      await turns(MANY_TURNS)
+      t.deepEqual(ring.newCalls(), [], 'the ring is looked at no more')
     }
   }
-  t.deepEqual(idle.ring.got, [])
+  t.deepEqual(idle.ring.received, [])
 })
 
 test.serial('flushing a long queue costs as much for each message as a short one', async (t) => {

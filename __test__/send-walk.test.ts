@@ -3,7 +3,7 @@
 import test from 'ava'
 
 import { pattern, random } from './support/bytes.js'
-import { MANY, open, type Fill, type Queue, type Ring } from './support/paper-ring.js'
+import { MANY_TURNS, open, type Fill, type Queue, type Ring } from './support/fake-ring.js'
 import { turns } from './support/until.js'
 
 /** Sends in all ways at random. Compares the calls with the contents of the ring after each step. */
@@ -55,7 +55,7 @@ class Walk {
     message.fill(0xff)
     void sent.then(() => {
       if (number < this.#resolved) this.wrong ??= `${number} is told after ${this.#resolved}`
-      if (this.ring.got.length <= number) this.wrong ??= `${number} is told and not there`
+      if (this.ring.received.length <= number) this.wrong ??= `${number} is told and not there`
       this.#resolved = number
       this.pending.delete(number)
     })
@@ -104,11 +104,11 @@ class Walk {
   }
 
   #look(): void {
-    for (const { got } = this.ring; this.#seen < got.length; this.#seen += 1)
-      if (!got[this.#seen]!.equals(this.#sent[this.#seen]!)) this.wrong ??= `${this.#seen} is another message`
+    for (const { received } = this.ring; this.#seen < received.length; this.#seen += 1)
+      if (!received[this.#seen]!.equals(this.#sent[this.#seen]!)) this.wrong ??= `${this.#seen} is another message`
     const missing = this.#bytes - this.ring.bytes
     if (this.queue.bufferedAmount !== missing) this.wrong ??= `${missing} bytes are missing, as it is`
-    if (this.queue.isEmpty !== (this.ring.got.length === this.#sent.length)) this.wrong ??= 'it is empty, or not'
+    if (this.queue.isEmpty !== (this.ring.received.length === this.#sent.length)) this.wrong ??= 'it is empty, or not'
   }
 
   async go(steps: number): Promise<void> {
@@ -122,7 +122,7 @@ class Walk {
 
   /** Waits until nothing happens: everything is in the ring, or a wakeup was requested. */
   async #rest(): Promise<void> {
-    await turns(MANY)
+    await turns(MANY_TURNS)
     this.#look()
     if (this.queue.isEmpty !== (this.ring.armedFor === null)) this.wrong ??= 'it sleeps without a bell, or with one'
   }

@@ -20,9 +20,9 @@ import {
 
 import { abstractAddress, addressOf, isBound, kinds, namedAddress, untilBound } from './support/address.js'
 import type { Kit } from './support/partner-process.js'
-import { listenHere, nextOf, Partner, type PartnerError } from './support/partner.js'
-import { terminateWorkers } from './support/terminated.js'
-import { isPending, soon, until } from './support/until.js'
+import { listenHere, nextChannel, Partner, type PartnerError } from './support/partner.js'
+import { terminateWorkers } from './support/terminate-workers.js'
+import { isPending, within, until } from './support/until.js'
 
 const isRoot = process.getuid!() === 0
 const withOthers = isRoot ? test.serial : test.serial.skip
@@ -41,7 +41,7 @@ function refusals(listener: Listener): RingfenceError[] {
 
 /** The next refusal. */
 async function refusal(listener: Listener): Promise<RingfenceError> {
-  const [error] = (await soon(once(listener, 'refused'), 'a refusal')) as [RingfenceError]
+  const [error] = (await within(once(listener, 'refused'), 'a refusal')) as [RingfenceError]
   return error
 }
 
@@ -227,7 +227,7 @@ test.serial(
       // The client knows first.
       await until(() => refused.length === index + 1, 'the refusal')
     }
-    t.is((await nextOf(listener)).peer.pid, yes)
+    t.is((await nextChannel(listener)).peer.pid, yes)
     t.deepEqual(asked, [yes, no, never])
     t.deepEqual(
       refused.map(({ check, identity }) => [check, identity?.pid]),
@@ -251,7 +251,7 @@ test.serial('a process that connects and stays silent is refused at the deadline
   const refused = refusals(listener)
   const agent = await Partner.start(t)
   await agent.connect(address, small)
-  t.is((await nextOf(listener)).peer.pid, agent.pid)
+  t.is((await nextChannel(listener)).peer.pid, agent.pid)
   await until(() => refused.length === 20, 'all are refused')
   for (const error of refused) {
     t.true(error instanceof RingfenceError)
@@ -279,14 +279,14 @@ test.serial('authorize decides about each client, possibly later, and delays no 
   await until(() => answers.size === 3, 'all three are asked about')
   answers.get(third!.pid)!(true)
   await joining[2]
-  t.is((await nextOf(listener)).peer.pid, third!.pid)
+  t.is((await nextChannel(listener)).peer.pid, third!.pid)
   answers.get(second!.pid)!(false)
   await t.throwsAsync(joining[1]!, { code: 'ERR_RINGFENCE_PEER_REFUSED', message: /authorize/ })
   await until(() => refused.length === 1, 'the refusal')
   t.is(refused[0]?.identity?.pid, second!.pid)
   answers.get(first!.pid)!(true)
   await joining[0]
-  t.is((await nextOf(listener)).peer.pid, first!.pid)
+  t.is((await nextChannel(listener)).peer.pid, first!.pid)
   t.is(asked.length, 3, 'once each')
   for (const { pid } of [first!, second!, third!]) t.true(asked.includes(pid))
 })
@@ -294,7 +294,7 @@ test.serial('authorize decides about each client, possibly later, and delays no 
 test.serial('a malformed handshake is refused and reported, and ends nothing', async (t) => {
   const address = namedAddress(t)
   const listener = await listenHere(t, address, small)
-  const told = refusal(listener)
+  const refused = refusal(listener)
   const babbler = await Partner.start(t)
   await babbler.run(
     (kit, where: string) =>
@@ -309,9 +309,9 @@ test.serial('a malformed handshake is refused and reported, and ends nothing', a
       }),
     address,
   )
-  t.regex((await told).code, /PROTOCOL|PEER_LOST/)
+  t.regex((await refused).code, /PROTOCOL|PEER_LOST/)
   await babbler.connect(address, small)
-  t.is((await nextOf(listener)).peer.pid, babbler.pid)
+  t.is((await nextChannel(listener)).peer.pid, babbler.pid)
 })
 
 test.serial('refusals with names that a process invents are all counted under one name', async (t) => {
@@ -347,12 +347,12 @@ test.serial('refusals with names that a process invents are all counted under on
 test.serial('a process cannot be its own client', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, small)
-  const told = refusal(listener)
+  const refused = refusal(listener)
   await t.throwsAsync(connect(address, small), {
     code: 'ERR_RINGFENCE_ADDRESS_OCCUPIED',
     message: /itself; connect from another process/,
   })
-  t.is((await told).code, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
+  t.is((await refused).code, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
 })
 
 test.serial('a full service refuses clients, and accepts the next one once one has left', async (t) => {
@@ -372,7 +372,7 @@ test.serial('a full service refuses clients, and accepts the next one once one h
   const patient = fourth!.connect(address, { ...small, wait: true })
   t.true(await isPending(patient))
   await first!.kill()
-  await soon(patient, 'the seat of the killed one')
+  await within(patient, 'the seat of the killed one')
   await second!.run((kit) => kit.channel.close())
   await until(() => listener.channels.length === 1, 'the service has noticed')
   await third!.connect(address, small)
@@ -385,7 +385,7 @@ for (const channels of ['keep', 'close', undefined] as const) {
     const listener = await listen(address, small)
     const [taken, unclaimed] = await startAgents(t, 2)
     await taken!.connect(address, small)
-    const channel = await nextOf(listener)
+    const channel = await nextChannel(listener)
     t.teardown(() => channel.close())
     await unclaimed!.connect(address, small)
     await until(() => listener.channels.length === 2, 'both are connected')
@@ -420,7 +420,7 @@ test.serial('await using closes a listener, and keeps its channels', async (t) =
   {
     await using listener = await listen(address, small)
     await agent.connect(address, small)
-    channel = await nextOf(listener)
+    channel = await nextChannel(listener)
   }
   t.false(isBound(address))
   void echo(channel)
@@ -468,7 +468,7 @@ test.serial('an AbortSignal cancels the waits for an address and for a service, 
     const error = await t.throwsAsync<RingfenceError>(waiting, { code: 'ABORT_ERR' })
     t.is(error?.cause, reason)
   }
-  await soon(loop, 'the loop to end')
+  await within(loop, 'the loop to end')
   await until(() => !isBound(listener.address), 'the address is free')
   await t.throwsAsync(listen(address, { signal }), { code: 'ABORT_ERR' })
   await t.throwsAsync(connect(address, { signal }), { code: 'ABORT_ERR' })
@@ -492,8 +492,8 @@ test.serial('connect reports that no service listens, or waits for the service',
   const agent = await Partner.start(t)
   const waiting = agent.connect(address, { ...small, wait: true })
   const listener = await listenHere(t, address, small)
-  await soon(waiting, 'the agent to find it')
-  t.is((await nextOf(listener)).peer.pid, agent.pid)
+  await within(waiting, 'the agent to find it')
+  t.is((await nextChannel(listener)).peer.pid, agent.pid)
   t.false(readdirSync(dirname(address)).length === 0)
 })
 
@@ -509,7 +509,7 @@ test.serial('an address has one service: ADDRESS_OCCUPIED, and the socket of a k
   const listener = await listenHere(t, address, small)
   const agent = await Partner.start(t)
   await agent.connect(address, small)
-  t.is((await nextOf(listener)).peer.pid, agent.pid)
+  t.is((await nextChannel(listener)).peer.pid, agent.pid)
 })
 
 test.serial('a pair and a service cannot meet: PROTOCOL names both', async (t) => {
@@ -518,10 +518,10 @@ test.serial('a pair and a service cannot meet: PROTOCOL names both', async (t) =
   const both = (host: string, guest: string, remedy: string) =>
     new RegExp(`holds the address called \`${host}\`,.* connected called \`${guest}\`: .* must call \`${remedy}\``)
   const listener = await listen(address, small)
-  const told = refusal(listener)
+  const refused = refusal(listener)
   const joined = both('listen', 'join', 'connect')
   await t.throwsAsync(stray.join(address, small), { code: 'ERR_RINGFENCE_PROTOCOL', message: joined })
-  t.regex((await told).message, joined)
+  t.regex((await refused).message, joined)
   await listener.close()
 
   const joining = join(address, small)
@@ -571,9 +571,9 @@ test.serial('a listener keeps its process alive until unref, and again after ref
       address,
       steps,
     )
-    const exit = process_.letGo()
+    const exit = process_.detach()
     if (exits) {
-      t.is((await soon(exit, 'its exit')).code, 0)
+      t.is((await within(exit, 'its exit')).code, 0)
       continue
     }
     const other = await Partner.start(t)
@@ -768,7 +768,7 @@ test.serial('a listener that fails says why in closed, in the event and to its l
       for await (const _ of listener);
     })().catch((error: unknown) => error)
   }, address)
-  const told = service.run(async (kit) => {
+  const refused = service.run(async (kit) => {
     const all = [kit.keep['closed'], kit.keep['event'], kit.keep['loop']] as [
       Promise<Closed>,
       Promise<Closed>,
@@ -782,6 +782,6 @@ test.serial('a listener that fails says why in closed, in the event and to its l
   const socket = connectSocket(address)
   socket.on('error', () => {})
   t.teardown(() => socket.destroy())
-  t.deepEqual(await soon(told, 'the end'), ['failed', ...Array<string>(3).fill('ERR_RINGFENCE_NO_SPACE')])
+  t.deepEqual(await within(refused, 'the end'), ['failed', ...Array<string>(3).fill('ERR_RINGFENCE_NO_SPACE')])
   await until(() => !isBound(address), 'the address is free')
 })

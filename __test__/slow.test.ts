@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import test, { type ExecutionContext } from 'ava'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { Partner, type PartnerSettings } from './support/partner.js'
 import { diagnosePair, type Diagnosis, type Finding } from './support/slow.js'
 import { until } from './support/until.js'
@@ -16,7 +16,7 @@ import { until } from './support/until.js'
 const cli = fileURLToPath(urlOf('cli.js'))
 
 /** Two processes with a channel. Both the writer and the reader are observed. */
-async function twoOf(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {
+async function twoProcesses(t: ExecutionContext, settings: PartnerSettings[] = [{}, {}], options = {}) {
   const address = abstractAddress()
   const [writer, reader] = await Promise.all(settings.map((each) => Partner.start(t, each)))
   const how = { capacity: 65_536, ...options }
@@ -49,7 +49,7 @@ async function untilFound(target: number, check: string, processes: number[], wh
 }
 
 test('a full ring, with a reader that sleeps, is stopped, or is always busy', async (t) => {
-  const { writer, reader } = await twoOf(t)
+  const { writer, reader } = await twoProcesses(t)
   const [from, to] = [writer.pid, reader.pid]
   await writer.run((kit) => {
     while (kit.channel.trySend(Buffer.alloc(1000)));
@@ -68,7 +68,7 @@ test('a full ring, with a reader that sleeps, is stopped, or is always busy', as
 
   await reader.stop()
   await untilFound(from, 'reader', [to], /SIGCONT/)
-  reader.goOn()
+  reader.resume()
   // It never returns, and ends with the test.
   void reader.run(() => {
     for (;;);
@@ -77,7 +77,7 @@ test('a full ring, with a reader that sleeps, is stopped, or is always busy', as
 })
 
 test('a sender that waits for room most of the time', async (t) => {
-  const { writer, reader } = await twoOf(t)
+  const { writer, reader } = await twoProcesses(t)
   // It reads ten times a second, and the sender has filled the ring in the meantime.
   await reader.run((kit) => void setInterval(() => kit.channel.receiveEach(() => {}, 40), 100))
   await writer.run((kit) => {
@@ -127,7 +127,7 @@ test('of the subscribers of a publisher, only the one that does not read is slow
 })
 
 test('messages that are small compared with their header, or too large for the ring', async (t) => {
-  const { writer, reader } = await twoOf(t)
+  const { writer, reader } = await twoProcesses(t)
   const [from, to] = [writer.pid, reader.pid]
   await reader.run((kit) => {
     void (async () => {
@@ -158,7 +158,7 @@ test('messages that are small compared with their header, or too large for the r
 })
 
 test('a reader that is woken for each message', async (t) => {
-  const { writer, reader } = await twoOf(t)
+  const { writer, reader } = await twoProcesses(t)
   await reader.run((kit) => {
     void (async () => {
       for await (const message of kit.channel) await kit.channel.send(message)
@@ -186,16 +186,16 @@ test('statistics in quick succession, because of other observers, give no rate',
     const observation = `@ringfence-observe-${process.pid}`
     const publisher = await kit.ringfence.publish(observation, { policy: { executable: 'any' } })
     kit.keep['publisher'] = publisher
-    let told = 0
-    const tell = () => {
+    let published = 0
+    const publish = () => {
       // A hundred sleeps a second, all within the milliseconds between two snapshots in quick succession.
-      const [rounds, isClose] = [Math.floor(told / 2), told % 2]
+      const [rounds, isClose] = [Math.floor(published / 2), published % 2]
       const channel = { id: 1, address: null, peer, role: 'guest', sleeps: 10 * (rounds + isClose) }
       const snapshot = { executable: process.execPath, at: 100 * rounds + isClose, channels: [channel] }
-      if (publisher.trySend(JSON.stringify(snapshot))) told += 1
+      if (publisher.trySend(JSON.stringify(snapshot))) published += 1
     }
-    publisher.on('connection', tell)
-    setInterval(tell, 50).unref()
+    publisher.on('connection', publish)
+    setInterval(publish, 50).unref()
   }, writer.pid)
   const { found } = findingOf(await findings(writer.pid), 'wake-ups', writer.pid, reader.pid)
   const sleeps = Number(/^the reader sleeps (\d+) times a second/.exec(found)?.[1])
@@ -214,7 +214,7 @@ const on = (core: number): PartnerSettings => ({ through: ['taskset', '-c', Stri
 const canPin = spawnSync('taskset', ['-c', String(cores[0]), 'true']).status === 0
 
 ;(canPin ? test : test.skip)('two processes on one core', async (t) => {
-  const { writer, reader } = await twoOf(t, [on(cores[0]!), on(cores[0]!)])
+  const { writer, reader } = await twoProcesses(t, [on(cores[0]!), on(cores[0]!)])
   const found = findingOf(await findings(writer.pid), 'cores', writer.pid, reader.pid)
   t.is(found.status, 'slow')
   t.is(found.found, `cores ${cores[0]} and ${cores[0]}: same core`)
@@ -235,7 +235,7 @@ function machineWith(t: ExecutionContext, caches: Record<number, [level: number,
 
 ;(canPin && cores.length > 1 ? test : test.skip)('two processes on cores that share no cache', async (t) => {
   const [one, other] = cores as [number, number]
-  const { writer } = await twoOf(t, [on(one), on(other)])
+  const { writer } = await twoProcesses(t, [on(one), on(other)])
   const apart = machineWith(t, {
     [one]: [
       [1, `${one}`],
@@ -254,7 +254,7 @@ function machineWith(t: ExecutionContext, caches: Record<number, [level: number,
       [1, `${other}`],
     ],
   })
-  const free = await twoOf(t)
+  const free = await twoProcesses(t)
   const [far, near, untold] = await Promise.all([
     findings(writer.pid, { sys: apart }),
     findings(writer.pid, { sys: together }),
@@ -269,7 +269,7 @@ function machineWith(t: ExecutionContext, caches: Record<number, [level: number,
 })
 
 test('a memory cgroup that is nearly full', async (t) => {
-  const { writer, reader } = await twoOf(t)
+  const { writer, reader } = await twoProcesses(t)
   const sys = temporaryDirectory(t)
   const write = (path: string, bytes: number | string) => {
     mkdirSync(dirname(`${sys}${path}`), { recursive: true })
@@ -309,7 +309,7 @@ const withShm = (size: number): PartnerSettings => ({
 const canMount = spawnSync('unshare', ['-m', 'mount', '-t', 'tmpfs', 'none', '/dev/shm']).status === 0
 
 ;(canMount ? test : test.skip)('a /dev/shm without room for one more ring', async (t) => {
-  const { writer, reader } = await twoOf(t, [withShm(400), withShm(4000)], { backing: 'shm', capacity: 262_144 })
+  const { writer, reader } = await twoProcesses(t, [withShm(400), withShm(4000)], { backing: 'shm', capacity: 262_144 })
   const all = await findings(writer.pid)
   const short = findingOf(all, 'shm', writer.pid)
   t.is(short.status, 'slow')
@@ -325,7 +325,7 @@ const ringfence = (...words: string[]): Promise<{ code: number; stdout: string; 
   })
 
 test('the command line: by process and by address, observed or not', async (t) => {
-  const { writer, reader, address } = await twoOf(t)
+  const { writer, reader, address } = await twoProcesses(t)
   const [byAddress, byProcess] = await Promise.all([
     ringfence('doctor', address, '--json'),
     ringfence('doctor', String(reader.pid)),

@@ -2,9 +2,9 @@
 
 import test from 'ava'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
-const { parseSnapshot } = await insideOf<{
+const { parseSnapshot } = await internals<{
   parseSnapshot(message: Buffer, identity: object): Record<string, unknown>
 }>('cli/snapshot.js')
 
@@ -12,7 +12,7 @@ const identity = { pid: 7, uid: 1000, executable: { path: '/bin/real' } }
 const channel = { id: 1, address: '@x', peer: 2, role: 'host' }
 const snapshot = { pid: 1, uid: 2, executable: '/bin/told', at: 1.4, channels: [channel], more: 9 }
 
-const read = (told: unknown, of: object = identity) => parseSnapshot(Buffer.from(JSON.stringify(told)), of)
+const read = (snapshots: unknown, of: object = identity) => parseSnapshot(Buffer.from(JSON.stringify(snapshots)), of)
 
 const FIGURES = [
   'messagesSent',
@@ -57,8 +57,8 @@ test('the identity comes from the kernel; statistics are accepted, and nothing e
     channels: [none],
     more: 0,
   })
-  const told = read({ ...snapshot, executable: 'x'.repeat(5000) }, { pid: 7, uid: 1000 })
-  t.is(told['executable'], 'x'.repeat(4096))
+  const snapshots = read({ ...snapshot, executable: 'x'.repeat(5000) }, { pid: 7, uid: 1000 })
+  t.is(snapshots['executable'], 'x'.repeat(4096))
   const longest = { ...channel, address: 'x'.repeat(108), messagesSent: Number.MAX_SAFE_INTEGER, lag: 0 }
   t.deepEqual(read({ ...snapshot, channels: [longest] })['channels'], [longest])
   const behind = Array.from({ length: 10 }, (_, number) => [number, 10 - number])
@@ -74,10 +74,10 @@ test('the identity comes from the kernel; statistics are accepted, and nothing e
 test('a malformed snapshot is rejected as a whole', (t) => {
   const wrong = (...of: unknown[]) => of
   const figures = wrong(-1, 2 ** 53, '1', null, {}, [], true)
-  const told: unknown[] = [null, 1, 'text', [], {}]
-  for (const at of figures) told.push({ ...snapshot, at })
-  for (const channels of wrong(undefined, {}, 'x', null, 1)) told.push({ ...snapshot, channels })
-  for (const executable of wrong(undefined, null, 1, {})) told.push({ ...snapshot, executable })
+  const snapshots: unknown[] = [null, 1, 'text', [], {}]
+  for (const at of figures) snapshots.push({ ...snapshot, at })
+  for (const channels of wrong(undefined, {}, 'x', null, 1)) snapshots.push({ ...snapshot, channels })
+  for (const executable of wrong(undefined, null, 1, {})) snapshots.push({ ...snapshot, executable })
   const channels: unknown[] = [null, 1, 'text', []]
   for (const id of figures) channels.push({ ...channel, id })
   for (const address of wrong(undefined, 1, {}, 'x'.repeat(109), ['x'])) channels.push({ ...channel, address })
@@ -88,7 +88,7 @@ test('a malformed snapshot is rejected as a whole', (t) => {
     channels.push({ ...channel, behind })
   for (const figure of figures)
     channels.push({ ...channel, behind: [[figure, 1]] }, { ...channel, behind: [[1, figure]] })
-  for (const one of channels) told.push({ ...snapshot, channels: [channel, one] })
-  for (const one of told) t.throws(() => read(one), { message: 'no figures' }, JSON.stringify(one))
+  for (const one of channels) snapshots.push({ ...snapshot, channels: [channel, one] })
+  for (const one of snapshots) t.throws(() => read(one), { message: 'no figures' }, JSON.stringify(one))
   t.throws(() => parseSnapshot(Buffer.from('{'), identity), { name: 'SyntaxError' })
 })

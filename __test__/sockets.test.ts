@@ -8,7 +8,7 @@ import test from 'ava'
 import { RingfenceError } from 'ringfence'
 
 import { namedAddress } from './support/address.js'
-import { urlOf } from './support/inside.js'
+import { urlOf } from './support/internals.js'
 import { Partner } from './support/partner.js'
 
 interface Sockets {
@@ -29,18 +29,18 @@ const LISTENS = '00010000'
 const line = (inode: number, name = '', flags = LISTENS) =>
   `00000000f81b2a3c: 00000002 00000000 ${flags} 0001 01 ${String(inode).padStart(5)}${name === '' ? '' : ` ${name}`}\n`
 
-const told = (...lines: string[]) => Object.fromEntries(parseListening(HEADER + lines.join('')))
+const parsed = (...lines: string[]) => Object.fromEntries(parseListening(HEADER + lines.join('')))
 
 test('only listening sockets with a name are read from the table', (t) => {
-  t.deepEqual(told(), {})
-  t.deepEqual(told(line(7, '/run/a.sock'), line(12_345_678, '@abstract')), {
+  t.deepEqual(parsed(), {})
+  t.deepEqual(parsed(line(7, '/run/a.sock'), line(12_345_678, '@abstract')), {
     'socket:[7]': '/run/a.sock',
     'socket:[12345678]': '@abstract',
   })
-  t.deepEqual(told(line(7, '/run/a.sock', '00000000'), line(8), line(9, '/run/b.sock', '00010080')), {
+  t.deepEqual(parsed(line(7, '/run/a.sock', '00000000'), line(8), line(9, '/run/b.sock', '00010080')), {
     'socket:[9]': '/run/b.sock',
   })
-  t.deepEqual(told(line(7, '/connected', 'FFFEFFFF')), {}, 'other flags')
+  t.deepEqual(parsed(line(7, '/connected', 'FFFEFFFF')), {}, 'other flags')
 })
 
 test('the name of a socket is read whatever it contains', (t) => {
@@ -54,7 +54,7 @@ test('the name of a socket is read whatever it contains', (t) => {
     '\n',
     '@ü🦀',
   ])
-    t.deepEqual(told(line(7, name), line(8, '/next')), { 'socket:[7]': name, 'socket:[8]': '/next' })
+    t.deepEqual(parsed(line(7, name), line(8, '/next')), { 'socket:[7]': name, 'socket:[8]': '/next' })
 })
 
 test('a line that does not start or end like the kernel’s belongs to the name before it', (t) => {
@@ -82,13 +82,13 @@ test('a line that does not start or end like the kernel’s belongs to the name 
     ),
   ]
   for (const more of lines)
-    t.deepEqual(told(line(7, '/a'), `${more}\n`), { 'socket:[7]': `/a\n${more}` }, JSON.stringify(more))
-  t.deepEqual(told(`${lines[0]}\n`, line(7, '/a')), { 'socket:[7]': '/a' }, 'before the first there is no name')
+    t.deepEqual(parsed(line(7, '/a'), `${more}\n`), { 'socket:[7]': `/a\n${more}` }, JSON.stringify(more))
+  t.deepEqual(parsed(`${lines[0]}\n`, line(7, '/a')), { 'socket:[7]': '/a' }, 'before the first there is no name')
 })
 
 test('if two lines about a socket disagree, neither is used', (t) => {
   const [honest, other] = [line(7, '/honest'), line(8, '/other')]
-  t.deepEqual(told(honest, other, honest), { 'socket:[7]': '/honest', 'socket:[8]': '/other' }, 'twice the same')
+  t.deepEqual(parsed(honest, other, honest), { 'socket:[7]': '/honest', 'socket:[8]': '/other' }, 'twice the same')
   for (const forged of [line(7, '/forged'), line(7), line(7, '/honest', '00000000')]) {
     for (const order of [
       [honest, other, forged],
@@ -96,7 +96,7 @@ test('if two lines about a socket disagree, neither is used', (t) => {
       [honest, forged, other, honest],
       [honest, forged, other, forged],
     ])
-      t.deepEqual(told(...order), { 'socket:[8]': '/other' })
+      t.deepEqual(parsed(...order), { 'socket:[8]': '/other' })
   }
 })
 

@@ -4,7 +4,7 @@ import test from 'ava'
 import { merge, publish, subscribe, type Channel, type ChannelStats, type Subscription } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import { listenHere, nextOf, pair, Partner } from './support/partner.js'
+import { listenHere, nextChannel, pair, Partner } from './support/partner.js'
 import { until } from './support/until.js'
 
 const statsThere = (partner: Partner): Promise<ChannelStats> => partner.run((kit) => kit.channel.stats())
@@ -95,7 +95,7 @@ test('a listener counts accepted and refused clients, and sums up its channels',
   await t.throwsAsync(refused.connect(listener.address), { code: 'ERR_RINGFENCE_PEER_REFUSED' })
   const channels: Channel[] = []
   for (const partner of [one, other]) {
-    const [channel] = await Promise.all([nextOf(listener), partner.connect(listener.address)])
+    const [channel] = await Promise.all([nextChannel(listener), partner.connect(listener.address)])
     channels.push(channel)
     await partner.run((kit) => kit.channel.send('four'))
     await channel.receive()
@@ -280,5 +280,5 @@ test('a publisher counts evicted subscribers, and sends that had to wait', async
   const after = publisher.stats()
   t.like(after, { evicted: 1, waits: 1, messagesSent: full.messagesSent + 1 })
   t.true(after.waitedMicros > 0)
-  partner.goOn()
+  partner.resume()
 })

@@ -21,10 +21,10 @@ interface Pair {
 }
 
 type Figures = Record<string, unknown>
-type Told = Map<number, { before: object; now: object }>
+type Statistics = Map<number, { before: object; now: object }>
 
 const { pairsOf } = (await slow('streams')) as {
-  pairsOf(target: number | string, processes: object[], told: Told): Pair[]
+  pairsOf(target: number | string, processes: object[], statistics: Statistics): Pair[]
 }
 
 const seen = (pid: number, ...channels: object[]) => ({ pid, uid: 0, executable: '/x', since: 0, channels })
@@ -54,7 +54,7 @@ function tells(...channels: [before: Figures, more: Figures][]) {
 }
 
 const silent = { sent: null, flow: null, sleepsPerSecond: null }
-const unseen: Told = new Map()
+const unseen: Statistics = new Map()
 
 test('each channel is one pair: from the requested process, or from the host of an address', (t) => {
   const address = '@x'
@@ -191,11 +191,11 @@ test('two channels of the same two processes have separate statistics', (t) => {
     { id, peer: 2, role: 'host', address: null, ringUsed },
     { sleeps },
   ]
-  const told: Told = new Map([
+  const statistics: Statistics = new Map([
     [1, tells(figures(1, 5, 2), figures(2, 6, 4), [{ id: 3, peer: 3, role: 'host', address: null }, {}])],
   ])
   t.deepEqual(
-    pairsOf(1, processes, told).map(({ streams }) => [streams[0]!.sent, streams[1]!.sleepsPerSecond]),
+    pairsOf(1, processes, statistics).map(({ streams }) => [streams[0]!.sent, streams[1]!.sleepsPerSecond]),
     [
       [{ used: 5, usedBefore: 5, waiting: 0 }, 1],
       [{ used: 6, usedBefore: 6, waiting: 0 }, 2],
@@ -214,7 +214,7 @@ test('a publisher reports all its subscribers together, for each of its rings', 
     seen(4, subscribed(1, 4000)),
   ]
   const figures = { peer: null, role: 'publisher', messagesSent: 10, bytesSent: 100 }
-  const told: Told = new Map([
+  const statistics: Statistics = new Map([
     [
       1,
       tells(
@@ -242,13 +242,13 @@ test('a publisher reports all its subscribers together, for each of its rings', 
     ...more,
   })
   const other = stream(4, null, { capacity: 4000, flow: { messagesPerSecond: 2, size: 20 } })
-  t.deepEqual(pairsOf(1, processes, told), [
+  t.deepEqual(pairsOf(1, processes, statistics), [
     { pid: 1, peer: 2, address: '@p', streams: [stream(2, 3)] },
     { pid: 1, peer: 3, address: '@p', streams: [stream(3, null)] },
     { pid: 1, peer: 4, address: '@q', streams: [other] },
   ])
-  t.deepEqual(pairsOf(2, processes, told), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
-  t.deepEqual(pairsOf(4, processes, told), [{ pid: 4, peer: 1, address: '@q', streams: [other] }])
+  t.deepEqual(pairsOf(2, processes, statistics), [{ pid: 2, peer: 1, address: '@p', streams: [stream(2, 3)] }])
+  t.deepEqual(pairsOf(4, processes, statistics), [{ pid: 4, peer: 1, address: '@q', streams: [other] }])
   // Without statistics this is unknown.
   t.is(pairsOf(1, processes, unseen).length, 3)
   t.is(pairsOf(4, processes, unseen).length, 1)

@@ -4,10 +4,10 @@ import test from 'ava'
 import type { Evidence, RingfenceError } from 'ringfence'
 
 import { clock } from './support/clock.js'
-import { insideOf } from './support/inside.js'
-import { takeOutput } from './support/output.js'
+import { internals } from './support/internals.js'
+import { captureOutput } from './support/output.js'
 
-const moduleAt = (name: string) => insideOf(`cli/${name}.js`)
+const moduleAt = (name: string) => internals(`cli/${name}.js`)
 const { Lines } = (await moduleAt('lines')) as {
   Lines: new () => { size: number; add(bytes: Buffer): Buffer[]; rest(): Buffer }
 }
@@ -31,7 +31,7 @@ const { exitCode, UsageError } = (await moduleAt('exit')) as {
   exitCode(error: unknown): number
   UsageError: new (message: string) => Error
 }
-const errors = await insideOf<{
+const errors = await internals<{
   RingfenceError: new (name: string, message: string) => RingfenceError
 }>('errors.js')
 
@@ -133,7 +133,7 @@ test('sizes are bytes, KiB, MiB or GiB', (t) => {
 })
 
 test('bytes are shown in the unit that fits', (t) => {
-  const told: [number, string][] = [
+  const cases: [number, string][] = [
     [0, '0 B'],
     [999, '999 B'],
     [12.345, '12 B'],
@@ -145,13 +145,13 @@ test('bytes are shown in the unit that fits', (t) => {
     [1_000_000_000, '1.00 GB'],
     [123_456_000_000, '123 GB'],
   ]
-  for (const [bytes, text] of told) t.is(formatBytes(bytes), text)
+  for (const [bytes, text] of cases) t.is(formatBytes(bytes), text)
 })
 
 test.serial('messages for people are one line, and move no cursor', (t) => {
-  const output = takeOutput(t, 'stderr')
+  const output = captureOutput(t, 'stderr')
   printMessage('one\u001b[2J\ntwo')
-  t.deepEqual(output.pieces, ['ringfence: one\\u{1b}[2J\\u{a}two\n'])
+  t.deepEqual(output.writes, ['ringfence: one\\u{1b}[2J\\u{a}two\n'])
 })
 
 test.serial('a table has columns of the necessary width, and is cut to the width of the terminal', (t) => {
@@ -168,7 +168,7 @@ test.serial('a table has columns of the necessary width, and is cut to the width
     ['x    yy    zz', '───  ────  ──────…', 'a    bbbb  the la…', 'aaa  b'].join('\n'),
   )
   t.is(table(['x', 'yy', 'zz'], rows, 19).split('\n')[2], 'a    bbbb  the last')
-  takeOutput(t, 'stderr', { columns: 10 })
+  captureOutput(t, 'stderr', { columns: 10 })
   t.is(table(['x', 'yy', 'zz'], rows).split('\n')[2], 'a    bbbb…')
 })
 
@@ -193,7 +193,7 @@ test('evidence shows what has passed and what was only noted, each in one line',
 test.serial(
   'progress is drawn at most ten times a second, only on a terminal, with a bar if the size is known',
   (t) => {
-    const output = takeOutput(t, 'stderr')
+    const output = captureOutput(t, 'stderr')
     const of = (total?: number, shown = true) => {
       clock.now += 1000
       return new Progress(total, shown)
@@ -206,17 +206,17 @@ test.serial(
     t.is(output.text, `\r${half}\u001b[K`)
     clock.now += 99
     known.add(1)
-    t.is(output.pieces.length, 1)
+    t.is(output.writes.length, 1)
     clock.now += 1
     known.add(1)
-    t.is(output.pieces.length, 2)
+    t.is(output.writes.length, 2)
     t.is(known.bytes, 502)
     // More bytes arrived than the size at the start.
     known.bytes = 4000
     clock.now += 900
     t.is(known.line(), `${'█'.repeat(30)} 100 %  4.00 kB  2.00 kB/s`)
     known.done()
-    t.is(output.pieces.at(-1), `\r${known.line()}\u001b[K\n`)
+    t.is(output.writes.at(-1), `\r${known.line()}\u001b[K\n`)
 
     const unknown = of()
     unknown.bytes = 7
@@ -228,16 +228,16 @@ test.serial(
     empty.bytes = 1
     t.is(empty.line(), '1 B  1.00 MB/s')
 
-    const drawn = output.pieces.length
+    const drawn = output.writes.length
     const silent = of(2000, false)
     silent.add(500)
     silent.done()
     t.is(silent.bytes, 500)
-    takeOutput(t, 'stderr', { isTTY: false })
+    captureOutput(t, 'stderr', { isTTY: false })
     const elsewhere = new Progress(2000)
     elsewhere.add(1)
     elsewhere.done()
-    t.is(output.pieces.length, drawn)
+    t.is(output.writes.length, drawn)
   },
 )
 

@@ -1,6 +1,6 @@
 // Loops over tokens, over a fake binding: which loop gets which token, and when the queue is watched.
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import test from 'ava'
 import type { RingfenceError } from 'ringfence'
 
@@ -13,44 +13,44 @@ interface Tokens {
   close(): void
 }
 
-const { Tokens, toToken } = await insideOf<{
+const { Tokens, toToken } = await internals<{
   Tokens: new (binding: Binding) => Tokens
   toToken(token: unknown): bigint
 }>('channel/tokens.js')
-const { ENDED, FAILED } = await insideOf<{ ENDED: number; FAILED: number }>('native.js')
-const { fairness } = await insideOf<{
+const { ENDED, FAILED } = await internals<{ ENDED: number; FAILED: number }>('native.js')
+const { fairness } = await internals<{
   fairness: { readClock(): number; readonly due: Promise<void> | null; readonly weakDue: Promise<void> | null }
 }>('runtime/fairness.js')
-const { timers } = await insideOf<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('runtime/timers.js')
+const { timers } = await internals<{ timers: Pick<typeof globalThis, 'setImmediate'> }>('runtime/timers.js')
 
 /** A fake binding that records all calls except those for tokens. */
 class Binding {
-  readonly asked: string[] = []
+  readonly calls: string[] = []
   there: bigint[] = []
   hasEnded = false
   fails = false
   /** The number of calls for a token. */
-  looks = 0
+  reads = 0
   call: (() => void) | null = null
 
   token(): bigint | number {
-    this.looks += 1
+    this.reads += 1
     return this.there.shift() ?? (this.hasEnded ? ENDED : 0)
   }
 
   watchTokens(call: () => void): number {
-    this.asked.push('watch')
+    this.calls.push('watch')
     if (this.fails) return FAILED
     this.call = call
     return 0
   }
 
   unwatchTokens(): void {
-    this.asked.push('unwatch')
+    this.calls.push('unwatch')
   }
 
   endTokens(): void {
-    this.asked.push('end')
+    this.calls.push('end')
     this.there = []
   }
 
@@ -58,8 +58,8 @@ class Binding {
     return { code: 'NO_SPACE', message: 'no descriptor is left' }
   }
 
-  told(): string[] {
-    return this.asked.splice(0)
+  newCalls(): string[] {
+    return this.calls.splice(0)
   }
 }
 
@@ -118,35 +118,35 @@ test.serial('a loop takes available tokens; otherwise the queue is watched, once
   binding.there = [1n, 2n]
   t.deepEqual(await next(), value(1n))
   t.deepEqual(await tokens.iterate().next(), value(2n))
-  t.deepEqual(binding.told(), [])
+  t.deepEqual(binding.newCalls(), [])
   const waits = [next(), tokens.iterate().next(), next()]
   await isPending(waits[0]!)
-  t.deepEqual(binding.told(), ['watch'])
+  t.deepEqual(binding.newCalls(), ['watch'])
   binding.there = [3n, 4n]
-  const { looks } = binding
+  const { reads } = binding
   // A new call is behind the waiting ones, although a token is available.
   const last = next()
-  t.is(binding.looks, looks)
+  t.is(binding.reads, reads)
   binding.call!()
   t.deepEqual(await Promise.all(waits.slice(0, 2)), [value(3n), value(4n)])
   t.true(await isPending(waits[2]!))
   binding.there = [5n, 6n, 7n]
   binding.call!()
   t.deepEqual(await Promise.all([waits[2], last]), [value(5n), value(6n)])
-  t.deepEqual(binding.told(), [])
+  t.deepEqual(binding.newCalls(), [])
   // The third token is not taken, so the binding must stop calling.
   binding.call!()
-  t.deepEqual(binding.told(), ['unwatch'])
+  t.deepEqual(binding.newCalls(), ['unwatch'])
   t.deepEqual(await next(), value(7n))
   const again = next()
   await isPending(again)
-  t.deepEqual(binding.told(), ['watch'])
+  t.deepEqual(binding.newCalls(), ['watch'])
   binding.hasEnded = true
   binding.call!()
   t.deepEqual(await again, over)
-  const { looks: before } = binding
+  const { reads: before } = binding
   t.deepEqual(await next(), over)
-  t.is(binding.looks, before)
+  t.is(binding.reads, before)
 })
 
 test.serial('if watching fails, waiting calls reject, and the next call tries again', async (t) => {
@@ -158,7 +158,7 @@ test.serial('if watching fails, waiting calls reject, and the next call tries ag
   binding.fails = false
   const waits = next()
   await isPending(waits)
-  t.deepEqual(binding.told(), ['watch', 'watch', 'watch'])
+  t.deepEqual(binding.newCalls(), ['watch', 'watch', 'watch'])
   binding.there = [1n]
   binding.call!()
   t.deepEqual(await waits, value(1n))
@@ -172,12 +172,12 @@ test.serial('if the event loop has to turn first, a loop waits for that, and the
     await linger()
     const turns = fairness.weakDue!
     const waits = [next(), next(), next()]
-    t.is(binding.looks, 0)
-    t.deepEqual(binding.told(), [])
+    t.is(binding.reads, 0)
+    t.deepEqual(binding.newCalls(), [])
     await turns
     t.deepEqual(await Promise.all(waits.slice(0, 2)), [value(1n), value(2n)])
     t.true(await isPending(waits[2]!))
-    t.deepEqual(binding.told(), ['watch'])
+    t.deepEqual(binding.newCalls(), ['watch'])
     binding.there = [3n]
     binding.call!()
     t.deepEqual(await waits[2], value(3n))
@@ -187,7 +187,7 @@ test.serial('if the event loop has to turn first, a loop waits for that, and the
     await linger()
     const only = other.next()
     t.deepEqual(await only, value(1n))
-    t.deepEqual(other.binding.told(), [])
+    t.deepEqual(other.binding.newCalls(), [])
   }
 })
 
@@ -196,15 +196,15 @@ test.serial('tokens that arrived before the channel ended are returned in order,
   const waits = next()
   await isPending(waits)
   binding.there = [1n, 2n, 3n, 4n]
-  t.deepEqual(binding.told(), ['watch'])
+  t.deepEqual(binding.newCalls(), ['watch'])
   tokens.stop()
-  t.deepEqual(binding.told(), ['end'])
+  t.deepEqual(binding.newCalls(), ['end'])
   t.deepEqual(await waits, value(1n))
   binding.there = [5n]
   for (const token of [2n, 3n, 4n]) t.deepEqual(await next(), value(token))
   t.deepEqual(await next(), over)
   t.deepEqual(await next(), over)
-  t.deepEqual(binding.told(), [])
+  t.deepEqual(binding.newCalls(), [])
   // With no tokens, and after the binding has reported the end.
   const empty = open()
   const waiting = [empty.next(), empty.next()]
@@ -225,7 +225,7 @@ test.serial('a close of this side drops tokens that were not taken', async (t) =
   binding.there = [1n]
   tokens.close()
   t.deepEqual(await Promise.all(waits), [over, over])
-  t.deepEqual(binding.told(), ['watch', 'end'])
+  t.deepEqual(binding.newCalls(), ['watch', 'end'])
   binding.there = [2n]
   t.deepEqual(await next(), over)
 })

@@ -7,8 +7,8 @@ import test, { type ExecutionContext } from 'ava'
 import type { Channel } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import { listenHere, nextOf, pair, Partner } from './support/partner.js'
-import { isPending, soon, standStillUntil, until } from './support/until.js'
+import { listenHere, nextChannel, pair, Partner } from './support/partner.js'
+import { isPending, within, blockUntil, until } from './support/until.js'
 
 /** The next `count` tokens. */
 async function take(channel: Channel, count: number): Promise<bigint[]> {
@@ -16,7 +16,7 @@ async function take(channel: Channel, count: number): Promise<bigint[]> {
   const taking = (async () => {
     for await (const token of channel.tokens()) if (found.push(token) === count) break
   })()
-  await soon(taking, `${count} tokens`)
+  await within(taking, `${count} tokens`)
   return found
 }
 
@@ -72,7 +72,7 @@ test('each client of a service has its own tokens, even two clients in one proce
       address,
       number,
     )
-    channels.set(number, await nextOf(listener))
+    channels.set(number, await nextChannel(listener))
     await connecting
   }
   for (const channel of channels.values()) for (const token of [7, 8]) channel.sendToken(token)
@@ -108,7 +108,7 @@ test('several loops share the tokens, and leaving one loses none', async (t) => 
       to,
     )
   await send(1, 30)
-  await soon(Promise.all(loops), 'three loops to be left')
+  await within(Promise.all(loops), 'three loops to be left')
   t.deepEqual(
     found,
     Array.from({ length: 30 }, (_, index) => BigInt(index + 1)),
@@ -128,10 +128,10 @@ test('a waiting loop gets the next token, even if another loop asks before it re
     await new Promise((resolve) => setTimeout(resolve, 50))
     await there.send('both are sent')
   })
-  standStillUntil(() => channel.tryReceive() !== undefined, 'the tokens are sent')
+  blockUntil(() => channel.tryReceive() !== undefined, 'the tokens are sent')
   const asks = channel.tokens()[Symbol.asyncIterator]().next()
-  t.is((await soon(waits, 'the first token')).value, 1n)
-  t.is((await soon(asks, 'the second token')).value, 2n)
+  t.is((await within(waits, 'the first token')).value, 1n)
+  t.is((await within(asks, 'the second token')).value, 2n)
 })
 
 test('tokens end with the channel: if the peer ends it, after the pending ones', async (t) => {
@@ -152,7 +152,7 @@ test('tokens end with the channel: if the peer ends it, after the pending ones',
         else process.kill(process.pid, 'SIGKILL')
       }, how)
       .catch(() => {})
-    t.deepEqual(await soon(waiting, 'the end of the tokens'), [1n, 2n, 3n], how)
+    t.deepEqual(await within(waiting, 'the end of the tokens'), [1n, 2n, 3n], how)
     t.is((await channel.closed).reason, how === 'close' ? 'closed' : 'lost')
     t.throws(() => channel.sendToken(1), { code: 'ERR_RINGFENCE_PEER_LOST' })
     t.is(channel.stats().tokensDropped, 0)
@@ -165,7 +165,7 @@ test('tokens that arrived before the peer ended can be taken afterwards', async 
     for (const token of [1, 2, 3]) there.sendToken(token)
     await there.close()
   })
-  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end')).reason, 'closed')
   t.is(channel.stats().tokensReceived, 3)
   t.deepEqual(await take(channel, 2), [1n, 2n])
   const rest = []
@@ -200,7 +200,7 @@ test.serial('a signal that is no token is counted, and no loop gets it', async (
   await until(() => channel.stats().tokensStray === before + 10, 'all are counted')
   t.true(await isPending(next))
   await partner.run(({ channel: there }) => there.sendToken(7))
-  t.deepEqual(await soon(next, 'the token'), { done: false, value: 7n })
+  t.deepEqual(await within(next, 'the token'), { done: false, value: 7n })
 })
 
 test('a full queue is NO_SPACE, and accepted tokens arrive', async (t) => {
@@ -215,7 +215,7 @@ test('a full queue is NO_SPACE, and accepted tokens arrive', async (t) => {
     { code: 'ERR_RINGFENCE_NO_SPACE' },
   )
   t.regex(error?.message ?? '', /RLIMIT_SIGPENDING/)
-  partner.goOn()
+  partner.resume()
   const found = await partner.run(async ({ channel: there }, count: number) => {
     const tokens = []
     if (count > 0) for await (const token of there.tokens()) if (tokens.push(Number(token)) === count) break
@@ -243,7 +243,7 @@ test('waiting for tokens keeps a process alive as long as its channel does', asy
     keep['waiting'] = channel.tokens()[Symbol.asyncIterator]().next()
     channel.unref()
   })
-  const exit = await soon(partner.letGo(), 'the partner to exit')
+  const exit = await within(partner.detach(), 'the partner to exit')
   t.is(exit.code, 0)
 })
 
@@ -264,7 +264,7 @@ test('tokens from before the end are taken, even if nothing else keeps the proce
       }
     })
   })
-  const exit = await soon(partner.letGo(), 'the partner to exit')
+  const exit = await within(partner.detach(), 'the partner to exit')
   t.is(exit.code, 0)
 })
 
@@ -287,7 +287,7 @@ test.serial('a token that no loop takes does not keep the event loop busy, and t
   const next = channel.tokens()[Symbol.asyncIterator]().next()
   t.true(await isPending(next))
   await send(3)
-  t.is((await soon(next, 'the third token')).value, 3n)
+  t.is((await within(next, 'the third token')).value, 3n)
 })
 
 /** The event descriptors of this process. */

@@ -4,35 +4,35 @@ import { EventEmitter } from 'node:events'
 
 import test, { type ExecutionContext } from 'ava'
 
-import { clock, rested } from './support/clock.js'
-import { insideOf } from './support/inside.js'
-import { takeOutput } from './support/output.js'
-import { fails, host, process as onPaper, read, see, written, type Paper } from './support/paper-proc.js'
-import { Handshakes, observable, type Figures, type Teller } from './support/teller.js'
-import { isPending, soon, turns } from './support/until.js'
+import { clock, afterTurn } from './support/clock.js'
+import { internals } from './support/internals.js'
+import { captureOutput } from './support/output.js'
+import { fails, fakeHost, fakeProcess, read, useFakeFiles, written, type FakeFiles } from './support/fake-proc.js'
+import { Handshakes, observable, type Figures, type StatsPublisher } from './support/stats-publisher.js'
+import { isPending, within, turns } from './support/until.js'
 
-const { ps, top } = await insideOf<{
+const { ps, top } = await internals<{
   ps(json: boolean): void
   top(address: string | undefined, how: { once: boolean; json: boolean }): Promise<void>
 }>('cli/top.js')
 
-const hereIs = (t: ExecutionContext, paper: Paper) => t.teardown(see(paper))
+const hereIs = (t: ExecutionContext, files: FakeFiles) => t.teardown(useFakeFiles(files))
 
 const cells = (line: string) => line.trim().split(/ {2,}/)
 
 const seen = () =>
-  host(
-    onPaper(3, [written(1, 65_536), read(2, 8192)], '@a'),
-    { ...onPaper(4, [read(1, 65_536), written(2, 8192)]), '/proc/4/exe': '/tmp/\u001b[2J' },
-    { ...onPaper(5, [written(9, 4096)]), '/proc/5/exe': fails('EACCES') },
-    onPaper(6, [written(10, 4096, '@p')], '@p'),
+  fakeHost(
+    fakeProcess(3, [written(1, 65_536), read(2, 8192)], '@a'),
+    { ...fakeProcess(4, [read(1, 65_536), written(2, 8192)]), '/proc/4/exe': '/tmp/\u001b[2J' },
+    { ...fakeProcess(5, [written(9, 4096)]), '/proc/5/exe': fails('EACCES') },
+    fakeProcess(6, [written(10, 4096, '@p')], '@p'),
     // A mapping without a ring, and the ring of its statistics.
-    onPaper(7, [written(11, 0), written(12, 4_194_304, '@ringfence-observe-7')]),
+    fakeProcess(7, [written(11, 0), written(12, 4_194_304, '@ringfence-observe-7')]),
   )
 
 test.serial('ps has a row for each channel, and none for a process without one', (t) => {
   hereIs(t, seen())
-  const output = takeOutput(t, 'stdout', { columns: 1000 })
+  const output = captureOutput(t, 'stdout', { columns: 1000 })
   ps(false)
   const [headings, rule, ...rows] = output.text.trimEnd().split('\n')
   t.deepEqual(cells(headings!), ['pid', 'uid', 'executable', 'since', 'role', 'peer', 'ring', 'address'])
@@ -48,9 +48,9 @@ test.serial('ps has a row for each channel, and none for a process without one',
 })
 
 test.serial('ps is as wide as the terminal, and else 160 columns', (t) => {
-  hereIs(t, host({ ...onPaper(3, [written(1, 4096)]), '/proc/3/exe': `/${'x'.repeat(300)}` }))
+  hereIs(t, fakeHost({ ...fakeProcess(3, [written(1, 4096)]), '/proc/3/exe': `/${'x'.repeat(300)}` }))
   for (const [how, width] of [[{ columns: 30 }, 30] as const, [{}, 160] as const]) {
-    const output = takeOutput(t, 'stdout', how)
+    const output = captureOutput(t, 'stdout', how)
     ps(false)
     t.is(Math.max(...output.text.split('\n').map((line) => line.length)), width)
   }
@@ -58,7 +58,7 @@ test.serial('ps is as wide as the terminal, and else 160 columns', (t) => {
 
 test.serial('ps gives a program everything that it has found as JSON', (t) => {
   hereIs(t, seen())
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   ps(true)
   const { processes } = JSON.parse(output.text) as { processes: { pid: number; channels: object[] }[] }
   t.deepEqual(
@@ -79,14 +79,14 @@ test.serial('ps gives a program everything that it has found as JSON', (t) => {
 /** A terminal, or another kind of input. */
 class Input extends EventEmitter {
   /** The calls of this input. */
-  readonly asked: string[] = []
+  readonly calls: string[] = []
 
   constructor(readonly isTTY: boolean) {
     super()
   }
 
   setRawMode(raw: boolean): this {
-    this.asked.push(`raw: ${raw}`)
+    this.calls.push(`raw: ${raw}`)
     return this
   }
 
@@ -95,7 +95,7 @@ class Input extends EventEmitter {
   }
 
   pause(): void {
-    this.asked.push('pause')
+    this.calls.push('pause')
   }
 }
 
@@ -131,27 +131,27 @@ const channel = (id: number, figures: Figures): Figures => ({
 })
 
 /** Two processes that each report their statistics twice, two seconds apart. */
-async function told(
+async function openTop(
   t: ExecutionContext,
   first: [before: Figures[], now: Figures[]],
   second: [before: Figures[], now: Figures[]],
 ) {
-  await rested()
-  const paper = host(observable(40), observable(50))
-  hereIs(t, paper)
+  await afterTurn()
+  const files = fakeHost(observable(40), observable(50))
+  hereIs(t, files)
   const handshakes = new Handshakes(t)
   return {
-    paper,
+    files,
     handshakes,
-    async begin(): Promise<Teller[]> {
+    async begin(): Promise<StatsPublisher[]> {
       await turns(2)
-      const tellers = [await handshakes.answer(50), await handshakes.answer(40)]
+      const publishers = [await handshakes.answer(50), await handshakes.answer(40)]
       const both = [second, first] as const
-      for (const [at, teller] of tellers.entries()) await teller.tell(1000, ...both[at]![0])
+      for (const [at, publisher] of publishers.entries()) await publisher.publish(1000, ...both[at]![0])
       clock.now += 2000
-      for (const [at, teller] of tellers.entries()) await teller.tell(3000, ...both[at]![1])
+      for (const [at, publisher] of publishers.entries()) await publisher.publish(3000, ...both[at]![1])
       await turns(2)
-      return tellers
+      return publishers
     },
   }
 }
@@ -210,21 +210,21 @@ const ROWS = {
 }
 
 test.serial('top --once prints the traffic of each channel, and disconnects from the processes', async (t) => {
-  const { begin, handshakes } = await told(t, one, two)
-  const output = takeOutput(t, 'stdout', { columns: 1000 })
+  const { begin, handshakes } = await openTop(t, one, two)
+  const output = captureOutput(t, 'stdout', { columns: 1000 })
   const input = takeInput(t, true)
   const timers = timersHere(t)
   const done = top(undefined, { once: true, json: false })
-  const tellers = await begin()
-  await soon(done, 'its end')
+  const publishers = await begin()
+  await within(done, 'its end')
   const [head, headings, rule, ...rows] = output.text.trimEnd().split('\n')
   t.is(head, '2 processes, sorted by messages (m messages, b bytes, f fill, l lag, w waits, q quit)')
   t.deepEqual(cells(headings!), HEADINGS)
   t.regex(rule!, /^(─* {2}){12}─+$/)
   t.deepEqual(rows.map(cells), [ROWS.one, ROWS.publisher, ROWS.two])
   t.true(output.text.endsWith('\n'))
-  for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
-  t.deepEqual([input.asked, timers, handshakes.all], [[], [], []])
+  for (const publisher of publishers) t.is(publisher.calls.at(-1), 'close')
+  t.deepEqual([input.calls, timers, handshakes.all], [[], [], []])
 })
 
 test.serial('top gives a program the same as JSON, for one address if that is given', async (t) => {
@@ -233,11 +233,11 @@ test.serial('top gives a program the same as JSON, for one address if that is gi
     ['@1', [40]],
     ['@elsewhere', []],
   ] as const) {
-    const { begin } = await told(t, one, two)
-    const output = takeOutput(t, 'stdout')
+    const { begin } = await openTop(t, one, two)
+    const output = captureOutput(t, 'stdout')
     const done = top(address, { once: true, json: true })
     await begin()
-    await soon(done, 'its end')
+    await within(done, 'its end')
     const { processes } = JSON.parse(output.text) as { processes: { pid: number; channels: Figures[] }[] }
     t.deepEqual(
       processes.map(({ pid }) => pid),
@@ -270,16 +270,16 @@ function screensIn(pieces: string[]): string[] {
 const rowOf = (row: string) => Object.values(ROWS).findIndex((all) => all.join() === cells(row).join())
 
 test.serial('top redraws the screen each second and at each key, which selects the order', async (t) => {
-  const { begin } = await told(t, one, two)
-  const output = takeOutput(t, 'stdout', { columns: 1000 })
+  const { begin } = await openTop(t, one, two)
+  const output = captureOutput(t, 'stdout', { columns: 1000 })
   const input = takeInput(t, true)
   const timers = timersHere(t)
   let drawn = 0
-  const since = () => screensIn(output.pieces.slice(drawn, (drawn = output.pieces.length)))
+  const since = () => screensIn(output.writes.slice(drawn, (drawn = output.writes.length)))
   const done = top(undefined, { once: false, json: false })
-  const tellers = await begin()
+  const publishers = await begin()
   t.deepEqual(since(), ['true messages: one publisher two'])
-  t.deepEqual(input.asked, ['raw: true'])
+  t.deepEqual(input.calls, ['raw: true'])
   t.deepEqual(
     timers.map(({ every }) => every),
     [1000],
@@ -302,61 +302,61 @@ test.serial('top redraws the screen each second and at each key, which selects t
   t.deepEqual(since(), [by['l']!, by['f']!, by['f']!])
   t.true(await isPending(done))
   input.emit('data', 'q')
-  await soon(done, 'its end')
+  await within(done, 'its end')
   t.deepEqual(timers, [])
-  t.deepEqual(input.asked, ['raw: true', 'raw: false', 'pause'])
-  for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
+  t.deepEqual(input.calls, ['raw: true', 'raw: false', 'pause'])
+  for (const publisher of publishers) t.is(publisher.calls.at(-1), 'close')
 })
 
 test.serial('top ends with Control-C, which is an ordinary key in raw mode', async (t) => {
-  const { begin } = await told(t, one, two)
-  takeOutput(t, 'stdout')
+  const { begin } = await openTop(t, one, two)
+  captureOutput(t, 'stdout')
   const input = takeInput(t, true)
   timersHere(t)
   const done = top('@1', { once: false, json: false })
   await begin()
   input.emit('data', '\u0003')
-  await soon(done, 'its end')
-  t.deepEqual(input.asked, ['raw: true', 'raw: false', 'pause'])
+  await within(done, 'its end')
+  t.deepEqual(input.calls, ['raw: true', 'raw: false', 'pause'])
 })
 
 test.serial('top includes processes that start later, and a silent one does not delay the screen', async (t) => {
-  const { begin, handshakes, paper } = await told(t, one, two)
-  const output = takeOutput(t, 'stdout', { columns: 1000 })
+  const { begin, handshakes, files } = await openTop(t, one, two)
+  const output = captureOutput(t, 'stdout', { columns: 1000 })
   const input = takeInput(t, true)
   const timers = timersHere(t)
   const done = top(undefined, { once: false, json: false })
   await begin()
-  Object.assign(paper, host(observable(40), observable(50), observable(60), observable(70)))
-  const before = output.pieces.length
+  Object.assign(files, fakeHost(observable(40), observable(50), observable(60), observable(70)))
+  const before = output.writes.length
   timers[0]!.call()
   timers[0]!.call()
   await turns(2)
-  t.is(output.pieces.length, before + 2)
-  t.deepEqual(handshakes.asked, [60, 70], 'each is asked once')
+  t.is(output.writes.length, before + 2)
+  t.deepEqual(handshakes.pending, [60, 70], 'each is asked once')
   const late = await handshakes.answer(70)
-  await late.tell(1, channel(1, {}))
+  await late.publish(1, channel(1, {}))
   timers[0]!.call()
-  t.regex(output.pieces.at(-1)!, /\n70 +host +9 /)
+  t.regex(output.writes.at(-1)!, /\n70 +host +9 /)
   input.emit('data', 'q')
-  await soon(done, 'its end')
-  t.is(late.asked.at(-1), 'close')
-  t.deepEqual(handshakes.all[0]!.asked, ['cancel'])
+  await within(done, 'its end')
+  t.is(late.calls.at(-1), 'close')
+  t.deepEqual(handshakes.all[0]!.calls, ['cancel'])
 })
 
 test.serial('top that cannot read /proc fails, and leaves the terminal as it was', async (t) => {
-  const { begin, paper } = await told(t, one, two)
-  takeOutput(t, 'stdout')
+  const { begin, files } = await openTop(t, one, two)
+  captureOutput(t, 'stdout')
   const input = takeInput(t, true)
   const timers = timersHere(t)
   const done = top(undefined, { once: false, json: false })
-  const tellers = await begin()
-  paper['/proc/net/unix'] = fails('EMFILE')
+  const publishers = await begin()
+  files['/proc/net/unix'] = fails('EMFILE')
   timers[0]!.call()
-  await t.throwsAsync(soon(done, 'its end'), { code: 'ERR_RINGFENCE_NO_SPACE' })
+  await t.throwsAsync(within(done, 'its end'), { code: 'ERR_RINGFENCE_NO_SPACE' })
   t.deepEqual(timers, [])
-  t.deepEqual(input.asked, ['raw: true', 'raw: false', 'pause'])
-  for (const teller of tellers) t.is(teller.asked.at(-1), 'close')
+  t.deepEqual(input.calls, ['raw: true', 'raw: false', 'pause'])
+  for (const publisher of publishers) t.is(publisher.calls.at(-1), 'close')
 })
 
 test.serial('top reads no keys without a terminal, or if a program reads its output', async (t) => {
@@ -365,24 +365,24 @@ test.serial('top reads no keys without a terminal, or if a program reads its out
     [true, true],
     [false, true],
   ] as const) {
-    const { begin, paper } = await told(t, one, two)
-    const output = takeOutput(t, 'stdout')
+    const { begin, files } = await openTop(t, one, two)
+    const output = captureOutput(t, 'stdout')
     const input = takeInput(t, isTTY)
     const timers = timersHere(t)
     const done = top(undefined, { once: false, json })
     await begin()
     timers[0]!.call()
-    t.deepEqual([input.asked, input.eventNames()], [[], []])
+    t.deepEqual([input.calls, input.eventNames()], [[], []])
     if (json)
-      for (const piece of output.pieces) {
+      for (const piece of output.writes) {
         // One object in each line.
         t.is(piece.indexOf('\n'), piece.length - 1)
         t.is((JSON.parse(piece) as { processes: object[] }).processes.length, 2)
       }
-    t.is(output.pieces.length, 2)
-    paper['/proc/net/unix'] = fails('EMFILE')
+    t.is(output.writes.length, 2)
+    files['/proc/net/unix'] = fails('EMFILE')
     timers[0]!.call()
-    await t.throwsAsync(soon(done, 'its end'))
-    t.deepEqual(input.asked, ['pause'])
+    await t.throwsAsync(within(done, 'its end'))
+    t.deepEqual(input.calls, ['pause'])
   }
 })

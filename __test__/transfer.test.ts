@@ -18,10 +18,10 @@ import test, { type ExecutionContext } from 'ava'
 import type { Options } from 'ringfence'
 
 import { abstractAddress, temporaryDirectory } from './support/address.js'
-import { urlOf } from './support/inside.js'
-import { takeOutput } from './support/output.js'
+import { urlOf } from './support/internals.js'
+import { captureOutput } from './support/output.js'
 import { Partner } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 interface Transfer {
   address: string
@@ -80,10 +80,10 @@ function fifoOf(t: ExecutionContext) {
 }
 
 test.serial('a sender is notified once everything is written, and not before', async (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
-  const told = partner.run(async (kit) => {
+  const outcome = partner.run(async (kit) => {
     await kit.channel.send('of a ')
     await kit.channel.send('few bytes')
     await kit.channel.end()
@@ -92,15 +92,15 @@ test.serial('a sender is notified once everything is written, and not before', a
   await until(() => output.stream.writableLength === 14, 'all has come')
   // A notification would arrive before the answers to later calls.
   for (let number = 0; number < 10; number += 1) await partner.run(() => {})
-  t.true(await isPending(told))
-  output.goOn()
-  t.is(await told, undefined)
+  t.true(await isPending(outcome))
+  output.resume()
+  t.is(await outcome, undefined)
   await over
   t.is(output.text, 'of a few bytes')
 })
 
 test.serial('data that arrived before the sender was killed is written, however slow its reader is', async (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
   await partner.run(async (kit) => {
@@ -109,13 +109,13 @@ test.serial('data that arrived before the sender was killed is written, however 
   await partner.kill()
   await until(() => output.stream.writableLength > 0, 'some of it has come')
   t.true(await isPending(over))
-  output.goOn()
+  output.resume()
   await t.throwsAsync(over, { code: 'ERR_RINGFENCE_PEER_LOST' })
   t.is(output.text, Array.from({ length: 100 }, (_, number) => `line ${number}\n`).join(''))
 })
 
 test.serial('a slow reader delays the receiver, which takes only as much as fits', async (t) => {
-  const output = takeOutput(t, 'stdout')
+  const output = captureOutput(t, 'stdout')
   output.stop()
   const { partner, over } = await met(t, receive)
   const sent = partner.run(async (kit) => {
@@ -126,8 +126,8 @@ test.serial('a slow reader delays the receiver, which takes only as much as fits
   await until(() => output.stream.writableNeedDrain, 'it is full')
   await turns(20)
   // One message of the channel, which may be several of the sender's.
-  t.is(output.pieces.length, 1)
-  output.goOn()
+  t.is(output.writes.length, 1)
+  output.resume()
   await Promise.all([sent, over])
   t.is(output.text, 'x'.repeat(200_000))
 })
@@ -154,7 +154,7 @@ test.serial('a receiver that is destroyed or killed is PEER_LOST, during the tra
       while ((await kit.channel.receive()) !== undefined);
     })
     await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.destroy()))
-    await t.throwsAsync(soon(over, 'its end'), {
+    await t.throwsAsync(within(over, 'its end'), {
       code: 'ERR_RINGFENCE_PEER_LOST',
       message: /left before it had confirmed that it has everything/,
     })
@@ -165,7 +165,7 @@ test.serial('a receiver that is destroyed or killed is PEER_LOST, during the tra
     write('the beginning')
     await partner.run((kit) => kit.channel.receive())
     await (how === 'kill' ? partner.kill() : partner.run((kit) => kit.channel.close()))
-    await t.throwsAsync(soon(over, 'its end'), { code: 'ERR_RINGFENCE_PEER_LOST', message: /the receiver has left/ })
+    await t.throwsAsync(within(over, 'its end'), { code: 'ERR_RINGFENCE_PEER_LOST', message: /the receiver has left/ })
   }
 })
 
@@ -175,7 +175,7 @@ test.serial('two senders that meet are both notified, whether or not more is to 
     const { partner, address, over } = await met(t, send, { file })
     if (file === fifo) write('a word')
     await partner.run((kit) => kit.channel.send('a word'))
-    await t.throwsAsync(soon(over, 'its end'), {
+    await t.throwsAsync(within(over, 'its end'), {
       code: 'ERR_RINGFENCE_PROTOCOL',
       message: new RegExp(`^the process at ${address} sends as well`),
     })
@@ -232,7 +232,7 @@ test.serial('sending to a service works, and any other peer is reported', async 
     })
     await kit.ringfence.publish(`${where}-published`)
   }, address)
-  const errors = takeOutput(t, 'stderr')
+  const errors = captureOutput(t, 'stderr')
   await send({ address, file: fileOf(t, 'for the service'), evidence: true, options: {} })
   t.is(await partner.run((kit) => kit.keep['text']), 'for the service')
   t.true(errors.text.startsWith(`guest, peer is process ${partner.pid}\n    step`))
@@ -242,7 +242,7 @@ test.serial('sending to a service works, and any other peer is reported', async 
 })
 
 test.serial('on a terminal the progress is shown, and its last line stays', async (t) => {
-  const errors = takeOutput(t, 'stderr', { isTTY: true })
+  const errors = captureOutput(t, 'stderr', { isTTY: true })
   const { partner, over } = await met(t, send, { file: fileOf(t, 'x'.repeat(1000)) })
   await partner.run(async (kit) => {
     while ((await kit.channel.receive()) !== undefined);
@@ -250,7 +250,7 @@ test.serial('on a terminal the progress is shown, and its last line stays', asyn
   })
   await over
   t.regex(errors.text.split('\u001b[K').join('|'), /█{30} 100 %  1\.00 kB  [\d.]+ \w+\/s\|\n$/)
-  takeOutput(t, 'stdout')
+  captureOutput(t, 'stdout')
   const { partner: sender, over: received } = await met(t, receive)
   await sender.run(async (kit) => {
     await kit.channel.send('x'.repeat(2000))

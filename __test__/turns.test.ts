@@ -3,7 +3,7 @@
 import test from 'ava'
 
 import { random } from './support/bytes.js'
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 interface Fairness {
   spend(isWeak?: boolean): void
@@ -15,7 +15,7 @@ interface Fairness {
   readonly weakDue: Promise<void> | null
 }
 
-const { timers } = await insideOf<{
+const { timers } = await internals<{
   timers: Pick<typeof globalThis, 'setImmediate'> & { now(): number; slept(): number }
 }>('runtime/timers.js')
 
@@ -79,12 +79,12 @@ interface Order {
   checkEmpty(count: number, needsTurn: (source: Source) => boolean): void
 }
 
-const { ListNode, Turns, TURN } = await insideOf<{
+const { ListNode, Turns, TURN } = await internals<{
   ListNode: new () => object
   Turns: new () => Order
   TURN: number
 }>('channel/turns.js')
-const { fairness: shared } = await insideOf<{ fairness: Fairness }>('runtime/fairness.js')
+const { fairness: shared } = await internals<{ fairness: Fairness }>('runtime/fairness.js')
 
 class Numbered extends ListNode implements Source {
   constructor(readonly name: number) {
@@ -176,22 +176,22 @@ test('after 2 ms without a turn of the event loop a promise is delayed until the
 
 test('the time that the event loop has slept is no time of messages, and it has turned', (t) => {
   const { world, fairness } = begin()
-  const look = (took: number, slept: number) => {
+  const addLook = (took: number, slept: number) => {
     world.now += took
     world.slept += slept
     world.run(() => fairness.readClock())
   }
   for (const stride of [2, 4, 8]) {
-    look(4, 3.875)
+    addLook(4, 3.875)
     t.is(fairness.stride, stride)
   }
-  look(4, 3)
+  addLook(4, 3)
   t.is(fairness.stride, 2, 'they took four times as long as they should')
   t.is(fairness.due, null)
-  look(4, 2)
+  addLook(4, 2)
   t.true(fairness.due instanceof Promise, 'it has slept, and then not turned for 2 ms')
   world.turn()
-  look(2, 0)
+  addLook(2, 0)
   t.true(fairness.due instanceof Promise, 'it has not slept')
 })
 

@@ -18,7 +18,7 @@ import {
 
 import { abstractAddress } from './support/address.js'
 import { pair, Partner, type Pair } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 const over = { done: true, value: undefined }
 const invalid = {
@@ -68,7 +68,7 @@ test('a listener, a membership and a child with a codec have channels of values'
     }, address)
   const first = connectThere()
   for await (const channel of listener) {
-    t.deepEqual(await soon(channel.receive(), 'a value'), { price: 1 })
+    t.deepEqual(await within(channel.receive(), 'a value'), { price: 1 })
     break
   }
   await first
@@ -76,7 +76,7 @@ test('a listener, a membership and a child with a codec have channels of values'
     listener.once('connection', (channel) => resolve(channel)),
   )
   const second = connectThere()
-  const { price } = (await (await soon(connected, 'a channel')).receive())!
+  const { price } = (await (await within(connected, 'a channel')).receive())!
   t.is(price, 1)
   await second
   const third = connectThere()
@@ -227,7 +227,7 @@ test('a merge of values supports every method of a merge, and its sources may ch
   t.is(typed.add(second), typed)
   t.deepEqual(typed.sources, [first, second])
   await say(one, '1', '2', '3')
-  t.true(await soon(typed.waitReadable(), 'a message'))
+  t.true(await within(typed.waitReadable(), 'a message'))
   const found: unknown[] = []
   const visit = (value: number, source: unknown) => void found.push(source === first, value)
   t.is(typed.receiveEach(visit, 2), 2, 'no more than it is to')
@@ -240,18 +240,18 @@ test('a merge of values supports every method of a merge, and its sources may ch
   const waits = loop.next()
   t.true(await isPending(waits))
   t.deepEqual(await loop.return!(), over)
-  t.deepEqual(await soon(waits, 'the loop that was left'), over)
+  t.deepEqual(await within(waits, 'the loop that was left'), over)
   await say(two, '4')
-  t.is((await soon(typed.receive(), 'what comes after the loop'))?.[1], 4)
+  t.is((await within(typed.receive(), 'what comes after the loop'))?.[1], 4)
 
   t.true(typed.delete(second))
   t.false(typed.delete(second))
   t.deepEqual(typed.sources, [first])
   await say(two, '5')
-  t.is(String(await soon(two.channel.receive(), 'the message of the one that left')), '5')
+  t.is(String(await within(two.channel.receive(), 'the message of the one that left')), '5')
 
   await one.partner.run(({ channel }) => channel.end())
-  t.false(await soon(typed.waitReadable(), 'the end'))
+  t.false(await within(typed.waitReadable(), 'the end'))
   t.is(await typed.receive(), undefined)
   t.deepEqual(await typed[Symbol.asyncIterator]().next(), over)
 })
@@ -278,16 +278,16 @@ test('a visitor may keep the values of a merge', async (t) => {
   const sent = ['first', 'second']
   await say(one, ...sent)
   const kept: Uint8Array[] = []
-  let lent = 0
+  let borrowed = 0
   t.is(
     typed.receiveEach((bytes) => {
       if (String(bytes) === sent[kept.length]) kept.push(bytes)
-      if (bytes.buffer.byteLength > bytes.length) lent += 1
+      if (bytes.buffer.byteLength > bytes.length) borrowed += 1
     }),
     2,
   )
   t.deepEqual(kept.length, 2, 'each is what was sent')
-  t.is(lent, 0, 'none is the ring’s memory')
+  t.is(borrowed, 0, 'none is the ring’s memory')
 })
 
 test('a merge reports a codec that cannot decode a message', async (t) => {
@@ -307,7 +307,7 @@ test('a channel of values: without a message, and after leaving a loop', async (
     const loop = typed[Symbol.asyncIterator]()
     t.deepEqual(await loop.return!(), over)
     await say(one, '7')
-    t.deepEqual(await soon(loop.next(), 'the loop that was left'), over)
+    t.deepEqual(await within(loop.next(), 'the loop that was left'), over)
     t.is(String(typed.tryReceive()), '7')
   }
 })
@@ -315,14 +315,14 @@ test('a channel of values: without a message, and after leaving a loop', async (
 test('a view of values emits its events after removeAllListeners of the channel that it was made from', async (t) => {
   const { channel, partner } = await pair(t)
   const [view, other] = [channel.with(json()), channel.with(json())]
-  const told: string[] = []
+  const events: string[] = []
   for (const [name, each] of Object.entries({ channel, view, other }))
-    each.on('close', ({ reason }) => told.push(`${name}: ${reason}`))
+    each.on('close', ({ reason }) => events.push(`${name}: ${reason}`))
   channel.removeAllListeners()
   other.removeAllListeners()
-  other.once('close', () => told.push('other, once'))
+  other.once('close', () => events.push('other, once'))
   await partner.kill()
   await channel.closed
   await turns(2)
-  t.deepEqual(told, ['view: lost', 'other, once'])
+  t.deepEqual(events, ['view: lost', 'other, once'])
 })

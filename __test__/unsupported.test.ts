@@ -9,10 +9,10 @@ import { promisify } from 'node:util'
 import test, { type ExecutionContext } from 'ava'
 import { RingfenceError } from 'ringfence'
 
-import { insideOf, urlOf } from './support/inside.js'
+import { internals, urlOf } from './support/internals.js'
 
 /** Not exported by the package. */
-const { unsupported } = await insideOf<{
+const { unsupported } = await internals<{
   unsupported(cause: unknown): Record<string, () => never>
 }>('runtime/unsupported.js')
 

@@ -3,7 +3,7 @@
 import test from 'ava'
 import { RingfenceError, type Codec } from 'ringfence'
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 
 type Visit = (bytes: Uint8Array, offset: number, length: number) => void
 
@@ -15,8 +15,8 @@ interface Values<T> {
 }
 
 const [{ Values }, { json }] = await Promise.all([
-  insideOf<{ Values: new <T>(codec: Codec<T>) => Values<T> }>('channel/values.js'),
-  insideOf<{ json<T = unknown>(): Codec<T> }>('adapters/codec.js'),
+  internals<{ Values: new <T>(codec: Codec<T>) => Values<T> }>('channel/values.js'),
+  internals<{ json<T = unknown>(): Codec<T> }>('adapters/codec.js'),
 ])
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const

@@ -1,6 +1,6 @@
 // Unit tests of lists of waiting calls, from which every promise of this package is made.
 
-import { insideOf } from './support/inside.js'
+import { internals } from './support/internals.js'
 import { EventEmitter, getEventListeners } from 'node:events'
 
 import test from 'ava'
@@ -30,17 +30,17 @@ interface List<Value> {
   fail(error: () => Error): void
 }
 
-const { Waiters } = await insideOf<{ Waiters: new () => List<string> }>('channel/waiters.js')
-const { loop } = await insideOf<{
+const { Waiters } = await internals<{ Waiters: new () => List<string> }>('channel/waiters.js')
+const { loop } = await internals<{
   loop(now: () => string | null | undefined, wait: () => Wait<string>): Required<AsyncIterator<string, undefined>>
 }>('channel/loops.js')
-const { settledWithin } = await insideOf<{
+const { settledWithin } = await internals<{
   settledWithin(milliseconds: number, promise: Promise<unknown>): Promise<void>
 }>('runtime/deferred.js')
-const { timers } = await insideOf<{
+const { timers } = await internals<{
   timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
 }>('runtime/timers.js')
-const { emit } = await insideOf<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('runtime/emit.js')
+const { emit } = await internals<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('runtime/emit.js')
 
 const over = { done: true, value: undefined }
 
@@ -206,12 +206,12 @@ test('a loop takes available values, waits for others, and abandons only its own
 
 test.serial('a wait with a timeout: the first result counts, and no timer is left', async (t) => {
   const real = { ...timers }
-  const begun: { call(): void; milliseconds: number }[] = []
+  const started: { call(): void; milliseconds: number }[] = []
   const cleared: unknown[] = []
   const begin = (milliseconds: number, promise: Promise<unknown>) => {
     timers.setTimeout = ((call: () => void, after: number) => {
-      begun.push({ call, milliseconds: after })
-      return begun.at(-1)
+      started.push({ call, milliseconds: after })
+      return started.at(-1)
     }) as unknown as typeof setTimeout
     const waiting = settledWithin(milliseconds, promise)
     timers.setTimeout = real.setTimeout
@@ -221,29 +221,29 @@ test.serial('a wait with a timeout: the first result counts, and no timer is lef
   t.teardown(() => void Object.assign(timers, real))
   const never = new Promise<never>(() => {})
   const late = begin(5, never)
-  t.is(begun[0]!.milliseconds, 5)
+  t.is(started[0]!.milliseconds, 5)
   t.true(await isPending(late))
-  begun[0]!.call()
+  started[0]!.call()
   t.is(await late, undefined)
   await begin(5, Promise.resolve(1))
   // Longer than the maximum of a timer.
   const long = begin(2 ** 40, never)
-  t.is(begun[2]!.milliseconds, 2 ** 31 - 1)
-  begun[2]!.call()
+  t.is(started[2]!.milliseconds, 2 ** 31 - 1)
+  started[2]!.call()
   await long
-  t.deepEqual(cleared, begun)
+  t.deepEqual(cleared, started)
 })
 
 test.serial('an exception of a listener is thrown later, and all listeners are called', (t) => {
-  const told: unknown[] = []
+  const results: unknown[] = []
   const later: (() => void)[] = []
   const error = new Error('of a listener')
   const emitter = new EventEmitter()
-  emitter.once('event', (...what: unknown[]) => told.push('once', ...what))
+  emitter.once('event', (...what: unknown[]) => results.push('once', ...what))
   emitter.on('event', (what: unknown) => {
     if (what === 'bad') throw error
   })
-  emitter.on('event', (...what: unknown[]) => told.push(...what))
+  emitter.on('event', (...what: unknown[]) => results.push(...what))
   const { nextTick } = timers
   timers.nextTick = (call: () => void) => void later.push(call)
   try {
@@ -252,13 +252,13 @@ test.serial('an exception of a listener is thrown later, and all listeners are c
   } finally {
     timers.nextTick = nextTick
   }
-  t.deepEqual(told, ['once', 1, 'two', 1, 'two', 'bad'])
+  t.deepEqual(results, ['once', 1, 'two', 1, 'two', 'bad'])
   t.is(later.length, 1)
   t.is(t.throws(later[0]!), error)
 })
 
 test.serial('a promise that was settled before a rejection reports nothing to the process', async (t) => {
-  const { Deferred } = await insideOf<{
+  const { Deferred } = await internals<{
     Deferred: new () => { promise: Promise<void>; resolve(): void; reject(error: Error): void }
   }>('runtime/deferred.js')
   const unhandled: unknown[] = []

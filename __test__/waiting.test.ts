@@ -2,7 +2,7 @@ import test from 'ava'
 
 import { pattern } from './support/bytes.js'
 import { pair } from './support/partner.js'
-import { soon } from './support/until.js'
+import { within } from './support/until.js'
 
 /** More checks than the core makes before it checks the line as well. */
 const MANY_LOOKS = 10_000
@@ -24,7 +24,7 @@ test.serial('a waiting receive is not forgotten because of checks that found not
       else channel.trySend(pattern(0, 100_000))
     }
     await partner.run((kit) => kit.channel.send('for the one that waits'))
-    t.is(String(await soon(waiting, 'the message')), 'for the one that waits', way)
+    t.is(String(await within(waiting, 'the message')), 'for the one that waits', way)
   }
 })
 
@@ -38,7 +38,7 @@ test.serial('a waiting send is not forgotten because of checks that found nothin
   // Until the peer has read and sent a wakeup, and long after that.
   const end = performance.now() + 500
   while (performance.now() < end) channel.tryReceive()
-  await soon(waiting, 'the send')
+  await within(waiting, 'the send')
   t.deepEqual(await partner.run((kit) => kit.keep['read']), message)
 })
 
@@ -56,7 +56,7 @@ test.serial('a waiting send is not forgotten when the peer’s end is found', as
   const end = performance.now() + 500
   while (performance.now() < end) void channel.readableEnded
   t.is(await channel.receive(), undefined)
-  await soon(waiting, 'the send')
+  await within(waiting, 'the send')
   await ended
   t.deepEqual(await partner.run((kit) => kit.keep['read']), message)
 })
@@ -87,7 +87,7 @@ for (const stop of ['at its limit', 'by an error'] as const) {
         thrown,
       )
     }
-    await soon(
+    await within(
       partner.run(async (kit) => {
         await kit.keep['sent']
       }),

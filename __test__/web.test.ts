@@ -13,7 +13,7 @@ import { publish, RingfenceError, type Channel, type Subscription } from 'ringfe
 import { abstractAddress, temporaryDirectory } from './support/address.js'
 import { pattern } from './support/bytes.js'
 import { pair, Partner } from './support/partner.js'
-import { isPending, soon, turns, until } from './support/until.js'
+import { isPending, within, turns, until } from './support/until.js'
 
 const lost = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_PEER_LOST' } as const
 
@@ -153,8 +153,8 @@ test.serial('an abort while a write waits for room closes the channel, and ends 
   t.true(await isPending(waiting))
   writer.closed.catch(() => {})
   const aborted = writer.abort(new Error('enough'))
-  await t.throwsAsync(soon(waiting, 'the write'), { code: 'ERR_RINGFENCE_CLOSED' })
-  await soon(aborted, 'the abort')
+  await t.throwsAsync(within(waiting, 'the write'), { code: 'ERR_RINGFENCE_CLOSED' })
+  await within(aborted, 'the abort')
   t.is((await channel.closed).reason, 'failed')
   t.is(await partner.run(async (kit) => (await kit.channel.closed).reason), 'lost')
 })
@@ -165,7 +165,7 @@ test.serial('an abort while the end waits for room closes the channel, and ends 
   const sent = channel.send(pattern(0, 20_000))
   const ended = writer.close()
   t.true(await isPending(ended))
-  await soon(writer.abort(new Error('enough')), 'the abort')
+  await within(writer.abort(new Error('enough')), 'the abort')
   await ended
   await t.throwsAsync(sent, { code: 'ERR_RINGFENCE_CLOSED' })
   t.is((await channel.closed).reason, 'failed')
@@ -214,7 +214,7 @@ test.serial('a writer that is released after the end, without a write, ends this
   await partner.run((kit) => kit.channel.end())
   t.true((await reader.read()).done)
   writer.releaseLock()
-  t.is((await soon(channel.closed, 'the end of both sides')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end of both sides')).reason, 'closed')
   await t.throwsAsync(channel.send('late'), { code: 'ERR_RINGFENCE_CLOSED' })
 })
 
@@ -233,7 +233,7 @@ test.serial('a pipe and a writer of its own end this side once they release the 
     t.is(await text(channel.readable as never), '')
     t.true(channel.writable.locked)
     release!()
-    t.is((await soon(channel.closed, `the end after a ${way}`)).reason, 'closed')
+    t.is((await within(channel.closed, `the end after a ${way}`)).reason, 'closed')
   }
 })
 
@@ -244,7 +244,7 @@ test.serial('a chunk that could not be sent keeps this side open no longer than 
   writer.releaseLock()
   await partner.run((kit) => kit.channel.end())
   t.is(await text(channel.readable as never), '')
-  t.is((await soon(channel.closed, 'the end')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end')).reason, 'closed')
 })
 
 test.serial('chunks that wait when their writer is released are sent before this side ends', async (t) => {
@@ -263,7 +263,7 @@ test.serial('chunks that wait when their writer is released are sent before this
   })
   await Promise.all(writes)
   t.deepEqual(received, ['a 4000', 'b 4000', 'c 4000'])
-  t.is((await soon(channel.closed, 'the end of both sides')).reason, 'closed')
+  t.is((await within(channel.closed, 'the end of both sides')).reason, 'closed')
 })
 
 test.serial('a half-open channel is usable after a writer has released the writable stream', async (t) => {
@@ -349,7 +349,7 @@ test.serial('pipeline fails with PEER_LOST if the peer is killed', async (t) => 
   const to = path.join(temporaryDirectory(t), 'to')
   const piping = pipeline(channel as unknown as NodeJS.ReadableStream, createWriteStream(to))
   await partner.kill()
-  await t.throwsAsync(soon(piping, 'the pipeline'), lost)
+  await t.throwsAsync(within(piping, 'the pipeline'), lost)
 })
 
 test.serial('closed of a reader settles without a read', async (t) => {
@@ -359,12 +359,12 @@ test.serial('closed of a reader settles without a read', async (t) => {
   await ends.partner.run((kit) => kit.channel.send('one'))
   t.is(String(Buffer.from((await reader.read()).value!)), 'one')
   await ends.partner.run((kit) => kit.channel.end())
-  await soon(reader.closed, 'the end')
+  await within(reader.closed, 'the end')
 
   const killed = await pair(t)
   const other = killed.channel.readable.getReader()
   await killed.partner.kill()
-  await t.throwsAsync(soon(other.closed, 'the end'), lost)
+  await t.throwsAsync(within(other.closed, 'the end'), lost)
 })
 
 test.serial('a publisher, its subscriptions and a merge have streams', async (t) => {
@@ -387,5 +387,5 @@ test.serial('a publisher, its subscriptions and a merge have streams', async (t)
   await writer.write('one')
   await writer.write('two')
   await writer.close()
-  t.deepEqual(await soon(reading, 'the end'), ['onetwo', 'onetwo', 'true one', 'true two'])
+  t.deepEqual(await within(reading, 'the end'), ['onetwo', 'onetwo', 'true one', 'true two'])
 })

@@ -7,14 +7,14 @@ import { join } from 'ringfence'
 
 import { abstractAddress, isBound } from './support/address.js'
 import { pattern } from './support/bytes.js'
-import type { Deed, Orders } from './support/doomed.js'
+import type { WorkerTask, WorkerSettings } from './support/worker-task.js'
 import { joinHere, pair, Partner } from './support/partner.js'
-import { soon, until } from './support/until.js'
+import { within, until } from './support/until.js'
 
-const doomed = fileURLToPath(new URL('support/doomed.js', import.meta.url))
+const workerScript = fileURLToPath(new URL('support/worker-task.js', import.meta.url))
 
-function work(t: ExecutionContext, orders: Orders): { worker: Worker; exited: Promise<number> } {
-  const worker = new Worker(doomed, { workerData: orders })
+function work(t: ExecutionContext, orders: WorkerSettings): { worker: Worker; exited: Promise<number> } {
+  const worker = new Worker(workerScript, { workerData: orders })
   const exited = new Promise<number>((resolve, reject) => {
     worker.on('exit', resolve)
     worker.on('error', reject)
@@ -29,7 +29,7 @@ for (const threads of [false, true]) {
   test.serial(`a channel in a worker thread is a channel like any other, ${how}`, async (t) => {
     const address = abstractAddress()
     const partner = await Partner.start(t)
-    const { exited } = work(t, { address, deed: 'echoing', threads })
+    const { exited } = work(t, { address, task: 'echoing', threads })
     await partner.join(address)
     const there = await partner.run(async (kit) => {
       for (let number = 0; number < 500; number += 1) {
@@ -42,13 +42,13 @@ for (const threads of [false, true]) {
       return (await kit.channel.closed).reason
     })
     t.is(there, 'closed')
-    t.is(await soon(exited, 'the worker to exit by itself'), 0)
+    t.is(await within(exited, 'the worker to exit by itself'), 0)
   })
 }
 
 test.serial('several workers of a process have separate channels', async (t) => {
   const addresses = Array.from({ length: 4 }, abstractAddress)
-  const workers = addresses.map((address, number) => work(t, { address, deed: 'echoing', threads: number % 2 === 1 }))
+  const workers = addresses.map((address, number) => work(t, { address, task: 'echoing', threads: number % 2 === 1 }))
   const partner = await Partner.start(t)
   const there = partner.run(async (kit, where: string[]) => {
     const channels = await Promise.all(where.map((address) => kit.join(address)))
@@ -64,7 +64,7 @@ test.serial('several workers of a process have separate channels', async (t) => 
     return Promise.all(tasks)
   }, addresses)
   t.deepEqual(await there, ['right', 'right', 'right', 'right'])
-  for (const { exited } of workers) t.is(await soon(exited, 'a worker to exit by itself'), 0)
+  for (const { exited } of workers) t.is(await within(exited, 'a worker to exit by itself'), 0)
 })
 
 test.serial('two threads of one process cannot be a pair: ADDRESS_OCCUPIED', async (t) => {
@@ -72,7 +72,7 @@ test.serial('two threads of one process cannot be a pair: ADDRESS_OCCUPIED', asy
   const over = new AbortController()
   const joined = joinHere(t, address, { signal: over.signal })
   await until(() => isBound(address), 'it is bound')
-  const { exited } = work(t, { address, deed: 'waiting', threads: false })
+  const { exited } = work(t, { address, task: 'waiting', threads: false })
   const error = await exited.then(String, (thrown: { code: string }) => thrown.code)
   t.is(error, 'ERR_RINGFENCE_ADDRESS_OCCUPIED')
   over.abort()
@@ -84,10 +84,10 @@ test.serial('a terminated worker frees the address, and its peer notices', async
     await channel.close()
     return rest
   })
-  const { worker } = work(t, { address, deed: 'waiting', threads: false })
+  const { worker } = work(t, { address, task: 'waiting', threads: false })
   const joined = new Promise<void>((resolve) => {
-    worker.on('message', (said: string) => {
-      if (said === 'joined') resolve()
+    worker.on('message', (messages: string) => {
+      if (messages === 'joined') resolve()
     })
   })
   await partner.join(address)
@@ -102,23 +102,32 @@ test.serial('a worker that is terminated while `authorize` decides refuses nobod
   // Which came first, the end of the callback or that of the listener, differed from run to run.
   for (let round = 0; round < 10; round += 1) {
     const address = abstractAddress()
-    const { worker } = work(t, { address, deed: 'deciding', threads: false })
-    const said = on(worker, 'message')
-    const hears = async (what: string) => {
-      for (;;) if ((await said.next()).value[0] === what) return
+    const { worker } = work(t, { address, task: 'deciding', threads: false })
+    const messages = on(worker, 'message')
+    const waitFor = async (what: string) => {
+      for (;;) if ((await messages.next()).value[0] === what) return
     }
-    await hears('listening')
+    await waitFor('listening')
     const outcome = partner.run(
       (kit, where: string) => kit.ringfence.connect(where).then(String, (error: { code: string }) => error.code),
       address,
     )
-    await hears('asked')
+    await waitFor('asked')
     await worker.terminate()
     t.is(await outcome, 'ERR_RINGFENCE_PEER_LOST')
   }
 })
 
-const deeds: Deed[] = ['joining', 'waiting', 'sending', 'draining', 'reserving', 'echoing', 'closing', 'signalling']
+const deeds: WorkerTask[] = [
+  'joining',
+  'waiting',
+  'sending',
+  'draining',
+  'reserving',
+  'echoing',
+  'closing',
+  'signalling',
+]
 
 /** `npm run test:torture` sets more. */
 const times = Number(process.env['RINGFENCE_TORTURE'] ?? 200)
@@ -161,7 +170,7 @@ test.serial(
 
     const rounds = (first: number, count: number) =>
       stage.run(
-        async (kit, where: string, script: string, ways: Deed[], from: number, to: number) => {
+        async (kit, where: string, script: string, ways: WorkerTask[], from: number, to: number) => {
           const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
           const { readdirSync, readFileSync } = kit.require('node:fs') as typeof import('node:fs')
           const { gc } = globalThis as unknown as { gc(): void }
@@ -215,7 +224,7 @@ test.serial(
           return { ...held, joined: joined.times }
         },
         address,
-        doomed,
+        workerScript,
         deeds,
         first,
         first + count,
@@ -249,14 +258,14 @@ test.serial('a process may exit while its workers have channels', async (t) => {
       const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
       kit.keep['worker'] = new Thread(script, { workerData: { address: where, deed: 'sending', threads: false } })
     },
-    doomed,
+    workerScript,
     address,
   )
   await partner.join(address)
   await partner.run((kit) => kit.channel.receive())
   stage.mayFail()
   void stage.run(() => process.exit(3))
-  t.deepEqual(await soon(stage.exited, 'its exit'), { code: 3, signal: null })
+  t.deepEqual(await within(stage.exited, 'its exit'), { code: 3, signal: null })
   const there = await partner.run(async (kit) => {
     const code = await (async () => {
       for await (const message of kit.channel) void message

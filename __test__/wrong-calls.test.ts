@@ -18,8 +18,8 @@ import {
 } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
-import { listenHere, nextOf, Partner } from './support/partner.js'
-import { isPending, soon, until } from './support/until.js'
+import { listenHere, nextChannel, Partner } from './support/partner.js'
+import { isPending, within, until } from './support/until.js'
 
 type Call = () => unknown
 type Calls = Record<string, Call>
@@ -37,7 +37,7 @@ async function failsWith(
   let isThrown = false
   try {
     const made = call()
-    await soon(
+    await within(
       Promise.resolve(made).catch((error: unknown) => {
         thrown = error
       }),
@@ -87,7 +87,7 @@ async function openAll(t: ExecutionContext) {
     news,
     theirs,
   )
-  const [channel, source] = [await nextOf(listener), await nextOf(listener)]
+  const [channel, source] = [await nextChannel(listener), await nextChannel(listener)]
   const subscription = await subscribe(theirs)
   await until(() => publisher.subscribers.length === 1, 'the publisher has its subscriber')
   const merged = merge([source])
@@ -396,10 +396,10 @@ test.serial('a call after close: CLOSED; what ends resolves, and loops end', asy
   for (const [name, each] of Object.entries({ channel, subscription, merged, publisher, membership, listener }))
     resolving[`${name}.close`] = () => (each as Wrong).close()
   for (const [name, call] of Object.entries(resolving))
-    t.is(await soon(Promise.resolve(call()), name), undefined, `${name} resolves`)
+    t.is(await within(Promise.resolve(call()), name), undefined, `${name} resolves`)
   for (const [name, each] of Object.entries({ channel, values, subscription, merged, membership, listener })) {
     const loop = (each as Wrong)[Symbol.asyncIterator]()
-    t.true((await soon<Wrong>(loop.next(), `a loop over ${name}`)).done, name)
+    t.true((await within<Wrong>(loop.next(), `a loop over ${name}`)).done, name)
   }
   reservation.cancel()
 })

@@ -2,8 +2,8 @@
 
 import type { ExecutionContext } from 'ava'
 
-import { rested } from './clock.js'
-import { insideOf } from './inside.js'
+import { afterTurn } from './clock.js'
+import { internals } from './internals.js'
 import { Ring } from './ring.js'
 
 export interface Failure {
@@ -12,12 +12,12 @@ export interface Failure {
 }
 
 /** A call in progress. */
-export interface Begun {
+export interface StartedHandshake {
   name: string
   address: string
   options: object
   /** The later calls on it. */
-  asked: string[]
+  calls: string[]
   /** Finishes the call. */
   done(failure: Failure | null, made: object | null): void
 }
@@ -32,7 +32,7 @@ interface Insides {
   merge: typeof import('ringfence').merge
 }
 
-const inside = insideOf<Insides>
+const inside = internals<Insides>
 
 /** Not exported by the package, with public functions of the same copy: the package's main file is another copy. */
 export const [{ native, FAILED, REASONS }, { openResources }, { subscribe }, { publish }, { merge }] =
@@ -45,14 +45,14 @@ export const [{ native, FAILED, REASONS }, { openResources }, { subscribe }, { p
   ])
 
 /** Replaces the calls of the binding, until the test is over. */
-export function beginsHere(t: ExecutionContext): Begun[] {
+export function captureHandshakes(t: ExecutionContext): StartedHandshake[] {
   const { begin } = native
-  const all: Begun[] = []
-  native['begin'] = (name: string, address: string, options: object, done: Begun['done']) => {
-    const asked: string[] = []
-    all.push({ name, address, options, asked, done })
-    const note = (what: string) => () => void asked.push(what)
-    return { cancel: note('cancel'), vacate: note('vacate'), answer: note('answer') }
+  const all: StartedHandshake[] = []
+  native['begin'] = (name: string, address: string, options: object, done: StartedHandshake['done']) => {
+    const calls: string[] = []
+    all.push({ name, address, options, calls, done })
+    const record = (what: string) => () => void calls.push(what)
+    return { cancel: record('cancel'), vacate: record('vacate'), answer: record('answer') }
   }
   t.teardown(() => (native['begin'] = begin))
   return all
@@ -61,49 +61,49 @@ export function beginsHere(t: ExecutionContext): Begun[] {
 const aPeer = { pid: 7, uid: 8, gid: 9, executable: '/an/executable' }
 
 /** A fake object of the binding that records its calls. */
-class Noted {
-  readonly asked: string[] = []
+class CallRecorder {
+  readonly calls: string[] = []
 
   disarm(): void {
-    this.asked.push('disarm')
+    this.calls.push('disarm')
   }
 
   close(): void {
-    this.asked.push('close')
+    this.calls.push('close')
   }
 
-  since(): string[] {
-    return this.asked.splice(0)
+  newCalls(): string[] {
+    return this.calls.splice(0)
   }
 }
 
 /** Starts an endpoint over this fake object, which records the calls after that. */
-export async function begun<Endpoint, Below extends Noted>(
+export async function openOver<Endpoint, Below extends CallRecorder>(
   t: ExecutionContext,
   below: Below,
   begin: (address: string) => Promise<Endpoint>,
 ): Promise<Endpoint> {
-  await rested()
-  const all = beginsHere(t)
-  const beginning = begin('@somewhere')
+  await afterTurn()
+  const all = captureHandshakes(t)
+  const opening = begin('@somewhere')
   await Promise.resolve()
   all[0]!.done(null, below)
-  const endpoint = await beginning
-  below.since()
+  const endpoint = await opening
+  below.newCalls()
   return endpoint
 }
 
 /** The fake object of a subscription: a ring, and a line. */
-export class Subscribed extends Noted {
+export class FakeSubscription extends CallRecorder {
   readonly ring = new Ring()
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
   /** The state of the line: the reason of the end, as an index of `REASONS`. */
-  heard = 0
+  endReason = 0
   watching = 0
-  bell: () => void = () => {}
+  onWakeup: () => void = () => {}
   /** Reports the result of the last check of the peer. */
-  look: (failure: Failure | null, verified: object | null) => void = () => {}
+  onVerified: (failure: Failure | null, verified: object | null) => void = () => {}
   failing: Failure | null = null
   readonly figures = [300, 4, 0]
 
@@ -123,36 +123,36 @@ export class Subscribed extends Noted {
   readonly checkParked = () => this.ring.checkParked()
   readonly failure = () => this.failing ?? this.ring.failure()
   readonly hasMessage = () => {
-    this.asked.push('has a message')
+    this.calls.push('has a message')
     return Number(this.ring.left > 0)
   }
 
   evidence(): object[] {
-    this.asked.push('evidence')
+    this.calls.push('evidence')
     return [{ check: 'uid' }]
   }
 
-  verify(look: Subscribed['look']): number {
-    this.look = look
+  verify(onVerified: FakeSubscription['onVerified']): number {
+    this.onVerified = onVerified
     return 0
   }
 
-  watch(bell: () => void): number {
-    this.bell = bell
+  watch(onWakeup: () => void): number {
+    this.onWakeup = onWakeup
     return this.watching
   }
 
   listen(): number {
-    this.asked.push('listen')
-    return this.heard
+    this.calls.push('listen')
+    return this.endReason
   }
 
   isLost(): number {
-    return REASONS[this.heard] === 'lost' ? 1 : 0
+    return REASONS[this.endReason] === 'lost' ? 1 : 0
   }
 
   keepAlive(alive: number): void {
-    this.asked.push(`keep alive: ${alive}`)
+    this.calls.push(`keep alive: ${alive}`)
   }
 
   sequence(unread: number): bigint {
@@ -168,12 +168,12 @@ export class Subscribed extends Noted {
   }
 
   outlive(): void {
-    this.asked.push('outlive')
+    this.calls.push('outlive')
   }
 }
 
 /** The fake object of a publisher. */
-export class Published extends Noted {
+export class FakePublisher extends CallRecorder {
   readonly capacity = 65_536
   readonly maxMessageSize = 8192
   readonly maxAtOnce = 8192
@@ -182,8 +182,8 @@ export class Published extends Noted {
   sent = 0
   armed = false
   events: unknown[] = []
-  bell: () => void = () => {}
-  roomBell: () => void = () => {}
+  onWakeup: () => void = () => {}
+  onRoom: () => void = () => {}
   sealed: () => void = () => {}
   failing: Failure = { code: 'CLOSED', message: 'as the binding says' }
   /** The results of calls of these names. */
@@ -191,9 +191,9 @@ export class Published extends Noted {
   ended = 0
 
   /** Adds events, and sends a wakeup. */
-  tell(...events: unknown[]): void {
+  emit(...events: unknown[]): void {
     this.events.push(...events)
-    this.bell()
+    this.onWakeup()
   }
 
   next(): unknown {
@@ -201,7 +201,7 @@ export class Published extends Noted {
   }
 
   flush(_arena: Uint8Array, from: number, to: number): number {
-    this.asked.push('flush')
+    this.calls.push('flush')
     if (this.answers.send !== undefined) return this.answers.send
     if (to - from > this.room) return 0
     this.room -= to - from
@@ -210,13 +210,13 @@ export class Published extends Noted {
   }
 
   send(message: Uint8Array): number {
-    this.asked.push('send')
+    this.calls.push('send')
     if (this.answers.send !== undefined) return this.answers.send
     return message.length
   }
 
   trySend(message: Uint8Array): number {
-    this.asked.push('trySend')
+    this.calls.push('trySend')
     if (this.answers.send !== undefined) return this.answers.send
     if (message.length + 8 > this.room) return 0
     this.room -= message.length + 8
@@ -241,24 +241,24 @@ export class Published extends Noted {
     return 0
   }
 
-  watch(bell: () => void): number {
-    this.bell = bell
+  watch(onWakeup: () => void): number {
+    this.onWakeup = onWakeup
     return this.answers.watch ?? 0
   }
 
-  watchRoom(bell: () => void): number {
-    this.roomBell = bell
+  watchRoom(onWakeup: () => void): number {
+    this.onRoom = onWakeup
     return this.answers.watchRoom ?? 0
   }
 
   seal(sealed: () => void): number {
-    this.asked.push('seal')
+    this.calls.push('seal')
     this.sealed = sealed
     return this.answers.seal ?? 0
   }
 
   listen(): number {
-    this.asked.push('listen')
+    this.calls.push('listen')
     return 0
   }
 
@@ -279,25 +279,25 @@ export class Published extends Noted {
   }
 
   keepAlive(alive: number): void {
-    this.asked.push(`keep alive: ${alive}`)
+    this.calls.push(`keep alive: ${alive}`)
   }
 
   end(): number {
-    this.asked.push('end')
+    this.calls.push('end')
     return 0
   }
 
   vacate(): void {
-    this.asked.push('vacate')
+    this.calls.push('vacate')
   }
 }
 
 /** A subscriber, as the binding reports it. */
-export class Newcomer {
-  readonly asked: string[] = []
+export class FakeSubscriber {
+  readonly calls: string[] = []
   readonly peer = aPeer
   readonly delivery = 'reliable'
-  look: (failure: Failure | null, identity: object | null) => void = () => {}
+  onVerified: (failure: Failure | null, identity: object | null) => void = () => {}
   answer = 0
   behind = 50
 
@@ -308,17 +308,17 @@ export class Newcomer {
   }
 
   evidence(): object[] {
-    this.asked.push('evidence')
+    this.calls.push('evidence')
     return [{ check: 'uid' }]
   }
 
-  verify(look: Newcomer['look']): number {
-    this.look = look
+  verify(onVerified: FakeSubscriber['onVerified']): number {
+    this.onVerified = onVerified
     return this.answer
   }
 
   disconnect(): void {
-    this.asked.push('disconnect')
+    this.calls.push('disconnect')
   }
 
   failure(): Failure {

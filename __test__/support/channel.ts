@@ -1,10 +1,10 @@
 // A channel over a fake binding, which records its calls and has the results that a test chooses.
 
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 import type { Channel } from 'ringfence'
 
-import { Ring } from './paper-ring.js'
-import { HeldRing } from './ring.js'
+import { Ring } from './fake-ring.js'
+import { RetainingRing } from './ring.js'
 
 export interface Raw {
   readonly role: string
@@ -21,19 +21,19 @@ interface Settings {
 }
 
 /** Not exported by the package. */
-export const { openChannel, openIncoming, prepareClose } = await insideOf<{
+export const { openChannel, openIncoming, prepareClose } = await internals<{
   openChannel(raw: Raw, settings: Settings, address: string | null): Channel
   openIncoming(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
   prepareClose(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
-export const { ENDED, FAILED, REASONS, native } = await insideOf<{
+export const { ENDED, FAILED, REASONS, native } = await internals<{
   ENDED: number
   FAILED: number
   REASONS: (string | undefined)[]
   native: { operations(): string[] }
 }>('native.js')
 const names = native.operations()
-export const { mergeInputOf } = await insideOf<{
+export const { mergeInputOf } = await internals<{
   mergeInputOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
 }>('channel/sources.js')
 
@@ -43,15 +43,15 @@ export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true }
 export class Binding {
   readonly ring = new Ring(65_536)
   /** The messages of the peer. */
-  readonly from = new HeldRing()
+  readonly from = new RetainingRing()
   readonly peer = { pid: 1, uid: 2 }
   /** Results by the name of the call. Other calls go to the rings, or return 0. */
   answers: Record<string, unknown> = {
     stats: Array.from({ length: 6 }, () => 0),
     evidence: [],
   }
-  heard!: () => void
-  #asked: string[] = []
+  onWakeup!: () => void
+  #calls: string[] = []
 
   readonly raw: Raw = {
     role: 'host',
@@ -61,22 +61,21 @@ export class Binding {
     maxAtOnce: this.ring.maxAtOnce,
     operate: (operation, ...given) => {
       const name = names[operation]!
-      this.#asked.push(name)
-      if (name === 'watch') this.heard = given[0] as () => void
+      this.#calls.push(name)
+      if (name === 'watch') this.onWakeup = given[0] as () => void
       if (name in this.answers) {
         const answer = this.answers[name]
         return typeof answer === 'function' ? (answer as (...all: unknown[]) => unknown)(...given) : answer
       }
-      for (const below of [this.ring, this.from] as unknown as Record<string, unknown>[])
-        if (typeof below[name] === 'function')
-          return (below[name] as (...all: unknown[]) => unknown).apply(below, given)
+      for (const fake of [this.ring, this.from] as unknown as Record<string, unknown>[])
+        if (typeof fake[name] === 'function') return (fake[name] as (...all: unknown[]) => unknown).apply(fake, given)
       return 0
     },
   }
 
   /** The calls of these names since the last time. */
-  told(...of: string[]): string[] {
-    return this.#asked.splice(0).filter((name) => of.includes(name))
+  newCalls(...of: string[]): string[] {
+    return this.#calls.splice(0).filter((name) => of.includes(name))
   }
 
   /** The next call of that name fails with this error. */
@@ -89,13 +88,13 @@ export class Binding {
   end(reason: string, how = 1): void {
     this.answers['listen'] = REASONS.indexOf(reason)
     this.answers['isLost'] = reason === 'lost' ? how : 0
-    this.heard()
+    this.onWakeup()
   }
 }
 
 export function open(settings = HALF_OPEN): { binding: Binding; channel: Channel } {
   const binding = new Binding()
   const channel = openChannel(binding.raw, settings, null)
-  binding.told()
+  binding.newCalls()
   return { binding, channel }
 }

@@ -1,7 +1,7 @@
 // A clock that stands still: tests decide when it is time for a turn of the event loop, and when it has slept. Such tests run serially, since
 // a process has one clock.
 
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 
 /** In whole milliseconds, so that differences are exact. */
 export const clock = { now: Math.ceil(performance.now()), slept: 0 }
@@ -12,15 +12,15 @@ interface Insides {
   timers: typeof globalThis & { nextTick: typeof process.nextTick; now(): number; slept(): number }
 }
 
-const { timers } = await insideOf<Insides>('runtime/timers.js')
+const { timers } = await internals<Insides>('runtime/timers.js')
 timers.now = () => clock.now
 timers.slept = () => clock.slept
 
 /** Not exported by the package. */
-export const { fairness } = await insideOf<Insides>('runtime/fairness.js')
+export const { fairness } = await internals<Insides>('runtime/fairness.js')
 
 /** The event loop has just turned, and the clock is read again after the next message. */
-export async function rested(): Promise<void> {
+export async function afterTurn(): Promise<void> {
   for (let round = 0; round < 10; round += 1) {
     clock.now += 3
     fairness.readClock()

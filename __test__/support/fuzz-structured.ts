@@ -8,7 +8,7 @@ import { random } from './bytes.js'
 const [count = 0, seed = 0] = process.argv.slice(2).map(Number)
 const codec = structured()
 const next = random(seed)
-const below = (most: number) => Math.floor(next() * most)
+const randomBelow = (most: number) => Math.floor(next() * most)
 
 const cycle: Record<string, unknown> = {}
 cycle['self'] = cycle
@@ -37,30 +37,30 @@ const encoded = honest.map((value) => codec.encode(value) as Uint8Array)
 
 /** A message with changed bytes, cut, or repeated; or random bytes behind a valid first byte. */
 function hostile(): Buffer {
-  if (below(4) === 0) {
-    const made = Buffer.from(Array.from({ length: 2 + below(80) }, () => below(256)))
+  if (randomBelow(4) === 0) {
+    const made = Buffer.from(Array.from({ length: 2 + randomBelow(80) }, () => randomBelow(256)))
     made[0] = 0xff
-    made[1] = 10 + below(8)
+    made[1] = 10 + randomBelow(8)
     return made
   }
-  let bytes = Buffer.from(encoded[below(encoded.length)]!)
-  for (let changes = 1 + below(6); changes > 0; changes -= 1) bytes[below(bytes.length)] = below(256)
-  if (below(4) === 0) bytes = bytes.subarray(0, below(bytes.length + 1))
-  if (below(8) === 0) bytes = Buffer.concat([bytes, bytes])
+  let bytes = Buffer.from(encoded[randomBelow(encoded.length)]!)
+  for (let changes = 1 + randomBelow(6); changes > 0; changes -= 1) bytes[randomBelow(bytes.length)] = randomBelow(256)
+  if (randomBelow(4) === 0) bytes = bytes.subarray(0, randomBelow(bytes.length + 1))
+  if (randomBelow(8) === 0) bytes = Buffer.concat([bytes, bytes])
   return bytes
 }
 
-let taken = 0
+let accepted = 0
 let refused = 0
 for (let number = 0; number < count; number += 1) {
   const bytes = hostile()
   const before = Buffer.from(bytes)
   try {
     codec.decode(bytes)
-    taken += 1
+    accepted += 1
   } catch {
     refused += 1
   }
   if (!bytes.equals(before)) throw new Error(`the decoder has written into message ${number}`)
 }
-process.stdout.write(JSON.stringify({ taken, refused }))
+process.stdout.write(JSON.stringify({ accepted, refused }))

@@ -4,7 +4,7 @@
  * Detaches memory that the engine must not transfer: a byte stream takes the memory of each chunk. From Node 21 on, memory
  * that must not be transferred is refused there too (false).
  */
-export function takeAway(bytes: Uint8Array): boolean {
+export function detach(bytes: Uint8Array): boolean {
   try {
     void new ReadableStream({ type: 'bytes', start: (controller) => controller.enqueue(bytes) })
   } catch (error) {

@@ -9,7 +9,7 @@ import type { ExecutionContext } from 'ava'
 export class Output {
   readonly stream: Writable
   readonly #chunks: Buffer[] = []
-  #held: (() => void)[] | null = null
+  #pending: (() => void)[] | null = null
 
   constructor() {
     this.stream = new Writable({
@@ -17,8 +17,8 @@ export class Output {
       highWaterMark: 16_384,
       write: (chunk: Buffer, _encoding, done) => {
         this.#chunks.push(chunk)
-        if (this.#held === null) done()
-        else this.#held.push(done)
+        if (this.#pending === null) done()
+        else this.#pending.push(done)
       },
     })
   }
@@ -29,24 +29,24 @@ export class Output {
   }
 
   /** Each write. */
-  get pieces(): string[] {
+  get writes(): string[] {
     return this.#chunks.map(String)
   }
 
   /** Stops the reader. */
   stop(): void {
-    this.#held ??= []
+    this.#pending ??= []
   }
 
-  goOn(): void {
-    const held = this.#held ?? []
-    this.#held = null
-    for (const done of held) done()
+  resume(): void {
+    const pending = this.#pending ?? []
+    this.#pending = null
+    for (const done of pending) done()
   }
 }
 
 /** Captures one of the two until the test ends. */
-export function takeOutput(t: ExecutionContext, name: 'stdout' | 'stderr', more: object = {}): Output {
+export function captureOutput(t: ExecutionContext, name: 'stdout' | 'stderr', more: object = {}): Output {
   const output = new Output()
   const own = Object.getOwnPropertyDescriptor(process, name)!
   Object.defineProperty(process, name, { configurable: true, value: Object.assign(output.stream, more) })

@@ -73,12 +73,12 @@ function describe(error: unknown): Thrown {
   }
 }
 
-process.on('message', async ({ id, code, given }: { id: number; code: string; given: unknown[] }) => {
+process.on('message', async ({ id, code, args }: { id: number; code: string; args: unknown[] }) => {
   const answer: Answer = { id }
   try {
     // oxlint-disable-next-line no-new-func
-    const what = new Function(`return (${code})`)() as (kit: Kit, ...given: unknown[]) => unknown
-    answer.value = await what(kit, ...given)
+    const task = new Function(`return (${code})`)() as (kit: Kit, ...args: unknown[]) => unknown
+    answer.value = await task(kit, ...args)
   } catch (error) {
     answer.thrown = describe(error)
   }

@@ -8,7 +8,7 @@ import type { ExecutionContext } from 'ava'
 import { join, listen, type Channel, type Listener, type ListenOptions, type Options } from 'ringfence'
 
 import { abstractAddress } from './address.js'
-import { reachable } from './others.js'
+import { reachable } from './other-user.js'
 import type { Answer, Kit, Thrown } from './partner-process.js'
 import { until } from './until.js'
 
@@ -78,9 +78,9 @@ export class Partner {
       else waiting?.reject(new PartnerError(answer.thrown))
     })
     // The event 'close' would never be emitted for a child that was disconnected.
-    const silent = new Promise((resolve) => child.stderr!.on('close', resolve))
+    const stderrClosed = new Promise((resolve) => child.stderr!.on('close', resolve))
     const ended = new Promise<Exit>((resolve) => child.on('exit', (code, signal) => resolve({ code, signal })))
-    this.exited = Promise.all([ended, silent]).then(([exit]) => {
+    this.exited = Promise.all([ended, stderrClosed]).then(([exit]) => {
       this.#exit = exit
       for (const { reject } of this.#waiting.values()) reject(new Error(`the partner is gone: ${this.#describe()}`))
       this.#waiting.clear()
@@ -99,7 +99,7 @@ export class Partner {
       serialization: 'advanced',
     })
     const partner = new Partner(child)
-    t.teardown(() => partner.#over())
+    t.teardown(() => partner.#finish())
     await partner.run(() => {})
     return partner
   }
@@ -110,15 +110,15 @@ export class Partner {
 
   /** Calls a function in the partner. It can use only its arguments, and nothing else of this process. */
   run<Arguments extends unknown[], Result>(
-    what: (kit: Kit, ...given: Arguments) => Result,
-    ...given: Arguments
+    task: (kit: Kit, ...args: Arguments) => Result,
+    ...args: Arguments
   ): Promise<Awaited<Result>> {
     const id = this.#next
     this.#next += 1
     const answer = new Promise<Awaited<Result>>((resolve, reject) => {
       this.#waiting.set(id, { resolve: resolve as Waiting['resolve'], reject })
       if (this.#exit !== null) reject(new Error(`the partner is gone: ${this.#describe()}`))
-      else this.#child.send({ id, code: what.toString(), given })
+      else this.#child.send({ id, code: task.toString(), args })
     })
     // A caller that awaits the answer gets the error. A test that ends before the answer must not fail because of it.
     answer.catch(() => {})
@@ -148,7 +148,7 @@ export class Partner {
   }
 
   /** From now on, only the partner's open resources keep it alive. */
-  letGo(): Promise<Exit> {
+  detach(): Promise<Exit> {
     this.#expected = 'to exit'
     this.#child.disconnect()
     return this.exited
@@ -172,7 +172,7 @@ export class Partner {
   }
 
   /** Continues the process. */
-  goOn(): void {
+  resume(): void {
     this.#child.kill('SIGCONT')
   }
 
@@ -181,7 +181,7 @@ export class Partner {
     return `${signal ?? `exit code ${code}`}\n${this.#complaints}`
   }
 
-  async #over(): Promise<void> {
+  async #finish(): Promise<void> {
     const exit = this.#exit
     if (exit === null) {
       this.#child.kill('SIGKILL')
@@ -231,7 +231,7 @@ export async function listenHere(t: ExecutionContext, address: string, options: 
 }
 
 /** The next channel of a listener. */
-export async function nextOf(listener: Listener): Promise<Channel> {
+export async function nextChannel(listener: Listener): Promise<Channel> {
   const { value } = await listener[Symbol.asyncIterator]().next()
   if (value === undefined) throw new Error('the listener has closed')
   return value

@@ -1,7 +1,7 @@
 // A fake ring with a receive buffer over it. It can produce states that a real peer reaches only rarely.
 
 import { pattern } from './bytes.js'
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 
 /** The codes of the binding's results. */
 interface Answers {
@@ -47,7 +47,7 @@ export interface Buffered {
   keepLeftovers(release: () => void): void
   stop(why: () => Error): void
   close(why: () => Error): void
-  attachMerge(told: () => void): void
+  attachMerge(notifications: () => void): void
   detachMerge(): void
   take(): Buffer | null
   hasMessage(): boolean
@@ -66,8 +66,8 @@ interface Insides {
 }
 
 /** Not exported by the package. */
-export const answers = await insideOf<Answers>('native.js')
-const { ReceiveBuffer } = await insideOf<Insides>('channel/receive-buffer.js')
+export const answers = await internals<Answers>('native.js')
+const { ReceiveBuffer } = await internals<Insides>('channel/receive-buffer.js')
 const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
 
 const recordSize = (length: number) => HEADER + ((length + 7) & ~7)
@@ -75,7 +75,7 @@ const recordSize = (length: number) => HEADER + ((length + 7) & ~7)
 /** A ring whose reader gets copies of all messages, as in a subscription. */
 export class Ring {
   /** The names of the calls. */
-  asked: string[] = []
+  calls: string[] = []
   /** The room in the buffer of each fetch. */
   rooms: number[] = []
   /** The number and the bytes of fetched messages. */
@@ -89,28 +89,28 @@ export class Ring {
   /** A barrier is required between `park` and `checkParked`. */
   needsBarrier = true
   /** Called at each check that finds nothing. */
-  onNothing: () => void = () => {}
+  onEmpty: () => void = () => {}
   /** Called before a long message is read. */
   onGather: () => void = () => {}
   protected messages: Buffer[] = []
   /** The bytes of the last message that have arrived. */
-  #begun = Infinity
+  #arrived = Infinity
   /** The number of messages left in this round of visits. */
   #round = Infinity
 
-  come(...messages: Buffer[]): void {
+  push(...messages: Buffer[]): void {
     this.messages.push(...messages)
   }
 
   /** Adds the beginning of a long message. */
   begin(message: Buffer, bytes: number): void {
-    this.come(message)
-    this.#begun = bytes
+    this.push(message)
+    this.#arrived = bytes
   }
 
   /** Adds the rest of it. */
   complete(): void {
-    this.#begun = Infinity
+    this.#arrived = Infinity
   }
 
   /** The next message is skipped: the publisher was faster. */
@@ -119,35 +119,35 @@ export class Ring {
   }
 
   /** The calls since the last check. */
-  since(): string[] {
-    return this.asked.splice(0)
+  newCalls(): string[] {
+    return this.calls.splice(0)
   }
 
   get left(): number {
     return this.messages.length
   }
 
-  pull(into: Buffer, from: number, goesOn: number): number {
-    this.asked.push(goesOn === FIRST ? 'pull first' : goesOn === MORE ? 'pull more' : 'pull')
-    return this.#pull(into, from, goesOn)
+  pull(into: Buffer, from: number, round: number): number {
+    this.calls.push(round === FIRST ? 'pull first' : round === MORE ? 'pull more' : 'pull')
+    return this.#pull(into, from, round)
   }
 
-  pullBusy(into: Buffer, from: number, goesOn: number): number {
-    this.asked.push('pull busily')
-    return this.#pull(into, from, goesOn)
+  pullBusy(into: Buffer, from: number, round: number): number {
+    this.calls.push('pull busily')
+    return this.#pull(into, from, round)
   }
 
-  #pull(into: Buffer, from: number, goesOn: number): number {
+  #pull(into: Buffer, from: number, round: number): number {
     this.rooms.push(into.length - from)
-    if (goesOn === FIRST) this.#round = this.left
-    if (goesOn === MORE && this.#round === 0) {
+    if (round === FIRST) this.#round = this.left
+    if (round === MORE && this.#round === 0) {
       this.owesWake = false
       return 0
     }
     const before = this.left
     const answer = this.put(into.subarray(from), 0, Infinity)
-    if (goesOn !== 0) this.#round -= before - this.left
-    this.owesWake = answer > 0 && goesOn !== 0
+    if (round !== 0) this.#round -= before - this.left
+    this.owesWake = answer > 0 && round !== 0
     return answer
   }
 
@@ -160,7 +160,7 @@ export class Ring {
       const message = this.messages[0]!
       const { length } = message
       const fits = length >= least && length <= most && used + recordSize(length) <= into.length
-      if (!fits || (this.left === 1 && this.#begun < length)) return used === 0 ? LARGE - length : used
+      if (!fits || (this.left === 1 && this.#arrived < length)) return used === 0 ? LARGE - length : used
       into.writeUInt32LE(length, used)
       into.writeUInt32LE(3, used + 4)
       // The bytes between a message and the next one may be anything.
@@ -178,7 +178,7 @@ export class Ring {
   }
 
   #nothing(): number {
-    this.onNothing()
+    this.onEmpty()
     return this.ended ? ENDED : 0
   }
 
@@ -187,14 +187,14 @@ export class Ring {
   }
 
   gather(into: Buffer): number {
-    this.asked.push('gather')
+    this.calls.push('gather')
     this.onGather()
     if (this.failing !== null) return FAILED
     const [message] = this.messages
     if (message === undefined) return this.#nothing()
     const { length } = message
     if (length > into.length) return OTHER
-    const there = this.left === 1 ? Math.min(this.#begun, length) : length
+    const there = this.left === 1 ? Math.min(this.#arrived, length) : length
     into.set(message.subarray(0, there))
     if (there < length) return this.ended ? ENDED : there
     this.#count(this.messages.shift()!)
@@ -202,28 +202,28 @@ export class Ring {
   }
 
   wake(): void {
-    this.asked.push('wake')
+    this.calls.push('wake')
     this.owesWake = false
   }
 
   armReader(): number {
-    this.asked.push('arm')
+    this.calls.push('arm')
     return this.#armed()
   }
 
   parkReader(): number {
-    this.asked.push('park')
+    this.calls.push('park')
     return this.failing === null ? Number(this.needsBarrier) : FAILED
   }
 
   checkParked(): number {
-    this.asked.push('look')
+    this.calls.push('look')
     return this.#armed()
   }
 
   #armed(): number {
     if (this.failing !== null) return FAILED
-    const there = this.left > 1 || (this.left === 1 && this.#begun === Infinity)
+    const there = this.left > 1 || (this.left === 1 && this.#arrived === Infinity)
     return there || this.ended ? 0 : 1
   }
 
@@ -233,45 +233,45 @@ export class Ring {
 }
 
 /** A ring that holds fetched messages for its reader, as in a channel. */
-export class HeldRing extends Ring {
+export class RetainingRing extends Ring {
   /** The messages of the last fetch. The peer cannot use their room yet. */
-  held: Buffer[] = []
+  retained: Buffer[] = []
 
-  override pull(into: Buffer, from: number, goesOn: number): number {
-    this.held = []
-    return super.pull(into, from, goesOn)
+  override pull(into: Buffer, from: number, round: number): number {
+    this.retained = []
+    return super.pull(into, from, round)
   }
 
-  override pullBusy(into: Buffer, from: number, goesOn: number): number {
-    this.held = []
-    return super.pullBusy(into, from, goesOn)
+  override pullBusy(into: Buffer, from: number, round: number): number {
+    this.retained = []
+    return super.pullBusy(into, from, round)
   }
 
-  pullRetained(into: Buffer, from: number, least: number, most: number, alone: number): number {
-    this.asked.push(alone === 0 ? 'fetch' : 'fetch to look')
-    return this.#pull(into, from, least, most, alone)
+  pullRetained(into: Buffer, from: number, least: number, most: number, retainSingle: number): number {
+    this.calls.push(retainSingle === 0 ? 'fetch' : 'fetch to look')
+    return this.#pull(into, from, least, most, retainSingle)
   }
 
-  pullRetainedBusy(into: Buffer, from: number, least: number, most: number, alone: number): number {
-    this.asked.push(alone === 0 ? 'fetch busily' : 'fetch to look, busily')
-    return this.#pull(into, from, least, most, alone)
+  pullRetainedBusy(into: Buffer, from: number, least: number, most: number, retainSingle: number): number {
+    this.calls.push(retainSingle === 0 ? 'fetch busily' : 'fetch to look, busily')
+    return this.#pull(into, from, least, most, retainSingle)
   }
 
-  #pull(into: Buffer, from: number, least: number, most: number, alone: number): number {
+  #pull(into: Buffer, from: number, least: number, most: number, retainSingle: number): number {
     this.rooms.push(into.length - from)
     this.owesWake = false
-    this.held = []
+    this.retained = []
     const before = [...this.messages]
     const answer = this.put(into.subarray(from), least, most)
     const count = before.length - this.left
-    if (answer > 0 && (count > 1 || alone !== 0)) this.held = before.slice(0, count)
+    if (answer > 0 && (count > 1 || retainSingle !== 0)) this.retained = before.slice(0, count)
     return answer
   }
 
-  pullAgain(into: Buffer, passed: number): number {
-    this.asked.push('fetch again')
+  pullAgain(into: Buffer, skipped: number): number {
+    this.calls.push('fetch again')
     let at = 0
-    const rest = this.held.filter((message) => (at += recordSize(message.length)) > passed)
+    const rest = this.retained.filter((message) => (at += recordSize(message.length)) > skipped)
     if (rest.length === 0) throw new Error('nothing is held')
     const later = this.messages
     const { messages, bytes } = this.fetched
@@ -285,8 +285,8 @@ export class HeldRing extends Ring {
   }
 
   release(): void {
-    this.asked.push('release')
-    this.held = []
+    this.calls.push('release')
+    this.retained = []
   }
 }
 
@@ -294,12 +294,12 @@ export class HeldRing extends Ring {
 export class LatestRing extends Ring {
   readonly delivery = 'latest'
 
-  override come(...messages: Buffer[]): void {
+  override push(...messages: Buffer[]): void {
     this.messages = [messages.at(-1)!]
   }
 
   hasMessage(): number {
-    this.asked.push('has')
+    this.calls.push('has')
     if (this.failing !== null) return FAILED
     return this.left > 0 ? 1 : this.ended ? ENDED : 0
   }
@@ -309,17 +309,17 @@ export interface Opened<Kind extends Ring> {
   ring: Kind
   buffer: Buffered
   /** The notifications of the owner of the buffer. */
-  told: string[]
+  notifications: string[]
 }
 
 export function bufferOver<Kind extends Ring>(ring: Kind, busy = false): Opened<Kind> {
-  const told: string[] = []
+  const notifications: string[] = []
   const buffer = new ReceiveBuffer(ring, busy, {
-    failed: (error) => void told.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
-    handleEnd: () => void told.push('no more comes'),
-    endWithPeer: () => void told.push('the end is told'),
+    failed: (error) => void notifications.push((error as Error & { code: string }).code.slice('ERR_RINGFENCE_'.length)),
+    handleEnd: () => void notifications.push('no more comes'),
+    endWithPeer: () => void notifications.push('the end is told'),
   })
-  return { ring, buffer, told }
+  return { ring, buffer, notifications }
 }
 
 /** Messages by number, of one length each. */
@@ -328,13 +328,13 @@ export function patterns(first: number, ...lengths: number[]): Buffer[] {
 }
 
 /** The available messages, as visitors see them. */
-export function shown(buffer: Buffered, max?: number): Buffer[] {
-  const seen: Buffer[] = []
-  buffer.receiveEach((bytes, offset, length) => seen.push(Buffer.from(bytes.subarray(offset, offset + length))), max)
-  return seen
+export function visitAll(buffer: Buffered, max?: number): Buffer[] {
+  const visits: Buffer[] = []
+  buffer.receiveEach((bytes, offset, length) => visits.push(Buffer.from(bytes.subarray(offset, offset + length))), max)
+  return visits
 }
 
 /** The rings of which every message is read. */
-export const kinds = [HeldRing, Ring] as const
+export const kinds = [RetainingRing, Ring] as const
 
 export const codeOf = (name: string) => ({ code: name === 'ABORT_ERR' ? name : `ERR_RINGFENCE_${name}` })

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 import type { ExecutionContext } from 'ava'
 
-import { soon } from './until.js'
+import { within } from './until.js'
 
 const built = (name: string) => fileURLToPath(new URL(`../../../target/debug/${name}`, import.meta.url))
 
@@ -58,8 +58,8 @@ export class RustPartner {
   }
 
   /** The next line of its output. */
-  async hear(): Promise<string> {
-    const { done, value } = await soon(this.#lines.next(), 'a line of the Rust partner')
+  async readLine(): Promise<string> {
+    const { done, value } = await within(this.#lines.next(), 'a line of the Rust partner')
     return done === true ? '(the end)' : value
   }
 

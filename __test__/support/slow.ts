@@ -1,6 +1,6 @@
 // Types of the internal modules of `ringfence doctor PID|ADDRESS`, for their tests.
 
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 
 /** A limit and its use; `path` names its owner. */
 export interface Bounded {
@@ -18,7 +18,7 @@ export interface Activity {
   sleepsPerSecond: number
 }
 
-export const slow = (name: string) => insideOf(`cli/slow/${name}.js`)
+export const slow = (name: string) => internals(`cli/slow/${name}.js`)
 
 /** A finding about the direction from one process to another. */
 export interface Finding {

@@ -3,48 +3,48 @@
 import type { Closed, Merge } from 'ringfence'
 
 import { pattern } from './bytes.js'
-import { fairness, rested } from './clock.js'
-import { insideOf } from './inside.js'
-import { bufferOver, HeldRing } from './ring.js'
+import { fairness, afterTurn } from './clock.js'
+import { internals } from './internals.js'
+import { bufferOver, RetainingRing } from './ring.js'
 
 /** The reasons of the binding. */
 type GoneReason = 'closed' | 'lost' | 'corrupt' | 'exposed' | 'evicted'
 
 /** A source of a merge that has only a ring. */
 export class Source {
-  readonly ring = new HeldRing()
+  readonly ring = new RetainingRing()
   readonly opened = bufferOver(this.ring)
   readonly buffer = this.opened.buffer
   reason: GoneReason = 'closed'
   /** The calls of `ref` and `unref`. */
-  readonly kept: string[] = []
+  readonly refCalls: string[] = []
   #next = 0
 
   constructor(readonly name: string) {}
 
   ref(): this {
-    this.kept.push('ref')
+    this.refCalls.push('ref')
     return this
   }
 
   unref(): this {
-    this.kept.push('unref')
+    this.refCalls.push('unref')
     return this
   }
 
   /** Adds `count` messages of `length` bytes, and sends a wakeup if one was requested. */
-  say(count = 1, length = 1000): this {
-    for (let index = 0; index < count; index += 1) this.ring.come(pattern((this.#next += 1), length))
-    return this.#ring()
+  send(count = 1, length = 1000): this {
+    for (let index = 0; index < count; index += 1) this.ring.push(pattern((this.#next += 1), length))
+    return this.#wake()
   }
 
   end(reason: GoneReason = 'closed'): this {
     this.reason = reason
     this.ring.ended = true
-    return this.#ring()
+    return this.#wake()
   }
 
-  #ring(): this {
+  #wake(): this {
     if (this.buffer.isArmed) this.buffer.handleWakeup()
     return this
   }
@@ -53,20 +53,20 @@ export class Source {
 interface Insides {
   registerSource(kind: (value: object) => object | undefined): void
   merge<S>(sources?: Iterable<S>): Merge<S>
-  makePersistent(letGo: () => void): Merge<Source>
-  allowEnd(held: Merge<Source>, failure: Error | null): void
+  makePersistent(release: () => void): Merge<Source>
+  allowEnd(merged: Merge<Source>, failure: Error | null): void
   native: { barrier(): object | null }
 }
 
-const inside = insideOf<Insides>
+const load = internals<Insides>
 
 /** Not exported by the package. */
 export const [{ registerSource }, { merge, makePersistent, allowEnd }, { native }] = await Promise.all([
-  inside('channel/sources.js'),
-  inside('channel/merge.js'),
-  inside('native.js'),
+  load('channel/sources.js'),
+  load('channel/merge.js'),
+  load('native.js'),
 ])
-const { closedFor } = await insideOf<{ closedFor(reason: GoneReason, peer: { pid: number }): Closed }>(
+const { closedFor } = await internals<{ closedFor(reason: GoneReason, peer: { pid: number }): Closed }>(
   'channel/resource.js',
 )
 
@@ -82,8 +82,8 @@ export const mergeOf = (...sources: Source[]) => merge(sources)
 export const named = (...names: string[]) => names.map((name) => new Source(name))
 
 /** The clock stands still, and is read once in 256 messages. */
-export async function calm(): Promise<void> {
-  await rested()
+export async function settleClock(): Promise<void> {
+  await afterTurn()
   for (let looks = 0; looks < 10; looks += 1) fairness.readClock()
 }
 
@@ -91,10 +91,10 @@ export async function calm(): Promise<void> {
 export async function order(merged: Merged, count: number): Promise<string> {
   const names: string[] = []
   for (let index = 0; index < count; index += 1) names.push((await merged.receive())![0].name)
-  return inShort(names)
+  return runLengths(names)
 }
 
-export function inShort(names: string[]): string {
+export function runLengths(names: string[]): string {
   const runs: [string, number][] = []
   for (const name of names) {
     const last = runs.at(-1)
@@ -111,5 +111,5 @@ export function visits(merged: Merged, max?: number, each: (source: Source) => v
     each(source)
   }, max)
   if (count !== names.length) throw new Error(`${count} are not ${names.length}`)
-  return inShort(names)
+  return runLengths(names)
 }

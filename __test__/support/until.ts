@@ -3,19 +3,19 @@
 import { setTimeout as pause } from 'node:timers/promises'
 
 /** Checks repeatedly until the condition holds. The limit only ends a test that has failed. */
-export async function until(holds: () => boolean | Promise<boolean>, what: string, limit = 60_000): Promise<void> {
+export async function until(condition: () => boolean | Promise<boolean>, what: string, limit = 60_000): Promise<void> {
   const end = performance.now() + limit
-  while (!(await holds())) {
+  while (!(await condition())) {
     if (performance.now() > end) throw new Error(`waited ${limit} ms in vain until ${what}`)
     await pause(2)
   }
 }
 
 /** Like {@link until}, but blocks the event loop: only other threads notice events. */
-export function standStillUntil(holds: () => boolean, what: string, limit = 60_000): void {
+export function blockUntil(condition: () => boolean, what: string, limit = 60_000): void {
   const never = new Int32Array(new SharedArrayBuffer(4))
   const end = performance.now() + limit
-  while (!holds()) {
+  while (!condition()) {
     if (performance.now() > end) throw new Error(`waited ${limit} ms in vain until ${what}`)
     Atomics.wait(never, 0, 0, 2)
   }
@@ -41,13 +41,13 @@ export async function isPending(promise: Promise<unknown>): Promise<boolean> {
 }
 
 /** The value of a promise, or an error if it stays pending: for promises that would hang if the code is broken. */
-export async function soon<Value>(promise: Promise<Value>, what: string, limit = 60_000): Promise<Value> {
+export async function within<Value>(promise: Promise<Value>, what: string, limit = 60_000): Promise<Value> {
   let timer: NodeJS.Timeout | undefined
-  const late = new Promise<never>((_, reject) => {
+  const timedOut = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`waited ${limit} ms in vain for ${what}`)), limit)
   })
   try {
-    return await Promise.race([promise, late])
+    return await Promise.race([promise, timedOut])
   } finally {
     clearTimeout(timer)
   }

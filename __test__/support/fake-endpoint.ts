@@ -3,50 +3,50 @@
 import type { ExecutionContext } from 'ava'
 import type { ListenOptions, Listener, MemberOptions, Membership } from 'ringfence'
 
-import { beginsHere, type Failure } from './binding.js'
+import { captureHandshakes, type Failure } from './binding.js'
 import { Binding, FAILED } from './channel.js'
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 
 /** Not exported by the package, with public functions of the same copy. */
 export const [{ listen, connect }, { member }, { join }, { atExit }] = await Promise.all([
-  insideOf<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('endpoint/service.js'),
-  insideOf<Pick<typeof import('ringfence'), 'member'>>('endpoint/membership.js'),
-  insideOf<Pick<typeof import('ringfence'), 'join'>>('endpoint/pair.js'),
-  insideOf<{ atExit(address: string, vacate: () => void): () => void }>('runtime/exit.js'),
+  internals<Pick<typeof import('ringfence'), 'listen' | 'connect'>>('endpoint/service.js'),
+  internals<Pick<typeof import('ringfence'), 'member'>>('endpoint/membership.js'),
+  internals<Pick<typeof import('ringfence'), 'join'>>('endpoint/pair.js'),
+  internals<{ atExit(address: string, vacate: () => void): () => void }>('runtime/exit.js'),
 ])
 
 /** Runs what the process would run at exit. The package listens for the exit from the first registration on. */
-export const exits: () => void = (() => {
+export const runExitHandlers: () => void = (() => {
   const before = process.listeners('exit')
   atExit('/somewhere', () => {})()
   return process.listeners('exit').find((listener) => !before.includes(listener)) as () => void
 })()
 
 /** The fake object of an endpoint. */
-export class Standing {
+export class FakeEndpoint {
   readonly role = 'host'
-  readonly asked: string[] = []
+  readonly calls: string[] = []
   events: unknown[] = []
-  bell: () => void = () => {}
+  onWakeup: () => void = () => {}
   watching = 0
   failing: Failure = { code: 'CLOSED', message: 'as the binding says' }
   /** Reports that the place was left; null: this is reported at once. */
-  left: (() => void) | null = null
-  leavesAtOnce = true
+  onLeft: (() => void) | null = null
+  leavesImmediately = true
 
   /** Adds events, and sends a wakeup. */
-  tell(...events: unknown[]): void {
+  emit(...events: unknown[]): void {
     this.events.push(...events)
-    this.bell()
+    this.onWakeup()
   }
 
   /** The endpoint fails. */
   fail(): void {
-    this.tell(FAILED)
+    this.emit(FAILED)
   }
 
   accept(): unknown {
-    this.asked.push('next')
+    this.calls.push('next')
     return this.events.shift() ?? 0
   }
 
@@ -54,31 +54,31 @@ export class Standing {
     return this.accept()
   }
 
-  watch(bell: () => void): number {
-    this.bell = bell
+  watch(onWakeup: () => void): number {
+    this.onWakeup = onWakeup
     return this.watching
   }
 
   pause(paused: number): void {
-    this.asked.push(`pause ${paused}`)
+    this.calls.push(`pause ${paused}`)
   }
 
   keepAlive(alive: number): void {
-    this.asked.push(`keep alive ${alive}`)
+    this.calls.push(`keep alive ${alive}`)
   }
 
   close(): void {
-    this.asked.push('close')
+    this.calls.push('close')
   }
 
   vacate(): void {
-    this.asked.push('vacate')
+    this.calls.push('vacate')
   }
 
-  leave(left: () => void): number {
-    this.asked.push('leave')
-    this.left = left
-    return this.leavesAtOnce ? 0 : 1
+  leave(onLeft: () => void): number {
+    this.calls.push('leave')
+    this.onLeft = onLeft
+    return this.leavesImmediately ? 0 : 1
   }
 
   failure(): Failure {
@@ -86,29 +86,29 @@ export class Standing {
   }
 
   /** The calls since the last time, except those for events. */
-  since(): string[] {
-    return this.asked.splice(0).filter((what) => what !== 'next')
+  newCalls(): string[] {
+    return this.calls.splice(0).filter((what) => what !== 'next')
   }
 }
 
 /** The fake channel of a new peer. */
-export function comer(pid = 1): Binding {
+export function incomingChannel(pid = 1): Binding {
   const binding = new Binding()
   Object.assign(binding.peer, { pid })
   return binding
 }
 
-export async function listens(t: ExecutionContext, options: ListenOptions = {}, address = '@somewhere') {
-  const standing = new Standing()
-  const all = beginsHere(t)
+export async function openListener(t: ExecutionContext, options: ListenOptions = {}, address = '@somewhere') {
+  const endpoint = new FakeEndpoint()
+  const all = captureHandshakes(t)
   const opening = listen(address, options)
   await Promise.resolve()
-  all[0]!.done(null, standing)
+  all[0]!.done(null, endpoint)
   const listener: Listener = await opening
-  return { listener, standing }
+  return { listener, endpoint }
 }
 
-export async function stays(
+export async function openMembership(
   t: ExecutionContext,
   {
     options = {},
@@ -116,12 +116,12 @@ export async function stays(
     events = [],
   }: { options?: MemberOptions; address?: string; events?: unknown[] } = {},
 ) {
-  const standing = new Standing()
-  standing.events = events
-  const all = beginsHere(t)
+  const endpoint = new FakeEndpoint()
+  endpoint.events = events
+  const all = captureHandshakes(t)
   const opening = member(address, options)
   await Promise.resolve()
-  all[0]!.done(null, standing)
+  all[0]!.done(null, endpoint)
   const membership: Membership = await opening
-  return { membership, standing }
+  return { membership, endpoint }
 }

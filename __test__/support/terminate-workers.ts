@@ -2,10 +2,10 @@
 
 import { fileURLToPath } from 'node:url'
 
-import type { Deed } from './doomed.js'
+import type { WorkerTask } from './worker-task.js'
 import type { Partner } from './partner.js'
 
-const doomed = fileURLToPath(new URL('doomed.js', import.meta.url))
+const workerScript = fileURLToPath(new URL('worker-task.js', import.meta.url))
 
 /**
  * Makes `stage`, a process with `--expose-gc`, start and terminate workers, one after the other. Each is terminated
@@ -13,24 +13,24 @@ const doomed = fileURLToPath(new URL('doomed.js', import.meta.url))
  * after.
  */
 export function terminateWorkers(
-  stage: Partner,
+  partner: Partner,
   address: string,
-  deed: Deed,
+  deed: WorkerTask,
   first: number,
   count: number,
 ): Promise<number> {
-  return stage.run(
-    async (kit, where: string, script: string, what: Deed, from: number, to: number) => {
+  return partner.run(
+    async (kit, at: string, script: string, kind: WorkerTask, from: number, to: number) => {
       const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
       const { readdirSync: list } = kit.require('node:fs') as typeof import('node:fs')
       const chance = kit.bytes.random(from)
       for (let round = from; round < to; round += 1) {
-        const orders = { address: where, deed: what, threads: round % 2 === 1 }
-        const worker = new Thread(script, { workerData: orders })
+        const settings = { address: at, task: kind, threads: round % 2 === 1 }
+        const worker = new Thread(script, { workerData: settings })
         const exited = new Promise((resolve) => worker.on('exit', resolve))
         await new Promise<void>((resolve) => {
-          worker.on('message', (said: string) => {
-            if (said === (round % 5 === 4 ? 'joining' : 'joined')) resolve()
+          worker.on('message', (report: string) => {
+            if (report === (round % 5 === 4 ? 'joining' : 'joined')) resolve()
           })
         })
         await new Promise((resolve) => setTimeout(resolve, chance() * 30))
@@ -39,7 +39,7 @@ export function terminateWorkers(
       }
       const { gc } = globalThis as unknown as { gc(): void }
       let fds = Infinity
-      for (let look = 0; look < 100; look += 1) {
+      for (let sample = 0; sample < 100; sample += 1) {
         await new Promise((resolve) => setTimeout(resolve, 10))
         gc()
         fds = Math.min(fds, list('/proc/self/fd').length)
@@ -47,7 +47,7 @@ export function terminateWorkers(
       return fds
     },
     address,
-    doomed,
+    workerScript,
     deed,
     first,
     first + count,

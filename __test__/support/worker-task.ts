@@ -7,7 +7,7 @@ import { join, listen, member } from 'ringfence'
 import { turn } from './until.js'
 
 /** The work of the thread. */
-export type Deed =
+export type WorkerTask =
   | 'joining'
   | 'waiting'
   | 'sending'
@@ -20,47 +20,47 @@ export type Deed =
   | 'staying'
   | 'deciding'
 
-export interface Orders {
+export interface WorkerSettings {
   address: string
-  deed: Deed
+  task: WorkerTask
   /** Watch the line with a thread. */
   threads: boolean
 }
 
-const { address, deed, threads } = workerData as Orders
+const { address, task, threads } = workerData as WorkerSettings
 if (threads) Object.defineProperty(process.versions, 'bun', { value: '1.0.0' })
-const say = (what: string) => parentPort!.postMessage(what)
+const report = (what: string) => parentPort!.postMessage(what)
 
-say('joining')
-if (deed === 'serving') {
+report('joining')
+if (task === 'serving') {
   const listener = await listen(address, { capacity: 16_384, wait: true })
-  say('joined')
+  report('joined')
   for await (const agent of listener) {
     void (async () => {
       for await (const message of agent) await agent.send(message)
     })().catch(() => {})
   }
 }
-if (deed === 'deciding') {
+if (task === 'deciding') {
   const authorize = () => {
-    say('asked')
+    report('asked')
     return new Promise<boolean>(() => {})
   }
   await listen(address, { policy: { authorize } })
-  say('listening')
+  report('listening')
 }
-if (deed === 'staying') {
+if (task === 'staying') {
   const membership = await member(address, { capacity: 16_384, wait: true })
-  say('joined')
+  report('joined')
   for await (const partner of membership) {
     for await (const message of partner) await partner.send(message).catch(() => {})
   }
 }
 // It decides until it is terminated.
-if (deed === 'deciding') await new Promise(() => {})
+if (task === 'deciding') await new Promise(() => {})
 const channel = await join(address, { capacity: 16_384 })
-say('joined')
-switch (deed) {
+report('joined')
+switch (task) {
   case 'joining':
   case 'waiting':
     while ((await channel.receive()) !== undefined);
@@ -106,4 +106,4 @@ switch (deed) {
     await channel.close({ linger: 50 })
     break
 }
-say('over')
+report('over')

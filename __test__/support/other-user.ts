@@ -19,9 +19,9 @@ let copied: string | undefined
 /** Whether every user may execute a program, and search all directories above it. */
 function isOpenToAll(program: string): boolean {
   if ((statSync(program).mode & 0o5) !== 0o5) return false
-  for (let above = dirname(program); ; above = dirname(above)) {
-    if ((statSync(above).mode & 0o1) === 0) return false
-    if (above === dirname(above)) return true
+  for (let directory = dirname(program); ; directory = dirname(directory)) {
+    if ((statSync(directory).mode & 0o1) === 0) return false
+    if (directory === dirname(directory)) return true
   }
 }
 

@@ -4,28 +4,28 @@ import fs from 'node:fs'
 import { syncBuiltinESMExports } from 'node:module'
 
 /** The results of reading files, directories, links and file systems. An error is thrown. */
-export type Paper = Record<string, string | string[] | object | Error>
+export type FakeFiles = Record<string, string | string[] | object | Error>
 
 export const fails = (code: string) => Object.assign(new Error(`${code}: as this test has it`), { code })
 
-const LOOKS = ['readFileSync', 'readdirSync', 'readlinkSync', 'statSync', 'statfsSync'] as const
+const READERS = ['readFileSync', 'readdirSync', 'readlinkSync', 'statSync', 'statfsSync'] as const
 
-const isOnPaper = (path: unknown) => typeof path === 'string' && /^\/(proc|sys)(\/|$)/.test(path)
+const isFake = (path: unknown) => typeof path === 'string' && /^\/(proc|sys)(\/|$)/.test(path)
 
 /** Makes this process read the fake files, including later changes of them. Returns a function that stops it. */
-export function see(paper: Paper): () => void {
+export function useFakeFiles(files: FakeFiles): () => void {
   const { existsSync } = fs
-  const real = { existsSync, ...Object.fromEntries(LOOKS.map((look) => [look, fs[look]])) }
-  const onPaper = (look: (...words: unknown[]) => unknown) =>
+  const real = { existsSync, ...Object.fromEntries(READERS.map((reader) => [reader, fs[reader]])) }
+  const faked = (reader: (...words: unknown[]) => unknown) =>
     function seen(...words: [path: unknown, ...unknown[]]) {
       const [path] = words
-      if (!isOnPaper(path)) return look(...words)
-      const found = paper[path as string] ?? fails('ENOENT')
+      if (!isFake(path)) return reader(...words)
+      const found = files[path as string] ?? fails('ENOENT')
       if (found instanceof Error) throw found
       return found
     }
-  Object.assign(fs, Object.fromEntries(LOOKS.map((look) => [look, onPaper(fs[look] as never)])), {
-    existsSync: (path: string) => (isOnPaper(path) ? paper[path] !== undefined : existsSync(path)),
+  Object.assign(fs, Object.fromEntries(READERS.map((reader) => [reader, faked(fs[reader] as never)])), {
+    existsSync: (path: string) => (isFake(path) ? files[path] !== undefined : existsSync(path)),
   })
   syncBuiltinESMExports()
   return () => {
@@ -43,27 +43,27 @@ const ring = (rights: string) => (inode: number, capacity: number, publishedAt?:
 /** A ring that the process writes, or reads; `publishedAt`: the address in the name of a publisher's ring. */
 export const [written, read] = [ring('rw-'), ring('r--')]
 
-const PEACE = [
+const OTHER_MAPPINGS = [
   '00400000-00401000 r-xp 00000000 fe:00 77                    /usr/bin/one',
   '7ff000000000-7ff000001000 rw-p 00000000 00:00 0 ',
 ]
 
 /** A process with these lines in its map, which listens at these addresses. */
-export function process(pid: number, lines: string[], ...addresses: string[]): Paper {
+export function fakeProcess(pid: number, lines: string[], ...addresses: string[]): FakeFiles {
   const at = (part: string) => `/proc/${pid}/${part}`
-  const paper: Paper = {
+  const files: FakeFiles = {
     [`/proc/${pid}`]: { uid: 1000 + pid },
     // The name may contain anything, even this.
     [at('stat')]:
       `${pid} (a) b (c 1 2) S 1 ${pid} ${Array.from({ length: 16 }, (_, word) => 100 + word).join(' ')} 250 9 9\n`,
     [at('exe')]: `/usr/bin/${pid}`,
-    [at('maps')]: [...PEACE, ...lines, ...PEACE].join('\n') + '\n',
+    [at('maps')]: [...OTHER_MAPPINGS, ...lines, ...OTHER_MAPPINGS].join('\n') + '\n',
     [at('ns/net')]: 'net:[1]',
     [at('fd')]: ['0', ...addresses.map((_, index) => String(index + 3))],
     [at('fd/0')]: '/dev/null',
   }
-  addresses.forEach((address, index) => (paper[at(`fd/${index + 3}`)] = socketOf(address)))
-  return paper
+  addresses.forEach((address, index) => (files[at(`fd/${index + 3}`)] = socketOf(address)))
+  return files
 }
 
 const sockets = new Map<string, string>()
@@ -75,7 +75,7 @@ function socketOf(address: string): string {
 }
 
 /** A host with these processes, and the addresses at which they listen. */
-export function host(...processes: Paper[]): Paper {
+export function fakeHost(...processes: FakeFiles[]): FakeFiles {
   const names = processes.flatMap((one) => Object.keys(one)).flatMap((path) => /^\/proc\/(\d+)$/.exec(path)?.[1] ?? [])
   const links = new Set(processes.flatMap((one) => Object.values(one)))
   const lines = [...sockets]
@@ -92,7 +92,7 @@ export function host(...processes: Paper[]): Paper {
       '/proc/stat': 'cpu  1 2 3\nctxt btime 7\nbtime 1700000000\nprocesses 9\n',
       '/proc/net/unix': `Num       RefCount Protocol Flags    Type St Inode Path\n${lines.join('')}`,
       '/proc/self/ns/net': 'net:[1]',
-    } satisfies Paper,
+    } satisfies FakeFiles,
     ...processes,
-  ) as Paper
+  ) as FakeFiles
 }

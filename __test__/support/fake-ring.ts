@@ -3,7 +3,7 @@
 import type { Reservation, RingfenceError } from 'ringfence'
 
 import { pattern } from './bytes.js'
-import { insideOf } from './inside.js'
+import { internals } from './internals.js'
 
 export type Fill = (bytes: Uint8Array, offset: number, length: number) => number
 
@@ -23,11 +23,11 @@ export interface Queue {
   stop(reason: () => Error, hasEnded: boolean): void
 }
 
-const { SendQueue } = await insideOf<{
+const { SendQueue } = await internals<{
   SendQueue: new (ring: Ring, eager: boolean, failed: (error: RingfenceError) => void) => Queue
 }>('channel/send-queue.js')
 export const { FAILED, FLAGS, HEADER, WHOLE } =
-  await insideOf<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
+  await internals<Record<'FAILED' | 'FLAGS' | 'HEADER' | 'WHOLE', number>>('native.js')
 
 /** The bytes of a message in the ring. */
 export const recordOf = (length: number) => HEADER + Math.ceil(length / 8) * 8
@@ -35,8 +35,8 @@ export const recordOf = (length: number) => HEADER + Math.ceil(length / 8) * 8
 /** A fake ring for a sender, which records its calls. */
 export class Ring {
   readonly maxMessageSize = 1 << 30
-  readonly got: Buffer[] = []
-  readonly asked: string[] = []
+  readonly received: Buffer[] = []
+  readonly calls: string[] = []
   room: number
   /** The parts of a fragmented message so far. */
   parts: Buffer[] = []
@@ -47,7 +47,7 @@ export class Ring {
   /** External memory is forbidden, as in Electron. */
   showsNothing = false
   /** Free bytes that are not guaranteed. */
-  unsure = 0
+  notGuaranteed = 0
   #reserved: ArrayBuffer | null = null
 
   constructor(
@@ -58,16 +58,16 @@ export class Ring {
   }
 
   get bytes(): number {
-    return [...this.got, ...this.parts].reduce((sum, { length }) => sum + length, 0)
+    return [...this.received, ...this.parts].reduce((sum, { length }) => sum + length, 0)
   }
 
   /** The calls since the last time. */
-  told(): string[] {
-    return this.asked.splice(0)
+  newCalls(): string[] {
+    return this.calls.splice(0)
   }
 
-  #ask(what: string): boolean {
-    this.asked.push(what)
+  #record(what: string): boolean {
+    this.calls.push(what)
     const fails = this.fails !== null && what.startsWith(this.fails)
     if (fails) this.fails = null
     return fails
@@ -76,12 +76,12 @@ export class Ring {
   #put(message: Uint8Array): boolean {
     if (recordOf(message.length) > this.room) return false
     this.room -= recordOf(message.length)
-    this.got.push(Buffer.from(message))
+    this.received.push(Buffer.from(message))
     return true
   }
 
   flush(arena: Uint8Array, from: number, to: number): number {
-    if (this.#ask('flush')) return FAILED
+    if (this.#record('flush')) return FAILED
     const view = new DataView(arena.buffer, arena.byteOffset)
     let at = from
     while (at < to) {
@@ -94,7 +94,7 @@ export class Ring {
   }
 
   send(message: Uint8Array, written: number): number {
-    if (this.#ask('send') || message.length > this.maxMessageSize) return FAILED
+    if (this.#record('send') || message.length > this.maxMessageSize) return FAILED
     if (message.length <= this.maxAtOnce) return this.#put(message) ? WHOLE : 0
     let done = written
     while (done < message.length) {
@@ -105,17 +105,17 @@ export class Ring {
       this.parts.push(Buffer.from(message.subarray(done, done + part)))
       done += part
     }
-    this.got.push(Buffer.concat(this.parts))
+    this.received.push(Buffer.concat(this.parts))
     this.parts = []
     return WHOLE
   }
 
   trySend(message: Uint8Array): number {
-    return this.#ask('trySend') || message.length > this.maxAtOnce ? FAILED : Number(this.#put(message))
+    return this.#record('trySend') || message.length > this.maxAtOnce ? FAILED : Number(this.#put(message))
   }
 
   hasRoom(size: number): number {
-    return this.#ask(`hasRoom ${size}`) ? FAILED : Number(this.#fits(size))
+    return this.#record(`hasRoom ${size}`) ? FAILED : Number(this.#fits(size))
   }
 
   #fits(size: number): boolean {
@@ -123,31 +123,31 @@ export class Ring {
   }
 
   packedRoom(longest: number): number {
-    return this.#ask(`packedRoom ${longest}`) ? FAILED : Math.max(0, this.room - this.unsure)
+    return this.#record(`packedRoom ${longest}`) ? FAILED : Math.max(0, this.room - this.notGuaranteed)
   }
 
   armWriter(size: number): number {
-    if (this.#ask(`arm ${size}`)) return FAILED
+    if (this.#record(`arm ${size}`)) return FAILED
     if (this.#fits(size)) return 0
     this.armedFor = size
     return 1
   }
 
   reserve(size: number): number | ArrayBuffer {
-    if (this.#ask(`reserve ${size}`) || size > this.maxAtOnce) return FAILED
+    if (this.#record(`reserve ${size}`) || size > this.maxAtOnce) return FAILED
     if (recordOf(size) > this.room) return 0
     if (size <= 4096 || this.showsNothing) return 1
     return (this.#reserved = new ArrayBuffer(size))
   }
 
   commit(length: number, scratch?: Uint8Array): number {
-    if (this.#ask(`commit ${length}`)) return FAILED
+    if (this.#record(`commit ${length}`)) return FAILED
     this.#put((scratch ?? new Uint8Array(this.#reserved!)).subarray(0, length))
     return 0
   }
 
   cancel(): void {
-    this.#ask('cancel')
+    this.#record('cancel')
   }
 
   failure(): { code: string; message: string } {
@@ -181,14 +181,14 @@ export function open(capacity: number, { maxAtOnce = capacity / 2, eager = false
 }
 
 /** More turns than a queue checks on its own. */
-export const MANY = 30
+export const MANY_TURNS = 30
 
 /** Fills a ring except for `rest` bytes. */
 export function fillBut(ring: Ring, queue: Queue, rest: number): void {
   while (ring.room > rest) queue.trySend(new Uint8Array(Math.min(ring.maxAtOnce, ring.room - rest - HEADER)))
   if (ring.room !== rest) throw new Error(`${ring.room} bytes are left`)
-  ring.got.length = 0
-  ring.told()
+  ring.received.length = 0
+  ring.newCalls()
 }
 
 /** This number of short messages. */

@@ -3,4 +3,4 @@
 /** The URL of a module of the package: "codec.js", "cli/top.js". */
 export const urlOf = (file: string): string => new URL(`../../../dist/esm/${file}`, import.meta.url).href
 
-export const insideOf = async <Inside>(file: string): Promise<Inside> => (await import(urlOf(file))) as Inside
+export const internals = async <Inside>(file: string): Promise<Inside> => (await import(urlOf(file))) as Inside
