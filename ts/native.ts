@@ -106,7 +106,7 @@ export interface NativeSender extends NativeRing {
 /** The reading functions that channels and subscriptions share. */
 export interface NativeReader {
   /**
-   * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `LARGE - size`; or `CALLS` if a call frame
+   * Copies whole records to `into[from..]` and returns the number of bytes; or 0, `ENDED` or `TOO_LARGE - size`; or `CALL_NEXT` if a call frame
    * is next.
    *
    * If `round` is `FIRST` or `MORE`, the caller promises to read until nothing is left. A peer that waits for room is then not woken for
@@ -121,7 +121,7 @@ export interface NativeReader {
   /** Returns 1 if there is a message, else as `pull`. Of a subscription. */
   hasMessage?(): number
   /**
-   * Like `pull`, but only for messages of `minLength` to `maxLength` bytes. For any other message it returns `LARGE - size`.
+   * Like `pull`, but only for messages of `minLength` to `maxLength` bytes. For any other message it returns `TOO_LARGE - size`.
    *
    * `pullAgain` returns the same records again until `release` or the next pull. The caller must call `release`. If `retainSingle` is 0, a
    * single message is not retained.
@@ -129,7 +129,7 @@ export interface NativeReader {
   pullRetained?(into: Uint8Array, from: number, minLength: number, maxLength: number, retainSingle: number): number
   /** Like `pullRetained`, but spins like `pullBusy`. */
   pullRetainedBusy?(into: Uint8Array, from: number, minLength: number, maxLength: number, retainSingle: number): number
-  /** Like `pull`, but only for call frames of `minLength` to `maxLength` bytes. Returns `OTHER` if a message is next. */
+  /** Like `pull`, but only for call frames of `minLength` to `maxLength` bytes. Returns `MISMATCH` if a message is next. */
   pullCalls?(into: Uint8Array, from: number, minLength: number, maxLength: number): number
   /** Like `pullCalls`, but spins like `pullBusy`. */
   pullCallsBusy?(into: Uint8Array, from: number, minLength: number, maxLength: number): number
@@ -301,13 +301,13 @@ export const WHOLE = answers.whole
 /** Everything was read, and nothing more will arrive. */
 export const ENDED = answers.ended
 /** The next message is not the one that the memory was allocated for, or no call frame. */
-export const OTHER = answers.other
+export const MISMATCH = answers.mismatch
 /** The next message is a call frame. */
-export const CALLS = answers.calls
+export const CALL_NEXT = answers.callNext
 /** The whole message was received, and it has attachments. */
 export const ATTACHED = answers.attached
-/** A message does not fit. Its size is `LARGE - answer`. */
-export const LARGE = answers.large
+/** A message does not fit. Its size is `TOO_LARGE - answer`. */
+export const TOO_LARGE = answers.tooLarge
 
 /** Values of `round`: whether the caller of `pull` continues or starts a round. */
 export const MORE = answers.more

@@ -8,8 +8,8 @@ interface Answers {
   FAILED: number
   WHOLE: number
   ENDED: number
-  OTHER: number
-  LARGE: number
+  MISMATCH: number
+  TOO_LARGE: number
   FIRST: number
   MORE: number
   HEADER: number
@@ -68,7 +68,7 @@ interface Insides {
 /** Not exported by the package. */
 export const answers = await internals<Answers>('native.js')
 const { ReceiveBuffer } = await internals<Insides>('channel/receive-buffer.js')
-const { FAILED, WHOLE, ENDED, OTHER, LARGE, FIRST, MORE, HEADER } = answers
+const { FAILED, WHOLE, ENDED, MISMATCH, TOO_LARGE, FIRST, MORE, HEADER } = answers
 
 const recordSize = (length: number) => HEADER + ((length + 7) & ~7)
 
@@ -160,7 +160,7 @@ export class Ring {
       const message = this.messages[0]!
       const { length } = message
       const fits = length >= least && length <= most && used + recordSize(length) <= into.length
-      if (!fits || (this.left === 1 && this.#arrived < length)) return used === 0 ? LARGE - length : used
+      if (!fits || (this.left === 1 && this.#arrived < length)) return used === 0 ? TOO_LARGE - length : used
       into.writeUInt32LE(length, used)
       into.writeUInt32LE(3, used + 4)
       // The bytes between a message and the next one may be anything.
@@ -193,12 +193,12 @@ export class Ring {
     const [message] = this.messages
     if (message === undefined) return this.#nothing()
     const { length } = message
-    if (length > into.length) return OTHER
+    if (length > into.length) return MISMATCH
     const there = this.left === 1 ? Math.min(this.#arrived, length) : length
     into.set(message.subarray(0, there))
     if (there < length) return this.ended ? ENDED : there
     this.#count(this.messages.shift()!)
-    return length === into.length ? WHOLE : LARGE - length
+    return length === into.length ? WHOLE : TOO_LARGE - length
   }
 
   wake(): void {

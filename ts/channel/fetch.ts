@@ -10,12 +10,12 @@
 import { fromFailure, invalid, type RingfenceError } from '../errors.js'
 import {
   ATTACHED,
-  CALLS,
+  CALL_NEXT,
   ENDED,
   FAILED,
   HEADER,
-  LARGE,
-  OTHER,
+  MISMATCH,
+  TOO_LARGE,
   WHOLE,
   recordSize,
   type NativeReader,
@@ -398,7 +398,7 @@ export class Fetched {
     if (this.endState !== null) return false
     if (this.large.partial !== null) return this.#gather()
     const answer = this.#pull(false, spin, retainSingle)
-    if (answer === CALLS)
+    if (answer === CALL_NEXT)
       return this.#handleCalls(this.#pull(true, false, 0)) && this.#fetchRetained(false, retainSingle)
     if (answer <= 0) return this.#handleOther(answer, true)
     this.#useBlock(this.#blocks.current, answer)
@@ -412,7 +412,7 @@ export class Fetched {
     // A block that was never used is allocated once there is a message.
     if (blocks.current.used > 0) blocks.current.makeRoom(blocks.length)
     const answer = this.#pullTo(blocks.current, calls, spin && this.busy, retainSingle)
-    const length = LARGE - answer
+    const length = TOO_LARGE - answer
     if (length < 0 || length > MAX_SHARED) return answer
     // The message belongs in the other block, or does not fit.
     blocks.current = blocks.of(length)
@@ -460,12 +460,12 @@ export class Fetched {
       spin && this.busy
         ? this.#native.pullBusy(chunk.bytes, chunk.used, round)
         : this.#native.pull(chunk.bytes, chunk.used, round)
-    if (answer <= LARGE && chunk.used > 0 && LARGE - answer + HEADER <= CHUNK) {
+    if (answer <= TOO_LARGE && chunk.used > 0 && TOO_LARGE - answer + HEADER <= CHUNK) {
       // It may fit into an empty chunk.
       chunk.reallocate()
       answer = this.#native.pull(chunk.bytes, 0, round)
     }
-    if (answer === CALLS) return this.#handleCalls(this.#pull(true, false, 0)) && this.fetchForVisitor(false, round)
+    if (answer === CALL_NEXT) return this.#handleCalls(this.#pull(true, false, 0)) && this.fetchForVisitor(false, round)
     if (answer <= 0) return this.#handleOther(answer, this.visitors > 0)
     this.#useChunk(answer)
     return true
@@ -490,7 +490,7 @@ export class Fetched {
     if (this.backlog.isFull || this.endState !== null) return false
     if (this.large.partial === null) {
       const answer = this.#pull(true, spin, 0)
-      if (answer !== OTHER) return this.#handleCalls(answer)
+      if (answer !== MISMATCH) return this.#handleCalls(answer)
     }
     const arrived = this.#fetchRetained(false, 0)
     this.#moveToBacklog()
@@ -508,8 +508,8 @@ export class Fetched {
 
   /** Hands out the call frames that were copied to the current block, with this answer. Returns whether to read on now. */
   #handleCalls(answer: number): boolean {
-    if (answer <= LARGE) {
-      this.large.begin(LARGE - answer, true, true)
+    if (answer <= TOO_LARGE) {
+      this.large.begin(TOO_LARGE - answer, true, true)
       return this.#gather()
     }
     if (answer <= 0) return this.handleNoMessage(answer)
@@ -552,7 +552,7 @@ export class Fetched {
     // Data that is copied twice must stay in the CPU cache. Longer messages are not copied twice.
     const into = chunk.bytes.subarray(0, this.#copies.lastWasLong ? HEADER + MAX_SHARED : CACHED_CHUNK)
     const answer = spin && this.busy ? this.#native.pullBusy(into, 0, 0) : this.#native.pull(into, 0, 0)
-    this.#copies.lastWasLong = answer <= LARGE
+    this.#copies.lastWasLong = answer <= TOO_LARGE
     if (answer <= 0) return this.#handleOther(answer, true)
     chunk.used = 0
     this.#useChunk(answer)
@@ -573,8 +573,8 @@ export class Fetched {
 
   /** Handles an answer other than records: a large message starts, or there is nothing. `isOwned`: use memory that can be handed out. */
   #handleOther(answer: number, isOwned: boolean): boolean {
-    if (answer > LARGE) return this.handleNoMessage(answer)
-    this.large.begin(LARGE - answer, isOwned)
+    if (answer > TOO_LARGE) return this.handleNoMessage(answer)
+    this.large.begin(TOO_LARGE - answer, isOwned)
     return this.#gather()
   }
 
@@ -621,14 +621,14 @@ export class Fetched {
       this.#handleCall(buffer, new Uint32Array(buffer, 0, buffer.byteLength >>> 2), 0, frame.length)
       return false
     }
-    if (answer <= LARGE) {
+    if (answer <= TOO_LARGE) {
       // A different, shorter message: the publisher has overtaken a subscriber that it does not wait for.
-      large.finish(LARGE - answer)
+      large.finish(TOO_LARGE - answer)
       const attachments = toAttachments(this.#native.attachments())
       if (attachments.length > 0) large.attach(attachments)
       return true
     }
-    if (answer === OTHER) {
+    if (answer === MISMATCH) {
       large.partial = null
       return large.isOwned ? this.#fetch(false, 0) : this.fetchForVisitor(false)
     }
