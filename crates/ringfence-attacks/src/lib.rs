@@ -123,6 +123,11 @@ impl fmt::Display for RowError {
     }
 }
 
+/// Returns a function that names the failed call in front of its errno.
+fn failed(what: &'static str) -> impl Fn(nix::Error) -> String {
+    move |errno| format!("{what}: {errno}")
+}
+
 /// Runs one row with copies of `executable`.
 pub fn run_row(row: &Row, executable: &Path) -> Result<Report, RowError> {
     (row.run)(&Setup::new(executable)?)

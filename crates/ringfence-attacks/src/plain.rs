@@ -30,7 +30,7 @@ use nix::{
     unistd::{Pid, ftruncate, geteuid, getpid, getuid, read},
 };
 
-use crate::socket;
+use crate::{failed, socket};
 
 /// The number of bytes before the two rings, for their tails and heads.
 const HEAD_WORDS: usize = 4096;
@@ -120,10 +120,6 @@ pub fn inherit(address: &str, signal: i32, peer: Pid) -> Result<OwnedFd, String>
             return socket::listen_at(address).map_err(failed("listen"));
         }
     }
-}
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
 }
 
 /// Meets the other instance at `address`. The first instance makes an object of `size` bytes.

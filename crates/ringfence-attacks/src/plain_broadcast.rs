@@ -15,7 +15,6 @@ use std::{
 };
 
 use nix::{
-    errno::Errno,
     sys::{
         memfd::{MFdFlags, memfd_create},
         socket::{accept, getsockopt, sockopt},
@@ -23,7 +22,7 @@ use nix::{
     unistd::{ftruncate, getuid},
 };
 
-use crate::{mapping::Mapping, socket};
+use crate::{failed, mapping::Mapping, socket};
 
 /// The size of the object in bytes.
 pub const SIZE: usize = 64 * 1024;
@@ -45,10 +44,6 @@ pub const fn head_of(slot: usize) -> usize {
 pub const fn message_at(number: u64) -> usize {
     let offset = (number * RECORD % CAPACITY) as usize;
     DATA + offset
-}
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
 }
 
 /// The publisher.

@@ -304,7 +304,7 @@ impl Setup {
             if self.root { "root" } else { "user" },
         ]);
         command.args(places);
-        let mut mount_owner = Process::start("the keeper of /dev/shm", &mut command)?;
+        let mut mount_owner = Process::start("the owner of /dev/shm", &mut command)?;
         let answer = mount_owner.line()?;
         if answer != "mounted" {
             return Err(RowError::Skipped(format!(

@@ -34,16 +34,13 @@ use nix::{
 
 use super::{hostile, hostile_plain, number, serve};
 use crate::{
+    failed,
     mapping::Mapping,
     plain,
     process::{TIME_LIMIT, is_stopped},
     protocol::{self, Frame},
     socket,
 };
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
-}
 
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
     match args {

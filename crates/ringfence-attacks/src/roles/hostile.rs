@@ -34,14 +34,11 @@ use nix::{
 
 use super::{number, serve};
 use crate::{
+    failed,
     mapping::Mapping,
     protocol::{self, Frame, Nonce, Start, layout},
     socket,
 };
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
-}
 
 /// Timeout for an answer that must arrive, in milliseconds.
 const TIME_LIMIT: u16 = 30_000;

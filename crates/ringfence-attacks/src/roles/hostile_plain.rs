@@ -15,11 +15,7 @@ use nix::{
 };
 
 use super::{number, serve};
-use crate::{mapping::Mapping, socket};
-
-fn failed(what: &'static str) -> impl Fn(nix::Error) -> String {
-    move |errno| format!("{what}: {errno}")
-}
+use crate::{failed, mapping::Mapping, socket};
 
 /// Connects, receives the object, and then executes orders about it.
 pub(super) fn guest(address: &str) -> Result<(), String> {

@@ -26,11 +26,7 @@ use nix::{
 };
 
 use super::{attackers::until, hostile_plain, inspector, number, serve};
-use crate::mapping::Mapping;
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> String {
-    move |errno| format!("{what}: {errno}")
-}
+use crate::{failed, mapping::Mapping};
 
 pub(super) fn run(args: &[&str]) -> Result<(), String> {
     match args {

@@ -16,11 +16,12 @@ use nix::{
     unistd::{Gid, Uid, getgid, getuid, setgid, setgroups, setuid},
 };
 
+use crate::failed;
+
 /// Mounts a small tmpfs on /dev/shm in its own mount namespace, and one with a copy of this program at each
 /// of `places`. Keeps them until it reads a line or its input is closed.
 pub(super) fn own_shm(bytes: &str, owner: &str, places: &[&str]) -> Result<(), String> {
     let (uid, gid) = (getuid(), getgid());
-    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     if owner == "root" {
         unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;
     } else {
@@ -91,7 +92,6 @@ pub(super) fn own_pids(uid: &str, program: &str, args: &[&str]) -> Result<(), St
 /// Executes a program, as `uid`, with a /proc that hides every process it may not inspect (`hidepid`,
 /// proc(5)).
 pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
-    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("a mount namespace"))?;
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
@@ -113,11 +113,10 @@ pub(super) fn hidden_proc(uid: &str, program: &str, args: &[&str]) -> Result<(),
         .to_string())
 }
 
-/// Enters the namespaces of `keeper`, switches to `uid` (0 keeps the user), and executes `program`.
-pub(super) fn within(keeper: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
-    let failed = |what: &'static str| move |error: nix::Error| format!("{what}: {error}");
+/// Enters the namespaces of `owner`, switches to `uid` (0 keeps the user), and executes `program`.
+pub(super) fn within(owner: &str, uid: &str, program: &str, args: &[&str]) -> Result<(), String> {
     let enter = |name: &str, kind| {
-        let file = fs::File::open(format!("/proc/{keeper}/ns/{name}")).map_err(|error| error.to_string())?;
+        let file = fs::File::open(format!("/proc/{owner}/ns/{name}")).map_err(|error| error.to_string())?;
         setns(file.as_fd(), kind).map_err(failed("setns"))
     };
     let uid: u32 = super::number(uid)?;

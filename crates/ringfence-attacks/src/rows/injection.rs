@@ -172,7 +172,7 @@ pub(super) fn faked_executable(setup: &Setup) -> Result<Report, RowError> {
     let genuine = setup.program(Program::Genuine).display().to_string();
     let fake_exe = |then: &[&str]| {
         let args = [&["insider", "fake-exe", &genuine], then].concat();
-        let mut attacker = setup.spawn("the wearer", User::Agent, Program::Other, &args)?;
+        let mut attacker = setup.spawn("the exe faker", User::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
             "faked" => Ok(attacker),
             other => Err(RowError::Skipped(format!(
@@ -182,11 +182,11 @@ pub(super) fn faked_executable(setup: &Setup) -> Result<Report, RowError> {
     };
     let address = setup.address("plain");
     let mut host = plain_host(setup, &address, "")?;
-    let mut thief = fake_exe(&["attacker", "connect", &address])?;
-    thief.line_after("holding")?;
+    let mut intruder = fake_exe(&["attacker", "connect", &address])?;
+    intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
-    expect_answer(&mut thief, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("another program is admitted and reads what is sent");
 
     let address = setup.address("default");
@@ -201,8 +201,8 @@ pub(super) fn faked_executable(setup: &Setup) -> Result<Report, RowError> {
     // If the policy accepts other namespaces, the result is that of row 9.
     let address = setup.address("any");
     let mut host = protected_host(setup, &address, "namespace=any")?;
-    let mut thief = fake_exe(&["hostile", "ringfence"])?;
-    expect_answer(&mut thief, &format!("channel {address}"), "channel")?;
+    let mut intruder = fake_exe(&["hostile", "ringfence"])?;
+    expect_answer(&mut intruder, &format!("channel {address}"), "channel")?;
     host.line_after("joined host")?;
 
     let address = setup.address("guarded");

@@ -21,8 +21,8 @@ pub(super) fn same_inode(setup: &Setup) -> Result<Report, RowError> {
     let mut host = mounts.spawn_at("the host", &genuine, &["victim", "plain"])?;
     host.send_order(&format!("join {address} {SIZE} inode-only listening"))?;
     host.line_after("listening")?;
-    let mut thief = mounts.spawn_at("the other program", &other, &["attacker", "connect", &address])?;
-    let plain = match &*thief.line()? {
+    let mut intruder = mounts.spawn_at("the other program", &other, &["attacker", "connect", &address])?;
+    let plain = match &*intruder.line()? {
         answer if answer.starts_with("holding") => {
             Outcome::succeeded("the object is passed if only st_ino is compared")
         }
@@ -32,9 +32,9 @@ pub(super) fn same_inode(setup: &Setup) -> Result<Report, RowError> {
     let address = setup.address("ringfence");
     let mut host = mounts.spawn_at("the host", &genuine, &["victim", "ringfence"])?;
     super::join_as_host(&mut host, &address, "")?;
-    let mut thief = mounts.spawn_at("the other program", &other, &["hostile", "ringfence"])?;
-    expect_answer(&mut thief, &format!("connect {address}"), "connected")?;
-    let answer = thief.ask("receive")?;
+    let mut intruder = mounts.spawn_at("the other program", &other, &["hostile", "ringfence"])?;
+    expect_answer(&mut intruder, &format!("connect {address}"), "connected")?;
+    let answer = intruder.ask("receive")?;
     if !answer.starts_with("refuse 2 executable ") {
         return Ok(Report::with_harm(plain, answer));
     }
@@ -159,28 +159,28 @@ pub(super) fn forged_credentials(setup: &Setup) -> Result<Report, RowError> {
     let address = setup.address("plain");
     let mut host = super::plain_host(setup, &address, "")?;
     host.stop()?;
-    let mut thief = attacker("plain", &address)?;
+    let mut intruder = attacker("plain", &address)?;
     host.resume()?;
-    thief.line_after("holding")?;
+    intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
-    expect_answer(&mut thief, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("another process gets the object and reads what is sent");
 
     let address = setup.address("ringfence");
     let mut host = super::protected_host(setup, &address, "")?;
     host.stop()?;
-    let mut thief = attacker("ringfence", &address)?;
-    expect_answer(&mut thief, "hello", "sent")?;
+    let mut intruder = attacker("ringfence", &address)?;
+    expect_answer(&mut intruder, "hello", "sent")?;
     host.resume()?;
-    let heard = thief.ask("receive")?;
-    if heard.starts_with("hello") {
-        expect_answer(&mut thief, "receive", "offer")?;
-        expect_answer(&mut thief, "offer sound", "sent")?;
-        expect_answer(&mut thief, "ready", "sent")?;
-        return Ok(Report::with_harm(plain, thief.ask("receive")?));
+    let reply = intruder.ask("receive")?;
+    if reply.starts_with("hello") {
+        expect_answer(&mut intruder, "receive", "offer")?;
+        expect_answer(&mut intruder, "offer sound", "sent")?;
+        expect_answer(&mut intruder, "ready", "sent")?;
+        return Ok(Report::with_harm(plain, intruder.ask("receive")?));
     }
-    let answer = thief.ask("receive-from-acceptor")?;
+    let answer = intruder.ask("receive-from-acceptor")?;
     if !answer.starts_with("refuse 2 namespace ") {
         return Ok(Report::with_harm(plain, answer));
     }

@@ -26,23 +26,23 @@ pub(super) fn exec_after_connect(setup: &Setup) -> Result<Report, RowError> {
     let mut host = plain(setup, "the host")?;
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
-    let mut thief = attacker(&address, &host.pid().to_string())?;
-    thief.line_after("forged")?;
-    thief.line_after("holding")?;
+    let mut intruder = attacker(&address, &host.pid().to_string())?;
+    intruder.line_after("forged")?;
+    intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
-    expect_answer(&mut thief, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("the helper gets the object and reads what is sent");
 
     let address = setup.address("ringfence");
     let mut host = protected_host(setup, &address, "")?;
-    let mut thief = attacker(&address, &host.pid().to_string())?;
-    let attempt = thief.line_after("forged")?;
+    let mut intruder = attacker(&address, &host.pid().to_string())?;
+    let attempt = intruder.line_after("forged")?;
     if attempt != "Err(EPERM), own Ok(128)" {
         return Err(RowError::wrong(format!("the attack itself failed: {attempt}")));
     }
-    let got = thief.line()?;
-    let over_line = thief.line()?;
+    let got = intruder.line()?;
+    let over_line = intruder.line()?;
     if !(got.starts_with("refuse 2 line ")
         && got.ends_with(", 0 descriptors")
         && over_line == "end, 0 descriptors")
@@ -131,11 +131,11 @@ pub(super) fn exec_after_check(setup: &Setup) -> Result<Report, RowError> {
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
     let args = ["attacker", "exec-after-check", &address, &other];
-    let mut turncoat = setup.spawn("the turncoat", User::Agent, Program::Genuine, &args)?;
-    turncoat.line_after("holding")?;
+    let mut intruder = setup.spawn("the turncoat", User::Agent, Program::Genuine, &args)?;
+    intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
-    expect_answer(&mut turncoat, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("another program gets the object and reads it");
 
     let address = setup.address("honest");
@@ -223,20 +223,20 @@ pub(super) fn exec_after_listen(setup: &Setup) -> Result<Report, RowError> {
         Ok::<_, RowError>(attacker)
     };
     let address = setup.address("plain");
-    let mut thief = squat(&address)?;
+    let mut intruder = squat(&address)?;
     let mut guest = plain(setup, "the guest")?;
     expect_answer(&mut guest, &format!("join {address} {SIZE}"), "joined guest")?;
-    thief.line_after("passed")?;
+    intruder.line_after("passed")?;
     expect_answer(&mut guest, "send secret", "sent")?;
-    expect_answer(&mut thief, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("the guest maps the helper's object and writes its messages there");
 
     let address = setup.address("ringfence");
-    let mut thief = squat(&address)?;
+    let mut intruder = squat(&address)?;
     let mut guest = super::protected(setup, "the guest")?;
     let joined = guest.ask(&format!("join {address}"))?;
-    thief.line_after("answered Ok")?;
-    let got = thief.line()?;
+    intruder.line_after("answered Ok")?;
+    let got = intruder.line()?;
     if !joined.starts_with("error PEER_REFUSED check=line by_peer=false") || !got.ends_with(" 0 descriptors")
     {
         return Ok(Report::with_harm(
@@ -283,17 +283,17 @@ pub(super) fn pid_reuse(setup: &Setup) -> Result<Report, RowError> {
     };
     let address = setup.address("plain");
     let mut host = super::plain_host(setup, &address, "")?;
-    let mut thief = attacker(&address, &host.pid().to_string())?;
-    thief.line_after("holding")?;
+    let mut intruder = attacker(&address, &host.pid().to_string())?;
+    intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
-    expect_answer(&mut thief, "find secret", "found")?;
+    expect_answer(&mut intruder, "find secret", "found")?;
     let plain = Outcome::succeeded("the process that holds the dead process's socket gets the object");
 
     let address = setup.address("ringfence");
     let mut host = protected_host(setup, &address, "")?;
-    let mut thief = attacker(&address, &host.pid().to_string())?;
-    let got = thief.line()?;
+    let mut intruder = attacker(&address, &host.pid().to_string())?;
+    let got = intruder.line()?;
     if got != "nothing" && !(got.starts_with("refuse 5 PEER_LOST") && got.ends_with(" 0 descriptors")) {
         return Ok(Report::with_harm(plain, got));
     }
