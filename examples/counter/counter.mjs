@@ -25,7 +25,7 @@ let answered = 0
 const progress = new EventEmitter()
 /** The counter's last answer. */
 let count = 0
-let said = 0
+let requested = 0
 let over = false
 
 let service = start()
@@ -50,7 +50,7 @@ await membership.close()
 rmSync(directory, { recursive: true })
 
 console.log(`${RESTARTS} restarts, every other one by SIGKILL; the client was the ${roles.join(', then the ')}`)
-console.log(`${answered} additions were answered (${said} were sent), and the counter is at ${count}`)
+console.log(`${answered} additions were answered (${requested} were sent), and the counter is at ${count}`)
 process.exitCode = answered === count ? 0 : 1
 
 /** Adds one repeatedly, with the current partner. Unanswered additions are sent to the next one. */
@@ -58,7 +58,7 @@ async function add() {
   for await (const channel of membership) {
     let sent = answered
     const more = () => {
-      for (; !over && sent < answered + AHEAD; sent += 1, said += 1) {
+      for (; !over && sent < answered + AHEAD; sent += 1, requested += 1) {
         // The answer shows whether it has arrived.
         channel.send(`${sent + 1} 1`).catch(() => {})
       }

@@ -36,12 +36,12 @@ process.on('exit', () => child.kill('SIGKILL'))
 const over = new AbortController()
 const exited = once(child, 'exit').finally(() => over.abort())
 
-const took = readers === null ? await readOne() : await readMany()
+const elapsed = readers === null ? await readOne() : await readMany()
 const [end] = await exited
 if (end !== 0) throw new Error(`the producer ended with ${end}`)
 
-const rate = (frames / took).toFixed(0)
-const volume = ((frames * bytesOfFrame) / took / 1e9).toFixed(2)
+const rate = (frames / elapsed).toFixed(0)
+const volume = ((frames * bytesOfFrame) / elapsed / 1e9).toFixed(2)
 const checked = values.unchecked ? 'their numbers checked' : 'every pixel summed up and checked'
 const by = readers === null ? '' : `, each drawn once and read by ${readers}`
 console.log(`${frames} frames of ${width}x${height} RGBA${by}, ${checked}: ${rate} frames/s, ${volume} GB/s`)
@@ -73,21 +73,21 @@ async function readMany() {
   const ends = children.map(
     (reader) =>
       new Promise((resolve, reject) => {
-        let told
-        reader.on('message', (message) => (told = message))
+        let report
+        reader.on('message', (message) => (report = message))
         reader.on('error', reject)
         reader.on('close', (code) => {
-          if (code === 0 && told !== undefined) resolve(told)
+          if (code === 0 && report !== undefined) resolve(report)
           else reject(new Error(`a reader ended with ${code}`))
         })
       }),
   )
-  const said = await Promise.all(ends).catch((error) => {
+  const reports = await Promise.all(ends).catch((error) => {
     kill()
     throw error
   })
-  for (const { count } of said) complete(count)
-  return Math.max(...said.map(({ seconds }) => seconds))
+  for (const { count } of reports) complete(count)
+  return Math.max(...reports.map(({ seconds }) => seconds))
 }
 
 function complete(count) {

@@ -82,8 +82,8 @@ class RingDestination extends EventEmitter {
     // The first message announces this writer, so that the collector can notify it of its end even before the first line.
     channel.trySend('')
     // Only a stopped collector ends its side. It then reads until this side has ended.
-    const told = channel.waitReadable().catch(() => {})
-    void Promise.race([told, channel.closed]).then(() => this.#leave(channel))
+    const readable = channel.waitReadable().catch(() => {})
+    void Promise.race([readable, channel.closed]).then(() => this.#leave(channel))
   }
 
   /** Returns whether the line is in the ring. */

@@ -74,7 +74,7 @@ function write(way, place, name, count, pace, counter = []) {
     writer.child.stdout.destroy()
     cats.push(cat)
   }
-  return { ...writer, cats, told: text(writer.child.stderr) }
+  return { ...writer, cats, report: text(writer.child.stderr) }
 }
 
 async function end(place, writers) {
@@ -100,7 +100,7 @@ async function flood(way, count) {
   // The size of the file over time.
   const sizes = []
   const look = setInterval(() => sizes.push([process.hrtime.bigint(), statSync(place.file).size]), 2)
-  const told = (await Promise.all(writers.map((writer) => writer.told))).map((line) => JSON.parse(line))
+  const reports = (await Promise.all(writers.map((writer) => writer.report))).map((line) => JSON.parse(line))
   const collecting = place.collector === null ? 0 : cpuOf(place.collector) - before
   await end(place, writers)
   await setTimeout(10)
@@ -108,10 +108,10 @@ async function flood(way, count) {
   // A reader of a pipe has already exited. Its little processor time is not counted.
   const all = sizes.at(-1)[1]
   const done = sizes.find(([, size]) => size === all)[0]
-  const began = told.map((one) => BigInt(one.began)).reduce((a, b) => (a < b ? a : b))
+  const began = reports.map((one) => BigInt(one.began)).reduce((a, b) => (a < b ? a : b))
   const { whole, torn, unordered } = judge(place.file)
   if (!way.startsWith('stdout') && whole !== each * count && torn === 0) throw new Error(`${way}: ${whole} lines`)
-  const writing = told.reduce((sum, { cpu }) => sum + cpu, 0)
+  const writing = reports.reduce((sum, { cpu }) => sum + cpu, 0)
   return {
     rate: (each * count) / (Number(done - began) / 1e9),
     cpu: writing / (each * count),
@@ -125,9 +125,9 @@ async function flood(way, count) {
 async function steady(way) {
   const place = await begin(way)
   const writer = write(way, place, 'a', PACE * 1500, PACE)
-  const told = JSON.parse(await writer.told)
+  const report = JSON.parse(await writer.report)
   await end(place, [writer])
-  return told
+  return report
 }
 
 /** Kills the writer, and counts the missing lines whose log call had returned. */

@@ -30,7 +30,7 @@ class Lane {
     this.#link.post({ lane: this.#number, message })
   }
 
-  hear(message) {
+  receive(message) {
     clearTimeout(this.#pending.get(message.id))
     this.#pending.delete(message.id)
     const listeners = [...this.#listeners]
@@ -55,7 +55,7 @@ class Lane {
   fail(id, name, message) {
     if (!this.#pending.has(id)) return
     const value = { isError: true, value: { name, message, stack: new Error(message).stack } }
-    this.hear({ id, type: 'HANDLER', name: 'throw', value })
+    this.receive({ id, type: 'HANDLER', name: 'throw', value })
   }
 }
 
@@ -71,7 +71,7 @@ class Link {
     // Each side numbers the callbacks that it passes.
     this.#next = channel.role === 'host' ? 2 : 1
     this.#port = (codec === undefined ? channel : channel.with(codec)).port()
-    this.#port.on('message', ({ lane, message }) => this.lane(lane).hear(message))
+    this.#port.on('message', ({ lane, message }) => this.lane(lane).receive(message))
     this.#port.on('close', () => {
       this.closed = true
       for (const lane of this.#lanes.values()) lane.failAll()

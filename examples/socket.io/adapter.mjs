@@ -31,7 +31,7 @@ export async function joinMesh({ directory, places = 16, ...options }) {
   const addresses = Array.from({ length: places }, (_, place) => join(directory, `${place}.sock`))
   const publisher = await firstFree(addresses, options)
   const mesh = new Mesh(publisher, options.policy)
-  await mesh.hear(addresses)
+  await mesh.subscribe(addresses)
   return mesh
 }
 
@@ -97,14 +97,14 @@ class Mesh extends EventEmitter {
     await this.#publisher.close()
   }
 
-  async hear(addresses) {
+  async subscribe(addresses) {
     const others = addresses.filter((address) => address !== this.#publisher.address)
-    const there = await Promise.all(others.map((address) => this.#hearNow(address)))
-    await this.#beHeard(there.filter((subscription) => subscription !== null))
+    const there = await Promise.all(others.map((address) => this.#trySubscribe(address)))
+    await this.#waitForSubscribers(there.filter((subscription) => subscription !== null))
   }
 
   /** Reads from the current worker at a place, if there is one, and from later ones. */
-  async #hearNow(address) {
+  async #trySubscribe(address) {
     const subscription = await this.#subscribe(address, false)
     void this.#follow(address, subscription)
     return subscription
@@ -154,13 +154,13 @@ class Mesh extends EventEmitter {
   }
 
   /** Waits until the other workers have subscribed to this one, so that they get its first message. */
-  async #beHeard(subscriptions) {
+  async #waitForSubscribers(subscriptions) {
     const deadline = AbortSignal.timeout(MUTUAL)
     const gone = new Set()
     for (const subscription of subscriptions) void subscription.closed.then(() => gone.add(subscription))
-    const hears = (subscription) =>
+    const isSubscribed = (subscription) =>
       gone.has(subscription) || this.#publisher.subscribers.some(({ peer }) => peer.pid === subscription.peer.pid)
-    while (!subscriptions.every(hears)) {
+    while (!subscriptions.every(isSubscribed)) {
       try {
         await once(this.#publisher, 'connection', { signal: deadline })
       } catch {

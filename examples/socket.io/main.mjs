@@ -11,7 +11,7 @@ import { cpus, loadavg, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
 
-import { startWorker, untilAllKnow } from './workers.mjs'
+import { startWorker, untilConnected } from './workers.mjs'
 
 const { values } = parseArgs({
   options: { runs: { type: 'string', default: '5' }, broadcasts: { type: 'string', default: '10000' } },
@@ -76,7 +76,7 @@ async function startRedis() {
 async function start(way, count) {
   const where = ways[way]()
   const workers = await Promise.all(Array.from({ length: count }, () => startWorker(way, where)))
-  await untilAllKnow(workers)
+  await untilConnected(workers)
   await Promise.all(workers.map((worker) => worker.call('begin')))
   return { workers, where }
 }
@@ -123,7 +123,7 @@ async function killed(way) {
   victim.kill()
   await victim.exited
   const died = process.hrtime.bigint()
-  await untilAllKnow(others, 3)
+  await untilConnected(others, 3)
   const knew = Number(process.hrtime.bigint() - died) / 1e6
   await Promise.all(ticking)
   await Promise.all(others.map((worker) => worker.call('seen', part * 3)))

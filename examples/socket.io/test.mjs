@@ -9,7 +9,7 @@ import { after, before, beforeEach, test } from 'node:test'
 
 import { io } from 'socket.io-client'
 
-import { startWorker, untilAllKnow } from './workers.mjs'
+import { startWorker, untilConnected } from './workers.mjs'
 
 const directory = join(mkdtempSync(join(tmpdir(), 'ringfence-socket.io-')), 'workers')
 let workers = []
@@ -27,7 +27,7 @@ before(async () => {
 
 beforeEach(async () => {
   for (const client of clients) client.disconnect()
-  await untilAllKnow(workers)
+  await untilConnected(workers)
   clients = await Promise.all(workers.map((worker) => connect(worker)))
 })
 
@@ -69,9 +69,9 @@ test('a broadcast reaches the clients of all workers, bytes among it', async () 
 test('a broadcast in a namespace stays there', async () => {
   const others = await Promise.all(workers.map((worker) => connect(worker, '/other')))
   await new Promise((resolve) => setTimeout(resolve, 0))
-  const heard = others.map((client) => once(client, 'news'))
+  const received = others.map((client) => once(client, 'news'))
   await news([[], [], []], () => workers[0].call('emit', { namespace: '/other', words: ['here'] }))
-  assert.deepEqual(await Promise.all(heard), [['here'], ['here'], ['here']])
+  assert.deepEqual(await Promise.all(received), [['here'], ['here'], ['here']])
   for (const client of others) client.disconnect()
 })
 
@@ -114,10 +114,10 @@ test('disconnectSockets ends the clients of all workers', async () => {
 })
 
 test('serverSideEmit reaches the other workers, and brings their answers', async () => {
-  await workers[0].call('tell', ['a', Buffer.from('b'), new Date(0)])
+  await workers[0].call('emitToServers', ['a', Buffer.from('b'), new Date(0)])
   const answers = await workers[0].call('consult')
   assert.deepEqual(answers.sort(), [workers[1].pid, workers[2].pid].sort())
-  assert.deepEqual(await Promise.all(workers.map((worker) => worker.call('heard'))), [
+  assert.deepEqual(await Promise.all(workers.map((worker) => worker.call('received'))), [
     [],
     [['a', Buffer.from('b'), new Date(0)]],
     [['a', Buffer.from('b'), new Date(0)]],
@@ -130,12 +130,12 @@ test('a worker that is killed while it is asked costs the others nothing, and an
   const asked = workers[0].call('fetch')
   workers[2].kill('SIGKILL')
   assert.deepEqual((await asked).sort(), [clients[0].id, clients[1].id].sort())
-  await untilAllKnow(workers.slice(0, 2))
+  await untilConnected(workers.slice(0, 2))
   workers[2] = await startWorker('ring', directory)
-  await untilAllKnow(workers)
+  await untilConnected(workers)
   const client = await connect(workers[2])
-  const heard = once(client, 'news')
+  const received = once(client, 'news')
   await workers[0].call('emit', { words: ['welcome'] })
-  assert.deepEqual(await heard, ['welcome'])
+  assert.deepEqual(await received, ['welcome'])
   client.disconnect()
 })

@@ -53,11 +53,11 @@ io.on('connection', (socket) => sockets.set(socket.id, socket))
 io.of('/other').on('connection', () => {})
 
 let cpu
-const heard = []
-io.on('told', (...words) => {
+const received = []
+io.on('note', (...words) => {
   const answer = words.at(-1)
   if (typeof answer === 'function') answer(process.pid)
-  else heard.push(words)
+  else received.push(words)
 })
 
 const commands = {
@@ -76,9 +76,9 @@ const commands = {
   rooms: () => [...sockets.values()].flatMap((socket) => [...socket.rooms].filter((room) => room !== socket.id)),
   fetch: async () => (await io.fetchSockets()).map((socket) => socket.id),
   disconnect: () => io.disconnectSockets(),
-  tell: (words) => io.serverSideEmit('told', ...words),
-  heard: () => heard,
-  consult: () => io.serverSideEmitWithAck('told'),
+  emitToServers: (words) => io.serverSideEmit('note', ...words),
+  received: () => received,
+  consult: () => io.serverSideEmitWithAck('note'),
 
   begin: () => {
     seen = 0

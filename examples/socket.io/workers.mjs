@@ -42,7 +42,7 @@ export async function startWorker(way, where) {
 }
 
 /** Polls the workers until each is connected to this number of workers. */
-export async function untilAllKnow(workers, count = workers.length) {
+export async function untilConnected(workers, count = workers.length) {
   for (const worker of workers) {
     while ((await worker.call('count')) !== count) await new Promise((resolve) => setTimeout(resolve, 2))
   }

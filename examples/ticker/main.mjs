@@ -26,8 +26,8 @@ const address = `@ringfence-ticker-${randomBytes(8).toString('hex')}`
 const ticker = spawn(publisher, [address, process.execPath, String(KINDS.length)], {
   stdio: ['pipe', 'pipe', 'inherit'],
 })
-// Emits each line of the publisher as an event. Earlier lines are in `said`.
-const said = new Set()
+// Emits each line of the publisher as an event. Earlier lines are in `seen`.
+const seen = new Set()
 const lines = new EventEmitter()
 const gone = new Map()
 let sent
@@ -35,7 +35,7 @@ createInterface({ input: ticker.stdout }).on('line', (line) => {
   const [word, ...more] = line.split(' ')
   if (word === 'gone') gone.set(Number(more[0]), { reason: more[1], most: Number(more[2]) })
   if (word === 'sent') sent = { ticks: Number(more[0]), seconds: Number(more[1]) }
-  said.add(`${word} ${more[0]}`)
+  seen.add(`${word} ${more[0]}`)
   lines.emit(word)
 })
 const over = new AbortController()
@@ -46,14 +46,14 @@ const [killed, stopped] = [subscribers[0], subscribers[3]]
 process.on('exit', () => {
   for (const each of [ticker, ...subscribers.map(({ child }) => child)]) each.kill('SIGKILL')
 })
-for (const { child } of subscribers) await hear('in', child.pid)
+for (const { child } of subscribers) await waitFor('in', child.pid)
 await setTimeout(time / 4)
 killed.signal('SIGKILL', 'killed')
 stopped.signal('SIGSTOP', 'stopped, went on')
 await setTimeout(time / 2)
-await hear('gone', killed.child.pid)
+await waitFor('gone', killed.child.pid)
 // More than a ring is overwritten while the subscriber is stopped. It does not delay the publisher, and will count its lost messages.
-await hear('behind', stopped.child.pid)
+await waitFor('behind', stopped.child.pid)
 stopped.child.kill('SIGCONT')
 await setTimeout(time / 4)
 // The end of its input ends the publisher.
@@ -65,30 +65,30 @@ print()
 check()
 
 /** Waits until the publisher has reported this event of a process. */
-async function hear(word, pid) {
-  while (!said.has(`${word} ${pid}`)) await once(lines, word, { signal: over.signal })
+async function waitFor(word, pid) {
+  while (!seen.has(`${word} ${pid}`)) await once(lines, word, { signal: over.signal })
 }
 
 /** A subscriber process. */
 function Process(delivery) {
   this.delivery = delivery
-  this.meanwhile = ''
+  this.state = ''
   this.child = fork(new URL('subscriber.mjs', import.meta.url), [address, publisher, delivery], {
     serialization: 'advanced',
   })
-  let told = { read: 0, lost: 0n, sequence: 0n, seconds: 0 }
-  this.child.on('message', (message) => (told = message))
-  this.end = new Promise((tell, reject) => {
+  let report = { read: 0, lost: 0n, sequence: 0n, seconds: 0 }
+  this.child.on('message', (message) => (report = message))
+  this.end = new Promise((finish, reject) => {
     this.child.on('error', reject)
     this.child.on('close', (code) => {
-      if (code === 0 || this.meanwhile === 'killed') tell(told)
+      if (code === 0 || this.state === 'killed') finish(report)
       else reject(new Error(`a ${delivery} subscriber ended with ${code}`))
     })
   })
   // All results have arrived.
   this.end.catch((error) => over.abort(error))
-  this.signal = (signal, meanwhile) => {
-    this.meanwhile = meanwhile
+  this.signal = (signal, state) => {
+    this.state = state
     this.child.kill(signal)
   }
 }
@@ -96,11 +96,11 @@ function Process(delivery) {
 function print() {
   const rate = Math.round(sent.ticks / sent.seconds)
   console.log(`${sent.ticks} ticks of 40 B in ${sent.seconds.toFixed(2)} s, each published once: ${rate} a second`)
-  const rows = subscribers.map(({ delivery, meanwhile, child }, index) => {
+  const rows = subscribers.map(({ delivery, state, child }, index) => {
     const { read, lost, seconds } = ends[index]
     const { reason, most } = gone.get(child.pid)
     const perSecond = seconds > 0 ? String(Math.round(read / seconds)) : '-'
-    return [String(child.pid), delivery, String(read), perSecond, String(most), String(lost), reason, meanwhile]
+    return [String(child.pid), delivery, String(read), perSecond, String(most), String(lost), reason, state]
   })
   const all = [['process', 'delivery', 'read', 'a second', 'largest lag, B', 'lost', 'ended', ''], ...rows]
   const widths = all[0].map((_, column) => Math.max(...all.map((row) => row[column].length)))

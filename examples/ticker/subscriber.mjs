@@ -6,7 +6,7 @@ const [, , address, publisher, delivery] = process.argv
 const subscription = await subscribe(address, { delivery, policy: { executable: publisher }, wait: true })
 let read = 0
 let started = 0
-const tell = (more) =>
+const report = (more) =>
   process.send({
     read,
     lost: subscription.lost,
@@ -14,7 +14,7 @@ const tell = (more) =>
     seconds: read === 0 ? 0 : (performance.now() - started) / 1000,
     ...more,
   })
-const telling = setInterval(tell, 50)
+const timer = setInterval(report, 50)
 
 for await (const tick of subscription) {
   if (read === 0) started = performance.now()
@@ -26,7 +26,7 @@ for await (const tick of subscription) {
   const number = tick.readBigUInt64LE()
   if (delivery === 'reliable' && number !== BigInt(read)) throw new Error(`tick ${read} is number ${number}`)
 }
-clearInterval(telling)
-tell({ reason: (await subscription.closed).reason })
+clearInterval(timer)
+report({ reason: (await subscription.closed).reason })
 await subscription.close()
 process.disconnect()

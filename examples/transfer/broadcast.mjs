@@ -65,7 +65,7 @@ async function publishTo(publisher, readers, { started, signal }) {
   let due = 0
   for (let now = started; now - started < TIME || waiting.some(({ reason }) => reason === null);) {
     signal.throwIfAborted()
-    for (const reader of waiting) reader.meanwhile(now - started)
+    for (const reader of waiting) reader.disturb(now - started)
     // Does not catch up after a delay.
     for (due += Math.min(now - last, 10) * PACE; due >= 1; due -= 1) {
       message.writeBigUInt64LE((number += 1n))
@@ -88,17 +88,17 @@ class Reader {
   /** Milliseconds from the signal to the moment at which it was released. */
   after = null
   #signalled = null
-  #told = { read: 0, lost: 0n, seconds: 0 }
+  #report = { read: 0, lost: 0n, seconds: 0 }
 
   constructor(part, address, failure) {
     this.part = part
     this.child = fork(new URL('reader.mjs', import.meta.url), [address], { serialization: 'advanced' })
-    this.child.on('message', (told) => (this.#told = told))
+    this.child.on('message', (report) => (this.#report = report))
     /** Its last report. */
     this.end = new Promise((resolve) => {
       this.child.on('error', (error) => failure.abort(error))
       this.child.on('close', (code) => {
-        if (code === 0 || this.part === 'killed') resolve(this.#told)
+        if (code === 0 || this.part === 'killed') resolve(this.#report)
         else failure.abort(new Error(`the subscriber that is ${this.part} ended with ${code}`))
       })
     })
@@ -106,11 +106,11 @@ class Reader {
 
   /** Its last report, once the publisher is closed. A killed subscriber reports no end, but the publisher does. */
   async outcome() {
-    const told = await this.end
-    return { reason: this.reason, ...told }
+    const report = await this.end
+    return { reason: this.reason, ...report }
   }
 
-  meanwhile(time) {
+  disturb(time) {
     const [signal, at] = SIGNALS[this.part]
     if (this.#signalled !== null || time < at) return
     this.child.kill(signal)

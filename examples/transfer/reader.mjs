@@ -6,8 +6,8 @@ const subscription = await subscribe(process.argv[2], { handshakeTimeout: 10_000
 let read = 0
 let started = 0
 let last = 0
-const tell = (more) => process.send({ read, lost: subscription.lost, seconds: (last - started) / 1000, ...more })
-const telling = setInterval(tell, 50)
+const report = (more) => process.send({ read, lost: subscription.lost, seconds: (last - started) / 1000, ...more })
+const timer = setInterval(report, 50)
 
 try {
   for await (const message of subscription) {
@@ -21,7 +21,7 @@ try {
   // Reported as the reason below.
   if (error.code !== 'ERR_RINGFENCE_EVICTED') throw error
 }
-clearInterval(telling)
-tell({ reason: (await subscription.closed).reason })
+clearInterval(timer)
+report({ reason: (await subscription.closed).reason })
 await subscription.close()
 process.disconnect()

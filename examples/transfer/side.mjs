@@ -16,7 +16,7 @@ process.send({ role, pid: process.pid, peer, evidence })
 const hash = createHash('sha256')
 let bytes = 0
 const started = performance.now()
-const tell = setInterval(() => process.send({ bytes }), 50)
+const timer = setInterval(() => process.send({ bytes }), 50)
 
 if (task === 'send') {
   for await (const chunk of createReadStream(file, { highWaterMark: 256 * 1024 })) {
@@ -40,6 +40,6 @@ if (task === 'send') {
 }
 
 const { reason } = await channel.closed
-clearInterval(tell)
+clearInterval(timer)
 process.send({ bytes, seconds: (performance.now() - started) / 1000, sha256: hash.digest('hex'), reason })
 process.disconnect()
