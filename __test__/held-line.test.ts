@@ -56,7 +56,7 @@ async function endOf(channel: Channel): Promise<[Closed, unknown]> {
   return within(Promise.all([channel.closed, waiting]), 'the end of the channel')
 }
 
-test('of a pair', async (t) => {
+test('a dead peer ends the channel of a pair despite a copied socket', async (t) => {
   const { channel, partner } = await pair(t, { options: patient })
   await duplicateLine(t, partner)
   const ended = endOf(channel)
@@ -64,7 +64,7 @@ test('of a pair', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a service', async (t) => {
+test('a dead peer ends the channel of a service despite a copied socket', async (t) => {
   const address = abstractAddress()
   const listener = await listenHere(t, address, patient)
   const partner = await Partner.start(t)
@@ -76,7 +76,7 @@ test('of a service', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a client', async (t) => {
+test('a dead peer ends the channel of a client despite a copied socket', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(
@@ -93,7 +93,7 @@ test('of a client', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a member', async (t) => {
+test('a dead peer ends the channel of a member despite a copied socket', async (t) => {
   const address = abstractAddress()
   const membership: Membership = await member(address, patient)
   t.teardown(() => membership.close())
@@ -112,7 +112,7 @@ test('of a member', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a parent', async (t) => {
+test('a dead peer ends the channel of a parent despite a copied socket', async (t) => {
   const code = `
     import { createRequire } from 'node:module'
     import { fromParent } from 'ringfence'
@@ -132,7 +132,7 @@ test('of a parent', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a subscription', async (t) => {
+test('a dead peer ends the channel of a subscription despite a copied socket', async (t) => {
   const address = abstractAddress()
   const partner = await Partner.start(t)
   await partner.run(async (kit, where: string) => {
@@ -145,7 +145,7 @@ test('of a subscription', async (t) => {
   t.is((await ended)[0].reason, 'lost')
 })
 
-test('of a publisher', async (t) => {
+test('a dead peer ends the channel of a publisher despite a copied socket', async (t) => {
   const address = abstractAddress()
   const publisher = await publish(address, { stall: 60_000 })
   t.teardown(() => publisher.close())
@@ -159,7 +159,7 @@ test('of a publisher', async (t) => {
   t.is((await gone)[1].reason, 'lost')
 })
 
-test('and a peer that had ended its sending has ended cleanly', async (t) => {
+test('a dead peer with a copied socket that had ended its sending has ended cleanly', async (t) => {
   const { channel, partner } = await pair(t, { options: { ...patient, allowHalfOpen: true } })
   await partner.run((kit) => kit.channel.end())
   t.is(await within(channel.receive(), 'its end'), undefined)

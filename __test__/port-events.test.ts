@@ -210,7 +210,7 @@ test('listeners are counted, each once', (t) => {
   t.deepEqual(counts(), [0, 0, 0])
 })
 
-test('it is an emitter: any event may have listeners, whatever its name', (t) => {
+test('a port is an emitter: an event of any name may have listeners', (t) => {
   const { port } = portOf()
   t.true(port instanceof EventEmitter)
   for (const event of ['other', '__proto__', 'constructor', 'toString']) {
