@@ -49,6 +49,29 @@ test.serial('a receive that is called while others wait is queued behind them', 
   t.deepEqual(ring.newCalls(), [])
 })
 
+test.serial('no other reader overtakes one that waits for a message', async (t) => {
+  const [loop, other] = [{}, {}]
+  await afterTurn()
+  for (const takes of [true, false]) {
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    const wait = buffer.wait(takes, undefined, loop)
+    ring.push(pattern(0, 10))
+    for (const [way, read] of Object.entries({
+      tryReceive: () => buffer.tryReceive(),
+      receiveEach: () => buffer.receiveEach(() => {}),
+      takeNow: () => buffer.takeNow(other),
+      isReadableNow: () => buffer.isReadableNow(),
+      loopReadableNow: () => buffer.loopReadableNow(other),
+    }))
+      t.throws(read, { ...invalid, message: /one place/ }, way)
+    t.true(buffer.isReadableNow(loop))
+    t.true(buffer.isReadableNow(null), 'it only watches')
+    buffer.handleWakeup()
+    t.is((await wait.promise)!.length, takes ? 10 : 0)
+    t.is(buffer.tryReceive()?.length, takes ? undefined : 10)
+  }
+})
+
 test.serial('a stream of more than 4 KiB is checked in each of eight turns before a wakeup is requested', async (t) => {
   const checksOf = async (lengths: number[], between?: () => void) => {
     const { ring, buffer } = bufferOver(new RetainingRing())
@@ -224,7 +247,7 @@ for (const Kind of kinds)
       ring.newCalls()
       notifications.splice(0)
       // Their callers learn of the end elsewhere.
-      t.is(buffer.takeNow(), null)
+      t.is(buffer.takeNow(null), null)
       t.is(buffer.take(), null)
       t.is(buffer.isReadableNow(), false)
       t.false(buffer.hasMessage())

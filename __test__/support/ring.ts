@@ -35,12 +35,13 @@ export interface Buffered {
   readonly isArmed: boolean
   keepAlive(alive: boolean): void
   ensureNotMerged(): void
-  takeNow(): Buffer | null
+  takeNow(reader: object | null): Buffer | null
   tryReceive(): Buffer | null
   nextNow(): Buffer | null | undefined
   receiveNow(): Buffer | null | undefined
-  isReadableNow(): boolean | undefined
-  wait(takes: boolean, signal?: AbortSignal): Wait
+  isReadableNow(reader?: object | null): boolean | undefined
+  loopReadableNow(reader: object): true | null | undefined
+  wait(takes: boolean, signal?: AbortSignal, reader?: object | null): Wait
   receiveEach(visit: Visit, max?: number): number
   handleWakeup(): void
   serve(now?: boolean): void

@@ -207,7 +207,7 @@ class ChannelStream extends Duplex {
           await due
           continue
         }
-        const message = this.#core.buffer.takeNow()
+        const message = this.#core.buffer.takeNow(this)
         // A stream of bytes has no place for them.
         if (message !== null) closeAttachments(message as Message)
         // An empty chunk would mean that no data is available.

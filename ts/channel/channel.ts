@@ -255,6 +255,9 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * MESSAGE_TOO_LARGE if the request and its 16 bytes of head exceed {@link Channel.maxMessageSize}; MALFORMED if the codec cannot decode
    * the reply; INVALID_ARGUMENT; NO_SPACE; RING_CORRUPT; OBJECT_EXPOSED. A timeout and an abort free the call at once here, and abort the
    * handler's signal.
+   *
+   * Short replies share memory, which Node does not transfer: transfer a copy. A byte stream of Node 20 transfers the memory of a reply
+   * that is enqueued, and so empties other replies.
    */
   call(request: Out, options?: CallOptions): Promise<In> {
     if (this.#values === null) return this.#call(request, options) as Promise<In>

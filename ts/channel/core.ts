@@ -87,9 +87,9 @@ export class ChannelCore extends SourceCore {
   /** A loop that yields whenever a message is available. It takes no message, and finishes after a clean end. */
   arrivals(): Loop<unknown> {
     return loop<unknown>(
-      () => {
+      (reader) => {
         this.flush()
-        return this.buffer.loopReadableNow()
+        return this.buffer.loopReadableNow(reader)
       },
       (reader) => this.buffer.wait(false, undefined, reader),
     )

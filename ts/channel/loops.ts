@@ -18,27 +18,28 @@ const DONE: IteratorResult<never, undefined> = { done: true, value: undefined }
  * and the message that arrived for that call would be lost.
  *
  * @param poll - Returns the next value; `undefined` if the caller must wait for it, `null` at the end.
- * @param decode - Converts a raw value. An error fails only that call of next().
+ * @param decode - Converts a raw value. An error fails only that call of next(). `isLast`: no later call of next() was made.
  */
 export function loop<Raw, Value = Raw>(
-  poll: () => Raw | null | undefined,
+  poll: (reader: object) => Raw | null | undefined,
   wait: (reader: object) => Wait<Raw>,
-  decode?: (raw: Raw) => Value,
+  decode?: (raw: Raw, isLast: boolean) => Value,
 ): Loop<Value> {
   const pendingWaits = new Set<Wait<Raw>>()
-  const toResult = (raw: Raw | null): IteratorResult<Value, undefined> => {
-    if (raw === null) return DONE
-    return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw) }
-  }
   let isDone = false
+  let calls = 0
+  const toResult = (raw: Raw | null, call: number): IteratorResult<Value, undefined> => {
+    if (raw === null) return DONE
+    return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw, call === calls) }
+  }
   // Kept out of next(): the closures would slow it down even if it does not wait.
-  const waitForNext = (): Promise<IteratorResult<Value, undefined>> => {
+  const waitForNext = (call: number): Promise<IteratorResult<Value, undefined>> => {
     const pending = wait(iterator)
     pendingWaits.add(pending)
     return pending.promise.then(
       (raw) => {
         pendingWaits.delete(pending)
-        return toResult(raw)
+        return toResult(raw, call)
       },
       (error: unknown) => {
         pendingWaits.delete(pending)
@@ -49,9 +50,10 @@ export function loop<Raw, Value = Raw>(
   const iterator: Loop<Value> = {
     next() {
       if (isDone) return Promise.resolve(DONE)
+      calls += 1
       try {
-        const raw = poll()
-        return raw === undefined ? waitForNext() : Promise.resolve(toResult(raw))
+        const raw = poll(iterator)
+        return raw === undefined ? waitForNext(calls) : Promise.resolve(toResult(raw, calls))
       } catch (error) {
         return Promise.reject(error as Error)
       }
@@ -89,8 +91,10 @@ export function batchLoop<Raw, Value>(
   const { signal, max } = checkBatches(options)
   /** An error that occurred after the last batch had values. The next call throws it. */
   let failure: { error: unknown } | null = null
-  const decode = (first: Raw): Value[] => {
+  const decode = (first: Raw, isLast: boolean): Value[] => {
     const batch = [source.decode(first)]
+    // The messages behind this one belong to the later calls, which may have got theirs already.
+    if (!isLast) return batch
     try {
       while (batch.length < max) {
         if (source.takeRun?.(batch, max) === true) continue

@@ -75,7 +75,7 @@ export let allowEnd: (merged: Merge<any, any>, failure: Error | null) => void
  * source, the source's own reading calls throw or reject with INVALID_ARGUMENT. Sending, verifying and closing it still work.
  *
  * `for await (const [source, message] of merge)` ends once every source has ended. Leaving the loop loses no message. Calls that wait are
- * served in order. `busyPollMicros` of a source has no effect on a merge.
+ * served in order. Other ways to read fail until then, as with a {@link Channel}. `busyPollMicros` of a source has no effect on a merge.
  *
  * A merge without sources stays open, since {@link Merge.add} may add another. It ends when this side closes it; the one of
  * {@link Listener.messages} also ends once the listener has closed and the last channel has left.
@@ -204,9 +204,15 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * ```
    *
    * @returns `undefined` if there is none.
-   * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects.
+   * @throws {@link RingfenceError} CLOSED once the merge is closed; NO_SPACE as `receive` rejects; INVALID_ARGUMENT while a reader waits for
+   * the message.
    */
   tryReceive(): [Source, In] | undefined {
+    if (this.#waiters.first !== null) this.#waiters.ensureNoneOvertaken(this)
+    return this.#tryReceive()
+  }
+
+  #tryReceive(): [Source, In] | undefined {
     if (this.#makeEndError !== null) throw this.#makeEndError()
     this.#turns.wakeAll()
     return this.#takeNext() ?? undefined
@@ -236,6 +242,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    */
   receiveEach(visit: MergeVisit<Source, In>, max?: number): number {
     checkReceiveEach(visit, max)
+    if (this.#waiters.first !== null) this.#waiters.ensureNoneOvertaken(this)
     if (this.#makeEndError !== null) throw this.#makeEndError()
     const turns = this.#turns
     turns.wakeAll()
@@ -297,8 +304,9 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     return this.#waitReadable(signalOf(options))
   }
 
-  async #waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
+  async #waitReadable(signal?: AbortSignal, reader: object | null = this): Promise<boolean> {
     if (this.#makeEndError !== null) throw this.#makeEndError()
+    if (this.#waiters.first !== null) this.#waiters.ensureNoOther(reader)
     fairness.spend(this.#isWeak)
     if (this.#due === null && this.#hasNext()) return true
     if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
@@ -309,7 +317,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   get readable(): ReadableStream<[Source, In]> {
     const source = {
       waitReadable: (reader: object | null) => this.#waitReadable(undefined, reader),
-      tryReceive: () => this.tryReceive(),
+      tryReceive: () => this.#tryReceive(),
       close: () => this.close(),
     }
     return (this.#streams ??= new WebStreams<[Source, In], never>(source, null)).readable

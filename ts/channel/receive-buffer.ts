@@ -184,9 +184,14 @@ export class ReceiveBuffer {
     if (this.#notifyMerge !== null) throw mergedError()
   }
 
-  /** Takes the next message if there is one now. The caller detects the end by other means. */
-  takeNow(): Buffer | null {
+  /**
+   * Takes the next message if there is one now. The caller detects the end by other means.
+   *
+   * @param reader - Must overtake no caller that waits; null: the caller has waited itself.
+   */
+  takeNow(reader: object | null): Buffer | null {
     this.ensureNotMerged()
+    if (reader !== null && this.#waiters.first !== null) this.#waiters.ensureNoneOvertaken(reader)
     this.#ensureNotClosed()
     const message = this.take()
     if (message === null) this.#mayHaveMore()
@@ -207,7 +212,7 @@ export class ReceiveBuffer {
   }
 
   tryReceive(): Buffer | null {
-    const message = this.takeNow()
+    const message = this.takeNow(this)
     if (message === null) this.#reportCleanEnd()
     return message
   }
@@ -235,13 +240,14 @@ export class ReceiveBuffer {
   }
 
   /** Does the same as {@link isReadableNow}, for a loop: it ends if this side has closed the channel. */
-  loopReadableNow(): true | null | undefined {
-    const isReadable = this.isClosed ? false : this.isReadableNow()
+  loopReadableNow(reader: object): true | null | undefined {
+    const isReadable = this.isClosed ? false : this.isReadableNow(reader)
     return isReadable === false ? null : isReadable
   }
 
-  isReadableNow(): boolean | undefined {
+  isReadableNow(reader: object | null = this): boolean | undefined {
     this.ensureNotMerged()
+    if (this.#waiters.first !== null) this.#waiters.ensureNoOther(reader)
     fairness.spend(this.isWeak)
     this.#ensureNotClosed()
     if (this.due !== null) return undefined
@@ -260,6 +266,7 @@ export class ReceiveBuffer {
   /** @param max - By default, as many as the event loop can spare the time for. */
   receiveEach(visit: Visit, max: number | undefined): number {
     this.ensureNotMerged()
+    if (this.#waiters.first !== null) this.#waiters.ensureNoneOvertaken(this)
     if (max !== 0) this.#ensureNotClosed()
     const count = this.visit(visit, max, Infinity, FIRST)
     if (count === 0 && max !== 0 && !this.#mayHaveMore()) this.#reportCleanEnd()

@@ -74,7 +74,7 @@ export abstract class SourceCore implements BufferOwner {
   /** For a caller that reports the end itself. */
   async waitReadable(signal?: AbortSignal, reader?: object | null): Promise<boolean> {
     this.flush()
-    const readable = this.buffer.isReadableNow()
+    const readable = this.buffer.isReadableNow(reader)
     return readable ?? (await this.buffer.wait(false, signal, reader).promise) !== null
   }
 

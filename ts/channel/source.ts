@@ -17,6 +17,9 @@ import type { BatchOptions, Evidence, Identity, Message, Visit, WaitOptions } fr
  * Everything that was sent is handed out first. After that, a clean end is an end: the peer has called `end` or `close`, and everything that
  * it had accepted has arrived. Otherwise each way to read fails with PEER_LOST: the peer's process or worker thread has ended without that,
  * or the peer has destroyed the source, or has closed it before everything was sent.
+ *
+ * A source has one reader at a time. While a call of `receive`, a loop, a stream or a port waits for a message, other ways to read fail with
+ * INVALID_ARGUMENT. Only several calls of `receive` and `waitReadable` may wait together; they are served in order.
  */
 export abstract class Source<In = Message> extends Resource<ResourceEvents> implements AsyncIterable<In> {
   readonly #core: SourceCore
@@ -120,7 +123,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * ```
    *
    * @returns `undefined` if there is none, or after a clean end.
-   * @throws {@link RingfenceError} as `receive` rejects
+   * @throws {@link RingfenceError} as `receive` rejects; INVALID_ARGUMENT while a reader waits for the message
    */
   tryReceive(): In | undefined {
     return this.#decode(this.#buffer.tryReceive())
@@ -143,8 +146,8 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * stay unread: {@link Source.waitReadable} then resolves once the event loop has turned. `Infinity` visits all available messages.
    * @returns The number of visited messages.
    * @throws {@link RingfenceError} as `receive` rejects. After MALFORMED the next call continues behind that message. NO_SPACE if there is
-   * no memory for the next message, which the next call tries again; INVALID_ARGUMENT if a visitor has transferred the memory, which loses
-   * the other messages in it.
+   * no memory for the next message, which the next call tries again; INVALID_ARGUMENT while a reader waits for the message, or if a visitor
+   * has transferred the memory, which loses the other messages in it.
    */
   receiveEach(visit: Visit<In>, max?: number): number {
     checkReceiveEach(visit, max)
@@ -186,7 +189,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     return batchLoop<Buffer, In>(
       {
         poll: () => this.#core.nextNow(),
-        pollMore: () => (buffer.due === null ? buffer.takeNow() : null),
+        pollMore: () => (buffer.due === null ? buffer.takeNow(null) : null),
         takeRun: this.#values === null ? (into, max) => buffer.takeRun(into as unknown[] as Buffer[], max) : undefined,
         wait: (reader, signal) => buffer.wait(true, signal, reader),
         decode: (message) => this.#decode(message)!,
@@ -228,7 +231,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     return (this.#streams ??= new WebStreams<In, unknown>(
       {
         waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
-        tryReceive: () => this.#decode(this.#buffer.takeNow()),
+        tryReceive: () => this.#decode(this.#buffer.takeNow(null)),
         endReported: () => this.#core.endWithPeer(),
         close: () => this.close(),
       },

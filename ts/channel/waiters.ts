@@ -67,12 +67,26 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
    */
   add(signal?: AbortSignal, consumes = true, reader: object | null = null): Wait<Value> {
-    if (reader !== null)
-      for (let other = this.first; other !== null; other = other.next)
-        if (other.reader !== null && other.reader !== reader) throw secondReaderError()
+    this.ensureNoOther(reader)
     const waiter = new Waiter<Value>(consumes, signal, reader)
     this.push(waiter)
     return waiter
+  }
+
+  /** @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits. */
+  ensureNoOther(reader: object | null): void {
+    for (let other = reader === null ? null : this.first; other !== null; other = other.next)
+      if (other.reader !== null && other.reader !== reader) throw secondReaderError()
+  }
+
+  /**
+   * Called by a call that takes values without waiting, on behalf of `reader`. It would overtake a caller that waits for one.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits, or a call of this one that consumes.
+   */
+  ensureNoneOvertaken(reader: object): void {
+    for (let other = this.first; other !== null; other = other.next)
+      if (other.consumes || (other.reader !== null && other.reader !== reader)) throw secondReaderError()
   }
 
   /**
@@ -121,7 +135,7 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
 
 function secondReaderError(): RingfenceError {
   return invalid(
-    'another reader waits for the next message: read in one place only (one loop, stream or port, or calls of `receive`), and leave a loop ' +
-      'before you read elsewhere',
+    'another reader waits for the next message: read in one place only (one loop, stream or port, or calls of `receive`), and leave a loop, ' +
+      'or abort a `receive`, before you read elsewhere',
   )
 }
