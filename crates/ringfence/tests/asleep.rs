@@ -20,7 +20,9 @@ use nix::{
     unistd::{ForkResult, Pid, fork, gettid, pause},
 };
 use ringfence::{Address, CloseReason, Receiver, Sender, join};
-use support::{Actor, TIME_LIMIT, fresh_address, join_later, report, small, threads_named, wait_for_host};
+use support::{
+    Actor, POLL, TIME_LIMIT, fresh_address, join_later, report, small, threads_named, wait_for_host,
+};
 
 /// One test at a time inspects the threads and the descriptors of this process.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -154,12 +156,6 @@ fn join_woken(waiting: JoinHandle<Receiver>) -> Receiver {
     }
     waiting.join().unwrap()
 }
-
-/// The system calls behind poll(2): some kernels (arm64) have no such call.
-#[cfg(target_arch = "x86_64")]
-const POLL: libc::c_long = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-const POLL: libc::c_long = libc::SYS_ppoll;
 
 /// Returns the path of the watcher thread in /proc.
 fn watcher() -> Option<PathBuf> {

@@ -270,15 +270,17 @@ fn rings_that_fill_the_cgroup_fail_or_kill_the_client() {
     assert!(!channels.is_empty() && channels.len() < TOO_MANY);
     // Reading the memory that the peer had reserved raises no signal, whatever has happened to the cgroup. The channels may arrive in
     // another order than they were made.
-    let mut missing: Vec<_> = (0..channels.len())
-        .map(|number| message(number, MESSAGE))
-        .collect();
+    let count = channels.len();
+    let mut missing: Vec<_> = (0..count).map(|number| message(number, MESSAGE)).collect();
+    let mut received = 0;
     for mut channel in channels {
         let (messages, end) = read_to_the_end(&mut channel);
         assert_eq!(end, reason);
         assert!(messages.len() <= 1, "{} messages", messages.len());
+        received += messages.len();
         missing.retain(|message| !messages.contains(message));
     }
+    assert_eq!(received + missing.len(), count, "a message has other content");
     // The client may have been killed before it sent the message of its last channel.
     assert!(
         missing.is_empty() || reason == CloseReason::Lost && missing.len() == 1,

@@ -32,7 +32,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, LINE_VARIABLE, LinePlace, Outcome, Policy, Role, from_parent,
     private_line, spawn, spawn_with,
 };
-use support::{Actor, TIME_LIMIT, forbid, report, small, wait_for_test, wire};
+use support::{Actor, POLL, TIME_LIMIT, forbid, report, small, wait_for_test, wire};
 
 /// A copy of the line of this process's channel outlives it, in a process that it starts.
 fn as_leaves_a_copy() {
@@ -376,8 +376,13 @@ fn child_exit_is_reported_once_no_starting_process_has_its_line() {
         sender.send(nix::unistd::gettid()).unwrap();
         line.channel(&small()).unwrap_err().code()
     });
-    let stat = format!("/proc/self/task/{}/stat", waiting.recv().unwrap());
-    while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") S ")) {
+    let file = format!("/proc/self/task/{}/syscall", waiting.recv().unwrap());
+    let end = Instant::now() + TIME_LIMIT;
+    // A thread that has ended has no such file.
+    while let Ok(call) = std::fs::read_to_string(&file)
+        && !call.starts_with(&format!("{POLL} "))
+    {
+        assert!(Instant::now() < end, "the thread does not wait: {call}");
         thread::yield_now();
     }
     drop(resume);

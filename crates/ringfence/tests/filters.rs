@@ -13,7 +13,7 @@ use std::{
     path::Path,
     process::Command,
     sync::OnceLock,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::libc::{self, c_long};
@@ -21,7 +21,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, Confinement, Namespace, Options, Outcome, ParentLine, Policy,
     Program, from_parent,
 };
-use support::{Actor, report, small, threads_named};
+use support::{Actor, TIME_LIMIT, report, small, threads_named};
 
 /// A program of seccomp(2).
 struct Filter(Vec<libc::sock_filter>);
@@ -322,8 +322,10 @@ fn as_steady(channel: Channel) {
     unsafe { libc::_exit(0) };
 }
 
+const EXIT_WATCHER: &str = "ringfence-exits";
+
 fn has_exit_watcher() -> bool {
-    !threads_named(std::process::id().cast_signed(), "ringfence-exits").is_empty()
+    !threads_named(std::process::id().cast_signed(), EXIT_WATCHER).is_empty()
 }
 
 fn start(role: &str, filter: Option<Filter>) -> (Actor, ParentLine) {
@@ -399,7 +401,9 @@ fn open_channel_makes_only_documented_calls() {
     let (child, line) = start("steady", None);
     let mut channel = line.channel(&options()).unwrap();
     let (mut answer, mut bytes) = ([0; 4], vec![0; 1 << 17]);
+    let end = Instant::now() + TIME_LIMIT;
     while &answer != b"done" {
+        assert!(Instant::now() < end, "the child has no thread {EXIT_WATCHER}");
         // So that the child falls asleep.
         std::thread::sleep(Duration::from_millis(1));
         channel.sender().send(b"shed").unwrap();

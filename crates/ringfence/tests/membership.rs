@@ -37,7 +37,7 @@ use ringfence::{
 };
 use support::{
     Actor, OTHER_UID, OtherUsers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
-    report, small, threads_named, wait_for_host, wait_for_test, wire,
+    report, small, thread_named, wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -279,7 +279,7 @@ const EXCHANGES: u64 = 200;
 
 /// Returns the number of times that the membership thread has slept.
 fn context_switches() -> u64 {
-    let thread = threads_named(std::process::id().cast_signed(), "ringfence-membe")[0];
+    let thread = thread_named(std::process::id().cast_signed(), "ringfence-membe");
     let status = fs::read_to_string(format!("/proc/self/task/{thread}/status")).unwrap();
     let line = status
         .lines()

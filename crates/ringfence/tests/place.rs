@@ -20,8 +20,8 @@ use ringfence::{
     Address, CancelToken, Channel, Channels, Error, Options, Policy, Role, connect, join, listen,
 };
 use support::{
-    Actor, OTHER_UID, OtherUsers, address_in, fresh_address, join_later, report, small, wait_for_host,
-    wait_for_test, wire,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, address_in, fresh_address, join_later, report, small,
+    wait_for_host, wait_for_test, wire,
 };
 
 /// The other processes of these tests.
@@ -511,7 +511,10 @@ fn join_fails_at_deadline_if_host_drops_connections() {
         match error.code() {
             "PEER_LOST" => break,
             // The host did not run for as long as that.
-            "HANDSHAKE_TIMEOUT" => allowed *= 2,
+            "HANDSHAKE_TIMEOUT" => {
+                assert!(allowed < TIME_LIMIT, "{error}");
+                allowed *= 2;
+            }
             _ => panic!("{error}"),
         }
     }

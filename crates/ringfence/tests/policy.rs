@@ -531,6 +531,7 @@ fn pending_decision_delays_only_its_own_peer() {
                     break;
                 }
                 // A busy machine has not got that far.
+                assert!(allowed < TIME_LIMIT, "the last step: {step}");
                 allowed *= 2;
             }
             error => panic!("{error}"),

@@ -30,7 +30,9 @@ use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
     Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
 };
-use support::{Actor, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_host, wait_for_test};
+use support::{
+    Actor, POLL, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_host, wait_for_test,
+};
 
 /// The other processes of these tests.
 #[test]
@@ -130,8 +132,12 @@ fn verify_without_descriptors_keeps_the_channel() {
 /// Opens the `syscall` file of the thread with this name, which shows its current system call.
 fn call_of(name: &str) -> fs::File {
     let own = std::process::id().cast_signed();
-    wait_until(name, || !threads_named(own, name).is_empty());
-    let thread = threads_named(own, name)[0];
+    let mut threads = Vec::new();
+    wait_until(name, || {
+        threads = threads_named(own, name);
+        !threads.is_empty()
+    });
+    let thread = threads[0];
     fs::File::open(format!("/proc/self/task/{thread}/syscall")).unwrap()
 }
 
@@ -718,12 +724,6 @@ fn send_with_failing_wakeups(address: &Address, failures: u32) {
     echo_once(&mut channel);
     report("answered");
 }
-
-/// The system calls behind poll(2): some kernels (arm64) have no such call.
-#[cfg(target_arch = "x86_64")]
-const POLL: libc::c_long = libc::SYS_poll;
-#[cfg(not(target_arch = "x86_64"))]
-const POLL: libc::c_long = libc::SYS_ppoll;
 
 #[test]
 fn wakeup_is_retried_if_the_kernel_has_no_memory() {

@@ -304,19 +304,34 @@ fn publisher_counts_waits() {
     assert_eq!(stats.published, full.published);
 }
 
+/// There is room before the publisher counts the subscriber as gone.
+fn expect_eviction(publisher: &Publisher) {
+    assert!(matches!(
+        publisher.next().unwrap(),
+        PublisherEvent::Gone(_, CloseReason::Evicted)
+    ));
+}
+
 #[test]
 fn publisher_counts_evictions() {
     let (address, _keep) = fresh_address(false);
     let mut publisher = publish(&address, &small().stall(Duration::from_millis(1))).unwrap();
     let _actor = idle_subscriber(&publisher);
-    while publisher.try_send(&[7; 200]).unwrap() {}
-    // There is room before the publisher counts the subscriber as gone.
-    assert!(matches!(
-        publisher.next().unwrap(),
-        PublisherEvent::Gone(_, CloseReason::Evicted)
-    ));
+    // Records of 208 bytes: one of the last two has no room, and waits for the eviction.
+    let messages = publisher.stats().ring_capacity / 208 + 1;
+    for _ in 0..messages {
+        publisher.send(&[7; 200]).unwrap();
+    }
+    expect_eviction(&publisher);
     let stats = publisher.stats();
-    assert_eq!((stats.subscribers, stats.evicted), (0, 1));
+    assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 1, 1));
+    assert_eq!(stats.published, messages);
+
+    let _actor = idle_subscriber(&publisher);
+    while publisher.try_send(&[7; 200]).unwrap() {}
+    expect_eviction(&publisher);
+    let stats = publisher.stats();
+    assert_eq!((stats.subscribers, stats.evicted, stats.waits), (0, 2, 1));
     assert_eq!(stats.ring_used, 0, "no reader is left");
 }
 

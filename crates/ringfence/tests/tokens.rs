@@ -25,8 +25,8 @@ use nix::{
 };
 use ringfence::{Address, CancelToken, Channel, Error, Options, Policy, Tokens, join};
 use support::{
-    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, forbid, fresh_address, report, small, threads_named,
-    threads_of, wait_for_host, wait_for_test,
+    Actor, OTHER_UID, OtherUsers, TIME_LIMIT, forbid, fresh_address, report, small, thread_named, threads_of,
+    wait_for_host, wait_for_test,
 };
 
 /// The default, which the forging processes below rely on.
@@ -199,7 +199,7 @@ const SIGNAL_THREAD: &str = "ringfence-signa";
 
 /// Returns the thread to which its tokens are sent.
 fn thread_of(process: i32) -> i32 {
-    threads_named(process, SIGNAL_THREAD)[0]
+    thread_named(process, SIGNAL_THREAD)
 }
 
 /// Sends a forged signal, as any process can. Returns whether there was room for it.

@@ -26,7 +26,7 @@ use nix::{
     },
 };
 use ringfence::{Address, Backing, Channel, CloseReason, Error, Options, join};
-use support::{Actor, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_test};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, thread_named, wait_for_test};
 
 /// The other processes of these tests.
 #[test]
@@ -171,7 +171,7 @@ fn fill_descriptors() -> Vec<File> {
 
 /// Returns the thread of this process to which alarms are directed.
 fn signal_thread() -> i32 {
-    threads_named(std::process::id().cast_signed(), "ringfence-signa")[0]
+    thread_named(std::process::id().cast_signed(), "ringfence-signa")
 }
 
 fn churn_locks() {

@@ -42,6 +42,12 @@ use ringfence::{Address, Arrival, Channel, Listener, Options, ParentLine, Refuse
 /// Longer than any step takes on a loaded machine, and short enough for a person to wait.
 pub const TIME_LIMIT: Duration = Duration::from_secs(60);
 
+/// The system calls behind poll(2): some kernels (arm64) have no such call.
+#[cfg(target_arch = "x86_64")]
+pub const POLL: libc::c_long = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+pub const POLL: libc::c_long = libc::SYS_ppoll;
+
 /// A limit for tests that hang: after this the process exits, whichever thread is waiting.
 const WATCHDOG: Duration = Duration::from_secs(600);
 
@@ -420,6 +426,14 @@ pub fn threads_named(pid: i32, name: &str) -> Vec<i32> {
     threads
         .filter_map(|(id, found)| (found == name).then_some(id))
         .collect()
+}
+
+/// Returns the thread of a process that has this name, as truncated by the kernel.
+pub fn thread_named(pid: i32, name: &str) -> i32 {
+    let threads = threads_named(pid, name);
+    *threads
+        .first()
+        .unwrap_or_else(|| panic!("process {pid} has no thread {name}"))
 }
 
 /// Counts the running handshakes of a host process: each has a thread.
