@@ -43,8 +43,8 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// The longest time for which the line of a child that has exited may seem open: a process that another thread starts has a copy of
-/// each descriptor between its fork and its exec.
+/// How long a closed line may seem open: a process that another thread starts has a copy of each descriptor between its fork and its
+/// exec. After that, another process is taken to have it.
 const FORK_TO_EXEC: Duration = Duration::from_secs(1);
 
 /// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a
@@ -274,7 +274,7 @@ impl ParentLine {
     /// # Errors
     /// As [`join`](crate::join). Also [`Error::ChildExited`] if the child has exited and no process has its end of the line;
     /// [`Error::PeerLost`] if the child has closed that end and still runs, or has exited and left it to another process that may not
-    /// answer; [`Error::HandshakeTimeout`] if no process answers; and [`Error::PeerRefused`] if another process answers, which has the line
+    /// answer (reported up to a second after the exit); [`Error::HandshakeTimeout`] if no process answers; and [`Error::PeerRefused`] if another process answers, which has the line
     /// from the child. If this fails after a descendant has answered, that process is killed: the caller could not identify it.
     /// [`ChildProcesses::kill`] kills the others.
     pub fn channel(self, options: &Options) -> Result<Channel> {
@@ -328,7 +328,7 @@ impl ParentLine {
         let exit = pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         deadline.wait_at(SILENT_CHILD, &awaited)?;
-        // The child may have sent the reason before it exited.
+        // The child may have sent the reason before it exited. And a process that another thread starts may still have the line.
         let end = Instant::now().checked_add(FORK_TO_EXEC);
         if deadline.until(end).wait(&awaited[..1])? == Woken::TimedOut {
             return Err(Error::PeerLost(
