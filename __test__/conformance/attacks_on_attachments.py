@@ -56,7 +56,7 @@ def _send_all(sock, put, parcels, records):
         try:
             send_parcel(sock, parcel, [fd for _, fd in attached])
         except PermissionError:
-            pass  # The end accepts none, and its kernel refuses them.
+            pass  # The implementation accepts none, and its kernel refuses them.
         finally:
             close(attached)
     for flags, count, payload in records:

@@ -154,7 +154,7 @@ class Hooks:
         """Called after a frame was sent."""
 
     def reached(self, stage, state):
-        """Called at each stage: 'hello', 'offer', 'ready', 'open'."""
+        """Called at each stage: 'hello', 'offer', 'object', 'ready', 'open'."""
 
 
 class Line:
@@ -177,10 +177,10 @@ class Line:
         self.sock.close()
 
     def send(self, kind, body, fds=()):
-        said = self.hooks.frame(kind, pack_frame(kind, body), list(fds))
-        if said is None:
+        prepared = self.hooks.frame(kind, pack_frame(kind, body), list(fds))
+        if prepared is None:
             return
-        frame, fds = said
+        frame, fds = prepared
         ancillary = [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, _CREDENTIALS.pack(*own_credentials()))]
         if fds:
             numbers = struct.pack(f"={len(fds)}i", *[fd if isinstance(fd, int) else fd.fileno() for fd in fds])

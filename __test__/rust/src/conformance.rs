@@ -138,8 +138,8 @@ fn echo(channel: Channel) -> ringfence::Result<String> {
     while let Some(length) = next(&mut receiver, &mut buffer)? {
         let mut attachments = receiver.attachments();
         for attachment in &mut attachments {
-            if let Attachment::Sealed(buffer) = attachment {
-                *buffer = SealedBuffer::from_bytes(buffer)?;
+            if let Attachment::Sealed(sealed) = attachment {
+                *sealed = SealedBuffer::from_bytes(sealed)?;
             }
         }
         let attached: Vec<AttachmentRef<'_>> = attachments.iter().map(reference).collect();

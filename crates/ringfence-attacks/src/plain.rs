@@ -346,7 +346,7 @@ impl Plain {
         }
         let record = self.record_at(self.sends, position);
         let length = u32::try_from(message.len()).unwrap_or(SKIP - 1);
-        // SAFETY: the words that both sides ensure that there is space for the record.
+        // SAFETY: the words that both sides maintain ensure that there is space for the record.
         unsafe { self.length_at(self.sends, position).write_volatile(length) };
         // SAFETY: as above.
         unsafe { ptr::copy_nonoverlapping(message.as_ptr(), record.wrapping_add(4), message.len()) };
@@ -364,7 +364,7 @@ impl Plain {
                 return None;
             }
             let record = self.record_at(ring, position);
-            // SAFETY: the words that both sides ensure that a record starts here.
+            // SAFETY: the words that both sides maintain ensure that a record starts here.
             let length = unsafe { self.length_at(ring, position).read_volatile() };
             if length != SKIP {
                 return Some((record.wrapping_add(4), length as usize));

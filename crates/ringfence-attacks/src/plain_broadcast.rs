@@ -59,7 +59,7 @@ pub struct Publisher {
 /// request.
 pub fn publish(address: &str, greeting: bool) -> Result<Publisher, String> {
     let listener = socket::listen_at(address).map_err(failed("listen"))?;
-    let object = memfd_create("plain-many", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
+    let object = memfd_create("plain-broadcast", MFdFlags::MFD_CLOEXEC).map_err(failed("memfd"))?;
     ftruncate(&object, i64::try_from(SIZE).unwrap_or(i64::MAX)).map_err(failed("ftruncate"))?;
     let map = Mapping::new(&object, SIZE, true).map_err(failed("mmap"))?;
     let (object, slots) = (Arc::new(object), Arc::new(AtomicUsize::new(0)));

@@ -209,7 +209,7 @@ pub(crate) const EXEMPT: &[(&str, c_long, &str)] = &[
     (
         "brk",
         libc::SYS_brk,
-        "used by the allocator; a Rust program aborts without memory, whatever reply for it",
+        "used by the allocator; a Rust program aborts without memory, whatever asked for it",
     ),
     (
         "mmap(anonymous)",

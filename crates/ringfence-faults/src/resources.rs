@@ -46,7 +46,7 @@ pub(crate) fn current() -> Resources {
 }
 
 /// Returns the resources beyond `limits`, once there are none or after ten seconds: ending threads need a
-/// next_check.
+/// moment.
 pub(crate) fn excess(limits: &Resources) -> Resources {
     let end = Instant::now() + Duration::from_secs(10);
     loop {

@@ -240,14 +240,15 @@ struct Findings {
     failures: Mutex<Vec<String>>,
     /// Differences between a channel's evidence and that without a fault, with the faults that caused them.
     evidence: Mutex<BTreeMap<String, BTreeSet<String>>>,
-    run: Mutex<(usize, usize)>,
+    /// How many cases ran, and in how many of them the call was made.
+    cases_run: Mutex<(usize, usize)>,
 }
 
 impl Findings {
     fn judge(&self, baseline: &Baseline, fault: Fault, result: &Result) {
         let is_hit = result.subject.hits > 0;
         {
-            let mut run = self.run.lock().expect("no panic");
+            let mut run = self.cases_run.lock().expect("no panic");
             run.0 += 1;
             run.1 += usize::from(is_hit);
         }
@@ -307,7 +308,7 @@ impl Findings {
         for (name, _, reason) in EXEMPT {
             println!("{name}: {reason}");
         }
-        let (run, hit) = self.run.into_inner().expect("no panic");
+        let (run, hit) = self.cases_run.into_inner().expect("no panic");
         failures.extend(self.failures.into_inner().expect("no panic"));
         println!(
             "\n{run} of {cases} cases in {} s; in {hit} the call was made. {} failed.",
@@ -406,8 +407,8 @@ const LOST_WAKEUP_SIGNS: &[&str] = &[
     "could be filled within",
 ];
 
-/// Runs one case and prints everything that was reported. With `all`, plays each call of the row in turn,
-/// until one goes failures.
+/// Runs one case and prints everything that was reported. With `all`, runs each call of the row in turn,
+/// until one fails.
 fn run_one(program: &Path, scenario: &str, call: &str, first: &str, error: &str) -> ExitCode {
     let found = (
         SCENARIOS.iter().find(|it| it.name == scenario),

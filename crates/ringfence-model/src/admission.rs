@@ -82,7 +82,7 @@ pub enum Wakeups {
 pub struct Admission {
     /// The number of new readers. The second one only changes the list: it enters at the start of the ring,
     /// and leaves if that was overwritten.
-    pub readers: usize,
+    pub new_readers: usize,
     /// The total number of messages.
     pub messages: u8,
     /// The number of messages that the ring contains at the start.
@@ -236,7 +236,8 @@ struct Sender {
     goal: u8,
     /// The generation of its copy of the list.
     generation: u8,
-    readers: [KnownReader; MAX_READERS],
+    /// Its copy of the list.
+    known: [KnownReader; MAX_READERS],
     /// The generation up to which the wakeups know the list.
     wakers_generation: u8,
     /// The readers that may need a wakeup, one bit each.
@@ -353,11 +354,10 @@ impl Admission {
 
     /// Returns the step after the list is known: reads the heads if the known ones leave no space.
     fn after_list(self, me: &Sender) -> SenderStep {
-        if me.readers.iter().all(|reader| reader.head >= me.goal) {
+        if me.known.iter().all(|reader| reader.head >= me.goal) {
             return self.intent();
         }
-        let active =
-            |at: usize| matches!(me.readers[at].entry, Entry::Active(_)) && me.readers[at].head != NEVER;
+        let active = |at: usize| matches!(me.known[at].entry, Entry::Active(_)) && me.known[at].head != NEVER;
         match (0..MAX_READERS).find(|at| active(*at)) {
             Some(at) => SenderStep::LoadHead(narrow(at)),
             None => self.retry(),
@@ -406,15 +406,15 @@ impl Admission {
                 self.after_list(me)
             }
             SenderStep::LoadHead(at) => {
-                let reader = &mut me.readers[usize::from(at)];
+                let reader = &mut me.known[usize::from(at)];
                 if value < reader.head || value > me.sent {
                     state.violation = Some(Violation::FalseAccusation);
                 }
                 reader.head = value;
-                let known = |at: &usize| matches!(me.readers[*at].entry, Entry::Active(_));
-                match (usize::from(at) + 1..MAX_READERS).find(known) {
+                let active = |at: &usize| matches!(me.known[*at].entry, Entry::Active(_));
+                match (usize::from(at) + 1..MAX_READERS).find(active) {
                     Some(at) => SenderStep::LoadHead(narrow(at)),
-                    None if me.readers.iter().all(|reader| reader.head >= me.goal) => self.intent(),
+                    None if me.known.iter().all(|reader| reader.head >= me.goal) => self.intent(),
                     None => self.retry(),
                 }
             }
@@ -458,7 +458,7 @@ impl Admission {
     fn copy_list(words: &mut Words, me: &mut Sender) {
         for at in 0..MAX_READERS {
             let entry = Entry::from_word(words.load_newest(SENDER, word::entry(at)));
-            let reader = &mut me.readers[at];
+            let reader = &mut me.known[at];
             let position_of = |entry| match entry {
                 Entry::Reserved(position) | Entry::Active(position) => position,
                 Entry::None | Entry::Entered => NEVER,
@@ -511,7 +511,7 @@ impl Admission {
             }
             SenderStep::CopyWakerList => {
                 Self::copy_list(words, me);
-                let active = |at: &usize| matches!(me.readers[*at].entry, Entry::Active(_));
+                let active = |at: &usize| matches!(me.known[*at].entry, Entry::Active(_));
                 me.candidates = (0..MAX_READERS).filter(active).map(|at| 1 << at).sum();
                 // Wake all of them once more instead of tracking whether each is the same reader as before.
                 me.woken = [0; MAX_READERS];
@@ -824,7 +824,7 @@ impl Model for Admission {
     fn init_states(&self) -> Vec<State> {
         let uses = |reader: usize| {
             let own = 1 << word::head(reader) | 1 << word::parked(reader);
-            if reader < self.readers { own } else { 0 }
+            if reader < self.new_readers { own } else { 0 }
         };
         let lists: u32 = (0..MAX_READERS).map(|at| 1 << word::entry(at)).sum();
         let shared = ((1 << word::entry(0)) - 1) | lists;
@@ -838,7 +838,7 @@ impl Model for Admission {
             floor: 0,
             goal: 0,
             generation: 0,
-            readers: [reader; MAX_READERS],
+            known: [reader; MAX_READERS],
             wakers_generation: 0,
             candidates: 0,
             woken: [0; MAX_READERS],
@@ -846,7 +846,7 @@ impl Model for Admission {
         };
         sender.next = self.next_message(&mut sender);
         let reader = |at| Reader {
-            next: if at < self.readers {
+            next: if at < self.new_readers {
                 ReaderStep::Enter
             } else {
                 ReaderStep::Done
@@ -858,13 +858,19 @@ impl Model for Admission {
             wakeup: false,
             sent_at_admission: None,
         };
-        let all_uses = |at: usize| if at < self.readers { uses(at) | shared } else { 0 };
+        let all_uses = |at: usize| {
+            if at < self.new_readers {
+                uses(at) | shared
+            } else {
+                0
+            }
+        };
         let mut words = Words::new([uses(0) | uses(1) | shared, all_uses(0), all_uses(1)]);
         for position in 0..self.before {
             words.store(SENDER, word::cell(position), position + 1, Order::Relaxed);
         }
         words.store(SENDER, word::TAIL, self.before, Order::AcqRel);
-        for thread in 0..=self.readers {
+        for thread in 0..=self.new_readers {
             words.settle(thread);
         }
         vec![State {
@@ -881,7 +887,7 @@ impl Model for Admission {
         if state.violation.is_some() {
             return;
         }
-        for thread in 0..=self.readers {
+        for thread in 0..=self.new_readers {
             if Self::is_runnable(state, thread) {
                 let choices = match Self::loads(state, thread) {
                     Some((word, _)) => state.words.choices(thread, word),

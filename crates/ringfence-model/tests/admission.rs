@@ -10,7 +10,7 @@ use ringfence_model::{
 
 fn one(from: StartFrom, messages: u8) -> Admission {
     Admission {
-        readers: 1,
+        new_readers: 1,
         messages,
         before: 0,
         from,
@@ -28,8 +28,8 @@ fn sleeps(wakeups: Wakeups, messages: u8) -> Admission {
 
 fn holds(model: Admission) {
     let form = format!(
-        "readers: {}, from: {:?}, messages: {}, wakeups: {:?}",
-        model.readers, model.from, model.messages, model.wakeups
+        "new readers: {}, from: {:?}, messages: {}, wakeups: {:?}",
+        model.new_readers, model.from, model.messages, model.wakeups
     );
     check::holds("admission", &form, model);
 }
@@ -95,7 +95,7 @@ fn checker_finds_each_fault() {
 #[ignore = "takes a minute: npm run test:models"]
 fn two_readers_subscribe_concurrently() {
     holds(Admission {
-        readers: 2,
+        new_readers: 2,
         before: 2,
         ..one(StartFrom::Oldest, 3)
     });

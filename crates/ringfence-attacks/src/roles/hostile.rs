@@ -198,7 +198,7 @@ impl HostilePeer {
             ["head", how] => self.head(how)?,
             ["oscillate-head"] => self.oscillate_head()?,
             ["read-slowly", record, milliseconds, how] => {
-                self.read_slowly(record, milliseconds, how == &"rings")?
+                self.read_slowly(record, milliseconds, how == &"wakes")?
             }
             ["exec", program] => return self.exec(program),
             ["exit-waking"] => return self.exit_waking(),
@@ -440,7 +440,7 @@ impl HostilePeer {
         Ok(())
     }
 
-    /// Stores a head, honest or not, without ringing the doorbell.
+    /// Stores a head, honest or not, without a wakeup.
     fn head(&self, how: &str) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
@@ -491,7 +491,7 @@ impl HostilePeer {
     }
 
     /// Reads `bytes` at a time, each time `milliseconds` after the publisher has parked for room.
-    fn read_slowly(&self, bytes: &str, milliseconds: &str, rings: bool) -> Result<String, String> {
+    fn read_slowly(&self, bytes: &str, milliseconds: &str, wakes: bool) -> Result<String, String> {
         let theirs = self.theirs.as_ref().ok_or("no ring of the peer")?;
         let words = Mapping::new(theirs, layout::DATA, false).map_err(failed("mmap"))?;
         let own = Arc::clone(self.own_map.as_ref().ok_or("no own memory")?);
@@ -507,7 +507,7 @@ impl HostilePeer {
                 thread::sleep(std::time::Duration::from_millis(pause));
                 own.store(at, (own.load(at) + bytes).min(words.load(layout::TAIL)));
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                if rings {
+                if wakes {
                     let _ = send(line.as_raw_fd(), &[1], flags);
                 }
             }
@@ -587,7 +587,7 @@ impl HostilePeer {
         Ok("channel".into())
     }
 
-    /// Exits, and leaves the line to a process that keeps ringing the doorbell.
+    /// Exits, and leaves the line to a process that keeps sending wakeups.
     fn exit_waking(&self) -> Result<String, String> {
         let line = self.line.as_ref().ok_or("no line")?;
         fcntl(line, FcntlArg::F_SETFD(FdFlag::empty())).map_err(failed("FD_CLOEXEC"))?;
@@ -634,7 +634,7 @@ fn lease(object: &OwnedFd, kind: i32) -> Result<(), Errno> {
     Errno::result(unsafe { libc::fcntl(object.as_raw_fd(), libc::F_SETLEASE, kind) }).map(drop)
 }
 
-/// Rings the doorbell without end, until the line is closed.
+/// Sends wakeups without end, until the line is closed.
 fn wake_forever(line: &str) -> Result<(), String> {
     // The process that started this one is about to exit.
     prctl::set_pdeathsig(None).map_err(failed("PR_SET_PDEATHSIG"))?;

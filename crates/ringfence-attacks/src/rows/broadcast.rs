@@ -120,21 +120,21 @@ fn while_publishing(
 /// Defence: each subscriber's head is a word in its own object, compared with its earlier value and
 /// with what was published. A violation ends that subscriber's channel.
 pub(super) fn malformed_head(setup: &Setup) -> Result<Report, RowError> {
-    let [mut publisher, honest, mut writer] = plain_three(setup)?;
+    let [mut publisher, honest, mut hostile] = plain_three(setup)?;
     let false_value = format!("store {} {}", plain_broadcast::head_of(1), 1_u64 << 40);
-    expect_answer(&mut writer, &false_value, "stored")?;
+    expect_answer(&mut hostile, &false_value, "stored")?;
     let plain = plain_sends(&mut publisher)?;
-    drop((publisher, honest, writer));
+    drop((publisher, honest, hostile));
 
     let lies = ["past", "unaligned", "far", "last", "back", "oscillate-head"];
     for false_value in lies {
         let address = setup.address(&format!("ringfence-{false_value}"));
         let (mut publisher, mut honest) = protected_two(setup, &address, "stall=8000")?;
-        let mut writer = hostile_subscriber(setup, &mut publisher, &address)?;
-        let pid = writer.pid();
+        let mut hostile = hostile_subscriber(setup, &mut publisher, &address)?;
+        let pid = hostile.pid();
         let outcome = while_publishing(&mut publisher, &mut honest, || match false_value {
-            "oscillate-head" => expect_answer(&mut writer, false_value, "oscillating"),
-            _ => expect_answer(&mut writer, &format!("head {false_value}"), "stored"),
+            "oscillate-head" => expect_answer(&mut hostile, false_value, "oscillating"),
+            _ => expect_answer(&mut hostile, &format!("head {false_value}"), "stored"),
         })?;
         if let Err(harm) = outcome {
             return Ok(Report::with_harm(plain, format!("{false_value}: {harm}")));
@@ -155,7 +155,7 @@ pub(super) fn malformed_head(setup: &Setup) -> Result<Report, RowError> {
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
-            "each of {} false heads removes only the writer ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
+            "each of {} false heads removes only the hostile subscriber ('corrupt' or 'evicted') or is never read; the honest subscriber gets all",
             lies.len()
         )),
         stopped_by: "each subscriber has its own head object, checked against the last head and the tail",
@@ -191,7 +191,7 @@ pub(super) fn slow_subscriber(setup: &Setup) -> Result<Report, RowError> {
         let mut slow = hostile_subscriber(setup, &mut publisher, &address)?;
         let gone = format!("gone {} {reason}", slow.pid());
         let outcome = while_publishing(&mut publisher, &mut honest, || match how {
-            "read-slowly" => expect_answer(&mut slow, "read-slowly 2048 200 rings", "reading slowly"),
+            "read-slowly" => expect_answer(&mut slow, "read-slowly 2048 200 wakes", "reading slowly"),
             "silent" => expect_answer(&mut slow, "read-slowly 8192 200 silently", "reading slowly"),
             "stopped" => slow.stop(),
             "dead" => {
@@ -270,7 +270,7 @@ fn insider(setup: &Setup, how: &str, victim: &Process, name: &str) -> Result<Pro
 /// passed on are covered by the owner's lease: opening one ends all channels.
 pub(super) fn publishers_descriptor(setup: &Setup) -> Result<Report, RowError> {
     let [mut publisher, honest, hostile_one] = plain_three(setup)?;
-    let mut attacker = insider(setup, "open", &publisher, "/memfd:plain-many")?;
+    let mut attacker = insider(setup, "open", &publisher, "/memfd:plain-broadcast")?;
     attacker.line_after("opened")?;
     expect_answer(&mut publisher, "send-all 1", "all sent")?;
     let plain = Outcome::succeeded(
@@ -440,7 +440,7 @@ pub(super) fn subscription_churn(setup: &Setup) -> Result<Report, RowError> {
     Ok(Report {
         plain,
         ringfence: Outcome::failed(format!(
-            "{SUBSCRIPTIONS} visits leave nothing behind; the honest subscriber gets all"
+            "{SUBSCRIPTIONS} subscriptions leave nothing behind; the honest subscriber gets all"
         )),
         stopped_by: "one code path releases everything that the publisher holds for a subscriber",
     })
@@ -517,34 +517,42 @@ pub(super) fn malformed_publisher(setup: &Setup) -> Result<Report, RowError> {
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut writer = FalsePublisher::new(setup, "")?;
+    let mut false_publisher = FalsePublisher::new(setup, "")?;
     for offer in OFFERS {
-        let answer = writer.meet("reliable", offer)?;
+        let answer = false_publisher.meet("reliable", offer)?;
         if !answer.starts_with("error RING_CORRUPT") {
             return Ok(Report::with_harm(plain, format!("{offer}: {answer}")));
         }
     }
     let lies = malformed_publisher_values();
     for (false_value, stores) in &lies {
-        expect_subscribed(&writer.meet("reliable", "slot=4294967295")?)?;
+        expect_subscribed(&false_publisher.meet("reliable", "slot=4294967295")?)?;
         if stores.is_empty() {
-            expect_answer(&mut writer.peer, "store-control 640 77", "stored")?;
+            expect_answer(&mut false_publisher.peer, "store-control 640 77", "stored")?;
         }
         for (at, value) in stores {
-            expect_answer(&mut writer.peer, &format!("store {at} {value}"), "stored")?;
+            expect_answer(
+                &mut false_publisher.peer,
+                &format!("store {at} {value}"),
+                "stored",
+            )?;
         }
-        expect_answer(&mut writer.peer, "wake", "woken")?;
-        match writer.victim.try_ask("read 20000", TIME_LIMIT) {
+        expect_answer(&mut false_publisher.peer, "wake", "woken")?;
+        match false_publisher.victim.try_ask("read 20000", TIME_LIMIT) {
             Event::Line(line) if line.starts_with("error RING_CORRUPT") => {}
             other => return Ok(Report::with_harm(plain, format!("{false_value}: {other:?}"))),
         }
     }
     for seed in 0..STORMS {
         let delivery = ["reliable", "best-effort", "latest"][usize::try_from(seed % 3).unwrap_or(0)];
-        expect_subscribed(&writer.meet(delivery, "")?)?;
-        expect_answer(&mut writer.peer, &format!("fan-storm {}", seed + 1), "storming")?;
-        let answer = writer.victim.try_ask("read 150", TIME_LIMIT);
-        expect_answer(&mut writer.peer, "stop-storm", "stop-storm")?;
+        expect_subscribed(&false_publisher.meet(delivery, "")?)?;
+        expect_answer(
+            &mut false_publisher.peer,
+            &format!("fan-storm {}", seed + 1),
+            "storming",
+        )?;
+        let answer = false_publisher.victim.try_ask("read 150", TIME_LIMIT);
+        expect_answer(&mut false_publisher.peer, "stop-storm", "storm stopped")?;
         let known = ["error RING_CORRUPT", "error EVICTED", "still open"];
         match &answer {
             Event::Line(line) if known.iter().any(|start| line.starts_with(start)) => {}
@@ -585,7 +593,7 @@ struct FalsePublisher {
 
 impl FalsePublisher {
     fn new(setup: &Setup, options: &'static str) -> Result<Self, RowError> {
-        let address = setup.address("writer");
+        let address = setup.address("false-publisher");
         let mut peer = hostile(setup)?;
         expect_answer(&mut peer, &format!("listen {address}"), "listening")?;
         let victim = spawn_role(setup, "the subscriber", "subscriber", "ringfence")?;
@@ -625,14 +633,19 @@ pub(super) fn publisher_attachments(setup: &Setup) -> Result<Report, RowError> {
         other => Outcome::failed(format!("{other:?}")),
     };
 
-    let mut writer = FalsePublisher::new(setup, "attachments=4")?;
+    let mut false_publisher = FalsePublisher::new(setup, "attachments=4")?;
     let kinds = UNSOUND_ATTACHMENTS.map(|(kind, code)| (kind, format!("error {code}")));
     let harmless = [("absent", 0), ("sound", 1)];
     let harmless = harmless.map(|(kind, count)| (kind, format!("got 8 with {count}")));
     for delivery in ["reliable", "best-effort", "latest"] {
         for (kind, wanted) in kinds.iter().chain(&harmless) {
-            expect_subscribed(&writer.meet(delivery, "")?)?;
-            if let Some(harm) = attach(&mut writer.peer, &mut writer.victim, kind, wanted)? {
+            expect_subscribed(&false_publisher.meet(delivery, "")?)?;
+            if let Some(harm) = attach(
+                &mut false_publisher.peer,
+                &mut false_publisher.victim,
+                kind,
+                wanted,
+            )? {
                 return Ok(Report::with_harm(plain, format!("{delivery}, {harm}")));
             }
         }

@@ -74,7 +74,7 @@ macro_rules! with_rows {
             44 row_44_without_descriptors "NR" "runs out of descriptors while a healthy peer is checked" true peer::without_descriptors;
             45 row_45_concurrent_close "MP" "closes, half-closes or leaves at every moment of the peer's close" true closing::concurrent_close;
             46 row_46_malformed_head "MP" "subscribes and writes a false head: backwards, past the tail, unaligned, changing" true broadcast::malformed_head;
-            47 row_47_slow_subscriber "MP" "subscribes and never reads, reads slowly, never rings, is stopped, or is a zombie" true broadcast::slow_subscriber;
+            47 row_47_slow_subscriber "MP" "subscribes and never reads, reads slowly, sends no wakeup, is stopped, or is a zombie" true broadcast::slow_subscriber;
             48 row_48_write_to_shared_ring "MP" "subscribes and tries to write, truncate, seal or punch holes into the ring" true broadcast::write_to_shared_ring;
             49 row_49_publishers_descriptor "SU" "opens the publisher's descriptor, or the one that a subscriber received" true broadcast::publishers_descriptor;
             50 row_50_connection_flood "OU" "floods a publisher's address with connections" true broadcast::connection_flood;

@@ -61,7 +61,7 @@ pub(super) fn unmapped_uid(setup: &Setup) -> Result<Report, RowError> {
     }
     let knock = |address: &str| {
         setup.spawn(
-            "the stranger",
+            "the other user",
             User::Other,
             Program::Genuine,
             &["attacker", "connect", address],
@@ -86,8 +86,8 @@ pub(super) fn unmapped_uid(setup: &Setup) -> Result<Report, RowError> {
     // In the other direction, the reason is visible.
     let address = setup.address("guest");
     let args = ["hostile", "plain", "host", &address, "unsealed"];
-    let mut stranger = setup.spawn("the stranger", User::Other, Program::Genuine, &args)?;
-    stranger.line_after("listening")?;
+    let mut other_user = setup.spawn("the other user", User::Other, Program::Genuine, &args)?;
+    other_user.line_after("listening")?;
     let mut guest = setup.spawn_in("the guest", Namespace::UnmappedUsers, &["victim", "ringfence"])?;
     let answer = guest.ask(&format!("join {address} policy=uid"))?;
     if !answer.starts_with("error PEER_REFUSED check=uid by_peer=false") {
@@ -148,7 +148,7 @@ pub(super) fn forged_credentials(setup: &Setup) -> Result<Report, RowError> {
     let genuine = setup.program(Program::Genuine).display().to_string();
     let attacker = |how: &str, address: &str| {
         let args = ["attacker", "pid-forger", how, address, &genuine];
-        let mut attacker = setup.spawn("the namesake", User::Agent, Program::Other, &args)?;
+        let mut attacker = setup.spawn("the pid forger", User::Agent, Program::Other, &args)?;
         match &*attacker.line()? {
             "genuine" => Ok(attacker),
             other => Err(RowError::Skipped(format!(

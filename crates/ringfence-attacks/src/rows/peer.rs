@@ -93,8 +93,9 @@ pub(super) fn zombie(setup: &Setup) -> Result<Report, RowError> {
     let (ended, reason) = (host.line()?, host.ask("reason")?);
     expect_answer(&mut host, "close", "closed")?;
     if !super::is_lost(&ended) || reason != "lost" {
-        let seen =
-            format!("an accomplice that keeps ringing hides the death: receive: {ended}, reason: {reason}");
+        let seen = format!(
+            "an accomplice that keeps sending wakeups hides the death: receive: {ended}, reason: {reason}"
+        );
         return Ok(Report::with_harm(plain, seen));
     }
 
@@ -131,7 +132,7 @@ pub(super) fn exec_after_check(setup: &Setup) -> Result<Report, RowError> {
     host.send_order(&format!("join {address} {SIZE} listening"))?;
     host.line_after("listening")?;
     let args = ["attacker", "exec-after-check", &address, &other];
-    let mut intruder = setup.spawn("the turncoat", User::Agent, Program::Genuine, &args)?;
+    let mut intruder = setup.spawn("the intruder", User::Agent, Program::Genuine, &args)?;
     intruder.line_after("holding")?;
     host.line_after("joined host")?;
     expect_answer(&mut host, "send secret", "sent")?;
@@ -181,7 +182,7 @@ pub(super) fn other_user(setup: &Setup) -> Result<Report, RowError> {
     host.line_after("listening")?;
     let knock = |address: &str| {
         setup.spawn(
-            "the stranger",
+            "the other user",
             User::Other,
             Program::Genuine,
             &["attacker", "connect", address],

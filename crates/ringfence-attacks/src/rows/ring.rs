@@ -234,7 +234,7 @@ impl Writer<'_> {
         let answer = self
             .host
             .try_ask(&format!("work {how} {time}"), super::TIME_LIMIT);
-        expect_answer(&mut self.peer, "stop-storm", "stop-storm")?;
+        expect_answer(&mut self.peer, "stop-storm", "storm stopped")?;
         let Event::Line(line) = &answer else {
             return Ok(Err(format!("{how}, storm {round}: {answer:?}")));
         };

@@ -334,9 +334,9 @@ impl<H: Host> Accepting<'_, '_, H> {
             self.refused(late.time_out(step, after))?;
         }
         // Start queued handshakes before accepting more: descriptors may be short, and a new connection must not take them each time.
-        self.begin()?;
+        self.start_handshakes()?;
         self.accept(place)?;
-        self.begin()?;
+        self.start_handshakes()?;
         // A full queue accepts nothing, so make room.
         while self.queue.is_full()
             && let Some(silent) = self.queue.most_silent()
@@ -377,7 +377,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     }
 
     /// Starts the handshakes that may start.
-    fn begin(&mut self) -> ControlFlow<H::End> {
+    fn start_handshakes(&mut self) -> ControlFlow<H::End> {
         while self.has_recovered()
             && self.host.may_start(self.queue.running())
             && let Some(client) = self.queue.next()

@@ -92,7 +92,7 @@ impl HostilePeer {
                 let (stop, thread) = self.storm.take().ok_or("no storm")?;
                 stop.store(true, Ordering::Relaxed);
                 thread.join().map_err(|_| "the storm ended badly")?;
-                "stop-storm".into()
+                "storm stopped".into()
             }
             other => return self.attack_peer_object(other),
         })
