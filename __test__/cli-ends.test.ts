@@ -157,6 +157,22 @@ test.serial('collect ends its side for a sender that has sent everything, else c
   t.is(some.newCalls('end', 'close')[0], 'close')
 })
 
+test.serial('a stopped collect writes everything of a sender that has ended, though the output is full', async (t) => {
+  const { output, stop, over, sender } = await collecting(t)
+  const one = await sender('a line\n')
+  output.stop()
+  const lines = ['1', '2', '3'].map((digit) => `${digit.repeat(100_000)}\n`)
+  one.from.push(...lines.map((line) => Buffer.from(line)))
+  one.from.ended = true
+  stop.abort()
+  await until(() => output.stream.writableLength > 0, 'it writes')
+  one.end('closed')
+  await turns(5)
+  output.resume()
+  await within(over, 'its end')
+  t.is(output.text, ['a line\n', ...lines].join(''))
+})
+
 test.serial('collect that cannot accept clients fails once the connected ones have ended', async (t) => {
   const { output, errors, over, endpoint, sender } = await collecting(t)
   const one = await sender('a line\n')

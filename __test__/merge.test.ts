@@ -1,6 +1,7 @@
 // Many to one: the turns of sources, the source of each message, and the end of a source.
 
 import { readFileSync } from 'node:fs'
+import { Readable } from 'node:stream'
 
 import test, { type ExecutionContext } from 'ava'
 import {
@@ -810,6 +811,9 @@ const readAll: Record<string, (merged: Merge<Channel>, got: (message: Buffer) =>
     }
     await Promise.all(Array.from({ length: 4 }, each))
   },
+  'a Readable that reads ahead': async (merged, got) => {
+    for await (const [, message] of Readable.from(merged, { highWaterMark: 16 })) got(message as Buffer)
+  },
   readable: async (merged, got) => {
     for await (const [, message] of merged.readable) got(message)
   },
@@ -848,3 +852,21 @@ for (const [way, read] of Object.entries(readAll))
       await within(reading, 'the end')
       t.deepEqual(events, ['one', 'two', 'three', 'closed'])
     })
+
+test.serial('a program that polls finds the end of a merge without a turn of the event loop', async (t) => {
+  const { channel, partner } = await pair(t)
+  const merged = merge([channel])
+  await partner.run(async (kit) => {
+    kit.channel.trySend('one')
+    await kit.channel.close()
+  })
+  await channel.closed
+  const found: string[] = []
+  for (let polls = 0; !merged.readableEnded && polls < 1000; polls += 1) {
+    const next = merged.tryReceive()
+    if (next !== undefined) found.push(String(next[1]))
+    else await Promise.resolve()
+  }
+  t.true(merged.readableEnded)
+  t.deepEqual(found, ['one'])
+})

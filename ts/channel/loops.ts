@@ -30,7 +30,10 @@ export function loop<Raw, Value = Raw>(
   let calls = 0
   const toResult = (raw: Raw | null, call: number): IteratorResult<Value, undefined> => {
     if (raw === null) return DONE
-    return { done: false, value: decode === undefined ? (raw as unknown as Value) : decode(raw, call === calls) }
+    return {
+      done: false,
+      value: decode === undefined ? (raw as unknown as Value) : decode(raw, call === calls && !isDone),
+    }
   }
   // Kept out of next(): the closures would slow it down even if it does not wait.
   const waitForNext = (call: number): Promise<IteratorResult<Value, undefined>> => {

@@ -220,7 +220,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** Whether every source has ended or was deleted, and everything was read; or this side has closed the merge. */
   get readableEnded(): boolean {
-    return this.#isOver && this.#failure === null && (this.#makeEndError ?? closedError) === closedError
+    return this.#wasRead && this.#failure === null && (this.#makeEndError ?? closedError) === closedError
   }
 
   /**
@@ -306,10 +306,12 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   async #waitReadable(signal?: AbortSignal, reader: object | null = this): Promise<boolean> {
     if (this.#makeEndError !== null) throw this.#makeEndError()
-    if (this.#waiters.first !== null) this.#waiters.ensureNoOther(reader)
+    const mustWait = this.#waiters.first !== null && this.#waiters.hasConsumerBefore(reader)
     fairness.spend(this.#isWeak)
-    if (this.#due === null && this.#hasNext()) return true
-    if (this.#due === null && this.#isOver) return this.#throwFailure() ?? false
+    if (!mustWait && this.#due === null) {
+      if (this.#hasNext()) return true
+      if (this.#isOver) return this.#throwFailure() ?? false
+    }
     return (await this.#wait(false, signal, reader).promise) !== null
   }
 
@@ -414,11 +416,13 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   /** Whether no more messages will arrive. */
+  get #wasRead(): boolean {
+    return this.#makeEndError !== null || (this.#hadSource && !this.#isPersistent && this.#entries.size === 0)
+  }
+
+  /** Whether that may be reported: the listeners are notified of each source's end before. */
   get #isOver(): boolean {
-    return (
-      this.#makeEndError !== null ||
-      (this.#hadSource && !this.#isPersistent && this.#entries.size === 0 && this.#unreported.length === 0)
-    )
+    return this.#wasRead && (this.#makeEndError !== null || this.#unreported.length === 0)
   }
 
   #throwFailure(): void {
@@ -494,8 +498,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
     if (this.#unreported.push([entry.source, entry.input.end()]) > 1) return
-    // The promises of these messages may be settled in any of the next microtasks. The tick that a microtask requests comes after all of them.
-    timers.queueMicrotask(() => timers.nextTick(() => this.#reportEnds()))
+    // The readers get the last messages by microtasks, or by ticks where a stream stands in between. All of these run before.
+    timers.setImmediate(() => this.#reportEnds())
   }
 
   #reportEnds(): void {

@@ -247,7 +247,7 @@ export class ReceiveBuffer {
 
   isReadableNow(reader: object | null = this): boolean | undefined {
     this.ensureNotMerged()
-    if (this.#waiters.first !== null) this.#waiters.ensureNoOther(reader)
+    if (this.#waiters.first !== null && this.#waiters.hasConsumerBefore(reader)) return undefined
     fairness.spend(this.isWeak)
     this.#ensureNotClosed()
     if (this.due !== null) return undefined

@@ -73,6 +73,16 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
     return waiter
   }
 
+  /**
+   * Whether the next value belongs to another call of this reader. `null` only watches.
+   *
+   * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
+   */
+  hasConsumerBefore(reader: object | null): boolean {
+    this.ensureNoOther(reader)
+    return reader !== null && this.hasConsumer
+  }
+
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits. */
   ensureNoOther(reader: object | null): void {
     for (let other = reader === null ? null : this.first; other !== null; other = other.next)

@@ -54,7 +54,7 @@ class Collector {
       for (;;) {
         const next = await this.#merged.receive({ signal: stop })
         if (next === undefined) return
-        await this.#add(...next)
+        await write(this.#add(...next))
       }
     } catch (error) {
       if (!stop.aborted) throw error
@@ -81,27 +81,27 @@ class Collector {
     }
   }
 
-  async #add(channel: Channel, bytes: Buffer): Promise<void> {
+  /** Returns the lines that are whole now. All of them must be written before the first wait: during it, the last line of a sender is. */
+  #add(channel: Channel, bytes: Buffer): Iterable<Uint8Array> {
     const lines = this.#lines.get(channel)
-    if (lines === undefined) return
+    if (lines === undefined) return []
     const whole = lines.add(bytes)
     if (lines.size > MAX_LINE) {
       printMessage(`process ${channel.peer.pid} sent a line of more than ${MAX_LINE >> 20} MiB, and is disconnected`)
       this.#lines.delete(channel)
       channel.destroy()
     }
-    // Must write all lines before the first wait: during it, the last line of a sender that ends is written.
-    await write(whole)
+    return whole
   }
 
   /** Writes everything that is in the rings. */
   async #addAvailable(): Promise<void> {
-    const messages: [Channel, Buffer][] = []
+    const parts: Uint8Array[] = []
     // The bytes are valid only during the visit.
     this.#merged.receiveEach((bytes, offset, length, channel) => {
-      messages.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
+      parts.push(...this.#add(channel, Buffer.from(bytes.subarray(offset, offset + length))))
     }, Infinity)
-    for (const [channel, bytes] of messages) await this.#add(channel, bytes)
+    await write(parts)
   }
 
   #end(channel: Channel, reason: Closed['reason']): void {
