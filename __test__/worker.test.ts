@@ -256,7 +256,7 @@ test.serial('a process may exit while its workers have channels', async (t) => {
   await stage.run(
     (kit, script: string, where: string) => {
       const { Worker: Thread } = kit.require('node:worker_threads') as typeof import('node:worker_threads')
-      kit.keep['worker'] = new Thread(script, { workerData: { address: where, deed: 'sending', threads: false } })
+      kit.keep['worker'] = new Thread(script, { workerData: { address: where, task: 'sending', threads: false } })
     },
     workerScript,
     address,
