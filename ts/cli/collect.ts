@@ -81,8 +81,8 @@ class Collector {
     }
   }
 
-  /** Returns the lines that are whole now. All of them must be written before the first wait: during it, the last line of a sender is. */
-  #add(channel: Channel, bytes: Buffer): Iterable<Uint8Array> {
+  /** Returns the lines that are now whole. The caller writes them before it waits: a sender that ends during a wait has its last line written. */
+  #add(channel: Channel, bytes: Buffer): Buffer[] {
     const lines = this.#lines.get(channel)
     if (lines === undefined) return []
     const whole = lines.add(bytes)
@@ -96,12 +96,12 @@ class Collector {
 
   /** Writes everything that is in the rings. */
   async #addAvailable(): Promise<void> {
-    const parts: Uint8Array[] = []
+    const messages: [Channel, Buffer][] = []
     // The bytes are valid only during the visit.
     this.#merged.receiveEach((bytes, offset, length, channel) => {
-      parts.push(...this.#add(channel, Buffer.from(bytes.subarray(offset, offset + length))))
+      messages.push([channel, Buffer.from(bytes.subarray(offset, offset + length))])
     }, Infinity)
-    await write(parts)
+    await write(messages.flatMap(([channel, bytes]) => this.#add(channel, bytes)))
   }
 
   #end(channel: Channel, reason: Closed['reason']): void {
