@@ -84,7 +84,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   readonly #entries = new Map<Source, Entry<Source>>()
   readonly #turns = new Turns<Entry<Source>>()
   readonly #waiters = new Waiters<[Source, In]>()
-  /** Ends that no listener was notified of: the readers get their last messages first. */
+  /** Ends of sources that are not reported yet: the readers get the last messages first. */
   #unreported: MergeEvents<Source>['disconnect'][] = []
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
@@ -420,7 +420,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     return this.#makeEndError !== null || (this.#hadSource && !this.#isPersistent && this.#entries.size === 0)
   }
 
-  /** Whether that may be reported: the listeners are notified of each source's end before. */
+  /** Whether readers may get that end. 'disconnect' is emitted for each source before. */
   get #isOver(): boolean {
     return this.#wasRead && (this.#makeEndError !== null || this.#unreported.length === 0)
   }
@@ -498,7 +498,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#remove(entry)
     // The reason is read after the source was released: reading it may end the channel, which notifies the channel's reader.
     if (this.#unreported.push([entry.source, entry.input.end()]) > 1) return
-    // The readers get the last messages by microtasks, or by ticks where a stream stands in between. All of these run before.
+    // Readers get the last messages in microtasks, or in ticks if a stream is in between. All of them run before an immediate.
     timers.setImmediate(() => this.#reportEnds())
   }
 

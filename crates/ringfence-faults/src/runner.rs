@@ -240,7 +240,7 @@ struct Findings {
     failures: Mutex<Vec<String>>,
     /// Differences between a channel's evidence and that without a fault, with the faults that caused them.
     evidence: Mutex<BTreeMap<String, BTreeSet<String>>>,
-    /// How many cases ran, and in how many of them the call was made.
+    /// The number of cases, and of those in which the call was made.
     cases_run: Mutex<(usize, usize)>,
 }
 

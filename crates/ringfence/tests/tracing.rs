@@ -87,7 +87,7 @@ fn role() {
         }
         "subscribes late" => {
             install_recorder();
-            // The publisher has reserved its position by then, and it has not sent READY.
+            // When it has the OFFER, the publisher has reserved its position, and READY is not sent yet.
             let has_offer: fn(&str, &Fields) -> bool = |_, fields| {
                 let is = |key: &str, value: &str| fields.get(key).is_some_and(|found| found == value);
                 is("step", "offer") && is("check", "received")

@@ -44,7 +44,7 @@ impl Failure {
     }
 }
 
-/// How long a subscriber may delay ringfence's publisher in these runs. The default is 5 s.
+/// The time for which a subscriber may delay ringfence's publisher in these runs. The default is 5 s.
 pub const STALL: Duration = Duration::from_secs(1);
 /// Longest wait for the publisher to continue.
 const LIMIT: Duration = Duration::from_secs(6);

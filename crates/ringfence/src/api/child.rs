@@ -43,8 +43,8 @@ use crate::{
     wait::deadline::{Deadline, Woken},
 };
 
-/// How long a closed line may seem open: a process that another thread starts has a copy of each descriptor between its fork and its
-/// exec. After that, another process is taken to have it.
+/// The longest time that the line of a child may stay open after the child has exited: a process that another thread starts has a copy
+/// of each descriptor between its fork and its exec. After that, the child is assumed to have passed it on.
 const FORK_TO_EXEC: Duration = Duration::from_secs(1);
 
 /// The environment variable that tells a child of its line: the number of the descriptor. It is known before the start, so a
@@ -328,7 +328,7 @@ impl ParentLine {
         let exit = pidfd.map(|pidfd| (pidfd.as_fd(), PollFlags::POLLIN));
         awaited.extend(exit.filter(|_| self.admit == Admit::Child));
         deadline.wait_at(SILENT_CHILD, &awaited)?;
-        // The child may have sent the reason before it exited. And a process that another thread starts may still have the line.
+        // The child may have sent the reason before it exited, or another process may have a copy of the line for a moment.
         let end = Instant::now().checked_add(FORK_TO_EXEC);
         if deadline.until(end).wait(&awaited[..1])? == Woken::TimedOut {
             return Err(Error::PeerLost(

@@ -407,7 +407,7 @@ pub fn join_later(address: &Address, options: &Options) -> thread::JoinHandle<ri
     thread::spawn(move || join(&address, &options))
 }
 
-/// Returns the threads of a process, each with its name as truncated by the kernel. Skips those that exit meanwhile.
+/// Returns the threads of a process, each with its name as truncated by the kernel. Skips threads that exit during the call.
 pub fn threads_of(pid: i32) -> Vec<(i32, String)> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("its threads");
     tasks
