@@ -24,6 +24,16 @@ pub struct Diagnosis {
     pub findings: Vec<Finding>,
 }
 
+/// Runs probes in this order: the name and the title of the finding, and the probe.
+macro_rules! findings {
+    ($($name:literal $title:literal $probe:path;)*) => {
+        vec![$({
+            let (status, found, meaning) = $probe();
+            Finding { name: $name, title: $title, status, found, meaning }
+        }),*]
+    };
+}
+
 /// Tests what this kernel offers to this process, and reports which promises hold.
 ///
 /// It leaves nothing behind: no descriptor, mapping, file or state of the process. Takes a few
@@ -38,34 +48,34 @@ pub fn doctor() -> Diagnosis {
         } else {
             kernel
         },
-        findings: vec![
-            objects::memfd_seals(),
-            objects::memfd_noexec(),
-            objects::memfd_lease(),
-            objects::shm_lease(),
-            objects::tripwire(),
-            process::pidfd(),
-            process::peer_pidfd(),
-            process::peer_groups(),
-            process::pidfd_information(),
-            process::membarrier(),
-            process::proc(),
-            process::pid_namespace(),
-            objects::shared_memory(),
-            objects::memory(),
-            process::ptrace_scope(),
-            process::dumpable(),
-            process::user(),
-            process::label(),
-            process::executable(),
-            process::file_size(),
-            process::descriptors(),
-            process::signals(),
-            process::tokens(),
-            process::core(),
-            process::seccomp(),
-            process::container(),
-        ],
+        findings: findings! {
+            "memfd-seals" "Sealed memory (memfd)" objects::memfd_seals;
+            "memfd-noexec" "Non-executable memory (MFD_NOEXEC_SEAL)" objects::memfd_noexec;
+            "memfd-lease" "Write lease on a memfd" objects::memfd_lease;
+            "shm-lease" "Write lease on a shm_open object" objects::shm_lease;
+            "tripwire" "Alarm when a shared object is opened" objects::tripwire;
+            "pidfd" "Process handles (pidfd_open)" process::pidfd;
+            "peer-pidfd" "The peer's process from its socket (SO_PEERPIDFD)" process::peer_pidfd;
+            "peer-groups" "The peer's groups from its socket (SO_PEERGROUPS)" process::peer_groups;
+            "pidfd-info" "Process details from a pidfd (PIDFD_GET_INFO)" process::pidfd_information;
+            "membarrier" "Memory barriers for other processes (membarrier)" process::membarrier;
+            "proc" "Process inspection (/proc)" process::proc;
+            "pid-namespace" "Process numbers (pid namespace)" process::pid_namespace;
+            "dev-shm" "Space in /dev/shm" objects::shared_memory;
+            "memory" "Memory for a ring" objects::memory;
+            "ptrace-scope" "Tracing by the same user (Yama)" process::ptrace_scope;
+            "dumpable" "Access by the same user (dumpable)" process::dumpable;
+            "user" "The user this process runs as" process::user;
+            "label" "Security label (SO_PEERSEC)" process::label;
+            "executable" "Meaning of \"the same executable\"" process::executable;
+            "limit-file-size" "Largest file (RLIMIT_FSIZE)" process::file_size;
+            "limit-descriptors" "Open files (RLIMIT_NOFILE)" process::descriptors;
+            "limit-signals" "Queued signals (RLIMIT_SIGPENDING)" process::signals;
+            "tokens" "Tokens (data of a realtime signal)" process::tokens;
+            "limit-core" "Core dumps (RLIMIT_CORE)" process::core;
+            "seccomp" "System call filter (seccomp)" process::seccomp;
+            "container" "Container" process::container;
+        },
     }
 }
 
@@ -104,36 +114,12 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The constant parts of a finding: its name and its title.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct About(pub(super) &'static str, pub(super) &'static str);
+/// The status, the observation and the meaning of a [`Finding`].
+type Judgement = (Status, String, String);
 
-impl About {
-    pub(super) fn with(
-        self,
-        status: Status,
-        found: impl Into<String>,
-        meaning: impl Into<String>,
-    ) -> Finding {
-        Finding {
-            name: self.0,
-            title: self.1,
-            status,
-            found: found.into(),
-            meaning: meaning.into(),
-        }
-    }
-
-    pub(super) fn good(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.with(Status::Good, found, meaning)
-    }
-
-    pub(super) fn limited(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.with(Status::Limited, found, meaning)
-    }
-
-    pub(super) fn missing(self, found: impl Into<String>, meaning: impl Into<String>) -> Finding {
-        self.with(Status::Missing, found, meaning)
+impl Status {
+    fn with(self, found: impl Into<String>, meaning: impl Into<String>) -> Judgement {
+        (self, found.into(), meaning.into())
     }
 }
 

@@ -24,7 +24,11 @@ use nix::{
 };
 
 use crate::{
-    doctor::{About, Finding, bytes, default_region, number_in},
+    doctor::{
+        Judgement,
+        Status::{Good, Limited, Missing},
+        bytes, default_region, number_in,
+    },
     region::{
         copy::Writable,
         create::wanted_seals,
@@ -57,21 +61,19 @@ pub(super) fn reopen(object: &OwnedFd, flags: OFlag) -> Result<OwnedFd, Errno> {
     open(path.as_str(), flags | OFlag::O_CLOEXEC, Mode::empty())
 }
 
-const SEALS: About = About("memfd-seals", "Sealed memory (memfd)");
-
-pub(super) fn memfd_seals() -> Finding {
+pub(super) fn memfd_seals() -> Judgement {
     match broken_seals() {
-        Ok(open) if open.is_empty() => SEALS.good(
+        Ok(open) if open.is_empty() => Good.with(
             "a second writable mapping, mprotect, writing, shrinking, growing, punching a hole and further seals \
              are refused; the first mapping still writes, and a reader sees the data",
             "with the memfd backing, an accepted peer that turns hostile cannot write, truncate or grow this \
              side's memory",
         ),
-        Ok(open) => SEALS.missing(
+        Ok(open) => Missing.with(
             format!("possible despite the seals: {}", open.join(", ")),
             "a peer could change this side's memory unnoticed; connect only to processes that you trust completely",
         ),
-        Err(why) => SEALS.missing(
+        Err(why) => Missing.with(
             why,
             "the memfd backing cannot be used here; it needs Linux 5.1, files of more than 12 KiB (ulimit -f), and \
              a sandbox that allows memfd_create and /proc/self/fd",
@@ -130,9 +132,7 @@ fn broken_seals() -> Result<Vec<&'static str>, String> {
         .collect())
 }
 
-const NOEXEC: About = About("memfd-noexec", "Non-executable memory (MFD_NOEXEC_SEAL)");
-
-pub(super) fn memfd_noexec() -> Finding {
+pub(super) fn memfd_noexec() -> Judgement {
     /// The flag of memfd_create and the seal that it sets (Linux 6.3). nix does not define them.
     const NOEXEC_SEAL: MFdFlags = MFdFlags::from_bits_retain(8);
     const SEAL_EXEC: i32 = 0x20;
@@ -147,15 +147,15 @@ pub(super) fn memfd_noexec() -> Finding {
     let sealed = memfd_create("ringfence-doctor", flags)
         .and_then(|object| fcntl(&object, FcntlArg::F_GET_SEALS).map(|seals| seals & SEAL_EXEC != 0));
     match sealed {
-        Ok(true) => NOEXEC.good(
+        Ok(true) => Good.with(
             format!("granted and sealed; {rule}"),
             "the content of shared memory cannot be executed through its descriptor",
         ),
-        Ok(false) => NOEXEC.limited(
+        Ok(false) => Limited.with(
             format!("granted, but not sealed; {rule}"),
             "a process that has the descriptor may make the object executable; no other promise depends on this",
         ),
-        Err(errno) => NOEXEC.limited(
+        Err(errno) => Limited.with(
             format!("not granted: {} (Linux 6.3); {rule}", errno.desc()),
             "the memory is made without the flag, so a process that has the descriptor may execute its content; no \
              other promise depends on this",
@@ -163,16 +163,14 @@ pub(super) fn memfd_noexec() -> Finding {
     }
 }
 
-const MEMFD_LEASE: About = About("memfd-lease", "Write lease on a memfd");
-
-pub(super) fn memfd_lease() -> Finding {
+pub(super) fn memfd_lease() -> Judgement {
     match memfd().and_then(|object| probe_lease(&object)) {
-        Ok(found) => MEMFD_LEASE.good(
+        Ok(found) => Good.with(
             found,
             "the kernel confirms that no other process has the object open when it is passed to the peer, and \
              delays later opens by the lease-break time",
         ),
-        Err(why) => MEMFD_LEASE.missing(
+        Err(why) => Missing.with(
             why,
             "the memfd backing cannot prove that its object is exclusive, so no channel can be made; check for a \
              sandbox that forbids fcntl(2) F_SETLEASE, or an unreadable /proc",
@@ -180,16 +178,14 @@ pub(super) fn memfd_lease() -> Finding {
     }
 }
 
-const SHM_LEASE: About = About("shm-lease", "Write lease on a shm_open object");
-
-pub(super) fn shm_lease() -> Finding {
+pub(super) fn shm_lease() -> Judgement {
     match shm_object().and_then(|object| probe_lease(&object)) {
-        Ok(found) => SHM_LEASE.good(
+        Ok(found) => Good.with(
             found,
             "with the shm backing, an open before the lease is detected, except with O_PATH; the peer itself can \
              write and truncate the object: prefer memfd, which has no name and is sealed",
         ),
-        Err(why) => SHM_LEASE.missing(
+        Err(why) => Missing.with(
             why,
             "the shm backing cannot be used here; the memfd backing, which is the default, does not need this",
         ),
@@ -243,21 +239,19 @@ fn probe_lease(object: &OwnedFd) -> Result<String, String> {
     ))
 }
 
-const TRIPWIRE: About = About("tripwire", "Alarm when a shared object is opened");
-
-pub(super) fn tripwire() -> Finding {
+pub(super) fn tripwire() -> Judgement {
     match triggers_alarm() {
-        Ok((number, true)) => TRIPWIRE.good(
+        Ok((number, true)) => Good.with(
             format!("triggered (signal {number}) when the object was opened under its lease"),
             "if a process opens the memory of a channel, the owner wipes it first, and the channel ends on both sides \
              (exposed)",
         ),
-        Ok((number, false)) => TRIPWIRE.missing(
+        Ok((number, false)) => Missing.with(
             format!("signal {number} did not arrive within {} s", ALARM.as_secs()),
             "a process that opens the memory of a channel is delayed by the lease-break time, and neither side is \
              notified; check for a sandbox that forbids fcntl(2) F_SETSIG or F_SETOWN_EX, or hides /proc/locks",
         ),
-        Err(why) => TRIPWIRE.missing(
+        Err(why) => Missing.with(
             why,
             "no channel can be made",
         ),
@@ -287,19 +281,17 @@ fn triggers_alarm() -> Result<(i32, bool), String> {
     Ok((number, alarm.recv_timeout(ALARM).is_ok()))
 }
 
-const SHARED_MEMORY: About = About("dev-shm", "Space in /dev/shm");
-
-pub(super) fn shared_memory() -> Finding {
+pub(super) fn shared_memory() -> Judgement {
     let none =
         "the shm backing cannot be used here; the memfd backing, which is the default, does not need it";
     match statfs("/dev/shm").map(|found| found.filesystem_type()) {
         Ok(TMPFS_MAGIC) => {}
-        Ok(_) => return SHARED_MEMORY.missing("not a tmpfs", none),
-        Err(errno) => return SHARED_MEMORY.missing(errno.desc(), none),
+        Ok(_) => return Missing.with("not a tmpfs", none),
+        Err(errno) => return Missing.with(errno.desc(), none),
     }
     let found = match statvfs("/dev/shm") {
         Ok(found) => found,
-        Err(errno) => return SHARED_MEMORY.missing(errno.desc(), none),
+        Err(errno) => return Missing.with(errno.desc(), none),
     };
     let size = found.blocks().saturating_mul(found.fragment_size());
     let free = found.blocks_available().saturating_mul(found.fragment_size());
@@ -312,7 +304,7 @@ pub(super) fn shared_memory() -> Finding {
         format!("{} free of {}", bytes(free), bytes(size))
     };
     if room >= pair {
-        SHARED_MEMORY.good(
+        Good.with(
             text,
             format!(
                 "a pair with the shm backing and default rings uses {}; the memfd backing uses none",
@@ -320,7 +312,7 @@ pub(super) fn shared_memory() -> Finding {
             ),
         )
     } else {
-        SHARED_MEMORY.limited(
+        Limited.with(
             text,
             format!(
                 "the shm backing has no space for a pair with default rings ({}): enlarge /dev/shm (a container's \
@@ -331,9 +323,7 @@ pub(super) fn shared_memory() -> Finding {
     }
 }
 
-const MEMORY: About = About("memory", "Memory for a ring");
-
-pub(super) fn memory() -> Finding {
+pub(super) fn memory() -> Judgement {
     let region = default_region();
     let found = match room::available_memory() {
         Ok(Some(available)) => format!("{} available to this process", bytes(available)),
@@ -341,7 +331,7 @@ pub(super) fn memory() -> Finding {
         Err(errno) => format!("/proc/meminfo cannot be read: {}", errno.desc()),
     };
     match room::check_room(region) {
-        Ok(()) => MEMORY.good(
+        Ok(()) => Good.with(
             found,
             format!(
                 "each side allocates its ring in full ({} by default) when the channel is made, so a lack of \
@@ -349,7 +339,7 @@ pub(super) fn memory() -> Finding {
                 bytes(region)
             ),
         ),
-        Err(error) => MEMORY.missing(
+        Err(error) => Missing.with(
             format!("{found}; {error}"),
             format!(
                 "a default ring ({}) fails with NO_SPACE; choose a smaller capacity, or give this process more \

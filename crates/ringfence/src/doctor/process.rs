@@ -12,22 +12,24 @@ use nix::{
 };
 
 use crate::{
-    doctor::{About, Finding, default_region, number_in, status_line},
+    doctor::{
+        Judgement,
+        Status::{Good, Limited, Missing},
+        default_region, number_in, status_line,
+    },
     peer::process,
     signal::claim,
     sys::{self, socket::new_line},
 };
 
-const PIDFD: About = About("pidfd", "Process handles (pidfd_open)");
-
-pub(super) fn pidfd() -> Finding {
+pub(super) fn pidfd() -> Judgement {
     match sys::process::pidfd_open(getpid()) {
-        Ok(_) => PIDFD.good(
+        Ok(_) => Good.with(
             "works",
             "a pidfd check before and after each read of a peer's /proc confirms that the same process is alive; \
              its death is detected even if another process holds its end of the line open",
         ),
-        Err(errno) => PIDFD.limited(
+        Err(errno) => Limited.with(
             format!("{} (Linux 5.3)", errno.desc()),
             "a peer is identified by its pid and its /proc directory; its death is detected only when the line \
              closes",
@@ -35,15 +37,13 @@ pub(super) fn pidfd() -> Finding {
     }
 }
 
-const PEER_PIDFD: About = About("peer-pidfd", "The peer's process from its socket (SO_PEERPIDFD)");
-
-pub(super) fn peer_pidfd() -> Finding {
+pub(super) fn peer_pidfd() -> Judgement {
     match new_line().and_then(|(one, _other)| getsockopt(&one, sockopt::PeerPidfd)) {
-        Ok(_) => PEER_PIDFD.good(
+        Ok(_) => Good.with(
             "works",
             "checks apply to the process that connected, even if its pid has been reused since",
         ),
-        Err(errno) => PEER_PIDFD.limited(
+        Err(errno) => Limited.with(
             format!("{} (Linux 6.5)", errno.desc()),
             "the peer's process is found by its pid; if the peer exits at that moment, a process that reuses the \
              pid could be checked instead, but it does not have the private line",
@@ -51,65 +51,57 @@ pub(super) fn peer_pidfd() -> Finding {
     }
 }
 
-const PEER_GROUPS: About = About("peer-groups", "The peer's groups from its socket (SO_PEERGROUPS)");
-
-pub(super) fn peer_groups() -> Finding {
+pub(super) fn peer_groups() -> Judgement {
     match new_line().and_then(|(one, _other)| sys::socket::peer_groups(one.as_fd())) {
-        Ok(groups) => PEER_GROUPS.good(
+        Ok(groups) => Good.with(
             format!("works; this process has {}", groups.len()),
             "a policy that requires a gid also accepts the peer's supplementary groups",
         ),
-        Err(errno) => PEER_GROUPS.limited(
+        Err(errno) => Limited.with(
             format!("{} (Linux 4.13)", errno.desc()),
             "a policy that requires a gid checks only the peer's effective gid",
         ),
     }
 }
 
-const PIDFD_INFO: About = About("pidfd-info", "Process details from a pidfd (PIDFD_GET_INFO)");
-
-pub(super) fn pidfd_information() -> Finding {
+pub(super) fn pidfd_information() -> Judgement {
     match sys::process::pidfd_open(getpid()).and_then(sys::process::pidfd_info) {
-        Ok(info) => PIDFD_INFO.good(
+        Ok(info) => Good.with(
             format!("works: pid {}, effective uid {}, gid {}", info.pid, info.uid, info.gid),
             "a peer's user, group and cgroup are re-checked through its pidfd, which never refers to another \
              process",
         ),
-        Err(errno) => PIDFD_INFO.limited(
+        Err(errno) => Limited.with(
             format!("{} (Linux 6.13)", errno.desc()),
             "a peer's user, group and cgroup are re-checked only in /proc, between two checks that it is alive",
         ),
     }
 }
 
-const MEMBARRIER: About = About("membarrier", "Memory barriers for other processes (membarrier)");
-
-pub(super) fn membarrier() -> Finding {
+pub(super) fn membarrier() -> Judgement {
     match sys::process::supports_barriers().and_then(|known| sys::process::issue_barrier().map(|()| known)) {
-        Ok(true) => MEMBARRIER.good(
+        Ok(true) => Good.with(
             "global expedited: works",
             "sending needs no fence: the side that goes to sleep issues the barrier for both",
         ),
-        Ok(false) | Err(_) => MEMBARRIER.limited(
+        Ok(false) | Err(_) => Limited.with(
             "global expedited: not available (needs Linux 4.16 and a sandbox that allows it)",
             "every send issues a full fence: slower, but equally correct",
         ),
     }
 }
 
-const PROC: About = About("proc", "Process inspection (/proc)");
-
-pub(super) fn proc() -> Finding {
+pub(super) fn proc() -> Judgement {
     let refused = "no peer can be inspected, so every peer is refused; mount /proc where this process runs";
     match statfs("/proc").map(|found| found.filesystem_type()) {
         Ok(PROC_SUPER_MAGIC) => {}
-        Ok(_) => return PROC.missing("another filesystem is mounted there", refused),
-        Err(errno) => return PROC.missing(errno.desc(), refused),
+        Ok(_) => return Missing.with("another filesystem is mounted there", refused),
+        Err(errno) => return Missing.with(errno.desc(), refused),
     }
     let own = match process::own_executable() {
         Ok(own) => own,
         Err(errno) => {
-            return PROC.missing(
+            return Missing.with(
                 format!("/proc/self/exe cannot be inspected: {}", errno.desc()),
                 "a policy that requires the same executable refuses every peer; require a uid, gid, cgroup or \
                  label instead",
@@ -118,16 +110,16 @@ pub(super) fn proc() -> Finding {
     };
     let overflow = number_in("/proc/sys/kernel/overflowuid");
     if overflow.is_none() {
-        return PROC.missing("/proc/sys/kernel/overflowuid cannot be read", refused);
+        return Missing.with("/proc/sys/kernel/overflowuid cannot be read", refused);
     }
     match hidepid() {
-        Some(hidden) => PROC.limited(
+        Some(hidden) => Limited.with(
             format!("readable, own executable {own}; mounted with {hidden}"),
             "the executable and supplementary groups of another user's peer are hidden, so a policy that requires \
              them refuses it (before Linux 6.13 every policy does); mount /proc without hidepid, or add this \
              process to the group in the gid= mount option",
         ),
-        None => PROC.good(
+        None => Good.with(
             format!("readable, own executable {own}"),
             "a policy can require an executable or a cgroup",
         ),
@@ -150,13 +142,11 @@ fn hidepid() -> Option<String> {
         .map(str::to_owned)
 }
 
-const PID_NAMESPACE: About = About("pid-namespace", "Process numbers (pid namespace)");
-
-pub(super) fn pid_namespace() -> Finding {
+pub(super) fn pid_namespace() -> Judgement {
     let pid = getpid().as_raw();
     let shown = fs::read_link("/proc/self").unwrap_or_else(|_| "nothing".into());
     if shown.as_os_str() != pid.to_string().as_str() {
-        return PID_NAMESPACE.missing(
+        return Missing.with(
             format!("this process is {pid}, but /proc reports {}", shown.display()),
             "/proc shows another pid namespace, in which a peer's pid refers to a different process; mount a /proc \
              of this namespace",
@@ -176,15 +166,13 @@ pub(super) fn pid_namespace() -> Finding {
              set namespace to any in the policy",
         )
     };
-    PID_NAMESPACE.good(
+    Good.with(
         format!("pid {pid}, and /proc agrees; the namespace is {which}"),
         meaning,
     )
 }
 
-const USER: About = About("user", "The user this process runs as");
-
-pub(super) fn user() -> Finding {
+pub(super) fn user() -> Judgement {
     let (real, effective) = (getuid().as_raw(), geteuid().as_raw());
     let namespace = match sys::file::read_whole_text("/proc/self/uid_map") {
         Ok(map) if map.split_whitespace().eq(["0", "0", "4294967295"]) => "the initial user namespace",
@@ -197,56 +185,52 @@ pub(super) fn user() -> Finding {
         getegid()
     );
     if number_in("/proc/sys/kernel/overflowuid") == Some(u64::from(effective)) {
-        return USER.missing(
+        return Missing.with(
             format!("{found}; this is the overflow uid"),
             "every unmapped user appears as this uid, so peers refuse it; run this process as a mapped user other \
              than the overflow uid",
         );
     }
     if real != effective {
-        return USER.limited(
+        return Limited.with(
             found,
             "real and effective uid differ, so a policy that requires the same uid refuses every peer; list the \
              uids in the policy",
         );
     }
     if effective == 0 {
-        return USER.limited(
+        return Limited.with(
             found,
             "a policy that requires the same uid accepts every process of root, and root may read any memory; run \
              both processes as a dedicated user",
         );
     }
-    USER.good(
+    Good.with(
         found,
         "the kernel keeps other users out; only further policy requirements distinguish the processes of this \
          user, so run both sides as a dedicated user",
     )
 }
 
-const LABEL: About = About("label", "Security label (SO_PEERSEC)");
-
-pub(super) fn label() -> Finding {
+pub(super) fn label() -> Judgement {
     let none = "a policy that requires a label refuses every peer";
     match new_line().and_then(|(one, _other)| sys::socket::peer_label(one.as_fd())) {
-        Ok(label) if label.is_empty() => LABEL.limited("empty", none),
-        Ok(label) if label.starts_with("unconfined") => LABEL.limited(
+        Ok(label) if label.is_empty() => Limited.with("empty", none),
+        Ok(label) if label.starts_with("unconfined") => Limited.with(
             label,
             "this process has no profile, so its label does not distinguish it from other processes; confine it, \
              and require its label in the policy",
         ),
-        Ok(label) => LABEL.good(
+        Ok(label) => Good.with(
             label,
             "a policy can require it: the administrator assigns labels, not the user",
         ),
-        Err(errno) => LABEL.limited(
+        Err(errno) => Limited.with(
             format!("{}: no security module provides one", errno.desc()),
             none,
         ),
     }
 }
-
-const EXECUTABLE: About = About("executable", "Meaning of \"the same executable\"");
 
 /// Programs that run other programs, named by an argument or an environment variable.
 const INTERPRETERS: &str = "bash beam.smp bun busybox dash deno dotnet electron java julia ksh lua luajit mono \
@@ -267,19 +251,19 @@ fn is_interpreter(path: &Path) -> bool {
         .any(|known| known == name || known == bare)
 }
 
-pub(super) fn executable() -> Finding {
+pub(super) fn executable() -> Judgement {
     match process::own_executable() {
-        Ok(own) if is_interpreter(&own.path) => EXECUTABLE.limited(
+        Ok(own) if is_interpreter(&own.path) => Limited.with(
             format!("{}, which runs any script", own.path.display()),
             "\"same executable\" proves nothing here, because every script of the same user runs in it; use a \
              dedicated user, group or cgroup, or build a single executable",
         ),
-        Ok(own) => EXECUTABLE.good(
+        Ok(own) => Good.with(
             own.path.display().to_string(),
             "\"same executable\" prevents accidents; it is no boundary against the same user, who can load other \
              code into it (LD_PRELOAD, ptrace)",
         ),
-        Err(errno) => EXECUTABLE.missing(
+        Err(errno) => Missing.with(
             errno.desc(),
             "a policy that requires the same executable refuses every peer; require a uid, gid, cgroup or label \
              instead",
@@ -303,99 +287,89 @@ pub(super) fn limits(of: Resource) -> Result<(u64, u64, String), String> {
 
 pub(super) const UNREADABLE: &str = "the limit cannot be read, so it shows only when a call fails";
 
-const FILE_SIZE: About = About("limit-file-size", "Largest file (RLIMIT_FSIZE)");
-
-pub(super) fn file_size() -> Finding {
+pub(super) fn file_size() -> Judgement {
     let region = default_region();
     match limits(Resource::RLIMIT_FSIZE) {
         Ok((soft, _, found)) if soft >= region => {
-            FILE_SIZE.good(found, "shared objects count as files, and a default ring is below the limit")
+            Good.with(found, "shared objects count as files, and a default ring is below the limit")
         }
-        Ok((_, _, found)) => FILE_SIZE.limited(
+        Ok((_, _, found)) => Limited.with(
             found,
             format!(
                 "a default ring needs an object of {region} bytes and fails with NO_SPACE; raise the limit (ulimit \
                  -f), or choose a smaller capacity"
             ),
         ),
-        Err(why) => FILE_SIZE.limited(why, UNREADABLE),
+        Err(why) => Limited.with(why, UNREADABLE),
     }
 }
-
-const DESCRIPTORS: About = About("limit-descriptors", "Open files (RLIMIT_NOFILE)");
 
 /// The descriptors that a host holds at its limits: 64 handshakes in parallel with at most eight each, and 128 waiting
 /// clients with at most three each.
 const DESCRIPTORS_WANTED: u64 = 896;
 
-pub(super) fn descriptors() -> Finding {
+pub(super) fn descriptors() -> Judgement {
     let used = fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() as u64);
     match limits(Resource::RLIMIT_NOFILE) {
-        Ok((soft, _, found)) if soft.saturating_sub(used) >= DESCRIPTORS_WANTED => DESCRIPTORS.good(
+        Ok((soft, _, found)) if soft.saturating_sub(used) >= DESCRIPTORS_WANTED => Good.with(
             format!("{found}; {used} open"),
             "an open channel holds two (the line and the pidfd), and its host one or two more (the address and its \
              lock)",
         ),
-        Ok((_, _, found)) => DESCRIPTORS.limited(
+        Ok((_, _, found)) => Limited.with(
             format!("{found}; {used} open"),
             format!(
                 "a host with many clients connecting at once may need {DESCRIPTORS_WANTED} more and fail with \
                  NO_SPACE; raise the limit (ulimit -n)"
             ),
         ),
-        Err(why) => DESCRIPTORS.limited(why, UNREADABLE),
+        Err(why) => Limited.with(why, UNREADABLE),
     }
 }
 
-const SIGNALS: About = About("limit-signals", "Queued signals (RLIMIT_SIGPENDING)");
-
-pub(super) fn signals() -> Finding {
+pub(super) fn signals() -> Judgement {
     let meaning = "the maximum number of tokens in transit to processes of this user, shared with other signals; \
          alarms do not count";
     match limits(Resource::RLIMIT_SIGPENDING) {
-        Ok((0, _, found)) => SIGNALS.limited(
+        Ok((0, _, found)) => Limited.with(
             found,
             "no token can be queued for this process: sending fails with \
              NO_SPACE",
         ),
-        Ok((_, _, found)) => SIGNALS.good(found, meaning),
-        Err(why) => SIGNALS.limited(why, UNREADABLE),
+        Ok((_, _, found)) => Good.with(found, meaning),
+        Err(why) => Limited.with(why, UNREADABLE),
     }
 }
 
-const TOKENS: About = About("tokens", "Tokens (data of a realtime signal)");
-
-pub(super) fn tokens() -> Finding {
+pub(super) fn tokens() -> Judgement {
     match claim::carries_all() {
-        Ok(true) if sys::process::pidfd_open_thread(gettid().as_raw()).is_ok() => TOKENS.good(
+        Ok(true) if sys::process::pidfd_open_thread(gettid().as_raw()).is_ok() => Good.with(
             "data arrives in full; threads have handles (PIDFD_THREAD)",
             "a token carries a secret that distinguishes it from forgeries, and goes only to the peer's thread",
         ),
-        Ok(true) => TOKENS.limited(
+        Ok(true) => Limited.with(
             "data arrives in full; no thread handles (Linux 6.9)",
             "a token carries a secret that distinguishes it from forgeries, and goes to the peer's thread by \
              thread id, which is checked immediately before",
         ),
-        Ok(false) => TOKENS.missing(
+        Ok(false) => Missing.with(
             "data after the signal value is lost",
             "this process cannot receive tokens: its peers get UNSUPPORTED",
         ),
-        Err(errno) => TOKENS.limited(
+        Err(errno) => Limited.with(
             errno.desc(),
             "cannot test now whether this process can receive tokens",
         ),
     }
 }
 
-const PTRACE: About = About("ptrace-scope", "Tracing by the same user (Yama)");
-
 fn yama() -> Option<u64> {
     number_in("/proc/sys/kernel/yama/ptrace_scope")
 }
 
-pub(super) fn ptrace_scope() -> Finding {
+pub(super) fn ptrace_scope() -> Judgement {
     match yama() {
-        None | Some(0) => PTRACE.limited(
+        None | Some(0) => Limited.with(
             if yama().is_some() {
                 "kernel.yama.ptrace_scope=0"
             } else {
@@ -404,53 +378,49 @@ pub(super) fn ptrace_scope() -> Finding {
             "any process of the same user may read and write this process's memory, including its channels; run \
              both processes as a dedicated user",
         ),
-        Some(1) => PTRACE.good(
+        Some(1) => Good.with(
             "kernel.yama.ptrace_scope=1",
             "processes of the same user cannot attach to this process, but its ancestors can; the kernel still \
              shows all of them its open files",
         ),
-        Some(scope) => PTRACE.good(
+        Some(scope) => Good.with(
             format!("kernel.yama.ptrace_scope={scope}"),
             "processes of the same user cannot attach to this process; the kernel still shows them its open files",
         ),
     }
 }
 
-const DUMPABLE: About = About("dumpable", "Access by the same user (dumpable)");
-
-pub(super) fn dumpable() -> Finding {
+pub(super) fn dumpable() -> Judgement {
     match sys::process::dumpable() {
-        Ok(1) if yama().is_some_and(|scope| scope > 0) => DUMPABLE.good(
+        Ok(1) if yama().is_some_and(|scope| scope > 0) => Good.with(
             "dumpable",
             "a peer of the same user can read this process's executable path; only Yama protects its memory from \
              that user's other processes",
         ),
-        Ok(1) => DUMPABLE.limited(
+        Ok(1) => Limited.with(
             "dumpable",
             "a peer of the same user can read this process's executable path, and every process of that user can \
              read its memory; run it as a dedicated user",
         ),
-        Ok(value) => DUMPABLE.limited(
+        Ok(value) => Limited.with(
             format!("not dumpable ({value})"),
             "memory, open files and the executable path are hidden from the same user: a peer whose policy \
              requires the executable refuses this process unless the peer has CAP_SYS_PTRACE; require a uid, gid, \
              cgroup or label instead",
         ),
-        Err(errno) => DUMPABLE.limited(errno.desc(), "unknown which processes may read this process's memory"),
+        Err(errno) => Limited.with(errno.desc(), "unknown which processes may read this process's memory"),
     }
 }
 
-const CORE: About = About("limit-core", "Core dumps (RLIMIT_CORE)");
-
-pub(super) fn core() -> Finding {
+pub(super) fn core() -> Judgement {
     let pattern = sys::file::read_whole_text("/proc/sys/kernel/core_pattern").unwrap_or_default();
     let piped = pattern.starts_with('|');
     let dumpable = sys::process::dumpable().is_ok_and(|value| value == 1);
     match limits(Resource::RLIMIT_CORE) {
-        Ok((_, _, found)) if !dumpable => CORE.good(found, "this process is not dumpable, so a crash writes no \
+        Ok((_, _, found)) if !dumpable => Good.with(found, "this process is not dumpable, so a crash writes no \
              core"),
-        Ok((0, 0, found)) if !piped => CORE.good(found, "a crash of this process writes none of its memory to disk"),
-        Ok((_, _, found)) => CORE.limited(
+        Ok((0, 0, found)) if !piped => Good.with(found, "a crash of this process writes none of its memory to disk"),
+        Ok((_, _, found)) => Limited.with(
             if piped {
                 format!("{found}; cores are piped to a program ({})", pattern.trim())
             } else {
@@ -464,33 +434,29 @@ pub(super) fn core() -> Finding {
                  same user may raise the soft limit: set the hard limit to 0 (ulimit -Hc 0)"
             },
         ),
-        Err(why) => CORE.limited(why, UNREADABLE),
+        Err(why) => Limited.with(why, UNREADABLE),
     }
 }
 
-const SECCOMP: About = About("seccomp", "System call filter (seccomp)");
-
-pub(super) fn seccomp() -> Finding {
+pub(super) fn seccomp() -> Judgement {
     match status_line("Seccomp").as_deref() {
-        Some("0") => SECCOMP.good("none", "no filter blocks system calls of this process"),
-        Some("2") => SECCOMP.good(
+        Some("0") => Good.with("none", "no filter blocks system calls of this process"),
+        Some("2") => Good.with(
             "a filter is active",
             "the findings above show what it blocks: they were tested under it",
         ),
-        Some(other) => SECCOMP.limited(
+        Some(other) => Limited.with(
             format!("mode {other}"),
             "this process may make almost no system calls, so it cannot make a channel",
         ),
-        None => SECCOMP.limited(
+        None => Limited.with(
             "not in /proc/self/status",
             "the findings above show what a filter may block: they were tested under it",
         ),
     }
 }
 
-const CONTAINER: About = About("container", "Container");
-
-pub(super) fn container() -> Finding {
+pub(super) fn container() -> Judgement {
     let hints: Vec<String> = ["/.dockerenv", "/run/.containerenv"]
         .into_iter()
         .filter(|path| Path::new(path).exists())
@@ -502,9 +468,9 @@ pub(super) fn container() -> Finding {
         )
         .collect();
     if hints.is_empty() {
-        CONTAINER.good("not detected", "every process of this machine can be a peer")
+        Good.with("not detected", "every process of this machine can be a peer")
     } else {
-        CONTAINER.good(
+        Good.with(
             format!("detected: {}", hints.join(", ")),
             "a peer in another container must share the location of the address (a directory for a path, the \
              network namespace for @name), the pid namespace and the user namespace",
