@@ -136,14 +136,6 @@ pub(super) fn default_region() -> u64 {
     region_size(Options::default().capacity)
 }
 
-/// A line of /proc/self/status.
-pub(super) fn status_line(name: &str) -> Option<String> {
-    let text = sys::file::read_whole_text("/proc/self/status").ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-        .map(|value| value.trim().to_owned())
-}
-
 pub(super) fn number_in(path: &str) -> Option<u64> {
     sys::file::read_whole_text(path).ok()?.trim().parse().ok()
 }

@@ -15,7 +15,7 @@ use crate::{
     doctor::{
         Judgement,
         Status::{Good, Limited, Missing},
-        default_region, number_in, status_line,
+        default_region, number_in,
     },
     peer::process,
     signal::claim,
@@ -439,7 +439,8 @@ pub(super) fn core() -> Judgement {
 }
 
 pub(super) fn seccomp() -> Judgement {
-    match status_line("Seccomp").as_deref() {
+    let status = sys::file::read_whole_text("/proc/self/status").unwrap_or_default();
+    match sys::file::value_in(&status, "Seccomp:") {
         Some("0") => Good.with("none", "no filter blocks system calls of this process"),
         Some("2") => Good.with(
             "a filter is active",

@@ -17,7 +17,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, errno},
+    error::{Error, Result, errno, parse_named},
     identity::Confinement,
     peer::namespace::{KernelResult, read_text, unless_short},
     sys::{self, uninterrupted},
@@ -71,13 +71,7 @@ impl FromStr for Confinement {
 
     /// Parses the name of its check.
     fn from_str(text: &str) -> Result<Self> {
-        let found = Self::ALL
-            .into_iter()
-            .find(|confinement| confinement.as_str() == text);
-        found.ok_or_else(|| {
-            let names = Self::ALL.map(Self::as_str).join(", ");
-            Error::invalid(format!("a confinement must be one of {names}, not {text:?}"))
-        })
+        parse_named("a confinement", &Self::ALL, text)
     }
 }
 
@@ -255,9 +249,8 @@ impl Thread {
             Ok(text) => text,
             Err(errno) => return Err(format!("not visible in /proc: {}", errno.desc())),
         };
-        let number = text.lines().find_map(|line| line.strip_prefix(name));
-        number
-            .and_then(|number| u64::from_str_radix(number.trim(), radix).ok())
+        sys::file::value_in(text, name)
+            .and_then(|number| u64::from_str_radix(number, radix).ok())
             .ok_or_else(|| format!("not visible: this kernel does not show {name} in /proc/PID/status"))
     }
 }

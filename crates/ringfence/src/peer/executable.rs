@@ -34,20 +34,14 @@ impl FromStr for Digest {
     ///
     /// [`Error::InvalidArgument`] for any other text.
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || Error::invalid(format!("a SHA-256 is 64 hexadecimal digits, not {text:?}"));
-        let digits: Option<Vec<u8>> = text
-            .chars()
-            .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
-            .collect();
-        let bytes: Vec<u8> = digits
-            .ok_or_else(wrong)?
-            .chunks_exact(2)
-            .map(|pair| pair[0] << 4 | pair[1])
-            .collect();
-        match <[u8; 32]>::try_from(bytes) {
-            Ok(bytes) if text.len() == 64 => Ok(Self::from(bytes)),
-            _ => Err(wrong()),
+        if text.len() != 64 || !text.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(Error::invalid(format!(
+                "a SHA-256 is 64 hexadecimal digits, not {text:?}"
+            )));
         }
+        let byte = |at| u8::from_str_radix(&text[2 * at..][..2], 16).expect("two hexadecimal digits");
+        let bytes: [u8; 32] = std::array::from_fn(byte);
+        Ok(Self::from(bytes))
     }
 }
 

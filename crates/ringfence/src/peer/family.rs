@@ -120,22 +120,9 @@ const SEARCHES: usize = 32;
 /// processors busy it makes no search end early.
 const SEARCH_TIME: Duration = Duration::from_millis(500);
 
-/// The processor time of this thread at which a search ends.
-#[derive(Clone, Copy)]
-struct SearchEnd(Duration);
-
-impl SearchEnd {
-    fn after(time: Duration) -> Self {
-        Self(Self::now().saturating_add(time))
-    }
-
-    fn now() -> Duration {
-        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::MAX, Duration::from)
-    }
-
-    fn has_passed(self) -> bool {
-        Self::now() >= self.0
-    }
+/// The processor time that this thread has used. A search ends at one.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::MAX, Duration::from)
 }
 
 /// The depth of the cgroups that are searched below the child's.
@@ -214,7 +201,7 @@ impl ChildProcesses {
             return Ok(false);
         };
         if let Some(start_time) = started.start_time {
-            let until = SearchEnd::after(SEARCH_TIME);
+            let until = processor_time().saturating_add(SEARCH_TIME);
             family.kill_cgroup(started, start_time, until);
             // Their pidfds are not kept: a child with many processes could use up the descriptors of this one.
             let mut stopped = BTreeMap::<i32, Process>::new();
@@ -226,7 +213,7 @@ impl ChildProcesses {
                         stopped.insert(process.pid, process);
                     }
                 }
-                if stopped.len() == before || until.has_passed() {
+                if stopped.len() == before || processor_time() >= until {
                     break;
                 }
             }
@@ -260,7 +247,7 @@ impl Family {
         started: &Started,
         start_time: u64,
         stopped_pids: &BTreeSet<i32>,
-        until: SearchEnd,
+        until: Duration,
     ) -> Vec<Process> {
         let processes: BTreeMap<i32, Process> = Process::all().collect();
         let own = getpid().as_raw();
@@ -303,7 +290,7 @@ impl Family {
             }
             let with_line = orphans.find(|process| {
                 let is_candidate = process.start_time >= start_time && !members.contains(&process.pid);
-                is_candidate && !until.has_passed() && process.has_descriptor_of(self.line, until)
+                is_candidate && processor_time() < until && process.has_descriptor_of(self.line, until)
             });
             match with_line {
                 Some(process) => next.push(process.pid),
@@ -317,7 +304,7 @@ impl Family {
     }
 
     /// Kills everything in the child's cgroup, if the cgroup is the child's alone.
-    fn kill_cgroup(&self, started: &Started, start_time: u64, until: SearchEnd) {
+    fn kill_cgroup(&self, started: &Started, start_time: u64, until: Duration) {
         let Some(name) = self.cgroup.get().filter(|_| !self.shares_cgroup()) else {
             return;
         };
@@ -500,11 +487,11 @@ impl Process {
     }
 
     /// Whether it has a descriptor of the socket with this inode number.
-    fn has_descriptor_of(&self, socket: u64, until: SearchEnd) -> bool {
+    fn has_descriptor_of(&self, socket: u64, until: Duration) -> bool {
         let directory = format!("/proc/{}/fd", self.pid);
         let socket = format!("socket:[{socket}]");
         let entries = std::fs::read_dir(&directory).into_iter().flatten();
-        let mut entries = entries.flatten().take_while(|_| !until.has_passed());
+        let mut entries = entries.flatten().take_while(|_| processor_time() < until);
         entries.any(|entry| {
             readlinkat(AT_FDCWD, &entry.path()).is_ok_and(|target| target.to_str() == Some(&socket))
         })
@@ -591,7 +578,7 @@ mod tests {
         let own = Process::read(getpid().as_raw()).unwrap();
         assert!(!own.is_exiting);
         assert!(Process::all().any(|(pid, _)| pid == own.pid));
-        let until = SearchEnd::after(Duration::from_secs(60));
+        let until = processor_time() + Duration::from_secs(60);
         let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let inode = nix::sys::stat::fstat(&socket).unwrap().st_ino;
         assert!(own.has_descriptor_of(inode, until));

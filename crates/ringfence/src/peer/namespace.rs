@@ -28,7 +28,7 @@ use nix::{
 };
 
 use crate::{
-    error::{self, Error, Result},
+    error::{self, Error, Result, parse_named},
     sys::{
         self,
         file::{MOUNTS, cgroup_mounts_in},
@@ -61,13 +61,7 @@ impl FromStr for Namespace {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "same" => Ok(Self::Same),
-            "any" => Ok(Self::Any),
-            _ => Err(Error::invalid(format!(
-                "namespace must be same or any, not {text:?}"
-            ))),
-        }
+        parse_named("namespace", &[Self::Same, Self::Any], text)
     }
 }
 
@@ -169,12 +163,7 @@ pub(crate) enum InProc {
 /// down to the process's own. The first is 0 if the process lives outside the namespace of /proc, and
 /// negative if the process was reaped.
 fn numbers(text: &str) -> Option<Vec<i32>> {
-    let line = text.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
-    let numbers: Option<Vec<i32>> = line
-        .split_whitespace()
-        .map(|number| number.parse().ok())
-        .collect();
-    numbers.filter(|numbers| !numbers.is_empty())
+    sys::file::numbers_in(text, "NSpid:").filter(|numbers: &Vec<_>| !numbers.is_empty())
 }
 
 /// Returns the numbers of this process, as /proc shows them, or why they are unknown.

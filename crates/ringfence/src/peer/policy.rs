@@ -442,16 +442,16 @@ impl Policy {
     }
 
     fn compare_groups(&self, inspection: &Inspection) -> Comparison {
-        let Identity { gid, groups, .. } = &inspection.identity;
+        let (gid, groups) = (inspection.identity.gid, &inspection.groups);
         let Some(wanted) = &self.groups else {
             return Comparison::not_asked(gid.to_string());
         };
-        let found = match (groups, &inspection.groups) {
-            (Some(groups), _) => format!("{gid} with {groups:?}"),
-            (None, Err(why)) => format!("{gid}, and {why}"),
-            (None, Ok(())) => gid.to_string(),
+        let found = match groups {
+            Ok(groups) => format!("{gid} with {groups:?}"),
+            Err(why) => format!("{gid}, and {why}"),
         };
-        let has = |wanted| gid == wanted || groups.as_ref().is_some_and(|groups| groups.contains(wanted));
+        let has =
+            |wanted: &u32| gid == *wanted || groups.as_ref().is_ok_and(|groups| groups.contains(wanted));
         Comparison::compared(wanted.iter().any(has), format!("one of {wanted:?}"), found)
     }
 
@@ -859,8 +859,12 @@ mod tests {
         let mut inspection = inspect_self();
         inspection.identity.gid = 7;
         let policy = Policy::new().gids([8, 9]);
-        for (groups, passed) in [(Some(vec![9]), true), (Some(vec![10]), false), (None, false)] {
-            inspection.identity.groups = groups;
+        for (groups, passed) in [
+            (Ok(vec![9]), true),
+            (Ok(vec![10]), false),
+            (Err(String::new()), false),
+        ] {
+            inspection.groups = groups;
             assert_eq!(outcome(policy.compare_groups(&inspection)).0, Some(passed));
         }
         inspection.identity.gid = 9;

@@ -92,8 +92,8 @@ pub(crate) struct Inspection {
     /// Its user is mapped in this user namespace.
     pub(crate) is_mapped: bool,
     pub(crate) named_by: NamedBy,
-    /// The reason why its supplementary groups are unknown.
-    pub(crate) groups: Result<(), String>,
+    /// Its supplementary groups, or why they are unknown.
+    pub(crate) groups: Result<Vec<u32>, String>,
     /// `None` if /proc does not show the process to this one (`hidepid`, proc(5)).
     pub(crate) directory: Option<Arc<OwnedFd>>,
     /// This process's own executable, to compare with.
@@ -412,18 +412,13 @@ impl Peer {
         };
         match unless_short(STAT, read_text(directory, "stat"))? {
             // The directory of a zombie still exists, but its state letter identifies it.
-            Ok(stat) => {
-                let state = stat
-                    .rsplit(')')
-                    .next()
-                    .and_then(|rest| rest.split_whitespace().next())
-                    .unwrap_or("X");
-                if matches!(state, "Z" | "X" | "x") {
-                    Err(self.gone())
-                } else {
-                    Ok(())
-                }
-            }
+            Ok(stat) => match stat
+                .rsplit_once(") ")
+                .and_then(|(_, fields)| fields.chars().next())
+            {
+                None | Some('Z' | 'X' | 'x') => Err(self.gone()),
+                Some(_) => Ok(()),
+            },
             Err(Errno::ENOENT | Errno::ESRCH) => Err(self.gone()),
             Err(errno) => Err(refuse(Check::Proc, "the peer's state in /proc", errno.desc())),
         }
@@ -470,16 +465,13 @@ impl Peer {
             // If the pidfd gave no answer, /proc has the same values.
             Ok(None) | Err(_) => effective(&status, "Uid:").zip(effective(&status, "Gid:")),
         };
-        let (groups, groups_readable) = match self.current_groups(&status) {
-            Ok(groups) => (Some(groups), Ok(())),
-            Err(why) => (None, Err(why)),
-        };
+        let groups = self.current_groups(&status);
         let inspection = Inspection {
             identity: Identity {
                 pid,
                 uid,
                 gid,
-                groups,
+                groups: groups.clone().ok(),
                 executable,
                 cgroup: cgroup.as_ref().ok().cloned(),
                 label: self.label.clone().ok().filter(|label| !label.is_empty()),
@@ -487,7 +479,7 @@ impl Peer {
             namespaces,
             is_mapped: self.is_mapped,
             named_by: self.named_by,
-            groups: groups_readable,
+            groups,
             directory,
             own: own.clone(),
             executable: executable_readable,
@@ -826,14 +818,7 @@ fn executable_at(directory: &OwnedFd, path: PathBuf) -> KernelResult<Executable>
 
 /// Returns the numbers of a line of /proc/PID/status.
 fn numbers(status: &KernelResult<String>, name: &str) -> Option<Vec<u32>> {
-    let line = status
-        .as_ref()
-        .ok()?
-        .lines()
-        .find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace()
-        .map(|number| number.parse().ok())
-        .collect()
+    sys::file::numbers_in(status.as_ref().ok()?, name)
 }
 
 /// Returns the effective id: the second of real, effective, saved and filesystem id.
@@ -1106,7 +1091,7 @@ mod tests {
         // Groups are read if the peer was attested with one, even if the pidfd reports the ids.
         peer.groups = Some(vec![u32::MAX - 1]);
         let found = peer.inspect(&time()).unwrap();
-        assert_eq!((found.identity.groups, found.groups), (Some(vec![]), Ok(())));
+        assert_eq!((found.identity.groups, found.groups), (Some(vec![]), Ok(vec![])));
     }
 
     #[test]

@@ -141,12 +141,8 @@ fn available(read: impl Fn(&str) -> Result<String, Errno>) -> Result<Option<u64>
         other => other.ok(),
     };
     let machine = machine.and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-        line.split_whitespace()
-            .next()?
-            .parse::<u64>()
-            .ok()?
-            .checked_mul(1024)
+        let kilobytes = sys::file::value_in(&text, "MemAvailable:")?.split(' ').next()?;
+        kilobytes.parse::<u64>().ok()?.checked_mul(1024)
     });
     Ok(machine.into_iter().chain(cgroup_memory(read)?).min())
 }
@@ -289,10 +285,7 @@ fn level_memory(
     };
     // Used memory includes the cache of files, most of which the kernel frees when asked.
     let stat = read(&format!("{directory}/memory.stat"))?.unwrap_or_default();
-    let size_of = |cache: &str| {
-        stat.lines()
-            .find_map(|line| line.strip_prefix(cache)?.trim().parse::<u64>().ok())
-    };
+    let size_of = |cache: &str| sys::file::value_in(&stat, cache)?.parse::<u64>().ok();
     let cache: u64 = version.caches.into_iter().filter_map(size_of).sum();
     let Some(used) = number(version.used)? else {
         return Ok(None);

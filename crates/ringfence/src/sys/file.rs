@@ -1,6 +1,9 @@
 //! Open files: their flags and locks, and reading of the kernel's text files.
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::{
+    os::fd::{AsFd, AsRawFd},
+    str::FromStr,
+};
 
 use nix::{
     errno::Errno,
@@ -39,6 +42,19 @@ pub(crate) fn read_whole(directory: impl AsFd, name: &str) -> Result<Vec<u8>, Er
 /// Reads a whole file in /proc or /sys, named by its path. Fails with EINVAL if the content is not UTF-8.
 pub(crate) fn read_whole_text(path: &str) -> Result<String, Errno> {
     String::from_utf8(read_whole(AT_FDCWD, path)?).map_err(|_| Errno::EINVAL)
+}
+
+/// Returns what follows a name at the start of a line in one of the kernel's text files.
+pub(crate) fn value_in<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .map(str::trim)
+}
+
+/// Returns the numbers in such a line, between blanks.
+pub(crate) fn numbers_in<T: FromStr>(text: &str, name: &str) -> Option<Vec<T>> {
+    let numbers = value_in(text, name)?.split_whitespace();
+    numbers.map(|number| number.parse().ok()).collect()
 }
 
 /// Returns the status flags of an open file (`F_GETFL`), which include its access mode.
