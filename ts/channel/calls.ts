@@ -73,11 +73,17 @@ class Call extends ListNode {
 
 /** A request of the peer. */
 class Request extends ListNode {
-  readonly context: Context
+  readonly context: CallContext
   /** Bytes of its frame. */
   readonly size: number
   /** An answer was sent, so its outcome no longer counts. */
   isAnswered = false
+  /** The deadline, as of `timers.now`. */
+  readonly #expiresAt: number
+  /** Made on first use: most handlers do not need it. */
+  #controller: AbortController | null = null
+  #timer: NodeJS.Timeout | undefined
+  #reason: RingfenceError | null = null
 
   constructor(
     readonly id: number,
@@ -87,12 +93,59 @@ class Request extends ListNode {
   ) {
     super()
     this.size = HEAD + body.length
-    this.context = new Context(remaining, peer)
+    this.#expiresAt = remaining === 0 ? Infinity : timers.now() + remaining
+    this.context = new Context(this, remaining === 0 ? undefined : timers.date() + remaining, peer)
+  }
+
+  get signal(): AbortSignal {
+    if (this.#controller === null) {
+      this.#controller = new AbortController()
+      const remaining = this.#expiresAt - timers.now()
+      if (this.#reason !== null) this.#controller.abort(this.#reason)
+      else if (remaining < Infinity) {
+        const expire = () => this.abort(deadlineError())
+        this.#timer = timers.setTimeout(expire, Math.min(Math.max(remaining, 0), LONGEST_TIMER)).unref()
+      }
+    }
+    return this.#controller.signal
+  }
+
+  get hasExpired(): boolean {
+    if (this.#expiresAt === Infinity) return false
+    return timers.now() >= this.#expiresAt || this.#reason?.code === 'ERR_RINGFENCE_TIMEOUT'
+  }
+
+  abort(reason: RingfenceError): void {
+    if (this.#reason !== null) return
+    this.clearTimer()
+    this.#reason = reason
+    this.#controller?.abort(reason)
+  }
+
+  clearTimer(): void {
+    if (this.#timer !== undefined) timers.clearTimeout(this.#timer)
   }
 
   /** The program has transferred memory that this request shares with others. Node 20 allows that. */
   get isDetached(): boolean {
     return HEAD + this.body.length < this.size
+  }
+}
+
+/** The part of a request that its handler gets. */
+class Context implements CallContext {
+  readonly #request: Request
+
+  constructor(
+    request: Request,
+    readonly deadline: number | undefined,
+    readonly peer: Identity,
+  ) {
+    this.#request = request
+  }
+
+  get signal(): AbortSignal {
+    return this.#request.signal
   }
 }
 
@@ -104,59 +157,6 @@ interface Server {
   readonly onError: (error: unknown) => void
   /** Settles the promise of `serve`. Null once it is settled. */
   completion: { resolve(): void; reject(error: Error): void } | null
-}
-
-/** The context of one request. */
-class Context implements CallContext {
-  readonly deadline: number | undefined
-  readonly peer: Identity
-  /** The deadline, as of `timers.now`. */
-  readonly #expiresAt: number
-  /** Made on first use: most handlers do not need it. */
-  #controller: AbortController | null = null
-  #timer: NodeJS.Timeout | undefined
-  #reason: RingfenceError | null = null
-
-  constructor(remaining: number, peer: Identity) {
-    this.deadline = remaining === 0 ? undefined : timers.date() + remaining
-    this.#expiresAt = remaining === 0 ? Infinity : timers.now() + remaining
-    this.peer = peer
-  }
-
-  get signal(): AbortSignal {
-    if (this.#controller === null) {
-      this.#controller = new AbortController()
-      const remaining = this.#expiresAt - timers.now()
-      if (this.#reason !== null) this.#controller.abort(this.#reason)
-      else if (remaining < Infinity) {
-        this.#timer = timers.setTimeout(
-          () => Context.abort(this, deadlineError()),
-          Math.min(Math.max(remaining, 0), LONGEST_TIMER),
-        )
-        this.#timer.unref()
-      }
-    }
-    return this.#controller.signal
-  }
-
-  static hasExpired(context: Context): boolean {
-    return (
-      context.#expiresAt !== Infinity &&
-      (timers.now() >= context.#expiresAt || context.#reason?.code === 'ERR_RINGFENCE_TIMEOUT')
-    )
-  }
-
-  static abort(context: Context, reason: RingfenceError): void {
-    if (context.#reason !== null) return
-    Context.finish(context)
-    context.#reason = reason
-    context.#controller?.abort(reason)
-  }
-
-  /** The request was answered. */
-  static finish(context: Context): void {
-    if (context.#timer !== undefined) timers.clearTimeout(context.#timer)
-  }
 }
 
 const deadlineError = () => new RingfenceError('TIMEOUT', "the caller's deadline has passed")
@@ -359,7 +359,7 @@ export class Calls {
     this.#queuedRequests.remove(request)
     this.#sendAnswer(request, CANCELLED, EMPTY, ignore)
     // Its listeners are the program.
-    timers.queueMicrotask(() => Context.abort(request.context, cancelError()))
+    timers.queueMicrotask(() => request.abort(cancelError()))
   }
 
   /** Handlers are called in a microtask: a frame may arrive while the program is in another call. */
@@ -392,12 +392,11 @@ export class Calls {
   }
 
   #runHandler(request: Request): void {
-    const { body, context } = request
     let reply: Uint8Array | Promise<Uint8Array>
     try {
-      if (Context.hasExpired(context)) throw deadlineError()
+      if (request.hasExpired) throw deadlineError()
       if (request.isDetached) throw invalid('the server has transferred the memory of this request')
-      reply = this.#server!.answer(body, context)
+      reply = this.#server!.answer(request.body, request.context)
     } catch (thrown) {
       this.#handlerFailed(request, thrown)
       return
@@ -412,12 +411,12 @@ export class Calls {
 
   #handlerReturned(request: Request, reply: Uint8Array): void {
     // Its signal is aborted, and the caller rejects.
-    if (Context.hasExpired(request.context)) this.#handlerFailed(request, deadlineError())
+    if (request.hasExpired) this.#handlerFailed(request, deadlineError())
     else this.#sendAnswer(request, REPLY, reply, this.#handlerDone)
   }
 
   #handlerFailed(request: Request, thrown: unknown): void {
-    const hasExpired = Context.hasExpired(request.context)
+    const { hasExpired } = request
     if (!hasExpired && !request.isAnswered) this.#server!.onError(thrown)
     this.#sendAnswer(request, ERROR, this.#errorOf(hasExpired ? deadlineError() : thrown), this.#handlerDone)
   }
@@ -442,7 +441,7 @@ export class Calls {
       return
     }
     request.isAnswered = true
-    Context.finish(request.context)
+    request.clearTimer()
     const sent = this.#send(kind, request.id, body)
     if (sent === null) this.#closeRequest(request, done)
     else void sent.then(() => this.#closeRequest(request, done))
@@ -509,7 +508,7 @@ export class Calls {
     // The listeners of their signals are the program, and this may be in the middle of a fetch.
     if (running.length > 0)
       timers.queueMicrotask(() => {
-        for (const { context } of running) Context.abort(context, reason())
+        for (const request of running) request.abort(reason())
       })
     const server = this.#server
     if (server === null || server.completion === null) return

@@ -4,17 +4,17 @@ import type { Duplex } from 'node:stream'
 import { decodeWith, encodeWith, structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent } from '../adapters/port.js'
-import type { WebSink } from '../adapters/web.js'
 import { reportClosed, reportOpen, reportHandlerError } from '../runtime/diagnostics.js'
 import { KEY, invalid, messageOf, RingfenceError } from '../errors.js'
 import { isThenable, tryPromise, untilAborted } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
+import * as internal from '../runtime/symbols.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type PreparedClose } from './core.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
 import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
 import type { Fill, SendQueue } from './send-queue.js'
-import { Source } from './source.js'
+import { Source, webStreamsOf } from './source.js'
 import type { ChannelStats } from './stats.js'
 import { toToken } from './tokens.js'
 import { Values } from './values.js'
@@ -69,7 +69,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     make = (native, settings, address) => {
       const core = new ChannelCore(native, settings, (closed) => {
         reportClosed(channel, closed)
-        channel.settle(closed)
+        channel[internal.settle](closed)
       })
       const values = settings.codec === undefined ? null : new Values(settings.codec)
       const channel: AnyChannel = new Channel(KEY, address, core, values)
@@ -432,18 +432,13 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     return toDuplex(this.#core)
   }
 
-  /** @internal */
-  protected override get sink(): WebSink<never> {
-    return this
-  }
-
   /**
    * A web stream that sends a message for each chunk, made on first use. A write is done once its message is in the ring. `close()` ends
    * this side's sending, and `abort()` destroys the channel. Without `allowHalfOpen`, this side ends after the end of
    * {@link Channel.readable}, once no writer and no pipe holds the stream and its chunks were sent.
    */
   get writable(): WritableStream<Out> {
-    return this.streams.writable as WritableStream<Out>
+    return webStreamsOf(this).writable as WritableStream<Out>
   }
 
   /**
@@ -468,7 +463,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   }
 
   /** @internal */
-  protected override summary(): string[] {
+  protected override [internal.summary](): string[] {
     return [this.role, `peer ${this.peer.pid}`]
   }
 }

@@ -14,6 +14,7 @@ import type { MergeStats } from './stats.js'
 import { ListNode, TURN, Turns } from './turns.js'
 import type { Closed, Message, WaitOptions, BatchOptions } from '../types.js'
 import { Waiters, type Wait } from './waiters.js'
+import * as internal from '../runtime/symbols.js'
 import { timers } from '../runtime/timers.js'
 
 /** A source that a {@link Merge} can read. */
@@ -146,7 +147,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
    * reads; CLOSED once the merge is closed.
    */
   add(source: Source): this {
-    if (this.ended !== null) throw closedError()
+    if (this[internal.ended] !== null) throw closedError()
     if (this.#entries.has(source)) return this
     const input = mergeInputOf(source)
     if (input === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
@@ -369,7 +370,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   #end(error?: Error): void {
-    if (this.ended !== null) return
+    if (this[internal.ended] !== null) return
     const closed = closedByDestroy(error)
     this.#makeEndError = closed.error === undefined ? closedError : errorFactory(closed.error)
     for (const entry of [...this.#entries.values()]) this.#remove(entry)
@@ -377,7 +378,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     else this.#waiters.fail(this.#makeEndError)
     // 'close' is the last event.
     timers.queueMicrotask(() => this.#reportEnds())
-    this.settle(closed)
+    this[internal.settle](closed)
     this.#onClose?.()
   }
 
@@ -398,7 +399,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   /** @internal */
-  protected override summary(): string[] {
+  protected override [internal.summary](): string[] {
     const { size } = this.#entries
     return [size === 1 ? '1 source' : `${size} sources`]
   }
@@ -503,7 +504,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   #reportEnds(): void {
-    for (const end of this.#unreported.splice(0)) this.notify('disconnect', ...end)
+    for (const end of this.#unreported.splice(0)) this[internal.notify]('disconnect', ...end)
     this.#update()
   }
 
@@ -533,7 +534,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     // A source that has ended leaves even if no caller reads the merge.
     for (const entry of this.#turns.ready) if (entry.input.buffer.isFinished) this.#leave(entry)
     this.#serve()
-    if (this.#pendingEnd !== null && this.#isOver) this.settle(this.#pendingEnd)
+    if (this.#pendingEnd !== null && this.#isOver) this[internal.settle](this.#pendingEnd)
   }
 
   /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */

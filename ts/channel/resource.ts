@@ -8,6 +8,7 @@ import { REASONS, type NativePeer } from '../native.js'
 import { Deferred } from '../runtime/deferred.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
+import * as internal from '../runtime/symbols.js'
 import { timers } from '../runtime/timers.js'
 import type { GoneReason, Identity } from '../endpoint/peer.js'
 import type { Closed } from '../types.js'
@@ -76,21 +77,12 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   }
 
   /**
-   * The resource that this one is a view of, or itself.
-   *
-   * @internal
-   */
-  protected get root(): this {
-    return (this.#root ?? this) as this
-  }
-
-  /**
    * The end; null while the resource is open.
    *
    * @internal
    */
-  protected get ended(): Closed | null {
-    return this.root.#ended
+  protected get [internal.ended](): Closed | null {
+    return (this.#root ?? this).#ended
   }
 
   /**
@@ -98,11 +90,11 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    *
    * @internal
    */
-  protected settle(closed: Closed): void {
+  protected [internal.settle](closed: Closed): void {
     if (this.#ended !== null) return
     this.#ended = closed
     this.#ending.resolve(closed)
-    timers.queueMicrotask(() => this.notify('close', ...([closed] as Events['close'])))
+    timers.queueMicrotask(() => this[internal.notify]('close', ...([closed] as Events['close'])))
   }
 
   /**
@@ -110,7 +102,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    *
    * @internal
    */
-  protected notify<Name extends keyof Events & string>(name: Name, ...args: Events[Name]): void {
+  protected [internal.notify]<Name extends keyof Events & string>(name: Name, ...args: Events[Name]): void {
     emit(this as EventEmitter, name, ...args)
     for (const view of this.#views) emit(view, name, ...args)
   }
@@ -120,14 +112,14 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    *
    * @internal
    */
-  protected abstract summary(): string[]
+  protected abstract [internal.summary](): string[]
 
   /** One line for `util.inspect` and `console.log`. */
   [inspect.custom](): string {
     const location = this.address === null ? '' : ` at ${printable(this.address)}`
-    const reason = this.ended?.reason ?? 'open'
+    const reason = this[internal.ended]?.reason ?? 'open'
     const state = reason === 'open' || reason === 'closed' ? reason : `closed: ${reason}`
-    return `<${[this.constructor.name + location, ...this.summary(), state].join(', ')}>`
+    return `<${[this.constructor.name + location, ...this[internal.summary](), state].join(', ')}>`
   }
 }
 

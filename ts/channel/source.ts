@@ -1,6 +1,6 @@
 // The reading half that channels and subscriptions share.
 
-import { WebStreams, type WebSink } from '../adapters/web.js'
+import { WebStreams, type WebSink, type WebSource } from '../adapters/web.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
 import { tryPromise } from '../runtime/deferred.js'
 import { batchLoop, loop, type Loop } from './loops.js'
@@ -10,6 +10,9 @@ import type { SourceCore } from './source-core.js'
 import { registerSource } from './sources.js'
 import type { Values } from './values.js'
 import type { BatchOptions, Evidence, Identity, Message, Visit, WaitOptions } from '../types.js'
+
+/** The web streams of a source, made on first use. */
+export let webStreamsOf: <In>(source: Source<In>) => WebStreams<In, unknown>
 
 /**
  * The reading half of {@link Channel} and {@link Subscription}.
@@ -29,6 +32,7 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   #streams: WebStreams<In, unknown> | null = null
 
   static {
+    webStreamsOf = (source) => (source.#streams ??= source.#makeStreams())
     registerSource((value) =>
       #core in value
         ? { buffer: value.#buffer, values: value.#values, end: () => value.#core.endOfSource() }
@@ -46,15 +50,6 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     this.#core = core
     this.#buffer = core.buffer
     this.#values = values
-  }
-
-  /**
-   * Converts messages to values; null if the messages are bytes.
-   *
-   * @internal
-   */
-  protected get values(): Values<unknown> | null {
-    return this.#values
   }
 
   /** The peer's identity at the last check, in the handshake or by `verify`. */
@@ -219,33 +214,17 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
    * await channel.readable.pipeThrough(new TextDecoderStream()).pipeTo(sink)
    */
   get readable(): ReadableStream<In> {
-    return this.streams.readable
+    return webStreamsOf(this).readable
   }
 
-  /**
-   * The web streams, made on first use.
-   *
-   * @internal
-   */
-  protected get streams(): WebStreams<In, unknown> {
-    return (this.#streams ??= new WebStreams<In, unknown>(
-      {
-        waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
-        tryReceive: () => this.#decode(this.#buffer.takeNow(null)),
-        endReported: () => this.#core.endWithPeer(),
-        close: () => this.close(),
-      },
-      this.sink,
-    ))
-  }
-
-  /**
-   * The writing half; null if there is none.
-   *
-   * @internal
-   */
-  protected get sink(): WebSink<never> | null {
-    return null
+  #makeStreams(): WebStreams<In, unknown> {
+    const source: WebSource<In> = {
+      waitReadable: (reader) => this.#core.waitReadable(undefined, reader),
+      tryReceive: () => this.#decode(this.#buffer.takeNow(null)),
+      endReported: () => this.#core.endWithPeer(),
+      close: () => this.close(),
+    }
+    return new WebStreams(source, 'send' in this ? (this as unknown as WebSink<never>) : null)
   }
 
   close(options: { linger?: number | undefined } = {}): Promise<void> {

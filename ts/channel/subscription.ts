@@ -13,6 +13,7 @@ import { Source } from './source.js'
 import type { SubscriptionStats } from './stats.js'
 import { Values } from './values.js'
 import type { Closed, Delivery, Message, SubscribeOptions } from '../types.js'
+import * as internal from '../runtime/symbols.js'
 import { timers } from '../runtime/timers.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
@@ -77,7 +78,7 @@ export class Subscription<In = Message> extends Source<In> {
     make = (native, settings, address) => {
       const core = new SubscriptionCore(native, settings, (closed) => {
         openResources.delete(subscription)
-        subscription.settle(closed)
+        subscription[internal.settle](closed)
       })
       const values = settings.codec === undefined ? null : new Values(settings.codec)
       const subscription: AnySubscription = new Subscription(KEY, address, core, values)
@@ -177,7 +178,7 @@ export class Subscription<In = Message> extends Source<In> {
   }
 
   /** @internal */
-  protected override summary(): string[] {
+  protected override [internal.summary](): string[] {
     return [this.delivery, `peer ${this.peer.pid}`]
   }
 }

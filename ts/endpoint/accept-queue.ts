@@ -27,7 +27,8 @@ export class AcceptQueue<Channel> {
   /** Loops that are in progress. */
   readonly #loops = new Set<object>()
   #paused = false
-  #hasEnded = false
+  /** No more channels will arrive. */
+  hasEnded = false
   /** The error that ended the endpoint. The first loop that asks gets it. */
   #failure: RingfenceError | null = null
 
@@ -92,7 +93,7 @@ export class AcceptQueue<Channel> {
   }
 
   #poll(): Channel | null | undefined {
-    if (this.#consumer !== null && !this.#hasEnded) throw this.#consumer.refusal()
+    if (this.#consumer !== null && !this.hasEnded) throw this.#consumer.refusal()
     const channel = this.#unclaimed.shift()
     if (channel !== undefined) {
       this.#onHandedOut(channel)
@@ -104,7 +105,7 @@ export class AcceptQueue<Channel> {
       this.#failure = null
       throw failure
     }
-    return this.#hasEnded ? null : undefined
+    return this.hasEnded ? null : undefined
   }
 
   add(channel: Channel): void {
@@ -139,7 +140,7 @@ export class AcceptQueue<Channel> {
 
   /** No more channels will arrive. */
   end(): void {
-    this.#hasEnded = true
+    this.hasEnded = true
     this.#waiters.end()
   }
 

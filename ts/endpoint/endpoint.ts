@@ -8,6 +8,7 @@ import { reportRefused } from '../runtime/diagnostics.js'
 import { ignore } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
 import { makePump } from '../runtime/pump.js'
+import * as internal from '../runtime/symbols.js'
 import type { Closed } from '../types.js'
 import type { Opening } from './handshake.js'
 
@@ -24,6 +25,11 @@ export interface EndpointEvents<Peer> extends ResourceEvents {
   refused: [error: RingfenceError]
 }
 
+/** Converts a failure of an endpoint to an error. */
+export function errorOf(failure: Failure | null, opening: Opening | null): RingfenceError {
+  return fromFailure(failure, opening?.authorizer?.causeOf(failure))
+}
+
 export abstract class Endpoint<
   Peer,
   Events extends EndpointEvents<Peer> & Record<keyof Events, unknown[]>,
@@ -31,13 +37,13 @@ export abstract class Endpoint<
   declare readonly address: string
 
   /** @internal */
-  protected readonly counts = new PeerCounts()
+  protected readonly [internal.counts] = new PeerCounts()
   /**
    * Handles the events of the binding.
    *
    * @internal
    */
-  protected readonly poll = makePump(() => this.handleEvent())
+  protected readonly [internal.poll] = makePump(() => this[internal.handleEvent]())
   readonly #native: NativeEndpoint
   readonly #opening: Opening | null
   readonly #onAbort = () => void this.close()
@@ -47,14 +53,20 @@ export abstract class Endpoint<
   /**
    * @param from - The address; or the endpoint of which the new one is a view.
    * @param opening - The call that has made the endpoint; null for a view. An abort of its signal closes the endpoint.
+   * @param vacate - Frees the address as the process exits.
    * @internal
    */
-  protected constructor(from: string | Resource<Events>, native: NativeEndpoint, opening: Opening | null) {
+  protected constructor(
+    from: string | Resource<Events>,
+    native: NativeEndpoint,
+    opening: Opening | null,
+    vacate: () => void,
+  ) {
     super(from)
     this.#native = native
     this.#opening = opening
-    if (opening !== null && native.watch(this.poll) === FAILED) throw fromFailure(native.failure())
-    this.#cancelExit = opening === null ? ignore : atExit(this.address, () => this.vacate())
+    if (opening !== null && native.watch(this[internal.poll]) === FAILED) throw fromFailure(native.failure())
+    this.#cancelExit = opening === null ? ignore : atExit(this.address, vacate)
     opening?.signal?.addEventListener('abort', this.#onAbort, { once: true })
   }
 
@@ -63,30 +75,18 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected abstract handleEvent(): boolean
-
-  /**
-   * Frees the address as the process exits.
-   *
-   * @internal
-   */
-  protected abstract vacate(): void
-
-  /** @internal */
-  protected errorOf(failure: Failure | null): RingfenceError {
-    return fromFailure(failure, this.#opening?.authorizer?.causeOf(failure))
-  }
+  protected abstract [internal.handleEvent](): boolean
 
   /**
    * Reports a process that was refused.
    *
    * @internal
    */
-  protected reportRefusal(failure: Failure): void {
-    const error = this.errorOf(failure)
-    this.counts.countRefusal(error)
+  protected [internal.reportRefusal](failure: Failure): void {
+    const error = errorOf(failure, this.#opening)
+    this[internal.counts].countRefusal(error)
     reportRefused(this.address, error)
-    this.notify('refused', ...([error] as Events['refused']))
+    this[internal.notify]('refused', ...([error] as Events['refused']))
   }
 
   /**
@@ -94,7 +94,7 @@ export abstract class Endpoint<
    *
    * @internal
    */
-  protected release(): void {
+  protected [internal.release](): void {
     this.#opening?.signal?.removeEventListener('abort', this.#onAbort)
     this.#cancelExit()
   }

@@ -3,12 +3,13 @@ import { Acceptor, openAcceptor, type AcceptorParts } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
 import { lingerOf } from './options.js'
 import { tryPromise } from '../runtime/deferred.js'
+import * as internal from '../runtime/symbols.js'
 import { timers } from '../runtime/timers.js'
 import { closedByDestroy } from '../channel/resource.js'
 import type { Codec } from '../adapters/codec.js'
 import { KEY, type RingfenceError } from '../errors.js'
 import type { Failure, NativeMembership, RawChannel } from '../native.js'
-import type { MemberOptions, Message, MessageInput } from '../types.js'
+import type { Closed, MemberOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 let make: (parts: AcceptorParts<NativeMembership>) => Membership<any, any>
@@ -60,11 +61,13 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   }
 
   private constructor(key: symbol, parts: AcceptorParts<NativeMembership>) {
-    super(key, 'memberships are made by member', parts, false)
+    // Leaves the address even if there is a partner. If the partner exits at the same moment, it relies on this process to remove the files,
+    // and otherwise neither would.
+    super(key, 'memberships are made by member', parts, false, () => parts.native.vacate())
     this.#native = parts.native
     this.#role = parts.native.role
     // A guest starts with a channel. The caller of `member` can add listeners only one turn later: hold events back until then.
-    this.poll()
+    this[internal.poll]()
     timers.setImmediate(() => {
       const events = this.#deferredEvents!
       this.#deferredEvents = null
@@ -104,40 +107,40 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
   }
 
   async #close(linger: number): Promise<void> {
-    if (this.ended !== null) return
+    if (this[internal.ended] !== null) return
     const prepared = this.#channel && (await prepareClose(this.#channel, linger))
-    if (this.ended !== null) return
+    if (this[internal.ended] !== null) return
     const flushed = prepared === undefined || prepared.flushed
     await new Promise<void>((resolve) => {
       if (this.#native.leave(() => resolve(), flushed ? 1 : 0) === 0) resolve()
     })
     prepared?.finish()
-    if (this.ended !== null) return
-    this.acceptQueue.removeUnclaimed()
-    this.finish({ reason: 'closed' })
+    if (this[internal.ended] !== null) return
+    this[internal.acceptQueue].removeUnclaimed()
+    this.#finish({ reason: 'closed' })
   }
 
   /** Leaves the address, and destroys the channel. Does not wait until the partner has taken the address over. */
   destroy(error?: Error): void {
-    if (this.ended !== null) return
-    for (const channel of this.openChannels) channel.destroy()
+    if (this[internal.ended] !== null) return
+    for (const channel of this[internal.openChannels]) channel.destroy()
     this.#native.close()
-    this.acceptQueue.removeUnclaimed()
-    this.finish(closedByDestroy(error))
+    this[internal.acceptQueue].removeUnclaimed()
+    this.#finish(closedByDestroy(error))
   }
 
   /** @internal */
-  protected override next(): RawChannel | Failure | number {
+  protected override [internal.next](): RawChannel | Failure | number {
     for (;;) {
       const event = this.#native.next()
       if (typeof event !== 'string') return event
       this.#role = event
-      this.notify('role', event)
+      this[internal.notify]('role', event)
     }
   }
 
   /** @internal */
-  protected override admitted(channel: Channel<In, Out>): void {
+  protected override [internal.admitted](channel: Channel<In, Out>): void {
     this.#channel = channel
     void channel.closed.then(() => {
       if (this.#channel === channel) this.#channel = undefined
@@ -146,22 +149,15 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
     this.#announceNext()
   }
 
-  /**
-   * Does nothing: a loop may get a channel before its 'connection', and 'disconnect' follows it.
-   *
-   * @internal
-   */
-  protected override watchDisconnect(): void {}
-
   /** The binding may report a partner before the end of the last one. A program expects 'disconnect' first. */
   #announceNext(): void {
-    if (this.#announced !== undefined || this.stopped) return
+    if (this.#announced !== undefined || this[internal.acceptQueue].hasEnded) return
     const channel = this.#unannounced.shift()
     if (channel === undefined) return
     this.#announced = channel
-    this.notify('connection', channel)
-    super.watchDisconnect(channel)
-    void channel.closed.then(() => {
+    this[internal.notify]('connection', channel)
+    void channel.closed.then((closed) => {
+      this[internal.notify]('disconnect', channel, closed)
       this.#announced = undefined
       this.#announceNext()
     })
@@ -172,33 +168,28 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
    *
    * @internal
    */
-  protected override failed(error: RingfenceError): void {
+  protected override [internal.failed](error: RingfenceError): void {
     this.#native.close()
-    this.finish({ reason: 'failed', error })
+    this.#finish({ reason: 'failed', error })
   }
 
-  /**
-   * Leaves the address even if there is a partner. If the partner exits at the same moment, it relies on this process to remove the files,
-   * and otherwise neither would.
-   *
-   * @internal
-   */
-  protected override vacate(): void {
-    this.#native.vacate()
+  #finish(closed: Closed): void {
+    this[internal.stop](closed.error)
+    this[internal.settle](closed)
   }
 
   /** @internal */
-  protected override notify<Name extends keyof MembershipEvents<Channel<In, Out>>>(
+  protected override [internal.notify]<Name extends keyof MembershipEvents<Channel<In, Out>>>(
     name: Name,
     ...args: MembershipEvents<Channel<In, Out>>[Name]
   ): void {
-    const emitEvent = () => super.notify(name, ...args)
+    const emitEvent = () => super[internal.notify](name, ...args)
     if (this.#deferredEvents === null) emitEvent()
     else this.#deferredEvents.push(emitEvent)
   }
 
   /** @internal */
-  protected override summary(): string[] {
+  protected override [internal.summary](): string[] {
     return [this.#role, ...(this.#channel === undefined ? [] : [`peer ${this.#channel.peer.pid}`])]
   }
 }

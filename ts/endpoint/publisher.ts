@@ -12,6 +12,7 @@ import { lingerOf } from './options.js'
 import type { GoneReason } from './peer.js'
 import { closedFor, closedByDestroy } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
+import * as internal from '../runtime/symbols.js'
 import type { PublisherStats } from '../channel/stats.js'
 import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
 import { closeSubscriber, makeSubscriber, type Subscriber } from './subscriber.js'
@@ -50,6 +51,8 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   /** Bytes of the longest message: an eighth of the ring, or less if the option is smaller. */
   readonly maxMessageSize: number
   readonly #native: NativePublisher
+  /** The publisher that this one is a view of, or itself. */
+  readonly #root: AnyPublisher
   readonly #queue: SendQueue
   /** Converts values to messages; null if messages are bytes. */
   readonly #values: Values<unknown> | null
@@ -76,7 +79,9 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   ) {
     if (key !== KEY) throw invalid('publishers are made by publish')
     const isView = from instanceof Publisher
-    super(isView ? from : address, native, isView ? null : from)
+    // If the process exits, subscribers must see a lost publisher and not a clean end.
+    super(isView ? from : address, native, isView ? null : from, () => native.vacate())
+    this.#root = isView ? from.#root : this
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.#native = native
@@ -87,25 +92,16 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     }
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
     if (native.watchRoom(() => this.#handleRoom()) === FAILED) {
-      this.release()
+      this[internal.release]()
       throw fromFailure(native.failure())
     }
     trackOpen(this)
   }
 
-  /**
-   * If the process exits, subscribers must see a lost publisher and not a clean end.
-   *
-   * @internal
-   */
-  protected override vacate(): void {
-    this.#native.vacate()
-  }
-
   /** The number of messages sent. */
   get sequence(): bigint {
     // Messages that were sent and for which there is room count already.
-    if (this.ended === null) this.#queue.flush()
+    if (this[internal.ended] === null) this.#queue.flush()
     return this.#native.sequence()
   }
 
@@ -118,11 +114,11 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * ```
    */
   stats(): PublisherStats {
-    if (this.root !== this) return this.root.stats()
-    if (this.ended === null) this.#queue.flush()
+    if (this.#root !== this) return this.#root.stats()
+    if (this[internal.ended] === null) this.#queue.flush()
     const figures = this.#native.stats()
     return {
-      ...this.counts.stats(this.#subscribers.size),
+      ...this[internal.counts].stats(this.#subscribers.size),
       messagesSent: figures[0]!,
       bytesSent: figures[1]!,
       evicted: figures[2]!,
@@ -136,7 +132,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   /** The subscribers that are connected now, in the order in which they connected. */
   get subscribers(): readonly Subscriber[] {
-    return [...this.root.#subscribers.values()]
+    return [...this.#root.#subscribers.values()]
   }
 
   /**
@@ -271,7 +267,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @param options - An abort ends only the waiting. It does not undo the end.
    */
   end(options?: WaitOptions): Promise<void> {
-    return untilAborted(options, () => this.root.#end())
+    return untilAborted(options, () => this.#root.#end())
   }
 
   #end(): Promise<void> {
@@ -279,9 +275,9 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
       this.#queue.rejectNew(endedError, false)
       this.#ending = this.#queue.drained().then(() => {
         this.#queue.stop(endedError, false)
-        if (this.ended !== null) return
+        if (this[internal.ended] !== null) return
         this.#native.end()
-        this.poll()
+        this[internal.poll]()
       })
     }
     return this.#ending
@@ -299,8 +295,8 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @returns A promise that rejects with NO_SPACE if there is no thread for it. The next call then tries again.
    */
   seal(): Promise<void> {
-    if (this.root !== this) return this.root.seal()
-    if (this.ended !== null) return Promise.resolve()
+    if (this.#root !== this) return this.#root.seal()
+    if (this[internal.ended] !== null) return Promise.resolve()
     if (this.#sealing === null) {
       const sealed = new Deferred()
       // After a failure, the next call tries again.
@@ -322,7 +318,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @returns A promise that resolves once everything is released, and the address is free. A second call returns the same promise.
    */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
-    if (this.root !== this) return this.root.close(options)
+    if (this.#root !== this) return this.#root.close(options)
     return tryPromise(() => {
       const linger = lingerOf(options)
       return (this.#closing ??= this.#close(linger))
@@ -330,11 +326,11 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   }
 
   async #close(linger: number): Promise<void> {
-    if (this.ended !== null) return
+    if (this[internal.ended] !== null) return
     const flushed = this.#queue.linger(linger, closedError)
     if (flushed !== null) await flushed
     // Without this end, subscribers find a lost publisher.
-    if (this.ended === null && this.#queue.isEmpty) this.#native.end()
+    if (this[internal.ended] === null && this.#queue.isEmpty) this.#native.end()
     this.#finish({ reason: 'closed' }, closedError)
   }
 
@@ -347,20 +343,20 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * ```
    */
   destroy(error?: Error): void {
-    this.root.#finish(closedByDestroy(error), closedError)
+    this.#root.#finish(closedByDestroy(error), closedError)
   }
 
   /** A subscriber has made room or disconnected. */
   #handleRoom(): void {
-    if (this.ended !== null) return
+    if (this[internal.ended] !== null) return
     this.#native.listen()
     this.#native.disarm()
     this.#queue.handleWakeup()
   }
 
   /** @internal */
-  protected override handleEvent(): boolean {
-    if (this.ended !== null) return false
+  protected override [internal.handleEvent](): boolean {
+    if (this[internal.ended] !== null) return false
     const event = this.#native.next()
     if (event === FAILED) {
       this.#endedByCore(fromFailure(this.#native.failure()))
@@ -370,13 +366,13 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     if ('number' in event) {
       const subscriber = makeSubscriber(event)
       this.#subscribers.set(event.number, subscriber)
-      this.counts.accepted += 1
+      this[internal.counts].accepted += 1
       reportSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)
-      this.notify('connection', subscriber)
+      this[internal.notify]('connection', subscriber)
     } else if ('gone' in event) {
       this.#disconnected(event.gone, REASONS[event.reason] ?? 'closed')
     } else {
-      this.reportRefusal(event)
+      this[internal.reportRefusal](event)
     }
     return true
   }
@@ -388,7 +384,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     this.#subscribers.delete(id)
     closeSubscriber(subscriber, closed)
     if (closed.reason === 'evicted') reportEvicted(this, subscriber)
-    this.notify('disconnect', subscriber, closed)
+    this[internal.notify]('disconnect', subscriber, closed)
   }
 
   /** The core has ended the publisher. */
@@ -405,22 +401,22 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   /** A call into the core has failed. Some errors end the publisher. */
   #failed(error: RingfenceError): void {
     const fatalCodes = ['ERR_RINGFENCE_OBJECT_EXPOSED', 'ERR_RINGFENCE_CLOSED', 'ERR_RINGFENCE_UNSUPPORTED']
-    if (this.ended === null && fatalCodes.includes(error.code)) this.#endedByCore(error)
+    if (this[internal.ended] === null && fatalCodes.includes(error.code)) this.#endedByCore(error)
   }
 
   #finish(closed: Closed, sendError: () => RingfenceError): void {
-    if (this.ended !== null) return
-    this.settle(closed)
+    if (this[internal.ended] !== null) return
+    this[internal.settle](closed)
     openResources.delete(this)
     this.#native.close()
-    this.release()
+    this[internal.release]()
     this.#queue.stop(sendError, true)
     const subscriberReason = closed.reason === 'exposed' ? 'exposed' : 'closed'
     for (const id of [...this.#subscribers.keys()]) this.#disconnected(id, subscriberReason)
   }
 
   /** @internal */
-  protected override summary(): string[] {
+  protected override [internal.summary](): string[] {
     const { size } = this.#subscribers
     return [size === 1 ? '1 subscriber' : `${size} subscribers`]
   }

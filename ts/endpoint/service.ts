@@ -1,3 +1,5 @@
+import type { EventEmitter } from 'node:events'
+
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { Acceptor, openAcceptor, type AcceptorParts } from './acceptor.js'
@@ -8,6 +10,7 @@ import { runHandshakeAt } from './handshake.js'
 import { allowEnd, makePersistent, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { lingerOf, oneOf, plainObject } from './options.js'
+import * as internal from '../runtime/symbols.js'
 import { timers } from '../runtime/timers.js'
 import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
 
@@ -46,27 +49,46 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
   #merged: Merge<Channel<In, Out>, In> | null = null
   /** Settles once all channels that calls of `close` are closing are closed. */
   #closing: Promise<unknown> | null = null
+  /** This class's own listeners. `removeAllListeners` must remove only the program's. */
+  readonly #ownListeners = {
+    // 'newListener' is emitted before the listener is added, so that an error prevents the addition.
+    newListener: (name: unknown) => {
+      if (name === 'connection' && this.#merged !== null) throw invalid(MESSAGES_IN_USE)
+      if (name === 'connection') timers.queueMicrotask(() => this.#deliverToListeners())
+    },
+    removeListener: (name: unknown) => {
+      if (name === 'connection' && this.listenerCount('connection') === 0) this[internal.acceptQueue].setConsumer(null)
+    },
+  }
 
   static {
     make = (parts) => new Listener(KEY, parts)
   }
 
   private constructor(key: symbol, parts: AcceptorParts<NativeListener>) {
-    super(key, 'listeners are made by listen', parts, true)
+    super(key, 'listeners are made by listen', parts, true, () => parts.native.close())
     this.#native = parts.native
-    // 'newListener' is emitted before the listener is added, so that an error prevents the addition.
-    this.onListenerChange('newListener', (name) => {
-      if (name === 'connection' && this.#merged !== null) throw invalid(MESSAGES_IN_USE)
-      if (name === 'connection') timers.queueMicrotask(() => this.#deliverToListeners())
-    })
-    this.onListenerChange('removeListener', (name) => {
-      if (name === 'connection' && this.listenerCount('connection') === 0) this.acceptQueue.setConsumer(null)
-    })
+    this.#addOwnListeners()
+  }
+
+  #addOwnListeners(): void {
+    const emitter = this as EventEmitter
+    for (const [event, listener] of Object.entries(this.#ownListeners))
+      if (!emitter.listeners(event).includes(listener)) emitter.on(event, listener)
+  }
+
+  /** Like that of every emitter, but keeps the listeners that this object itself has added. */
+  override removeAllListeners(
+    ...name: Parameters<EventEmitter<EndpointEvents<Channel<In, Out>>>['removeAllListeners']>
+  ): this {
+    super.removeAllListeners(...name)
+    this.#addOwnListeners()
+    return this
   }
 
   /** The open channels in the order in which they were made, including those that no loop has taken yet. */
   get channels(): readonly Channel<In, Out>[] {
-    return [...this.openChannels]
+    return [...this[internal.openChannels]]
   }
 
   /**
@@ -90,15 +112,15 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
 
   #makeMerge(): Merge<Channel<In, Out>, In> {
     if (this.listenerCount('connection') > 0) throw invalid(CONNECTION_IN_USE)
-    if (this.acceptQueue.hasLoop)
+    if (this[internal.acceptQueue].hasLoop)
       throw invalid('a loop over this listener gets its channels: leave it before messages() is called')
     const merged: Merge<Channel<In, Out>, In> = makePersistent(() => {
       this.#merged = null
-      this.acceptQueue.setConsumer(null)
+      this[internal.acceptQueue].setConsumer(null)
     })
-    if (this.stopped) allowEnd(merged, this.ended?.error ?? null)
+    if (this[internal.acceptQueue].hasEnded) allowEnd(merged, this[internal.ended]?.error ?? null)
     else {
-      this.acceptQueue.setConsumer({
+      this[internal.acceptQueue].setConsumer({
         accept: (channel) => void merged.add(channel),
         refusal: () => invalid(MESSAGES_IN_USE),
       })
@@ -125,61 +147,61 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
     const { channels = 'keep' } = options
     const linger = lingerOf({ linger: options.linger })
     oneOf('channels', channels, ['keep', 'close'])
-    const isFirst = !this.stopped
+    const isFirst = !this[internal.acceptQueue].hasEnded
     const unclaimed = this.#stop()
     // A channel in the queue may have ended already, and still hold unread messages.
-    const closing = new Set(channels === 'close' ? [...unclaimed, ...this.openChannels] : unclaimed)
+    const closing = new Set(channels === 'close' ? [...unclaimed, ...this[internal.openChannels]] : unclaimed)
     // A later call resolves no earlier than this one.
     this.#closing = Promise.all([this.#closing, ...[...closing].map((channel) => channel.close({ linger }))])
     await this.#closing
-    if (isFirst) this.settle({ reason: 'closed' })
+    if (isFirst) this[internal.settle]({ reason: 'closed' })
   }
 
   /** Stops listening, and destroys all channels. With an error, a loop over the listener, or over {@link Listener.messages}, fails with it. */
   destroy(error?: Error): void {
     const closed = closedByDestroy(error)
     const unclaimed = this.#stop(closed.error)
-    for (const channel of new Set([...unclaimed, ...this.openChannels])) channel.destroy()
-    this.settle(closed)
+    for (const channel of new Set([...unclaimed, ...this[internal.openChannels]])) channel.destroy()
+    this[internal.settle](closed)
   }
 
   /** @internal */
-  protected override next(): RawChannel | Failure | number {
+  protected override [internal.next](): RawChannel | Failure | number {
     return this.#native.accept()
   }
 
   /** @internal */
-  protected override failed(error: RingfenceError): void {
+  protected override [internal.failed](error: RingfenceError): void {
     for (const channel of this.#stop(error)) void channel.close()
-    this.settle({ reason: 'failed', error })
+    this[internal.settle]({ reason: 'failed', error })
   }
 
   /** @internal */
-  protected override vacate(): void {
-    this.#native.close()
+  protected override [internal.handedOut](channel: Channel<In, Out>): void {
+    void channel.closed.then((closed) => this[internal.notify]('disconnect', channel, closed))
   }
 
   /** @internal */
-  protected override summary(): string[] {
-    return [this.openChannels.size === 1 ? '1 channel' : `${this.openChannels.size} channels`]
+  protected override [internal.summary](): string[] {
+    return [this[internal.openChannels].size === 1 ? '1 channel' : `${this[internal.openChannels].size} channels`]
   }
 
   /** Hands channels to the listeners of 'connection' as long as there are any. */
   #deliverToListeners(): void {
     if (this.listenerCount('connection') === 0) return
-    this.acceptQueue.setConsumer({
-      accept: (channel) => this.notify('connection', channel),
+    this[internal.acceptQueue].setConsumer({
+      accept: (channel) => this[internal.notify]('connection', channel),
       refusal: () => invalid(CONNECTION_IN_USE),
     })
   }
 
   /** Stops listening. Returns the channels that no loop has taken. */
   #stop(error?: RingfenceError): Channel<In, Out>[] {
-    if (this.stopped) return []
+    if (this[internal.acceptQueue].hasEnded) return []
     this.#native.close()
-    const unclaimed = this.acceptQueue.removeUnclaimed()
+    const unclaimed = this[internal.acceptQueue].removeUnclaimed()
     if (this.#merged !== null) allowEnd(this.#merged, error ?? null)
-    this.stop(error)
+    this[internal.stop](error)
     return unclaimed
   }
 }
