@@ -215,7 +215,7 @@ pub use channel::Channel;
 pub use channel::calls::envelope::{CallError, RemoteError};
 pub use channel::calls::{CallContext, Calls, DrivenCalls, PendingCall};
 pub use channel::end::CloseReason;
-pub use channel::inbound::{Inbound, Packed};
+pub use channel::inbound::Inbound;
 pub use channel::merge::source::{AnySource, Source};
 pub use channel::merge::{Key, Merge, MergeStats, Merged, MergedVec, NotAdded};
 pub use channel::outbound::Outbound;
@@ -249,6 +249,7 @@ pub use ring::fan_out::FanOut;
 pub use ring::fan_out::{Delivery, StartFrom};
 pub use ring::items::{Items, ReservedItems};
 pub use ring::message::{Message, Progress, Words};
+pub use ring::read::Packed;
 pub use ring::spsc::Spsc;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]

@@ -25,7 +25,7 @@ use crate::{
     region::peer::PeerRegion,
     region::phase::{Phase, Step},
     ring::message::Message,
-    ring::read::{Limit, Reader},
+    ring::read::{Limit, Packed, Reader},
 };
 
 /// In place of a number of bytes: everything that is in the ring when a visit starts.
@@ -711,16 +711,4 @@ pub struct Visited {
     pub(crate) count: usize,
     /// Whether the visits stopped because nothing more is there.
     pub(crate) empty: Result<bool>,
-}
-
-/// The outcome of [`Receiver::try_receive_packed`](crate::Receiver::try_receive_packed).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Packed {
-    /// Whole messages were copied: this many bytes.
-    Bytes(usize),
-    /// The next message does not fit the buffer, is not wanted, or comes in fragments. Its size, for
-    /// [`Receiver::receive_part`](crate::Receiver::receive_part).
-    Large(usize),
-    /// Nothing is there.
-    Nothing,
 }

@@ -12,7 +12,7 @@ use memmap2::{MmapMut, RemapOptions};
 
 use crate::{
     channel::end::Shared,
-    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, Packed, check_phases, make_room},
+    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, check_phases, make_room},
     channel::open::{Link, POLLS_PER_LINE_CHECK},
     channel::stats::ChannelStats,
     error::{Error, Result},
@@ -23,9 +23,9 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::{Message, Progress, too_small},
-    ring::read::{Pulled, Reader, WantedLengths},
+    ring::read::{Packed, Reader, WantedLengths},
     ring::record::{Record, Tag, WHOLE, packed_size},
-    ring::spsc::{FragmentBuffer, Gathered, PeerTail, SpscReader},
+    ring::spsc::{FragmentBuffer, PeerTail, SpscReader},
 };
 
 /// Bytes of memory for messages in fragments that are kept for the next such message.
@@ -198,18 +198,15 @@ impl Receiver {
     }
 
     /// Returns the size of a message whose last fragment was copied. It counts once that was found whole.
-    fn judge_gathered(&mut self, gathered: Result<Gathered>) -> Result<Option<usize>> {
+    fn judge_gathered(&mut self, gathered: Result<Option<usize>>) -> Result<Option<usize>> {
         self.wake_if_published();
         let gathered = self.judge(gathered)?;
         self.check_copies()?;
-        match gathered {
-            Gathered::Whole(size) => {
-                self.ring.consumer.count();
-                self.mark_gathered();
-                Ok(Some(size))
-            }
-            Gathered::Part | Gathered::Nothing => Ok(None),
+        if gathered.is_some() {
+            self.ring.consumer.count();
+            self.mark_gathered();
         }
+        Ok(gathered)
     }
 
     fn gather_into(&mut self, into: &mut Vec<u8>) -> Result<bool> {
@@ -232,7 +229,7 @@ impl Receiver {
     #[inline]
     pub(super) fn receive_records(
         &mut self,
-        pull: impl FnOnce(&mut SpscReader<OwnRegion, PeerRegion>) -> Result<Pulled>,
+        pull: impl FnOnce(&mut SpscReader<OwnRegion, PeerRegion>) -> Result<Packed>,
     ) -> Result<Packed> {
         self.check()?;
         self.check_not_gathering()?;
@@ -243,17 +240,12 @@ impl Receiver {
         let pulled = pull(consumer);
         let pulled = self.judge(pulled)?;
         self.check_copies()?;
-        Ok(match pulled {
-            Pulled::Bytes(bytes) => {
-                self.ring.consumer.count();
-                Packed::Bytes(bytes)
-            }
-            Pulled::Large(size) => Packed::Large(size),
-            Pulled::Nothing => {
-                self.on_empty()?;
-                Packed::Nothing
-            }
-        })
+        match pulled {
+            Packed::Bytes(_) => self.ring.consumer.count(),
+            Packed::Large(_) => {}
+            Packed::Nothing => self.on_empty()?,
+        }
+        Ok(pulled)
     }
 
     /// Visits a message that comes in fragments, if all of it is there.

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     channel::end::{END_ANNOUNCED, Shared},
-    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, Packed, check_phases, make_room},
+    channel::inbound::{ALL_AVAILABLE, Inbound, Inlet, check_phases, make_room},
     channel::open::{Link, Opened},
     channel::verify::{KnownPeer, Verifier},
     error::{Error, Result},
@@ -28,7 +28,7 @@ use crate::{
     ring::fan_out::reader::{FanOutReader, FloorLimit, Terms, Validity, View},
     ring::fan_out::readers::ReaderSlot,
     ring::message::Message,
-    ring::read::{Pulled, Reader, TRIES},
+    ring::read::{Packed, Reader, TRIES},
     ring::record::{HEADER, Record},
     wake::parking::ParkingSpot,
 };
@@ -378,14 +378,11 @@ impl Inlet for BroadcastInlet {
     fn receive_packed(half: &mut Subscription, into: &mut [u8]) -> Result<Packed> {
         half.check()?;
         let pulled = half.ring.reader.pull_packed(into);
-        Ok(match half.judge(pulled)? {
-            Pulled::Bytes(bytes) => Packed::Bytes(bytes),
-            Pulled::Large(size) => Packed::Large(size),
-            Pulled::Nothing => {
-                half.on_empty()?;
-                Packed::Nothing
-            }
-        })
+        let pulled = half.judge(pulled)?;
+        if pulled == Packed::Nothing {
+            half.on_empty()?;
+        }
+        Ok(pulled)
     }
 
     fn visit(

@@ -20,7 +20,6 @@ use proptest::{prelude::*, test_runner::Config};
 use crate::{
     channel::Channel,
     channel::end::ChannelState,
-    channel::inbound::Packed,
     channel::receiver::Receiver,
     channel::reserve::Reserved,
     channel::sender::Sender,
@@ -30,6 +29,7 @@ use crate::{
     region::layout,
     region::own::OwnRegion,
     ring::message::{Message, Progress},
+    ring::read::Packed,
     ring::record::{HEADER, packed_size},
     testing::parts::{self, without_a_peer},
 };

@@ -62,7 +62,7 @@ pub(crate) trait Limit<O, P>: Sized {
     /// Checks a tail that was just loaded. Fails if no correct writer stores it.
     fn check_tail(reader: &Reader<O, P, Self>, tail: u64) -> Result<()>;
 
-    /// The allowed tag bits of a message that is read in a batch.
+    /// The allowed tag bits of a record.
     const TAGS: u32;
 
     /// Whether the caller does not handle messages with this tag.
@@ -79,12 +79,6 @@ pub(crate) trait Limit<O, P>: Sized {
 
     /// Whether any whole message may come next. If not, each record goes through [`Limit::prepare`] and is copied by itself.
     fn is_plain(&self) -> bool;
-
-    /// The allowed tag bits of a record that is read alone.
-    #[inline]
-    fn tags_alone(&self) -> u32 {
-        Self::TAGS
-    }
 
     /// Publishes the counts. Called before the tail is loaded.
     #[inline]
@@ -177,14 +171,15 @@ impl WantedLengths {
     }
 }
 
-/// The result of [`Reader::pull_packed`].
+/// The outcome of [`Receiver::try_receive_packed`](crate::Receiver::try_receive_packed).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Pulled {
-    /// This many bytes of whole records.
+pub enum Packed {
+    /// Whole messages were copied: this many bytes.
     Bytes(usize),
-    /// The next message does not fit the buffer, is not wanted, or comes in fragments: its size.
+    /// The next message does not fit the buffer, is not wanted, or comes in fragments. Its size, for
+    /// [`Receiver::receive_part`](crate::Receiver::receive_part).
     Large(usize),
-    /// The ring is empty.
+    /// Nothing is there.
     Nothing,
 }
 
@@ -452,7 +447,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             if flags == PADDING && record.size == rest && rest < self.capacity {
                 return Parsed::Padding(record.size);
             }
-            let allowed = record.tag.bits() & !self.limit.tags_alone() == 0;
+            let allowed = record.tag.bits() & !L::TAGS == 0;
             if allowed && self.limit.may_follow(&record, self.longest) {
                 return Parsed::Record(record);
             }
@@ -485,7 +480,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
 
     /// Moves the head past this many bytes that were read.
     #[inline]
-    pub(super) fn skip(&mut self, size: u64) {
+    pub(crate) fn skip(&mut self, size: u64) {
         self.head += size;
     }
 
@@ -515,14 +510,14 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// lost.
     ///
     /// An error behind the first message is returned by the next call, which finds it again.
-    pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Pulled> {
+    pub(crate) fn pull_packed(&mut self, into: &mut [u8]) -> Result<Packed> {
         let pulled = self.pull(into, &WantedLengths::ALL)?;
         self.publish();
         Ok(pulled)
     }
 
     /// Copies like [`Reader::pull_packed`], messages of the lengths that are wanted, and does not publish the head.
-    pub(super) fn pull(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+    pub(super) fn pull(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Packed> {
         let (mut end, mut overtaken) = (0, 0);
         // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
         // Padding can be the last known record.
@@ -533,7 +528,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
                     self.pull_from(record, &mut into[end..], wanted)
                 }
                 Ok(Some(record)) if end == 0 => match L::size_of(self, record)? {
-                    Some(size) => return Ok(Pulled::Large(size)),
+                    Some(size) => return Ok(Packed::Large(size)),
                     None => Ok(0),
                 },
                 Ok(_) => break,
@@ -547,9 +542,9 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             }
         }
         Ok(if end > 0 {
-            Pulled::Bytes(end)
+            Packed::Bytes(end)
         } else {
-            Pulled::Nothing
+            Packed::Nothing
         })
     }
 

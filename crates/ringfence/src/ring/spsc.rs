@@ -14,7 +14,7 @@ use crate::{
     region::layout,
     region::layout::as_offset,
     ring::message::{Progress, too_small},
-    ring::read::{Limit, Pulled, Reader, STREAM, WantedLengths, pause},
+    ring::read::{Limit, Packed, Reader, STREAM, WantedLengths, pause},
     ring::record::{FIRST, LAST, Record, Tag, WHOLE, corrupt, header, largest_record, packed_size, split},
     ring::write::{Room, Writer, Written},
 };
@@ -232,17 +232,6 @@ impl Drop for PeerTail {
     }
 }
 
-/// The result of [`SpscReader::gather`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Gathered {
-    /// The message is whole; this is its length.
-    Whole(usize),
-    /// More of it is still to come.
-    Part,
-    /// Nothing is there.
-    Nothing,
-}
-
 /// Memory in which the fragments of a message are put together.
 pub(crate) trait FragmentBuffer {
     /// Returns room for the bytes from one offset to another of a message of this size. The fragments come in order.
@@ -262,8 +251,7 @@ impl FragmentBuffer for Whole<'_> {
 
 impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     const RUN: usize = 4096;
-    /// A message with attachments is read by itself.
-    const TAGS: u32 = Tag::CALL.bits();
+    const TAGS: u32 = Tag::BITS;
 
     /// A tail that goes backwards, or more than a ring ahead, is a protocol violation.
     fn check_tail(reader: &SpscReader<O, P>, tail: u64) -> Result<()> {
@@ -282,11 +270,6 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
     #[inline]
     fn is_plain(&self) -> bool {
         self.gathering.is_none()
-    }
-
-    #[inline]
-    fn tags_alone(&self) -> u32 {
-        Tag::BITS
     }
 
     fn update_counts(&mut self) {
@@ -406,13 +389,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         false
     }
 
-    /// Moves past a record that [`Reader::next_record`] returned.
-    #[inline]
-    pub(crate) fn consume(&mut self, record: Record) {
-        self.skip(record.size);
-    }
-
-    /// As [`SpscReader::consume`], and counts the record as a delivered message.
+    /// Moves past a record that [`Reader::next_record`] returned, and counts it as a delivered message.
     #[inline]
     pub(crate) fn deliver(&mut self, record: Record) {
         self.skip(record.size);
@@ -422,22 +399,19 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     }
 
     /// Copies as much of the next message as is there to its place in `into`, and publishes the head. The same
-    /// buffer must be passed until the message is whole; it must be as long as [`Reader::next_size`] said.
-    pub(crate) fn gather(&mut self, into: &mut [u8]) -> Result<Gathered> {
+    /// buffer must be passed until the message is whole; it must be as long as [`Reader::next_size`] said. Returns the length of the
+    /// message once it is whole.
+    pub(crate) fn gather(&mut self, into: &mut [u8]) -> Result<Option<usize>> {
         self.gather_in(&mut Whole(into))
     }
 
     /// As [`SpscReader::gather`]. If there is no room, that is the error of this call alone: what has not been copied is still in
     /// the ring, and the next call goes on. [`SpscReader::count`] counts the message once it is whole.
-    pub(crate) fn gather_in(&mut self, into: &mut impl FragmentBuffer) -> Result<Gathered> {
+    pub(crate) fn gather_in(&mut self, into: &mut impl FragmentBuffer) -> Result<Option<usize>> {
         let reported = self.limit.reported_size.filter(|(at, _)| *at == self.head);
         loop {
             let Some(record) = self.next_record()? else {
-                return Ok(if self.is_gathering() {
-                    Gathered::Part
-                } else {
-                    Gathered::Nothing
-                });
+                return Ok(None);
             };
             let (mut from, mut count) = (record.at, record.length);
             let (size, read) = match self.limit.gathering {
@@ -465,12 +439,12 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
             }
             let place = into.room(size, read, read + count)?;
             self.peer.copy_out_fresh(from..from + count, place, record.end);
-            self.consume(record);
+            self.skip(record.size);
             self.publish();
             if record.flags & LAST != 0 {
                 self.limit.unchecked = (1, size as u64);
                 self.limit.gathering = None;
-                return Ok(Gathered::Whole(size));
+                return Ok(Some(size));
             }
             self.limit.gathering = Some((size, read + count));
             // A whole message cannot follow.
@@ -479,7 +453,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     }
 
     /// As [`Reader::pull_packed`], of call frames of the lengths that are wanted.
-    pub(crate) fn pull_calls(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+    pub(crate) fn pull_calls(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Packed> {
         let pulled = self.pull(into, wanted)?;
         self.publish();
         Ok(pulled)
@@ -487,11 +461,11 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
 
     /// As [`Reader::pull_packed`], of messages of the wanted lengths. They are retained in the ring until the next [`Reader::publish`]:
     /// until then [`SpscReader::pull_again`] returns them again. At most a quarter of the ring is retained, or one message.
-    pub(crate) fn pull_retained(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Pulled> {
+    pub(crate) fn pull_retained(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Packed> {
         self.publish();
         self.limit.counts_before = self.counted();
         let Some(first) = self.next_record()? else {
-            return Ok(Pulled::Nothing);
+            return Ok(Packed::Nothing);
         };
         let first = packed_size(first.length as u64);
         let max = as_offset(first.max(self.capacity / 4)).min(into.len());
@@ -500,7 +474,7 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
 
     /// Copies once more what [`SpscReader::pull_retained`] has copied, from `passed` bytes on, as much as fits. Each header is read and
     /// checked anew, since the producer may have written there.
-    pub(crate) fn pull_again(&mut self, into: &mut [u8], passed: usize) -> Result<Pulled> {
+    pub(crate) fn pull_again(&mut self, into: &mut [u8], passed: usize) -> Result<Packed> {
         self.head = self.published;
         // What is known of a later lap holds for no earlier one.
         self.until = 0;

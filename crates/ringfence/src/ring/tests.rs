@@ -13,9 +13,9 @@ use std::sync::atomic::Ordering;
 use super::{
     lies::packed,
     message::Progress,
-    read::{Pulled, WantedLengths},
+    read::{Packed, WantedLengths},
     record::{ALIGNED, HEADER, LONG, Tag, WHOLE, header, packed_size},
-    spsc::{Gathered, STRETCH, SpscReader, SpscWriter, Sum, Tally},
+    spsc::{STRETCH, SpscReader, SpscWriter, Sum, Tally},
 };
 use crate::{
     region::copy::Writable,
@@ -59,7 +59,7 @@ impl Pair {
         assert_eq!(record.flags, WHOLE, "a whole message");
         let mut into = vec![0; record.length];
         crate::region::copy::Readable::copy_out(self.consumer.peer(), record.at, &mut into);
-        self.consumer.consume(record);
+        self.consumer.skip(record.size);
         self.consumer.publish();
         Some(into)
     }
@@ -133,7 +133,7 @@ fn packed_and_single_records_work_at_every_position() {
         let mut filled = 0;
         while filled < packed.len() {
             match pair.consumer.pull_packed(&mut pulled[filled..]).unwrap() {
-                Pulled::Bytes(bytes) => filled += bytes,
+                Packed::Bytes(bytes) => filled += bytes,
                 other => panic!("{other:?} at {place} after {filled}"),
             }
         }
@@ -147,7 +147,7 @@ fn packed_and_single_records_work_at_every_position() {
             assert_eq!(&pulled[at + 8..at + 8 + message.len()], message);
             at += as_offset(packed_size(message.len() as u64));
         }
-        assert_eq!(pair.consumer.pull_packed(&mut pulled).unwrap(), Pulled::Nothing);
+        assert_eq!(pair.consumer.pull_packed(&mut pulled).unwrap(), Packed::Nothing);
     }
 }
 
@@ -202,12 +202,12 @@ fn retained_messages_stay_before_trailing_padding() {
     let mut into = [0; 64];
     assert_eq!(
         pair.consumer.pull_retained(&mut into, &wanted).unwrap(),
-        Pulled::Bytes(32)
+        Packed::Bytes(32)
     );
     for passed in [0, 16, 0] {
         assert_eq!(pair.consumer.published, head, "the head is not published yet");
         let left = pair.consumer.pull_again(&mut into, passed).unwrap();
-        assert_eq!(left, Pulled::Bytes(32 - passed));
+        assert_eq!(left, Packed::Bytes(32 - passed));
         assert_eq!(into[32 - passed - 8..][..3], *b"two");
     }
     assert!(pair.consumer.publish());
@@ -257,12 +257,12 @@ fn message_larger_than_the_ring_passes_in_fragments() {
         match progress {
             Progress::Part(so_far) => {
                 assert!(so_far > written, "an emptied ring takes more");
-                assert_eq!(gathered, Gathered::Part);
+                assert_eq!(gathered, None);
                 assert_eq!(pair.consumer.gathered_so_far(), so_far);
                 written = so_far;
             }
             Progress::Whole => {
-                assert_eq!(gathered, Gathered::Whole(message.len()));
+                assert_eq!(gathered, Some(message.len()));
                 break;
             }
         }
@@ -290,7 +290,7 @@ fn bytes_past_the_rings_end_are_no_record() {
     );
     pair.producer.publish();
     let mut into = [0; 200];
-    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(56));
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Packed::Bytes(56));
     assert_eq!(into[8..32], [1; 24]);
     assert_eq!(into[40..56], [2; 16]);
 }
@@ -330,7 +330,7 @@ fn empty_alignment_gap_is_valid() {
     pair.producer.own_mut().store(at, header, Ordering::Relaxed);
     pair.producer.publish();
     let mut into = [0; 64];
-    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
+    assert_eq!(pair.consumer.pull_packed(&mut into).unwrap(), Packed::Bytes(16));
     assert_eq!(into[..15], packed([&b"payload"[..]])[..15]);
 }
 
@@ -411,12 +411,12 @@ fn every_read_distinguishes_call_frames() {
         // A call frame is no message.
         assert_eq!(
             pair.consumer.pull_packed(&mut into).unwrap(),
-            Pulled::Large(message.len())
+            Packed::Large(message.len())
         );
         assert!(pair.consumer.tag().is_call());
         assert_eq!(
             pair.consumer.pull_calls(&mut into, &CALLS).unwrap(),
-            Pulled::Bytes(as_offset(size))
+            Packed::Bytes(as_offset(size))
         );
         assert_eq!(into[..8], header(message.len() as u64, WHOLE | 16).to_le_bytes());
     }
@@ -432,14 +432,11 @@ fn every_read_distinguishes_call_frames() {
         while let Progress::Part(so_far) = progress {
             assert!(so_far > written, "a reader makes room");
             written = so_far;
-            assert_eq!(pair.consumer.gather(&mut into).unwrap(), Gathered::Part);
+            assert_eq!(pair.consumer.gather(&mut into).unwrap(), None);
             progress = pair.producer.push_part(&message, tag, so_far).unwrap();
         }
         written = 0;
-        assert_eq!(
-            pair.consumer.gather(&mut into).unwrap(),
-            Gathered::Whole(message.len())
-        );
+        assert_eq!(pair.consumer.gather(&mut into).unwrap(), Some(message.len()));
         assert_eq!((&into, pair.consumer.tag()), (&message, tag));
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     region::own::OwnRegion,
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Liar, Lie, Write, packed},
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::{Tag, WHOLE, header, packed_size},
 };
 
@@ -83,7 +83,7 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
         Call::Pull(room) => {
             let mut into = vec![0; room];
             match victim.pull_packed(&mut into)? {
-                Pulled::Bytes(end) => {
+                Packed::Bytes(end) => {
                     // Handed-out records were checked in the copy, so they can be walked without checks.
                     let mut at = 0;
                     while at < end {
@@ -94,8 +94,8 @@ fn call(victim: &mut Victim, call: Call) -> Result<()> {
                     }
                     assert!(at == end && end <= room);
                 }
-                Pulled::Large(size) => assert!(size as u64 <= MAX_LENGTH),
-                Pulled::Nothing => {}
+                Packed::Large(size) => assert!(size as u64 <= MAX_LENGTH),
+                Packed::Nothing => {}
             }
         }
         Call::Size => {

@@ -9,10 +9,9 @@ use std::{
 
 use super::{
     message::Progress,
-    read::{Pulled, WantedLengths},
+    read::{Packed, WantedLengths},
     record::{Record, Tag, WHOLE, header, packed_size},
-    spsc::SpscWriter,
-    spsc::{Gathered, SpscReader},
+    spsc::{SpscReader, SpscWriter},
 };
 use crate::{
     error::Error,
@@ -166,9 +165,9 @@ pub(crate) enum Read {
 
 /// Handed-out records were checked in the copy, so they can be walked without checks. Returns the size of the
 /// first record.
-fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
+fn check_pulled(into: &[u8], pulled: &Packed) -> Option<usize> {
     match *pulled {
-        Pulled::Bytes(end) => {
+        Packed::Bytes(end) => {
             let (mut at, mut first) = (0, None);
             while at < end {
                 let word = u64::from_le_bytes(into[at..at + 8].try_into().expect("eight bytes"));
@@ -180,11 +179,11 @@ fn check_pulled(into: &[u8], pulled: &Pulled) -> Option<usize> {
             assert!(at == end && end <= into.len());
             first
         }
-        Pulled::Large(size) => {
+        Packed::Large(size) => {
             assert!(size as u64 <= MAX_LENGTH);
             None
         }
-        Pulled::Nothing => None,
+        Packed::Nothing => None,
     }
 }
 
@@ -210,7 +209,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 assert!((1..=max).contains(&victim.visit_in_row(record, max, copy)));
             } else {
                 copy(victim.peer(), record);
-                victim.consume(record);
+                victim.skip(record.size);
                 victim.publish();
             }
         }
@@ -226,9 +225,8 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
             }
             // The buffer is as long as was reported, so only a lie can make it too short.
             match victim.gather(buffer)? {
-                Gathered::Whole(length) => assert_eq!(length, buffer.len(), "as long as was said"),
-                Gathered::Part => assert!(victim.gathered_so_far() < buffer.len()),
-                Gathered::Nothing => {}
+                Some(length) => assert_eq!(length, buffer.len(), "as long as was said"),
+                None => assert!(!victim.is_gathering() || victim.gathered_so_far() < buffer.len()),
             }
         }
         Read::Pull(room) => {

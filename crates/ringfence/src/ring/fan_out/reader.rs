@@ -99,8 +99,8 @@ pub(crate) struct FloorLimit<V> {
 
 impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     const RUN: usize = RUN;
-    /// A publisher sends no call frames, and a message with attachments is read by itself.
-    const TAGS: u32 = 0;
+    /// A publisher sends no call frames.
+    const TAGS: u32 = Tag::ATTACHMENTS;
 
     fn check_tail(reader: &FanOutReader<R, C, V>, tail: u64) -> Result<()> {
         // After the tail: the floor only grows.
@@ -116,11 +116,6 @@ impl<R: Readable, C: Writable, V: Validity> Limit<C, R> for FloorLimit<V> {
     #[inline]
     fn is_plain(&self) -> bool {
         self.delivery != Delivery::Latest
-    }
-
-    #[inline]
-    fn tags_alone(&self) -> u32 {
-        Tag::ATTACHMENTS
     }
 
     fn prepare(reader: &mut FanOutReader<R, C, V>) -> Result<bool> {

@@ -11,7 +11,7 @@ use crate::{
     region::layout::{self, as_offset},
     region::own::OwnRegion,
     ring::lies::{Lie, MAX_LENGTH, MAX_LOADS, Read, Write, read_lies, write_among_lies},
-    ring::read::{Pulled, WantedLengths},
+    ring::read::{Packed, WantedLengths},
     ring::record::{ALIGNED, FIRST, HEADER, LAST, PADDING, Tag, WHOLE, packed_size},
     ring::spsc::SpscReader,
     ring::spsc::SpscWriter,
@@ -271,7 +271,7 @@ fn reported_size_holds_across_padding() {
     words.word(32, 100);
     words.tail(SMALLEST);
     let record = words.victim.next_record().unwrap().unwrap();
-    words.victim.consume(record);
+    words.victim.skip(record.size);
     assert_eq!(words.victim.next_size().unwrap(), Some(100));
     words.record(24, SMALLEST - 24 - HEADER, PADDING);
     words.record(0, 10, WHOLE);
@@ -294,7 +294,7 @@ fn record_past_the_rings_end_is_corrupt() {
         words.record(last, length, WHOLE);
         words.tail(last);
         while let Some(record) = words.victim.next_record().unwrap() {
-            words.victim.consume(record);
+            words.victim.skip(record.size);
         }
         words.tail(SMALLEST + tail);
         let found = words.victim.next_record();
@@ -313,7 +313,7 @@ fn padding_that_misses_the_end_is_corrupt() {
         words.record((32 + packed_size(length)) % SMALLEST, 0, WHOLE);
         words.tail(SMALLEST);
         let record = words.victim.next_record().unwrap().unwrap();
-        words.victim.consume(record);
+        words.victim.skip(record.size);
         words.victim.publish();
         words.tail(SMALLEST + 32);
         words.victim.load_tail().unwrap();
@@ -349,7 +349,7 @@ fn invalid_record_after_valid_ones_is_corrupt() {
             // The record before it is sound, and is handed out.
             assert_eq!(
                 words.victim.pull_packed(&mut [0; 8192]).unwrap(),
-                Pulled::Bytes(16),
+                Packed::Bytes(16),
                 "{what}"
             );
             words.victim.pull_packed(&mut [0; 8192]).map(drop)
@@ -405,7 +405,7 @@ fn payload_changed_after_the_copy_has_no_effect() {
     words.word(8, u64::from_le_bytes(*b"original"));
     words.tail(16);
     let mut into = vec![0; 64];
-    assert_eq!(words.victim.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
+    assert_eq!(words.victim.pull_packed(&mut into).unwrap(), Packed::Bytes(16));
     words.word(8, u64::from_le_bytes(*b"replaced"));
     words.record(0, u64::from(u32::MAX), WHOLE);
     assert_eq!(&into[8..16], b"original");
@@ -420,13 +420,13 @@ fn invalid_final_tail_is_corrupt_after_known_records() {
         words.record(16, 8, WHOLE);
         words.tail(32);
         let first = words.victim.next_record().unwrap().unwrap();
-        words.victim.consume(first);
+        words.victim.skip(first.size);
         words.tail(lie);
         words.victim.freeze_tail(OwnRegion::detached());
         // The tail that another process writes to the same memory no longer has any effect.
         words.tail(32);
         let second = words.victim.next_record().unwrap().unwrap();
-        words.victim.consume(second);
+        words.victim.skip(second.size);
         for _ in 0..2 {
             let found = words.victim.next_record();
             assert!(matches!(found, Err(Error::RingCorrupt(_))), "{lie}: {found:?}");
@@ -458,7 +458,7 @@ fn records_changed_before_a_second_pull_are_checked() {
         let mut into = vec![0; 64];
         assert_eq!(
             words.victim.pull_retained(&mut into, &wanted).unwrap(),
-            Pulled::Bytes(48)
+            Packed::Bytes(48)
         );
         words.record(0, length, flags);
         words.word(24, 7);
@@ -469,7 +469,7 @@ fn records_changed_before_a_second_pull_are_checked() {
                 "{length} {flags}: {again:?}"
             );
         } else {
-            assert_eq!(again.unwrap(), Pulled::Bytes(32));
+            assert_eq!(again.unwrap(), Packed::Bytes(32));
             assert_eq!(into[8..16], [7, 0, 0, 0, 0, 0, 0, 0]);
         }
     }
@@ -492,7 +492,7 @@ fn second_pull_rejects_a_record_past_its_lap() {
             words.tail(place + packed_size(length));
             assert!(matches!(
                 words.victim.pull_packed(&mut [0; 3000]),
-                Ok(Pulled::Bytes(_))
+                Ok(Packed::Bytes(_))
             ));
         }
         words.record(4080, 8, WHOLE);
@@ -502,7 +502,7 @@ fn second_pull_rejects_a_record_past_its_lap() {
         let all = as_offset(16 + packed_size(LENGTH));
         assert_eq!(
             words.victim.pull_retained(&mut into, &wanted).unwrap(),
-            Pulled::Bytes(all)
+            Packed::Bytes(all)
         );
         words.record(4080, length, flags);
         let again = words.victim.pull_again(&mut into, 0);

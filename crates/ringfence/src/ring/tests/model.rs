@@ -9,9 +9,8 @@ use crate::{
     region::copy::Readable,
     region::layout::{self, as_offset},
     ring::message::Progress,
-    ring::read::{Pulled, WantedLengths},
+    ring::read::{Packed, WantedLengths},
     ring::record::{Tag, WHOLE, packed_size, padded, record_size},
-    ring::spsc::Gathered,
     testing::chance::cases,
 };
 
@@ -386,17 +385,17 @@ impl Rig {
         }
         let gathered = self.pair.consumer.gather(&mut self.gathering).unwrap();
         let Some(front) = self.model.queue.front_mut().filter(|_| self.model.visible > 0) else {
-            assert_eq!(gathered, Gathered::Nothing);
+            assert_eq!(gathered, None);
             return;
         };
         front.read = front.written;
         if front.written < front.bytes.len() {
-            assert_eq!(gathered, Gathered::Part);
+            assert_eq!(gathered, None);
             assert_eq!(self.pair.consumer.gathered_so_far(), front.written);
             return;
         }
         self.pair.consumer.count();
-        assert_eq!(gathered, Gathered::Whole(front.bytes.len()));
+        assert_eq!(gathered, Some(front.bytes.len()));
         assert!(self.gathering == front.bytes, "the message as it was sent");
         self.model.pop();
     }
@@ -473,7 +472,7 @@ impl Rig {
         if end > first {
             let pulled = self.pair.consumer.pull_again(&mut again, first).unwrap();
             self.pair.consumer.count();
-            assert_eq!(pulled, Pulled::Bytes(again.len()));
+            assert_eq!(pulled, Packed::Bytes(again.len()));
         }
         assert_eq!(
             self.pair.consumer.published, published,
@@ -484,19 +483,19 @@ impl Rig {
     }
 
     /// Checks the result of a pull of messages up to `longest`. Returns the number of bytes of records.
-    fn pulled(&self, pulled: Pulled, room: usize, longest: usize) -> Option<usize> {
+    fn pulled(&self, pulled: Packed, room: usize, longest: usize) -> Option<usize> {
         let fragments = self.pair.consumer.is_gathering();
         let Some(front) = self.model.front() else {
-            assert_eq!(pulled, Pulled::Nothing);
+            assert_eq!(pulled, Packed::Nothing);
             return None;
         };
         let longest = longest.min(as_offset(self.model.capacity / 2));
         let size = front.bytes.len();
         if fragments || size > longest || as_offset(packed_size(size as u64)) > room {
-            assert_eq!(pulled, Pulled::Large(size));
+            assert_eq!(pulled, Packed::Large(size));
             return None;
         }
-        let Pulled::Bytes(end) = pulled else {
+        let Packed::Bytes(end) = pulled else {
             panic!("{pulled:?}")
         };
         assert!(end > 0 && end <= room);

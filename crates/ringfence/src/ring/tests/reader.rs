@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use super::{Pair, Pulled, SMALLEST, Tag, WHOLE, header, packed_size, pair};
+use super::{Packed, Pair, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
     region::{copy::Readable, layout::as_offset, own::OwnRegion},
     ring::read::WantedLengths,
@@ -189,7 +189,7 @@ fn pull_fills_the_buffer_with_whole_records() {
             pair.producer.publish();
             let mut into = vec![0; records * 80 + rest];
             let pulled = pair.consumer.pull_packed(&mut into).unwrap();
-            assert_eq!(pulled, Pulled::Bytes(records * 80), "and {rest} bytes");
+            assert_eq!(pulled, Packed::Bytes(records * 80), "and {rest} bytes");
             assert_eq!(pair.consumer.counted(), (0, 0), "counted only after validation");
             pair.consumer.count();
             assert_eq!(pair.consumer.counted(), (records as u64, records as u64 * 72));
@@ -221,8 +221,8 @@ fn pull_ends_before_an_unwanted_length() {
             .map(|length| packed_size(*length as u64))
             .sum();
         let pulled = pair.consumer.pull_retained(&mut into, &wanted).unwrap();
-        assert_eq!(pulled, Pulled::Bytes(as_offset(two)));
+        assert_eq!(pulled, Packed::Bytes(as_offset(two)));
         let pulled = pair.consumer.pull_retained(&mut into, &wanted).unwrap();
-        assert_eq!(pulled, Pulled::Large(lengths[2]));
+        assert_eq!(pulled, Packed::Large(lengths[2]));
     }
 }

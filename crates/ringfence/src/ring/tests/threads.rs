@@ -15,9 +15,8 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::Progress,
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::{Tag, WHOLE, packed_size},
-    ring::spsc::Gathered,
     ring::spsc::SpscWriter,
 };
 
@@ -99,7 +98,7 @@ fn two_threads_exchange_messages_without_a_race() {
     while number < MESSAGES {
         let ended = writer.has_ended();
         if number.is_multiple_of(2) {
-            let Pulled::Bytes(end) = consumer.pull_packed(&mut into).unwrap() else {
+            let Packed::Bytes(end) = consumer.pull_packed(&mut into).unwrap() else {
                 assert!(!ended, "the writer has ended after {number} messages");
                 thread::yield_now();
                 continue;
@@ -127,7 +126,7 @@ fn two_threads_exchange_messages_without_a_race() {
             into[..record.length] == bytes(number, length(number)),
             "message {number}"
         );
-        consumer.consume(record);
+        consumer.skip(record.size);
         consumer.publish();
         number += 1;
     }
@@ -154,7 +153,7 @@ fn two_threads_exchange_a_message_larger_than_the_ring() {
     let mut into = vec![0; size];
     loop {
         let ended = writer.has_ended();
-        if consumer.gather(&mut into).unwrap() == Gathered::Whole(size) {
+        if consumer.gather(&mut into).unwrap() == Some(size) {
             break;
         }
         assert!(!ended, "the writer has ended before its message");

@@ -21,7 +21,6 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use crate::{
     channel::Channel,
     channel::end::CloseReason,
-    channel::inbound::Packed,
     channel::receiver::Receiver,
     channel::sender::Sender,
     error::Error,
@@ -31,6 +30,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::{Message, Progress},
+    ring::read::Packed,
     ring::record::{Tag, WHOLE, packed_size},
     testing::parts::without_a_peer,
 };

@@ -16,7 +16,7 @@ use crate::{
     ring::fan_out::readers::ReaderSlot,
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Lie, Write},
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::{ALIGNED, FIRST, LAST, PADDING, WHOLE, header},
     testing::chance::cases,
 };
@@ -377,7 +377,7 @@ fn record_changed_after_the_copy_has_no_effect() {
     words.set(layout::DATA + 8, u64::from_le_bytes(*b"original"));
     words.set(layout::TAIL, 16);
     let mut into = vec![0; 64];
-    assert_eq!(words.victim.pull_packed(&mut into).unwrap(), Pulled::Bytes(16));
+    assert_eq!(words.victim.pull_packed(&mut into).unwrap(), Packed::Bytes(16));
     words.set(layout::DATA + 8, u64::from_le_bytes(*b"replaced"));
     words.record(0, u64::from(u32::MAX), WHOLE);
     assert_eq!(&into[8..16], b"original");

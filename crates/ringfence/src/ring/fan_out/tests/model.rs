@@ -11,7 +11,7 @@ use crate::{
     region::layout::{self, as_offset},
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::packed,
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::{Tag, packed_size},
     testing::chance::cases,
 };
@@ -391,9 +391,9 @@ impl Rig {
         };
         let mut into = vec![0; room];
         let found = match case.reader.pull_packed(&mut into) {
-            Ok(Pulled::Bytes(end)) => Ok(walk_packed(&into[..end])),
-            Ok(Pulled::Nothing) => Ok(Vec::new()),
-            Ok(Pulled::Large(size)) => {
+            Ok(Packed::Bytes(end)) => Ok(walk_packed(&into[..end])),
+            Ok(Packed::Nothing) => Ok(Vec::new()),
+            Ok(Packed::Large(size)) => {
                 assert!(as_offset(packed_size(size as u64)) > room);
                 return;
             }

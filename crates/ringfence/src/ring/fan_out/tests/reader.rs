@@ -17,7 +17,7 @@ use crate::{
     ring::fan_out::readers::ReaderSlot,
     ring::fan_out::{Delivery, StartFrom},
     ring::lies::{Liar, Lie},
-    ring::read::{Pulled, TRIES},
+    ring::read::{Packed, TRIES},
     ring::record::{PADDING, Tag, WHOLE, header},
 };
 
@@ -146,7 +146,7 @@ fn bytes_past_the_rings_end_are_no_message() {
     };
     let pull = |reader: &mut Reader| {
         let (mut into, mut found) = (vec![0; 8192], Vec::new());
-        while let Pulled::Bytes(end) = reader.pull_packed(&mut into).unwrap() {
+        while let Packed::Bytes(end) = reader.pull_packed(&mut into).unwrap() {
             found.extend(walk_packed(&into[..end]));
         }
         found
@@ -176,13 +176,13 @@ fn pull_returns_everything_that_fits() {
     let mut hub = Hub::new(1 << 16);
     let (_, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     let mut into = vec![0; 1 << 16];
-    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Nothing);
     // More than one copy operation covers.
     send(&mut hub, 1..=1000);
-    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(32_000));
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Bytes(32_000));
     send(&mut hub, 1001..=1001);
-    assert_eq!(reader.pull_packed(&mut into[..31]).unwrap(), Pulled::Large(24));
-    assert_eq!(reader.pull_packed(&mut into[..32]).unwrap(), Pulled::Bytes(32));
+    assert_eq!(reader.pull_packed(&mut into[..31]).unwrap(), Packed::Large(24));
+    assert_eq!(reader.pull_packed(&mut into[..32]).unwrap(), Packed::Bytes(32));
     assert_eq!(walk_packed(&into[..32]), [bytes(1001, 24)]);
 }
 
@@ -385,13 +385,13 @@ fn repeatedly_overtaken_call_stops_after_its_tries() {
     let mut reader = RunsAhead::reader(SMALLEST, 0);
     assert_eq!(reader.visit(9, |_| panic!("none was whole")).unwrap(), 0);
     assert_eq!(reader.peer().copies(), tries);
-    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Nothing);
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Nothing);
     assert_eq!(reader.peer().copies(), 2 * tries);
     assert_eq!(reader.receive(&mut into).unwrap(), None);
     assert_eq!(reader.peer().copies(), 3 * tries);
-    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Large(24));
+    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Packed::Large(24));
     reader.peer().at_headers.set(true);
-    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Pulled::Nothing);
+    assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Packed::Nothing);
     assert_eq!(reader.peer().copies(), 4 * tries);
 }
 
@@ -399,7 +399,7 @@ fn repeatedly_overtaken_call_stops_after_its_tries() {
 fn pull_ends_where_messages_were_lost() {
     let mut reader = RunsAhead::reader(1 << 16, 1);
     let mut into = vec![0; 1 << 16];
-    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(8192));
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Bytes(8192));
     assert_eq!((reader.sequence(), reader.lost()), (256, 0));
     // The second copy was overtaken, and so was the one that tried again.
     assert_eq!(reader.peer().copies(), 3);
@@ -525,7 +525,7 @@ fn messages_before_an_error_are_returned_first() {
     // Copies are 8192 bytes.
     let (_hub, mut reader) = judged(1000, 24, 2);
     let mut into = vec![0; 32_000];
-    assert_eq!(reader.pull_packed(&mut into).unwrap(), Pulled::Bytes(2 * 8192));
+    assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Bytes(2 * 8192));
     assert_eq!(reader.counted(), (512, 512 * 24));
     assert_eq!(walk_packed(&into[..2 * 8192]).len(), 512);
     assert!(matches!(reader.pull_packed(&mut into), Err(Error::Evicted)));

@@ -13,7 +13,7 @@ use crate::{
     ring::fan_out::readers::Readers,
     ring::fan_out::{Delivery, StartFrom},
     ring::message::Message,
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::Tag,
     ring::spsc::{SpscReader, SpscWriter},
     wake::parking::many::{FanWaker, SleepingReader},
@@ -188,7 +188,7 @@ fn read_on_one_thread() {
             producer.publish();
             while let Some(record) = consumer.next_record().unwrap() {
                 consumer.peer().copy_out_ahead(record.at, &mut into, record.end);
-                consumer.consume(record);
+                consumer.skip(record.size);
                 consumer.publish();
             }
         });
@@ -199,7 +199,7 @@ fn read_on_one_thread() {
                 assert!(producer.push(&message, Tag::NONE).unwrap());
             }
             producer.publish();
-            while consumer.pull_packed(&mut block).unwrap() != Pulled::Nothing {}
+            while consumer.pull_packed(&mut block).unwrap() != Packed::Nothing {}
         });
         println!("{size} B: pair, written and packed {pair_packed:.2} ns a message");
         for delivery in [Delivery::Reliable, Delivery::BestEffort] {
@@ -232,7 +232,7 @@ fn read_on_one_thread() {
                     assert!(hub.writer.push(&message, Tag::NONE).unwrap());
                 }
                 hub.writer.publish();
-                while reader.pull_packed(&mut block).unwrap() != Pulled::Nothing {}
+                while reader.pull_packed(&mut block).unwrap() != Packed::Nothing {}
             });
             println!("{size} B: {delivery}, written and packed {packed:.2} ns a message");
         }

@@ -12,7 +12,7 @@ use super::{Hub, Reader, SMALLEST, bytes, receive, seen, walk_packed};
 use crate::{
     region::layout::as_offset,
     ring::fan_out::{Delivery, StartFrom},
-    ring::read::Pulled,
+    ring::read::Packed,
     ring::record::Tag,
 };
 
@@ -41,8 +41,8 @@ fn read_some(reader: &mut Reader, by: By) -> Vec<Vec<u8>> {
         By::Pull => {
             let mut into = vec![0; 2000];
             match reader.pull_packed(&mut into).unwrap() {
-                Pulled::Bytes(end) => walk_packed(&into[..end]),
-                Pulled::Large(_) | Pulled::Nothing => Vec::new(),
+                Packed::Bytes(end) => walk_packed(&into[..end]),
+                Packed::Large(_) | Packed::Nothing => Vec::new(),
             }
         }
     }
