@@ -226,8 +226,7 @@ impl EndpointKind for Service {
         endpoint.check_slots(peer).or_else(|_| {
             // Agents may have left while no call on their channel noticed.
             for channel in endpoint.channels() {
-                channel.doorbell.check_peer();
-                channel.end_if_gone();
+                channel.check_peer();
             }
             endpoint.check_slots(peer)
         })

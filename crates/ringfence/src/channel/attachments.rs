@@ -4,7 +4,7 @@
 //! finds them there. `wake/attachments.rs` has the form in which they travel.
 #![expect(private_bounds, reason = "as in `inbound`")]
 
-use std::sync::atomic::Ordering;
+use std::{mem, sync::atomic::Ordering};
 
 use crate::{
     channel::end::ChannelState,
@@ -138,21 +138,25 @@ fn whole_size(record: &Record) -> Option<u64> {
 impl Subscription {
     /// As [`Receiver::collect`], for the next message if it has attachments. Returns whether it has.
     pub(super) fn collect_next_tagged(&mut self) -> Result<bool> {
-        let next = self.ring.next_tagged();
+        let next = self.ring.reader.next_tagged();
         self.drop_missed();
         let Some((record, number)) = self.judge(next)? else {
             return Ok(false);
         };
         self.collect_some(record.tag.attachments(), whole_size(&record), number)?;
-        self.ring.mark_collected();
+        self.ring.reader.mark_collected();
         Ok(true)
     }
 
     /// Drops the attachments of missed messages. To be called before this side shows that it has passed them: the publisher then takes
     /// them for read.
     pub(super) fn drop_missed(&mut self) {
-        if let Some(next) = self.ring.next_after_a_gap() {
-            self.shared.doorbell.drop_missed(next);
+        if !self.ring.collects {
+            return;
+        }
+        let before = mem::replace(&mut self.ring.missed, self.ring.reader.missed());
+        if before != self.ring.missed {
+            self.shared.doorbell.drop_missed(self.ring.reader.next_number());
         }
     }
 }

@@ -432,6 +432,13 @@ impl Shared {
         drop(self.end(end));
     }
 
+    /// As [`Shared::finish`]. Returns the error of the state in which the channel is then.
+    #[cold]
+    pub(super) fn end_as(&self, end: ChannelState) -> Result<()> {
+        self.finish(end);
+        self.check()
+    }
+
     /// As [`Shared::finish`], but does not yet notify the program. When this returns, the ring is wiped if it was exposed, and the
     /// peer is disconnected. Returns `None` if there is nothing to report.
     pub(crate) fn end(&self, end: ChannelState) -> Option<UnreportedEnd> {
@@ -539,6 +546,12 @@ impl Shared {
         }
     }
 
+    /// Notices a peer that is gone, although nothing is read.
+    pub(crate) fn check_peer(&self) {
+        self.doorbell.check_peer();
+        self.end_if_gone();
+    }
+
     /// Ends the channel if the line shows that the peer is gone.
     pub(crate) fn end_if_gone(&self) {
         if self.is_inherited() || !self.doorbell.is_gone() {
@@ -580,17 +593,10 @@ impl Shared {
             }
             // A peer wipes its memory when that was exposed, or when another thread of this side has ended the channel. What is read
             // from wiped memory is no violation.
-            match self.phase_of_peer().map(|phase| phase.step) {
-                Some(Step::Exposed) => {
-                    self.finish(ChannelState::ExposedAtPeer);
-                    self.check()?;
-                }
-                // A publisher overwrites what an evicted subscriber has not read.
-                Some(Step::Evicted) if self.subscribes => {
-                    self.finish(ChannelState::EvictedByPeer);
-                    self.check()?;
-                }
-                _ => {}
+            // A publisher overwrites what an evicted subscriber has not read.
+            let announced = self.phase_of_peer().and_then(|phase| self.end_by(phase.step));
+            if let Some(end @ (ChannelState::ExposedAtPeer | ChannelState::EvictedByPeer)) = announced {
+                self.end_as(end)?;
             }
             self.wait_for_end();
             if !self.peer_is_gone() {
@@ -658,8 +664,7 @@ impl Partner {
     /// The channel, if it is still open.
     pub(crate) fn open(&self) -> Option<Arc<Shared>> {
         let shared = self.shared.upgrade()?;
-        shared.doorbell.check_peer();
-        shared.end_if_gone();
+        shared.check_peer();
         shared.close_reason().is_none().then_some(shared)
     }
 }

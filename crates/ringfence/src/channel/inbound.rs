@@ -98,19 +98,6 @@ pub trait AnyInlet: Inlet {}
 
 impl<R: Inlet> AnyInlet for R {}
 
-/// Destroys the channel if it is dropped while its thread panics: the thread may have meant to receive more, and the peer must not take the
-/// end of the other half for a clean end.
-#[derive(Debug)]
-struct OnPanic(Arc<Shared>);
-
-impl Drop for OnPanic {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.0.finish(ChannelState::DestroyedHere);
-        }
-    }
-}
-
 /// The receiving half of a channel ([`Receiver`](crate::Receiver)) or of a broadcast ([`Subscription`](crate::Subscription)).
 #[derive(Debug)]
 pub struct Inbound<R> {
@@ -127,7 +114,6 @@ pub struct Inbound<R> {
     pub(super) incoming: Incoming,
     /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
-    _on_panic: OnPanic,
 }
 
 impl<R: Inlet> Inbound<R> {
@@ -140,7 +126,6 @@ impl<R: Inlet> Inbound<R> {
             woken_at: 0,
             round_start: 0,
             incoming: Incoming::default(),
-            _on_panic: OnPanic(shared.clone()),
             shared,
         }
     }
@@ -227,9 +212,9 @@ impl<R: Inlet> Inbound<R> {
             // The ring is overwritten, whether or not the publisher has stored that.
             self.shared.wait_for_end();
             if let Ok(Phase::EXPOSED) = self.phase() {
-                end_as(&self.shared, ChannelState::ExposedAtPeer)?;
+                self.shared.end_as(ChannelState::ExposedAtPeer)?;
             }
-            end_as(&self.shared, ChannelState::EvictedByPeer)?;
+            self.shared.end_as(ChannelState::EvictedByPeer)?;
         }
         self.shared.judge(Err(error))
     }
@@ -246,8 +231,7 @@ impl<R: Inlet> Inbound<R> {
         self.empty_polls += 1;
         if self.empty_polls >= POLLS_PER_LINE_CHECK {
             self.empty_polls = 0;
-            self.shared.doorbell.check_peer();
-            self.shared.end_if_gone();
+            self.shared.check_peer();
             self.check()?;
         }
         Ok(())
@@ -638,6 +622,10 @@ impl<R> Drop for Inbound<R> {
     fn drop(&mut self) {
         // The other half may keep the channel open.
         self.shared.doorbell.drop_attachments();
+        // The thread may have meant to receive more, and the peer must not take the end of the other half for a clean end.
+        if thread::panicking() {
+            self.shared.finish(ChannelState::DestroyedHere);
+        }
     }
 }
 
@@ -666,12 +654,6 @@ fn check_readable(shared: &Shared) -> Result<()> {
     }
 }
 
-#[cold]
-fn end_as(shared: &Shared, end: ChannelState) -> Result<()> {
-    shared.finish(end);
-    shared.check()
-}
-
 /// Compares the phases of both sides after a copy was made. `CAN_EVICT`: the peer can be a publisher.
 ///
 /// Before the peer wipes its ring, or overwrites what an evicted subscriber has not read, it stores that in its phase. If another thread
@@ -679,10 +661,10 @@ fn end_as(shared: &Shared, end: ChannelState) -> Result<()> {
 #[inline]
 pub(super) fn check_phases<const CAN_EVICT: bool>(shared: &Shared, peers: u64, own: u64) -> Result<()> {
     if peers == Phase::EXPOSED.word() {
-        return end_as(shared, ChannelState::ExposedAtPeer);
+        return shared.end_as(ChannelState::ExposedAtPeer);
     }
     if CAN_EVICT && peers == Phase::EVICTED.word() {
-        return end_as(shared, ChannelState::EvictedByPeer);
+        return shared.end_as(ChannelState::EvictedByPeer);
     }
     if own > Phase::ENDED.word() {
         return ended_concurrently(shared);

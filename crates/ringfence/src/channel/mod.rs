@@ -31,7 +31,7 @@ pub(crate) mod waiting;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -71,13 +71,17 @@ pub struct Channel {
 impl Channel {
     pub(crate) fn assemble(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Self {
         let opened = open(parts, on_end, options);
-        let reading = Link::new(&opened, ParkingSpot::READER, ParkingSpot::WRITER);
-        let writing = Link::new(&opened, ParkingSpot::WRITER, ParkingSpot::READER);
+        let link = |sleeper, waker| Link::new(&opened, opened.peer.clone(), sleeper, waker);
+        let reading = link(ParkingSpot::READER, ParkingSpot::WRITER);
+        let writing = link(ParkingSpot::WRITER, ParkingSpot::READER);
         let (own, peer, terms) = (opened.own, opened.peer, opened.terms);
         let (shared, known) = (opened.shared, opened.known);
         let mut ring = SpscWriter::new(own.clone(), peer.clone(), terms.own_capacity);
         ring.count_in(&shared.counters.sent);
-        shared.counters.set_capacity(terms.own_capacity);
+        shared
+            .counters
+            .capacity
+            .store(terms.own_capacity, Ordering::Relaxed);
         let mut consumer = SpscReader::new(own, peer, terms.peer_capacity, terms.longest_in);
         let accepts = options.attachments;
         if accepts.any() {

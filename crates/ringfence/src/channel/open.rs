@@ -93,18 +93,8 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// `sleeper` is the spot of this half, `waker` that of the peer's other half.
-    pub(crate) fn new(opened: &Opened, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
-        Self::between(opened, opened.peer.clone(), sleeper, waker)
-    }
-
-    /// As [`Link::new`], with the region in which the words of the peer's other half lie.
-    pub(crate) fn between(
-        opened: &Opened,
-        peer: PeerRegion,
-        sleeper: ParkingSpot,
-        waker: ParkingSpot,
-    ) -> Self {
+    /// `sleeper` is the spot of this half, `waker` that of the peer's other half, whose words lie in the region `peer`.
+    pub(crate) fn new(opened: &Opened, peer: PeerRegion, sleeper: ParkingSpot, waker: ParkingSpot) -> Self {
         let barriers = opened.barriers;
         let mut waker = Waker::new(opened.own.clone(), peer.clone(), waker, barriers);
         if !opened.process_registered {

@@ -476,7 +476,7 @@ where
     /// the message is under way, none of it counts as sent. If the waiting fails ([`Error::NoSpace`]), the message may be
     /// under way: [`Sender::under_way`](crate::Sender::under_way) tells, and [`Sender::send_part`](crate::Sender::send_part) continues it.
     pub fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.send_tagged(message, Tag::NONE, None)
+        self.send_all(message, &[], Tag::NONE, None)
     }
 
     /// Sends like [`Outbound::send`], up to a deadline, and then fails with [`Error::TimedOut`]. Nothing was sent then, unless
@@ -500,15 +500,7 @@ where
     /// # }
     /// ```
     pub fn send_until(&mut self, message: &[u8], deadline: Instant) -> Result<()> {
-        self.send_tagged(message, Tag::NONE, Some(deadline))
-    }
-
-    /// Sends like [`Outbound::send_until`]. `None`: without a deadline.
-    pub(crate) fn send_tagged(&mut self, message: &[u8], tag: Tag, deadline: Option<Instant>) -> Result<()> {
-        match R::send_part(self, message, tag, 0)? {
-            Progress::Whole => Ok(()),
-            Progress::Part(written) => self.send_after_wait(message, &[], tag, written, deadline),
-        }
+        self.send_all(message, &[], Tag::NONE, Some(deadline))
     }
 
     /// Sends a message with attachments like [`Outbound::send`].
@@ -537,7 +529,7 @@ where
     /// # }
     /// ```
     pub fn send_with(&mut self, message: &[u8], attachments: &[AttachmentRef<'_>]) -> Result<()> {
-        self.send_with_deadline(message, attachments, None)
+        self.send_all(message, attachments, Tag::NONE, None)
     }
 
     /// Sends like [`Outbound::send_with`], up to a deadline: see [`Outbound::send_until`].
@@ -550,19 +542,37 @@ where
         attachments: &[AttachmentRef<'_>],
         deadline: Instant,
     ) -> Result<()> {
-        self.send_with_deadline(message, attachments, Some(deadline))
+        self.send_all(message, attachments, Tag::NONE, Some(deadline))
     }
 
-    fn send_with_deadline(
+    /// Sends like [`Outbound::send_with_until`]. `None`: without a deadline.
+    #[inline]
+    pub(crate) fn send_all(
         &mut self,
         message: &[u8],
         attachments: &[AttachmentRef<'_>],
+        tag: Tag,
         deadline: Option<Instant>,
     ) -> Result<()> {
-        match R::send_part_with(self, message, attachments)? {
+        match self.send_more(message, attachments, tag, 0)? {
             Progress::Whole => Ok(()),
-            Progress::Part(0) => self.send_after_wait(message, attachments, Tag::NONE, 0, deadline),
-            Progress::Part(written) => self.send_after_wait(message, &[], Tag::NONE, written, deadline),
+            Progress::Part(written) => self.send_after_wait(message, attachments, tag, written, deadline),
+        }
+    }
+
+    /// Sends a message from the byte `written` on, as far as there is room. A message with attachments has no tag.
+    #[inline]
+    fn send_more(
+        &mut self,
+        message: &[u8],
+        attachments: &[AttachmentRef<'_>],
+        tag: Tag,
+        written: usize,
+    ) -> Result<Progress> {
+        if written > 0 || attachments.is_empty() {
+            R::send_part(self, message, tag, written)
+        } else {
+            R::send_part_with(self, message, attachments)
         }
     }
 
@@ -595,11 +605,7 @@ where
             if !self.wait_with(unsent, |outbound| outbound.wait(message.len(), deadline))?? {
                 return Err(Error::TimedOut);
             }
-            let sent = match unsent {
-                [] => R::send_part(self, message, tag, written)?,
-                unsent => R::send_part_with(self, message, unsent)?,
-            };
-            match sent {
+            match self.send_more(message, attachments, tag, written)? {
                 Progress::Whole => return Ok(()),
                 Progress::Part(bytes) => written = bytes,
             }

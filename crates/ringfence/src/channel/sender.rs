@@ -73,8 +73,7 @@ impl Outlet for Spsc {
 
     fn on_full(writing: &mut Writing<Self>, _size: usize) {
         if writing.link.must_check_line() {
-            writing.shared.doorbell.check_peer();
-            writing.shared.end_if_gone();
+            writing.shared.check_peer();
         }
     }
 
@@ -124,7 +123,8 @@ impl Outlet for Spsc {
         if let Some(mut writing) = outbound.writing.take()
             && !outbound.shared.is_inherited()
         {
-            outbound.shared.counters.set_used(writing.ring.used());
+            let used = writing.ring.used();
+            outbound.shared.counters.used.store(used, Ordering::Relaxed);
         }
     }
 
@@ -135,7 +135,7 @@ impl Outlet for Spsc {
         }
         if let Some(mut writing) = outbound.writing.take() {
             writing.ring.publish();
-            shared.counters.set_used(writing.ring.used());
+            shared.counters.used.store(writing.ring.used(), Ordering::Relaxed);
             if shared.end_sending() {
                 Self::wake_readers(&mut writing);
             }
@@ -164,7 +164,7 @@ impl Sender {
             && !shared.is_inherited()
         {
             ring.counted();
-            shared.counters.set_used(ring.used());
+            shared.counters.used.store(ring.used(), Ordering::Relaxed);
         }
         let mut stats = self.shared.counters.snapshot();
         if let (InProgress::Message(size, written), Some(_)) = (self.in_progress, &self.writing) {

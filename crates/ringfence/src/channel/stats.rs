@@ -70,11 +70,14 @@ pub(crate) struct Counters {
     pub(crate) attachments_received: AtomicU64,
     waits: AtomicU64,
     waited_micros: AtomicU64,
-    sleeps: AtomicU64,
+    /// How often a half went to sleep.
+    pub(crate) sleeps: AtomicU64,
     /// Counted by the line.
     wakeups: Arc<AtomicU64>,
-    used: AtomicU64,
-    capacity: AtomicU64,
+    /// Unread bytes in this side's ring.
+    pub(crate) used: AtomicU64,
+    /// Bytes of this side's ring.
+    pub(crate) capacity: AtomicU64,
 }
 
 impl Counters {
@@ -85,20 +88,6 @@ impl Counters {
         })
     }
 
-    /// Stores the capacity of this side's ring in bytes.
-    pub(crate) fn set_capacity(&self, capacity: u64) {
-        self.capacity.store(capacity, Ordering::Relaxed);
-    }
-
-    /// Counts that a half goes to sleep.
-    pub(crate) fn count_sleep(&self) {
-        self.sleeps.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(crate) fn sleeps(&self) -> u64 {
-        self.sleeps.load(Ordering::Relaxed)
-    }
-
     /// Counts a call that has waited for room since this moment.
     pub(crate) fn count_wait(&self, since: Instant) {
         let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -106,22 +95,10 @@ impl Counters {
         self.waited_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Returns the number of calls that had to wait, and their total wait in microseconds.
-    pub(crate) fn waits(&self) -> (u64, u64) {
-        let micros = self.waited_micros.load(Ordering::Relaxed);
-        (self.waits.load(Ordering::Relaxed), micros)
-    }
-
-    /// Stores the number of unread bytes in the ring.
-    pub(crate) fn set_used(&self, used: u64) {
-        self.used.store(used, Ordering::Relaxed);
-    }
-
     /// Returns the published counts.
     pub(crate) fn snapshot(&self) -> ChannelStats {
         let (messages_sent, bytes_sent) = self.sent.get();
         let (messages_received, bytes_received) = self.received.get();
-        let (waits, waited_micros) = self.waits();
         ChannelStats {
             messages_sent,
             bytes_sent,
@@ -129,10 +106,10 @@ impl Counters {
             bytes_received,
             attachments_sent: self.attachments_sent.load(Ordering::Relaxed),
             attachments_received: self.attachments_received.load(Ordering::Relaxed),
-            waits,
-            waited_micros,
+            waits: self.waits.load(Ordering::Relaxed),
+            waited_micros: self.waited_micros.load(Ordering::Relaxed),
             bells_rung: self.wakeups.load(Ordering::Relaxed),
-            sleeps: self.sleeps(),
+            sleeps: self.sleeps.load(Ordering::Relaxed),
             ring_used: self.used.load(Ordering::Relaxed),
             ring_capacity: self.capacity.load(Ordering::Relaxed),
             staged: 0,
@@ -176,19 +153,15 @@ mod tests {
     fn snapshot_returns_the_counts_of_both_halves() {
         let rung = Arc::new(AtomicU64::new(6));
         let counters = Counters::new(&rung);
-        counters.set_capacity(4096);
-        counters.set_used(72);
-        for _ in 0..3 {
-            counters.count_sleep();
-        }
+        counters.capacity.store(4096, Ordering::Relaxed);
+        counters.used.store(72, Ordering::Relaxed);
+        counters.sleeps.store(3, Ordering::Relaxed);
         let since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();
         counters.count_wait(since);
         counters.count_wait(since);
         rung.store(7, Ordering::Relaxed);
         let waited_micros = counters.snapshot().waited_micros;
         assert!(waited_micros >= 200_000_000, "{waited_micros}");
-        assert_eq!(counters.waits(), (2, waited_micros));
-        assert_eq!(counters.sleeps(), 3);
         let told = ChannelStats {
             waits: 2,
             waited_micros,

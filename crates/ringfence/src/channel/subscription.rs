@@ -1,7 +1,6 @@
 //! The ring of a publisher, as a subscription reads it.
 
 use std::{
-    mem,
     sync::{
         Arc,
         atomic::{Ordering, fence},
@@ -29,7 +28,7 @@ use crate::{
     ring::fan_out::readers::ReaderSlot,
     ring::message::Message,
     ring::read::{Packed, Reader, TRIES},
-    ring::record::{HEADER, Record},
+    ring::record::HEADER,
     wake::parking::ParkingSpot,
 };
 
@@ -71,7 +70,7 @@ pub struct SubscriptionStats {
 /// The ring of a publisher.
 #[derive(Debug)]
 pub struct BroadcastInlet {
-    reader: FanOutReader<PeerRegion, OwnRegion, Controls>,
+    pub(super) reader: FanOutReader<PeerRegion, OwnRegion, Controls>,
     /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
     end_known: bool,
     /// That phase was the orderly end: what is there is all that the publisher sends to this subscriber. Never revoked, whatever a
@@ -79,9 +78,9 @@ pub struct BroadcastInlet {
     ended: bool,
     known: KnownPeer,
     /// This side accepts attachments.
-    collects: bool,
+    pub(super) collects: bool,
     /// The missed messages whose attachments were dropped.
-    missed: u64,
+    pub(super) missed: u64,
     /// The lag when the ring was unmapped.
     last_lag: u64,
 }
@@ -114,7 +113,7 @@ impl Subscription {
     ) -> Result<Self> {
         let ReportedStart { start, tail } = beginning;
         let spot = ParkingSpot::reader_in(as_offset(start.slot.into()));
-        let link = Link::between(&opened, ring.clone(), spot, ParkingSpot::WRITER);
+        let link = Link::new(&opened, ring.clone(), spot, ParkingSpot::WRITER);
         let (shared, own, longest) = (opened.shared, opened.own, opened.terms.longest_out);
         // It never sends.
         shared.sending_ended.store(true, Ordering::Release);
@@ -198,7 +197,7 @@ impl Subscription {
             bytes_received,
             lost: ring.reader.lost(),
             lag: if over { ring.last_lag } else { ring.lag() },
-            sleeps: self.shared.counters.sleeps(),
+            sleeps: self.shared.counters.sleeps.load(Ordering::Relaxed),
             attachments_received: self.shared.counters.attachments_received.load(Ordering::Relaxed),
         }
     }
@@ -246,25 +245,6 @@ impl Subscription {
 }
 
 impl BroadcastInlet {
-    /// The next message with its number, if it has attachments.
-    pub(super) fn next_tagged(&mut self) -> Result<Option<(Record, u64)>> {
-        self.reader.next_tagged()
-    }
-
-    /// If messages were missed since the last call, and this side accepts attachments: the number of the next message.
-    pub(super) fn next_after_a_gap(&mut self) -> Option<u64> {
-        if !self.collects {
-            return None;
-        }
-        let missed = mem::replace(&mut self.missed, self.reader.missed());
-        (missed != self.missed).then(|| self.reader.next_number())
-    }
-
-    /// The attachments of that message were collected.
-    pub(super) fn mark_collected(&mut self) {
-        self.reader.mark_collected();
-    }
-
     #[inline]
     fn controls(&self) -> &Controls {
         self.reader.validity()

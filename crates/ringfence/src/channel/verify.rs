@@ -113,8 +113,7 @@ impl Verifier {
     fn check_open(&self) -> Result<()> {
         let shared = self.0.shared.upgrade();
         let shared = shared.ok_or(Error::Closed("the channel is closed"))?;
-        shared.doorbell.check_peer();
-        shared.end_if_gone();
+        shared.check_peer();
         shared.check()
     }
 }

@@ -9,7 +9,7 @@
 //! deadline, the end of what it waits for, and the death of its peer.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -78,7 +78,11 @@ pub trait Waits {
         }
         let ready = self.is_ready(what);
         if matches!(ready, Ok(false)) {
-            self.parking().shared.counters.count_sleep();
+            self.parking()
+                .shared
+                .counters
+                .sleeps
+                .fetch_add(1, Ordering::Relaxed);
             self.counted();
         } else {
             self.unpark();
@@ -248,9 +252,7 @@ impl<W: Waits> SpinThenPark for W {
     }
 
     fn check_line(&mut self) -> Result<()> {
-        let shared = self.parking().shared;
-        shared.doorbell.check_peer();
-        shared.end_if_gone();
+        self.parking().shared.check_peer();
         Ok(())
     }
 

@@ -95,12 +95,6 @@ impl Core {
         })
     }
 
-    /// Notices a peer that is gone, although nothing is read.
-    pub(super) fn end_if_gone(&self) {
-        self.shared.doorbell.check_peer();
-        self.shared.end_if_gone();
-    }
-
     /// Reports the error of a handler. The caller reports its own deadline.
     pub(crate) fn trace_failure(&self, error: &RemoteError) {
         if !error.is_late() {

@@ -254,7 +254,7 @@ impl CallContext {
         };
         // If no thread waits, no thread has read the cancellation, or has noticed the end of the channel.
         if let Some(mut receiver) = inner.receiver.take() {
-            self.core.end_if_gone();
+            self.core.shared.check_peer();
             // A local error leaves the answer to the cancellation in the queue.
             let _ = inner.read(&mut receiver).and_then(|_| inner.flush());
             inner.receiver = Some(receiver);
@@ -587,7 +587,7 @@ impl CallsHandle<Threads> {
             // The next read reports an error again.
             let _ = receiver.poll_line();
         } else if awaits_end {
-            self.core.end_if_gone();
+            self.core.shared.check_peer();
         }
         waited
     }

@@ -524,7 +524,7 @@ fn observed_cancellation_is_confirmed() {
         });
         for kind in [FrameKind::Request, FrameKind::Cancel] {
             let frame = Head::new(kind, 0).frame(b"");
-            assert!(other.sender().send_tagged(&frame, Tag::CALL, None).is_ok());
+            assert!(other.sender().send_all(&frame, &[], Tag::CALL, None).is_ok());
             if kind == FrameKind::Request {
                 was_started.recv().unwrap();
             }
@@ -690,7 +690,7 @@ fn too_many_requests_end_the_channel() {
         let reading = scope.spawn(|| one.receive());
         for id in 0..=2 * 16 * 1024 {
             let frame = Head::new(FrameKind::Request, id).frame(b"");
-            if other.sender().send_tagged(&frame, Tag::CALL, None).is_err() {
+            if other.sender().send_all(&frame, &[], Tag::CALL, None).is_err() {
                 break;
             }
         }

@@ -591,7 +591,7 @@ impl<S: Source> Merge<S> {
     fn found_empty(&mut self, place: usize) -> Result<()> {
         match self.source_mut(place).is_over() {
             Ok(true) => self.leave(place),
-            Ok(false) => self.turns.found_empty(place, false),
+            Ok(false) => self.turns.found_empty(place),
             Err(error) => self.failed(place, error)?,
         }
         Ok(())

@@ -111,27 +111,15 @@ impl Turns {
     }
 
     /// Ends the turn of a source that was found empty.
-    pub(super) fn found_empty(&mut self, place: usize, is_armed: bool) {
+    pub(super) fn found_empty(&mut self, place: usize) {
         self.cancel_turn(place);
         let is_fresh = self.queue_of(place) == Some(SourceQueue::Fresh);
-        if is_fresh && self.first(SourceQueue::Ready).is_some() {
-            self.push(SourceQueue::Ready, place);
+        let queue = if is_fresh && self.first(SourceQueue::Ready).is_some() {
+            SourceQueue::Ready
         } else {
-            self.rest(place, is_armed);
-        }
-    }
-
-    /// Moves a source without messages to the armed or the resting queue.
-    pub(super) fn rest(&mut self, place: usize, is_armed: bool) {
-        self.cancel_turn(place);
-        self.push(
-            if is_armed {
-                SourceQueue::Armed
-            } else {
-                SourceQueue::Resting
-            },
-            place,
-        );
+            SourceQueue::Resting
+        };
+        self.push(queue, place);
     }
 
     pub(super) fn remove(&mut self, place: usize) {
@@ -258,8 +246,7 @@ mod tests {
     #[test]
     fn rejoining_source_gets_a_full_turn() {
         for leaves in [
-            |turns: &mut Turns| turns.found_empty(0, false),
-            |turns: &mut Turns| turns.rest(0, true),
+            |turns: &mut Turns| turns.found_empty(0),
             |turns: &mut Turns| turns.remove(0),
         ] {
             let mut turns = of(1);
@@ -275,7 +262,7 @@ mod tests {
     #[test]
     fn removing_a_source_keeps_the_turn_of_another() {
         for leaves in [
-            |turns: &mut Turns| turns.rest(1, true),
+            |turns: &mut Turns| turns.found_empty(1),
             |turns: &mut Turns| turns.remove(1),
         ] {
             let mut turns = of(3);
