@@ -40,7 +40,7 @@ use crate::{
     peer::family::{ChildProcesses, Started, is_alive, is_exiting},
     signal::barriers,
     sys::{self, lock::Mutex},
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
 };
 
 /// The longest time that the line of a child may stay open after the child has exited: a process that another thread starts has a copy
@@ -330,7 +330,7 @@ impl ParentLine {
         deadline.wait_at(SILENT_CHILD, &awaited)?;
         // The child may have sent the reason before it exited, or another process may have a copy of the line for a moment.
         let end = Instant::now().checked_add(FORK_TO_EXEC);
-        if deadline.until(end).wait(&awaited[..1])? == Woken::TimedOut {
+        if !deadline.until(end).wait(&awaited[..1])? {
             return Err(Error::PeerLost(
                 "the child has exited and left its end of the line to another process; admit a descendant to let that one answer".into(),
             ));
@@ -341,7 +341,7 @@ impl ParentLine {
         // No process has the line. A launcher exits a moment after the last one that had it.
         let exit = exit.filter(|_| self.admit == Admit::Descendant);
         if let Some(child) = child
-            && (child.is_exiting() || (exit.is_some() && deadline.wait(exit.as_slice())? == Woken::Ready))
+            && (child.is_exiting() || (exit.is_some() && deadline.wait(exit.as_slice())?))
         {
             return Err(Error::ChildExited(child.pid));
         }

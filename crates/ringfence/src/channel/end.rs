@@ -31,7 +31,7 @@ use crate::{
     region::phase::{Phase, Step},
     signal::inbox::{OpenInbox, TokenSender},
     trace::TraceContext,
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
     wake::doorbell::{Doorbell, LineEnds},
 };
 
@@ -529,7 +529,7 @@ impl Shared {
         let ends = self.doorbell.ends();
         let watched: Vec<_> = ends.watched().collect();
         // A failed wait counts as one that timed out.
-        let answered = matches!(deadline.wait(&watched), Ok(Woken::Ready));
+        let answered = deadline.wait(&watched).unwrap_or(false);
         let phase = Phase::from_word(peer.load(layout::PHASE, Ordering::Acquire));
         self.doorbell.shut_both();
         // Kept until now for the alarm, which wipes it.

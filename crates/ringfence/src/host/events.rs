@@ -11,8 +11,8 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::{OwnerProcess, ProcessMutex},
+    wait::deadline::Deadline,
     wait::deadline::Wakeup,
-    wait::deadline::{Deadline, Woken},
 };
 
 /// A queue of events. Threads of this crate add events, and the program takes them.
@@ -104,7 +104,7 @@ impl<T> Events<T> {
             if let Some(event) = self.try_next()? {
                 return Ok(Some(event));
             }
-            if deadline.wait(&[(self.wakeup.as_fd(), PollFlags::POLLIN)])? == Woken::TimedOut {
+            if !deadline.wait(&[(self.wakeup.as_fd(), PollFlags::POLLIN)])? {
                 return Ok(None);
             }
         }

@@ -452,7 +452,7 @@ impl MemberWorker {
 fn with_retries<T>(stop: &Deadline, call: impl Fn() -> Result<T>) -> Result<T> {
     let mut retries = RetryBudget::default();
     loop {
-        match stop.check().and_then(|_| call()) {
+        match stop.check_cancelled().and_then(|()| call()) {
             Err(error @ Error::NoSpace { .. }) if retries.should_retry(&error) => retries.pause(),
             result => return result,
         }

@@ -27,7 +27,7 @@ use crate::{
     peer::namespace::{self, FixedNamespaces, InProc, MayHide, NamespaceComparison},
     peer::namespace::{KernelResult, read_text, unless_short},
     sys::{self, uninterrupted},
-    wait::deadline::{Deadline, Woken},
+    wait::deadline::Deadline,
     wait::threads,
 };
 
@@ -394,7 +394,7 @@ impl Peer {
         let Some(pidfd) = &self.pidfd else {
             return Ok(false);
         };
-        Ok(deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])? == Woken::Ready)
+        deadline.wait(&[(pidfd.as_fd(), PollFlags::POLLIN)])
     }
 
     /// Fails if the process has ended. A pidfd polls readable after the end, whether the process was reaped

@@ -32,15 +32,6 @@ pub fn wait_readable(descriptor: impl AsFd, cancel_token: &CancelToken) -> Resul
         .map(drop)
 }
 
-/// The reason why a wait ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Woken {
-    /// One of the descriptors is ready, or has failed, which the next read reports.
-    Ready,
-    /// The deadline has passed.
-    TimedOut,
-}
-
 /// A deadline, and the tokens that cancel the wait.
 #[derive(Debug, Clone)]
 pub(crate) struct Deadline {
@@ -98,11 +89,8 @@ impl Deadline {
     /// Whether a descriptor becomes readable within a time. Also `true` if the wait was cancelled, because
     /// the following read reports that.
     pub(crate) fn becomes_readable(&self, descriptor: BorrowedFd<'_>, within: Duration) -> bool {
-        let moment = Instant::now().checked_add(within);
-        !matches!(
-            self.until(moment).wait(&[(descriptor, PollFlags::POLLIN)]),
-            Ok(Woken::TimedOut)
-        )
+        let sooner = self.until(Instant::now().checked_add(within));
+        sooner.wait(&[(descriptor, PollFlags::POLLIN)]).unwrap_or(true)
     }
 
     /// The error of a handshake that is at this step when its deadline passes.
@@ -119,18 +107,28 @@ impl Deadline {
         step: &'static str,
         descriptors: &[(BorrowedFd<'_>, PollFlags)],
     ) -> Result<()> {
-        match self.wait(descriptors)? {
-            Woken::Ready => Ok(()),
-            Woken::TimedOut => Err(self.timed_out(step)),
+        if self.wait(descriptors)? {
+            Ok(())
+        } else {
+            Err(self.timed_out(step))
         }
     }
 
-    /// As [`Deadline::check`]. The deadline is an error.
+    /// Checks without waiting, for long computations. The deadline is an error. Fails with [`Error::Aborted`]
+    /// if cancelled.
     pub(crate) fn check_at(&self, step: &'static str) -> Result<()> {
-        match self.check()? {
-            Woken::Ready => Ok(()),
-            Woken::TimedOut => Err(self.timed_out(step)),
+        if !self.has_time_left() {
+            return Err(self.timed_out(step));
         }
+        self.check_cancelled()
+    }
+
+    /// Fails with [`Error::Aborted`] if cancelled.
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
+        if self.cancel_tokens.is_empty() {
+            return Ok(());
+        }
+        self.until(Some(Instant::now())).wait(&[]).map(drop)
     }
 
     /// Whether the deadline has not passed yet.
@@ -138,47 +136,28 @@ impl Deadline {
         self.at.is_none_or(|deadline| Instant::now() < deadline)
     }
 
-    /// Waits until one of the descriptors is ready. Fails with [`Error::Aborted`] if cancelled.
-    pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<Woken> {
+    /// Waits until one of the descriptors is ready, or has failed, which the next read reports. Returns `false`
+    /// if the deadline has passed. Fails with [`Error::Aborted`] if cancelled.
+    pub(crate) fn wait(&self, descriptors: &[(BorrowedFd<'_>, PollFlags)]) -> Result<bool> {
         let mut polled: Vec<PollFd<'_>> = self
             .cancel_tokens
             .iter()
             .map(|cancel_token| PollFd::new(cancel_token.as_fd(), PollFlags::POLLIN))
             .chain(descriptors.iter().map(|(fd, events)| PollFd::new(*fd, *events)))
             .collect();
-        match ready_by(self.at, |timeout| {
+        let waited = ready_by(self.at, |timeout| {
             poll(&mut polled, timeout).map(|ready| ready > 0)
-        }) {
-            // A caller that retries after a failed wait must still be cancelled.
-            Err(_) if self.cancel_tokens.iter().any(CancelToken::is_cancelled) => return Err(Error::Aborted),
-            Err(errno) => return Err(Error::poll("waiting for a descriptor", errno)),
-            Ok(false) => return Ok(Woken::TimedOut),
-            Ok(true) => {}
-        }
-        if polled
-            .iter()
-            .take(self.cancel_tokens.len())
-            .any(|fd| fd.any() == Some(true))
-        {
+        });
+        let mut tokens = polled.iter().take(self.cancel_tokens.len());
+        // A caller that retries after a failed wait must still be cancelled.
+        let is_cancelled = match waited {
+            Ok(_) => tokens.any(|fd| fd.any() == Some(true)),
+            Err(_) => self.cancel_tokens.iter().any(CancelToken::is_cancelled),
+        };
+        if is_cancelled {
             return Err(Error::Aborted);
         }
-        Ok(Woken::Ready)
-    }
-
-    /// Checks the deadline without waiting, for long computations. Fails with [`Error::Aborted`] if
-    /// cancelled.
-    pub(crate) fn check(&self) -> Result<Woken> {
-        if self.at.is_some_and(|deadline| deadline <= Instant::now()) {
-            return Ok(Woken::TimedOut);
-        }
-        if self.cancel_tokens.is_empty() {
-            return Ok(Woken::Ready);
-        }
-        let now = Self {
-            at: Some(Instant::now()),
-            ..self.clone()
-        };
-        now.wait(&[]).map(|_| Woken::Ready)
+        waited.map_err(|errno| Error::poll("waiting for a descriptor", errno))
     }
 
     /// Sleeps for a time, or until cancelled.
