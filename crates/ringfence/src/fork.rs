@@ -192,20 +192,12 @@ impl<T: Default + Send + Sync + 'static> PerProcess<T> {
 /// A byte that reads as [`ForkMark::INHERITED`] in a child. It doubles as the state that calls read anyway, so the check
 /// costs them nothing.
 pub(crate) struct ForkMark {
-    cell: Cell,
+    cell: &'static AtomicU8,
     owner: OwnerProcess,
 }
 
-#[derive(Clone, Copy)]
-struct Cell(NonNull<AtomicU8>);
-
-// SAFETY: it points to an atomic byte of a page that is never unmapped.
-unsafe impl Send for Cell {}
-// SAFETY: as above.
-unsafe impl Sync for Cell {}
-
 /// Free bytes, in pages that are never unmapped.
-static CELLS: PerProcess<Mutex<Vec<Cell>>> = PerProcess::new();
+static CELLS: PerProcess<Mutex<Vec<&'static AtomicU8>>> = PerProcess::new();
 
 impl ForkMark {
     /// The value of a mark in a child. The process that made it never stores this value.
@@ -224,8 +216,8 @@ impl ForkMark {
         let mut cells = CELLS.get()?.lock();
         if cells.is_empty() {
             let page = wiped_page().map_err(no_page)?.cast::<AtomicU8>();
-            // SAFETY: all offsets are within the page, and a zero byte is a valid atomic.
-            cells.extend((0..PAGE).map(|at| Cell(unsafe { page.add(at) })));
+            // SAFETY: all offsets are within the page, which is never unmapped, and a zero byte is a valid atomic.
+            cells.extend((0..PAGE).map(|at| unsafe { page.add(at).as_ref() }));
         }
         let cell = cells.pop().ok_or_else(inherited)?;
         let mark = Self { cell, owner };
@@ -239,8 +231,7 @@ impl Deref for ForkMark {
 
     #[inline]
     fn deref(&self) -> &AtomicU8 {
-        // SAFETY: see `Cell`.
-        unsafe { self.cell.0.as_ref() }
+        self.cell
     }
 }
 

@@ -370,7 +370,7 @@ fn handshake_error(
         .is_some_and(|((pid, _), pidfd)| is_exiting(*pid) || !is_alive(pidfd));
     if let (Admit::Descendant, Some(pidfd)) = (admit, pidfd) {
         // Best effort: it may have exited, or have become another user's.
-        let _ = sys::process::signal(pidfd, Signal::SIGKILL);
+        let _ = sys::signal::pidfd_signal(pidfd, Signal::SIGKILL as i32, None);
     }
     let is_child = |child: &&Started| match answered {
         Some((pid, _)) => *pid == child.pid,

@@ -94,8 +94,9 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
     object.remove_permissions(record)?;
     let fd = InFlightDescriptor::new(&object)?;
     record.met(IN_FLIGHT, "a socket of the publisher's own");
+    let region = object.region.clone();
     // From here on it is in no table of descriptors.
-    let region = object.into_region();
+    drop(object);
     region.in_use(supports_barriers);
     let readers = Arc::new(Readers::new(region.clone(), OwnRegion::detached(), MAX_READERS));
     let watches = Arc::new(Watches::new()?);

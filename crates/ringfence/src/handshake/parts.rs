@@ -101,34 +101,27 @@ pub(crate) struct Parts {
 /// closed. Otherwise a peer that has received READY could have a channel already, and would take this process
 /// for dead.
 #[derive(Debug)]
-pub(crate) struct Unopened {
-    region: OwnRegion,
-    opened: bool,
-}
+pub(crate) struct Unopened(Option<OwnRegion>);
 
 impl Unopened {
     pub(crate) fn new(region: OwnRegion) -> Self {
-        Self {
-            region,
-            opened: false,
-        }
+        Self(Some(region))
     }
 
     /// Returns the region to a channel, which marks its own end.
     pub(crate) fn open(mut self) -> OwnRegion {
-        self.opened = true;
-        self.region.clone()
+        self.0.take().expect("it is opened once, and dropped then")
     }
 }
 
 impl Drop for Unopened {
     fn drop(&mut self) {
-        if !self.opened {
+        if let Some(region) = &self.0 {
             let closed = Phase {
                 step: Step::Closed,
                 ended: false,
             };
-            self.region.store(layout::PHASE, closed.word(), Ordering::Release);
+            region.store(layout::PHASE, closed.word(), Ordering::Release);
         }
     }
 }

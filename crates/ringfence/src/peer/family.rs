@@ -101,7 +101,7 @@ impl Pidfd {
     fn kill(&self) -> bool {
         match self.get() {
             Some(pidfd) => matches!(
-                sys::process::signal(&*pidfd, Signal::SIGKILL),
+                sys::signal::pidfd_signal(&*pidfd, Signal::SIGKILL as i32, None),
                 Ok(()) | Err(Errno::ESRCH)
             ),
             None => self
@@ -473,7 +473,9 @@ impl Process {
         let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(self.pid)) else {
             return false;
         };
-        self.is_running() && is_alive(&pidfd) && sys::process::signal(&pidfd, signal).is_ok()
+        self.is_running()
+            && is_alive(&pidfd)
+            && sys::signal::pidfd_signal(&pidfd, signal as i32, None).is_ok()
     }
 
     /// Whether no thread of it is left, or only one that is exiting.

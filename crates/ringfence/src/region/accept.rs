@@ -199,7 +199,8 @@ impl Checks<'_> {
     }
 
     pub(super) fn access(&mut self, descriptor: &OwnedFd) -> Result<()> {
-        let flags = sys::file::open_flags(descriptor).map_err(|errno| unsound("access", "O_RDWR", errno))?;
+        let flags =
+            fcntl(descriptor, FcntlArg::F_GETFL).map_err(|errno| unsound("access", "O_RDWR", errno))?;
         self.require(
             "access",
             || "O_RDWR".into(),

@@ -72,21 +72,17 @@ impl SharedObject {
         deadline: &Deadline,
         record: &mut EvidenceLog,
     ) -> Result<Self> {
-        let ObjectSpec {
-            backing,
-            name,
-            capacity,
-            signal,
-            peer,
-        } = *wanted;
-        retry_exposed(|| match backing {
-            Backing::Memfd => Self::seal(Blank::create(name, capacity, deadline)?, wanted, record),
+        retry_exposed(|| match wanted.backing {
+            Backing::Memfd => {
+                let blank = Blank::create(wanted.name, wanted.capacity, deadline)?;
+                Self::seal(blank, wanted, record)
+            }
             // The lease belongs to the same open file that the peer receives. Through it the peer could make
             // the kernel send any other signal, even one that terminates this process. A peer of the same
             // user can do that anyway.
             Backing::Shm => {
-                let signal = (peer == geteuid().as_raw()).then_some(signal);
-                Self::create_shm(capacity, signal, deadline, record)
+                let signal = (wanted.peer == geteuid().as_raw()).then_some(wanted.signal);
+                Self::create_shm(wanted.capacity, signal, deadline, record)
             }
         })
     }
@@ -167,11 +163,6 @@ impl SharedObject {
             ));
         }
         Ok(())
-    }
-
-    /// Closes the descriptor and returns the region: from here on only the mapping exists.
-    pub(crate) fn into_region(self) -> OwnRegion {
-        self.region
     }
 }
 

@@ -43,7 +43,7 @@ use nix::{
 use crate::{
     error::{Error, OrSystem, Result, errno, is_shortage},
     fork::PerProcess,
-    signal::claim::{Handler, SignalClaim},
+    signal::claim::SignalClaim,
     sys,
     sys::lock::Mutex,
 };
@@ -205,7 +205,7 @@ impl Tripwire {
     /// process uses the signal itself. [`Error::Unsupported`].
     pub(crate) fn arm(object: impl AsFd, signal: c_int) -> Result<Self> {
         let file = fstat(&object).or_system("inspecting the shared object (fstat)")?;
-        let claim = SignalClaim::new(Some(signal), Handler::Alarm(check_wires))?;
+        let claim = SignalClaim::with_alarm(signal, check_wires)?;
         let wires = WIRES.get()?;
         let (major, minor) = (major(file.st_dev), minor(file.st_dev));
         let wire = Arc::new(Wire {

@@ -79,7 +79,7 @@ impl OwnStorage {
     /// `barriers`: this process receives membarrier(2) and can issue it. If that becomes true later, the producer calls this again
     /// and makes a full fence: either the alarm finds that it must make a barrier, or the producer finds the flag.
     pub(crate) fn in_use(&self, barriers: bool) {
-        self.protected.use_barriers(barriers);
+        self.protected.has_barriers.store(barriers, Ordering::Relaxed);
         self.used.store(true, Ordering::Release);
     }
 
@@ -236,10 +236,6 @@ pub(super) struct ProtectedRange {
 }
 
 impl ProtectedRange {
-    pub(super) fn use_barriers(&self, can: bool) {
-        self.has_barriers.store(can, Ordering::Relaxed);
-    }
-
     #[inline]
     pub(super) fn is_short(length: usize) -> bool {
         length < LONG

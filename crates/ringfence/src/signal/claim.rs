@@ -39,27 +39,21 @@ use crate::{
     wait::threads::mark_own_thread,
 };
 
-/// A function that is called for received signals, on the thread that received them. A process has at most
-/// one of each kind.
-#[derive(Clone, Copy)]
-pub(crate) enum Handler {
-    /// Handles signals from the kernel. Their codes are above 0, which no process can set for another
-    /// (rt_sigqueueinfo(2)), although a process can make the kernel send such a signal (`F_SETOWN_EX`). Also
-    /// called for SIGIO, which the kernel sends instead if the signal queue is full (fcntl(2), `F_SETSIG`).
-    /// Returns the delay after which it wants to be called again, if at all.
-    Alarm(Alarm),
-    /// Handles signals sent by processes. Returns whether the signal was for a channel of this process.
-    Queued(fn(&SignalInfo) -> bool),
-}
-
+/// Handles signals from the kernel, on the thread that received them. Their codes are above 0, which no process
+/// can set for another (rt_sigqueueinfo(2)), although a process can make the kernel send such a signal
+/// (`F_SETOWN_EX`). Also called for SIGIO, which the kernel sends instead if the signal queue is full (fcntl(2),
+/// `F_SETSIG`). Returns the delay after which it wants to be called again, if at all.
 type Alarm = fn() -> Option<Duration>;
+
+/// Handles signals sent by processes, on the same thread. Returns whether the signal was for a channel of this process.
+type Deliver = fn(&SignalInfo) -> bool;
 
 /// The claimed numbers of a process, and the handlers of their signals.
 #[derive(Default)]
 struct ClaimedSignals {
     threads: Mutex<Vec<SignalThread>>,
-    alarms: OnceLock<Alarm>,
-    queued: OnceLock<fn(&SignalInfo) -> bool>,
+    alarm: OnceLock<Alarm>,
+    deliver: OnceLock<Deliver>,
     strays: Strays,
 }
 
@@ -67,7 +61,7 @@ static CLAIMED: PerProcess<ClaimedSignals> = PerProcess::new();
 
 /// Calls the alarm handler. Returns the time at which it must be called again, if it needs another call.
 fn alarm() -> Option<Instant> {
-    let alarm = CLAIMED.existing().and_then(|numbers| numbers.alarms.get())?;
+    let alarm = CLAIMED.existing().and_then(|numbers| numbers.alarm.get())?;
     Some(Instant::now() + alarm()?)
 }
 
@@ -210,20 +204,14 @@ fn check_free(number: c_int) -> Result<()> {
 
 impl SignalClaim {
     /// Claims a number, or the first unused one if `number` is `None`. (For example, another copy of this
-    /// crate in the same process may have the usual number.) From now on `listener` is called.
+    /// crate in the same process may have the usual number.)
     ///
     /// # Errors
     ///
     /// [`Error::InvalidArgument`] as for [`check`]. [`Error::NoSpace`] if no thread can be created.
-    pub(crate) fn new(number: Option<c_int>, listener: Handler) -> Result<Self> {
+    fn new(number: Option<c_int>) -> Result<Self> {
         let owner = OwnerProcess::current()?;
-        let numbers = CLAIMED.get()?;
-        // A listener that was registered before is of the same kind, and so the same function.
-        let _ = match listener {
-            Handler::Alarm(alarm) => numbers.alarms.set(alarm).is_ok(),
-            Handler::Queued(handle) => numbers.queued.set(handle).is_ok(),
-        };
-        let mut threads = numbers.threads.lock();
+        let mut threads = CLAIMED.get()?.threads.lock();
         if let Some(number) = number {
             check_range(number)?;
             return Self::of(&mut threads, number, owner);
@@ -235,6 +223,18 @@ impl SignalClaim {
             }
         }
         Err(all_in_use())
+    }
+
+    /// As [`SignalClaim::new`], for a caller that handles signals from the kernel.
+    pub(crate) fn with_alarm(number: c_int, alarm: Alarm) -> Result<Self> {
+        CLAIMED.get()?.alarm.get_or_init(|| alarm);
+        Self::new(Some(number))
+    }
+
+    /// As [`SignalClaim::new`], for a caller that handles signals from processes.
+    pub(crate) fn with_delivery(number: Option<c_int>, deliver: Deliver) -> Result<Self> {
+        CLAIMED.get()?.deliver.get_or_init(|| deliver);
+        Self::new(number)
     }
 
     fn of(threads: &mut Vec<SignalThread>, number: c_int, owner: OwnerProcess) -> Result<Self> {
@@ -266,7 +266,9 @@ impl SignalClaim {
         let ticket = self.progress.request();
         // SIGIO needs no room in the queue and carries no data. Sending it fails only if the thread has
         // ended.
-        if !self.queue_mark(ticket) && sys::signal::signal_thread(self.thread, libc::SIGIO).is_err() {
+        if !self.queue_mark(ticket)
+            && sys::signal::signal_thread(getpid().as_raw(), self.thread, libc::SIGIO).is_err()
+        {
             return;
         }
         self.progress.wait_for(ticket);
@@ -311,7 +313,7 @@ impl Drop for SignalClaim {
         let thread = threads.swap_remove(index);
         thread.is_over.store(true, Ordering::Release);
         // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
-        let signalled = sys::signal::signal_thread(thread.thread, libc::SIGIO);
+        let signalled = sys::signal::signal_thread(getpid().as_raw(), thread.thread, libc::SIGIO);
         restore_disposition(self.number);
         drop(threads);
         // A handler that runs on a signal thread may drop the last claim of this or of another number. Then
@@ -526,8 +528,8 @@ fn handle(received: &SignalInfo, progress: &ThreadProgress, next_alarm: &mut Opt
     } else if let Some(ticket) = progress.ticket(received) {
         progress.reached(ticket);
     } else {
-        let queued = CLAIMED.existing().and_then(|numbers| numbers.queued.get());
-        if queued.is_none_or(|handle| !handle(received)) {
+        let deliver = CLAIMED.existing().and_then(|numbers| numbers.deliver.get());
+        if deliver.is_none_or(|deliver| !deliver(received)) {
             count_stray(received.signal);
         }
     }

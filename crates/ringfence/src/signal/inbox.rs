@@ -21,7 +21,7 @@ use subtle::ConstantTimeEq as _;
 use crate::{
     error::{Error, OrSystem, Result},
     fork::{OwnerProcess, PerProcess, ProcessMutex},
-    signal::claim::{Handler, SignalClaim, strays},
+    signal::claim::{SignalClaim, strays},
     sys::lock::Mutex,
     sys::{self, signal::SignalInfo},
     wait::deadline::Wakeup,
@@ -205,9 +205,9 @@ pub(crate) struct OpenInbox {
 }
 
 impl OpenInbox {
-    /// Opens an inbox for signals of this number, or of an unused one. Fails as [`SignalClaim::new`] does.
+    /// Opens an inbox for signals of this number, or of an unused one. Fails as [`SignalClaim::with_delivery`] does.
     pub(crate) fn open(number: Option<i32>) -> Result<Self> {
-        let claim = SignalClaim::new(number, Handler::Queued(deliver))?;
+        let claim = SignalClaim::with_delivery(number, deliver)?;
         let secret = sys::process::bytes().or_system("random bytes")?;
         Self::register(claim.number, Secret(secret), Some(Arc::new(claim)))
     }
@@ -368,11 +368,11 @@ fn queue(
 ) -> Result<(), Errno> {
     match sys::process::pidfd_open_thread(thread) {
         Ok(pidfd) => {
-            sys::signal::may_signal(process, thread)?;
+            sys::signal::signal_thread(process, thread, 0)?;
             if !is_there() {
                 return Err(Errno::ESRCH);
             }
-            sys::signal::pidfd_queue_signal(&pidfd, info)
+            sys::signal::pidfd_signal(&pidfd, info.signal, Some(info))
         }
         Err(Errno::ESRCH) => Err(Errno::ESRCH),
         // Before Linux 6.9, or no descriptor is left. A wrong delivery would need both numbers to be reused

@@ -1,4 +1,4 @@
-//! Open files: their flags and locks, and reading of the kernel's text files.
+//! Open files: their locks and leases, and reading of the kernel's text files.
 
 use std::{
     os::fd::{AsFd, AsRawFd},
@@ -55,12 +55,6 @@ pub(crate) fn value_in<'a>(text: &'a str, name: &str) -> Option<&'a str> {
 pub(crate) fn numbers_in<T: FromStr>(text: &str, name: &str) -> Option<Vec<T>> {
     let numbers = value_in(text, name)?.split_whitespace();
     numbers.map(|number| number.parse().ok()).collect()
-}
-
-/// Returns the status flags of an open file (`F_GETFL`), which include its access mode.
-pub(crate) fn open_flags(file: impl AsFd) -> Result<c_int, Errno> {
-    // SAFETY: F_GETFL takes no argument and touches no memory of ours.
-    uninterrupted(|| Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GETFL) }))
 }
 
 /// Takes an exclusive lock on an open file (flock(2)); succeeds if it already has the lock. Fails with

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use nix::{
     errno::Errno,
     libc::{self, c_int},
-    sys::{signal::Signal, stat::stat},
+    sys::stat::stat,
     unistd::Pid,
 };
 
@@ -30,22 +30,6 @@ pub(crate) fn pidfd_open(pid: Pid) -> Result<OwnedFd, Errno> {
 pub(crate) fn pidfd_open_thread(thread: libc::pid_t) -> Result<OwnedFd, Errno> {
     // `PIDFD_THREAD` has the value of `O_EXCL`.
     pidfd_open_with(thread, libc::O_EXCL)
-}
-
-/// Sends a signal to a process (pidfd_send_signal(2), Linux 5.1).
-pub(crate) fn signal(pidfd: impl AsFd, signal: Signal) -> Result<(), Errno> {
-    let no_info = std::ptr::null::<libc::siginfo_t>();
-    // SAFETY: with a null pointer in place of the information, the call touches no memory of ours.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_fd().as_raw_fd(),
-            signal as c_int,
-            no_info,
-            0,
-        )
-    };
-    Errno::result(result).map(drop)
 }
 
 fn pidfd_open_with(id: libc::pid_t, flags: c_int) -> Result<OwnedFd, Errno> {
@@ -148,16 +132,16 @@ pub(crate) fn is_user_namespace_below(namespace: impl AsFd) -> Result<bool, Errn
 const MEMBARRIER_GLOBAL_EXPEDITED: c_int = 1 << 1;
 const MEMBARRIER_REGISTER_GLOBAL_EXPEDITED: c_int = 1 << 2;
 
-fn membarrier(command: c_int) -> Result<(), Errno> {
+fn membarrier(command: c_int) -> Result<i64, Errno> {
     // SAFETY: membarrier takes integers and touches no memory of ours.
-    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) }).map(drop)
+    Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) })
 }
 
 /// Registers this process to receive the barriers of other processes. Idempotent. The registration lasts as
 /// long as the process and costs nothing until a process issues a barrier. It lets a producer publish without
 /// a fence.
 pub(crate) fn accept_barriers() -> Result<(), Errno> {
-    membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED)
+    membarrier(MEMBARRIER_REGISTER_GLOBAL_EXPEDITED).map(drop)
 }
 
 /// Whether this process has only one thread. `false` if /proc does not show its threads.
@@ -168,14 +152,13 @@ pub(crate) fn has_one_thread() -> bool {
 
 /// Issues a full memory barrier on every running thread of every registered process.
 pub(crate) fn issue_barrier() -> Result<(), Errno> {
-    membarrier(MEMBARRIER_GLOBAL_EXPEDITED)
+    membarrier(MEMBARRIER_GLOBAL_EXPEDITED).map(drop)
 }
 
 /// Whether the kernel supports the barriers that this crate uses (membarrier(2), `MEMBARRIER_CMD_QUERY`).
 pub(crate) fn supports_barriers() -> Result<bool, Errno> {
     const QUERY: c_int = 0;
-    // SAFETY: membarrier takes integers and touches no memory of ours.
-    let known = Errno::result(unsafe { libc::syscall(libc::SYS_membarrier, QUERY, 0, 0) })?;
+    let known = membarrier(QUERY)?;
     let wanted = i64::from(MEMBARRIER_GLOBAL_EXPEDITED | MEMBARRIER_REGISTER_GLOBAL_EXPEDITED);
     Ok(known & wanted == wanted)
 }

@@ -137,26 +137,19 @@ pub(crate) fn queue_signal(
     Errno::result(result).map(drop)
 }
 
-/// Queues a signal to the target of a pidfd: one thread if `pidfd_open_thread` has opened it
-/// (pidfd_send_signal(2)).
-pub(crate) fn pidfd_queue_signal(pidfd: impl AsFd, info: &SignalInfo) -> Result<(), Errno> {
-    let (number, raw) = (info.signal, info.to_kernel());
+/// Sends a signal, with data if there are any, to the target of a pidfd: a process, or one thread if
+/// `pidfd_open_thread` has opened it (pidfd_send_signal(2), Linux 5.1).
+pub(crate) fn pidfd_signal(pidfd: impl AsFd, signal: c_int, info: Option<&SignalInfo>) -> Result<(), Errno> {
+    let raw = info.map(|info| info.to_kernel());
+    let info = raw.as_ref().map_or(ptr::null(), ptr::from_ref);
     let pidfd = pidfd.as_fd().as_raw_fd();
-    // SAFETY: the kernel reads one siginfo; the flags are 0.
-    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, number, &raw const raw, 0) };
+    // SAFETY: the kernel reads one siginfo, if there is one; the flags are 0.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, info, 0) };
     Errno::result(result).map(drop)
 }
 
-/// Checks that this process may send a signal to that thread of that process. Sends none (tgkill(2), signal
-/// 0).
-pub(crate) fn may_signal(process: libc::pid_t, thread: libc::pid_t) -> Result<(), Errno> {
-    // SAFETY: tgkill takes three integers.
-    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, 0) }).map(drop)
-}
-
-/// Sends a signal to one thread of this process (tgkill(2)).
-pub(crate) fn signal_thread(thread: libc::pid_t, signal: c_int) -> Result<(), Errno> {
-    let process = nix::unistd::getpid().as_raw();
+/// Sends a signal to one thread of a process (tgkill(2)). Signal 0 only checks whether this process may.
+pub(crate) fn signal_thread(process: libc::pid_t, thread: libc::pid_t, signal: c_int) -> Result<(), Errno> {
     // SAFETY: tgkill takes three integers.
     Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, process, thread, signal) }).map(drop)
 }
