@@ -102,6 +102,9 @@ pub(crate) trait Outlet: Debug + Sized {
     /// See [`Outbound::arm`].
     fn arm(outbound: &mut Outbound<Self>, size: usize) -> Result<bool>;
 
+    /// See [`Outbound::disarm`].
+    fn disarm(outbound: &mut Outbound<Self>);
+
     /// A call has waited for room since then. `failed`: its message is given up.
     fn count_wait(outbound: &mut Outbound<Self>, since: Instant, failed: bool);
 
@@ -415,13 +418,18 @@ impl<R: Outlet> Outbound<R> {
     }
 
     /// For event loops: reports that this half sleeps until a message of `size` bytes finds room. `true`: it does not now; wait for the
-    /// descriptor ([`AsFd`](std::os::fd::AsFd)) to be readable, then call `poll_line` and `disarm`. `false`: there is room.
+    /// descriptor ([`AsFd`](std::os::fd::AsFd)) to be readable, then call `poll_line` and [`disarm`](Outbound::disarm). `false`: there is room.
     ///
     /// # Errors
     /// As [`Outbound::try_send`]; at a channel [`Error::NoSpace`] also if another thread has slept in a call since before there was a
     /// loop, and there are no descriptors left to notify the loop.
     pub fn arm(&mut self, size: usize) -> Result<bool> {
         R::arm(self, size)
+    }
+
+    /// Reports that this half is awake.
+    pub fn disarm(&mut self) {
+        R::disarm(self);
     }
 
     /// Reports that this half sleeps, like [`Outbound::arm`], until a message of `size` bytes with these attachments, which was refused,

@@ -115,6 +115,10 @@ impl Outlet for Spsc {
         outbound.arm_for(size)
     }
 
+    fn disarm(outbound: &mut Sender) {
+        outbound.unpark();
+    }
+
     fn count_wait(outbound: &mut Sender, since: Instant, _failed: bool) {
         outbound.shared.counters.count_wait(since);
     }
@@ -191,11 +195,6 @@ impl Sender {
             InProgress::Message(_, written) => Some(written),
             _ => None,
         }
-    }
-
-    /// Reports that this half is awake.
-    pub fn disarm(&mut self) {
-        self.unpark();
     }
 
     /// Reads the wakeups on the line, and notices a peer that is gone: see [`Sender::close_reason`].

@@ -191,6 +191,14 @@ impl Outlet for FanOut {
         room.map(|room| !room)
     }
 
+    fn disarm(outbound: &mut Broadcaster) {
+        if let Some(writing) = &mut outbound.writing
+            && outbound.shared.in_owner_process()
+        {
+            writing.link.sleeper.unpark();
+        }
+    }
+
     fn count_wait(outbound: &mut Broadcaster, since: Instant, failed: bool) {
         if failed {
             outbound.give_up();
@@ -357,15 +365,6 @@ impl Broadcaster {
             self.shared.check_subscriber(*number, true);
         }
         found.is_some()
-    }
-
-    /// Reports that this half is awake.
-    pub fn disarm(&mut self) {
-        if let Some(writing) = &mut self.writing
-            && self.shared.in_owner_process()
-        {
-            writing.link.sleeper.unpark();
-        }
     }
 
     /// Reads the wakeups of the subscribers, and releases those that have gone.

@@ -39,7 +39,7 @@ impl Channel {
     pub fn into_calls(self) -> Result<Calls> {
         let (line, channel) = self.into_parts();
         let core = Arc::new(Core::new(channel)?);
-        let receiver = core.lock()?.take_receiver();
+        let receiver = core.lock()?.receiver.take().expect("no driver has it");
         tokio::spawn(Driver {
             core: Arc::clone(&core),
             line,
@@ -100,7 +100,7 @@ impl Future for Driver {
             let Ok(mut inner) = core.lock() else {
                 return Poll::Ready(());
             };
-            if inner.is_abandoned() {
+            if inner.is_abandoned {
                 return Poll::Ready(());
             }
             inner.driver = None;
@@ -124,7 +124,7 @@ impl Drop for Driver {
     fn drop(&mut self) {
         // The runtime may end while calls are pending.
         if let Ok(mut inner) = self.core.lock()
-            && !inner.is_abandoned()
+            && !inner.is_abandoned
             && !inner.state.has_ended()
         {
             inner.fail(Error::unsupported("a runtime of Tokio, which has ended"));
@@ -379,7 +379,8 @@ struct WaitingMessage<'a>(&'a Core, Place);
 impl Drop for WaitingMessage<'_> {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.0.lock() {
-            inner.retract(self.1);
+            let has_started = inner.written > 0;
+            inner.state.retract(self.1, has_started);
         }
     }
 }

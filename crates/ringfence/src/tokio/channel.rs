@@ -85,7 +85,7 @@ impl Channel {
     pub fn split(self) -> (Sender, Receiver) {
         let (sender, receiver) = self.inner.split();
         (
-            Sender::new(Arc::clone(&self.line), sender),
+            Sender::with_line(Arc::clone(&self.line), sender),
             Receiver::on(self.line, receiver),
         )
     }

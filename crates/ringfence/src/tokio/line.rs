@@ -9,7 +9,7 @@ use std::{
     any::Any,
     io,
     mem::ManuallyDrop,
-    os::fd::{AsFd, AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, Wake, Waker, ready},
 };
@@ -25,7 +25,6 @@ use crate::{
     error::{Error, OrSystem, Result, errno},
     fork::OwnerProcess,
     wait::deadline::readable,
-    wake::doorbell::Doorbell,
 };
 
 /// The half that waits.
@@ -80,24 +79,14 @@ impl Wake for HalfWakers {
     }
 }
 
-/// The reason why a half has woken.
-#[derive(Debug)]
-enum LineEvent<'a> {
-    /// The line is readable or has ended, or the peer's process has exited.
-    Line {
-        bell: Option<Readable<'a>>,
-        exit: Option<Readable<'a>>,
-    },
-    /// The other half has read the line in the meantime.
-    ReadByOtherHalf,
-}
-
 impl Line {
     pub(super) fn new(shared: &Arc<Shared>) -> Result<Arc<Self>> {
         let half_wakers = Arc::new(HalfWakers::default());
+        // Not every kernel has pidfds.
+        let pidfd = shared.doorbell.pidfd();
         Ok(Arc::new(Self {
-            bell: Watched::line_of(shared)?,
-            exit: Watched::process_of(shared)?,
+            bell: Watched::of(shared, shared.doorbell.try_line()?)?,
+            exit: pidfd.map(|pidfd| Watched::of(shared, pidfd)).transpose()?,
             waker: Waker::from(Arc::clone(&half_wakers)),
             half_wakers,
         }))
@@ -116,11 +105,9 @@ impl Line {
             if !waits.arm_for(what)? {
                 return Poll::Ready(Ok(()));
             }
-            let doorbell = &waits.parking().shared.doorbell;
-            let event = ready!(self.poll_event(cx, half, doorbell, generation))?;
-            let read = self.handle_event(event, half, waits);
+            let polled = ready!(self.poll_event(half, waits, cx, generation));
             waits.unpark();
-            read?;
+            polled?;
         }
     }
 
@@ -131,19 +118,19 @@ impl Line {
         waits: &mut W,
         cx: &Context<'_>,
     ) -> Poll<Result<()>> {
-        let doorbell = &waits.parking().shared.doorbell;
-        let event = ready!(self.poll_event(cx, half, doorbell, doorbell.generation()))?;
-        Poll::Ready(self.handle_event(event, half, waits))
+        let generation = waits.parking().shared.doorbell.generation();
+        self.poll_event(half, waits, cx, generation)
     }
 
-    /// Polls until an event has arrived after `generation`.
-    fn poll_event(
+    /// Polls until an event has arrived after `generation`: the line is readable or has ended, the peer's process has exited, or the
+    /// other half has read the line. Handles it on behalf of this half.
+    fn poll_event<W: Waits>(
         &self,
-        cx: &Context<'_>,
         half: Half,
-        doorbell: &Doorbell,
+        waits: &mut W,
+        cx: &Context<'_>,
         generation: u64,
-    ) -> Poll<Result<LineEvent<'_>>> {
+    ) -> Poll<Result<()>> {
         self.half_wakers.set(half, cx.waker());
         // tokio keeps only the most recent waker, so register a shared one.
         let cx = &mut Context::from_waker(&self.waker);
@@ -152,27 +139,19 @@ impl Line {
             Some(exit) => ready_now(exit.poll(cx))?,
             None => None,
         };
-        if bell.is_some() || exit.is_some() {
-            return Poll::Ready(Ok(LineEvent::Line { bell, exit }));
+        let shared = waits.parking().shared;
+        if bell.is_none() && exit.is_none() {
+            // Check after registering the waker. A half that has read the line earlier has already moved the
+            // generation, and one that reads the line later finds the waker.
+            if shared.doorbell.generation() == generation && !shared.doorbell.is_gone() {
+                return Poll::Pending;
+            }
+            shared.end_if_gone();
+            return Poll::Ready(Ok(()));
         }
-        // Check after registering the waker. A half that has read the line earlier has already moved the
-        // generation, and one that reads the line later finds the waker.
-        if doorbell.generation() != generation || doorbell.is_gone() {
-            return Poll::Ready(Ok(LineEvent::ReadByOtherHalf));
-        }
-        Poll::Pending
-    }
-
-    /// Handles the event on behalf of a half.
-    fn handle_event<W: Waits>(&self, event: LineEvent<'_>, half: Half, waits: &mut W) -> Result<()> {
-        let doorbell = &waits.parking().shared.doorbell;
-        let LineEvent::Line { bell, exit } = event else {
-            waits.parking().shared.end_if_gone();
-            return Ok(());
-        };
         if let Some(exit) = exit {
-            doorbell.check_peer();
-            if doorbell.is_gone() {
+            shared.doorbell.check_peer();
+            if shared.doorbell.is_gone() {
                 exit.clear();
             }
         }
@@ -180,9 +159,9 @@ impl Line {
         if let Some(bell) = bell {
             bell.clear();
         }
-        // Wake only after the generation has moved: see `poll_event`.
+        // Wake only after the generation has moved.
         self.half_wakers.wake_other(half);
-        read
+        Poll::Ready(read)
     }
 }
 
@@ -226,23 +205,12 @@ impl Drop for Watched {
 }
 
 impl Watched {
-    /// Watches the line of a channel.
-    pub(super) fn line_of(shared: &Arc<Shared>) -> Result<Self> {
-        let number = shared.doorbell.try_line()?.as_raw_fd();
+    /// Watches a descriptor that lives as long as this channel.
+    fn of(shared: &Arc<Shared>, descriptor: BorrowedFd<'_>) -> Result<Self> {
         Self::new(RetainedFd {
-            number,
+            number: descriptor.as_raw_fd(),
             _owner: Box::new(Arc::clone(shared)),
         })
-    }
-
-    /// Watches the pidfd of the peer's process, if the kernel has pidfds.
-    pub(super) fn process_of(shared: &Arc<Shared>) -> Result<Option<Self>> {
-        let pidfd = shared.doorbell.pidfd();
-        let retained = pidfd.map(|pidfd| RetainedFd {
-            number: pidfd.as_raw_fd(),
-            _owner: Box::new(Arc::clone(shared)),
-        });
-        retained.map(Self::new).transpose()
     }
 
     /// Watches a copy of any other descriptor, since its owner may be replaced or dropped before this. The

@@ -87,9 +87,6 @@ pub(super) trait TaskOutlet: Outlet {
     /// The line that wakes the task.
     type Line: Debug;
 
-    /// Unparks this half, which the last poll may have left parked.
-    fn disarm(inner: &mut outbound::Outbound<Self>);
-
     /// Waits until a message of `size` bytes may find room.
     fn poll_room(
         line: &Self::Line,
@@ -107,10 +104,6 @@ pub(super) trait TaskOutlet: Outlet {
 
 impl TaskOutlet for Spsc {
     type Line = Arc<Line>;
-
-    fn disarm(inner: &mut sender::Sender) {
-        inner.disarm();
-    }
 
     fn poll_room(
         line: &Arc<Line>,
@@ -132,10 +125,6 @@ impl TaskOutlet for Spsc {
 
 impl TaskOutlet for FanOut {
     type Line = Watched;
-
-    fn disarm(inner: &mut broadcaster::Broadcaster) {
-        inner.disarm();
-    }
 
     /// Returns after each wakeup: a refused attempt charges the subscribers that are in the way.
     fn poll_room(
@@ -183,7 +172,7 @@ struct Parked<'a, R: TaskOutlet>(&'a mut Outbound<R>);
 
 impl<R: TaskOutlet> Drop for Parked<'_, R> {
     fn drop(&mut self) {
-        R::disarm(&mut self.0.inner);
+        self.0.inner.disarm();
     }
 }
 
@@ -200,7 +189,7 @@ impl<R: TaskOutlet> Drop for Waiting<'_, R> {
 }
 
 impl<R: TaskOutlet> Outbound<R> {
-    fn with_line(line: R::Line, inner: outbound::Outbound<R>) -> Self {
+    pub(super) fn with_line(line: R::Line, inner: outbound::Outbound<R>) -> Self {
         Self {
             line,
             buffered: Buffered {
@@ -269,7 +258,7 @@ impl<R: TaskOutlet> Outbound<R> {
         poll_fn(|cx| parked.0.poll_buffered(cx)).await?;
         let Self { line, inner, .. } = &mut *parked.0;
         poll_fn(|cx| {
-            R::disarm(inner);
+            inner.disarm();
             while !inner.has_room(size)? {
                 ready!(R::poll_room(line, inner, cx, size))?;
             }
@@ -341,10 +330,6 @@ impl<R: TaskOutlet> Outbound<R> {
 }
 
 impl Sender {
-    pub(super) fn new(line: Arc<Line>, inner: sender::Sender) -> Self {
-        Self::with_line(line, inner)
-    }
-
     /// Finishes a message whose [`Sender::send`] was cancelled. Pass the same message. If none of it is in
     /// the ring, this sends all of it.
     ///
@@ -479,7 +464,7 @@ pub(super) fn poll_send<R: TaskOutlet>(
     (message, written): (&[u8], &mut usize),
 ) -> Poll<Result<()>> {
     let turn = ready!(coop::poll_proceed(cx));
-    R::disarm(inner);
+    inner.disarm();
     loop {
         match R::send_part(inner, message, Tag::NONE, *written)? {
             Progress::Whole => {

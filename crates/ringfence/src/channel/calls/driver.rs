@@ -12,8 +12,6 @@ use std::{
     time::Instant,
 };
 
-#[cfg(feature = "tokio")]
-use crate::channel::calls::state::Place;
 use crate::{
     channel::Channel,
     channel::calls::envelope::RemoteError,
@@ -58,15 +56,15 @@ pub(crate) struct Inner {
     pub(crate) state: State,
     pub(crate) sender: Sender,
     /// Bytes of the front of the queue that are in the ring.
-    written: usize,
+    pub(crate) written: usize,
     /// `None` while a driver has it.
-    pub(super) receiver: Option<Receiver>,
+    pub(crate) receiver: Option<Receiver>,
     /// Wakes the driver, which sets this before it spins or sleeps and clears it afterwards.
     pub(crate) driver: Option<Waker>,
     /// The driver waits for room as well.
     pub(crate) waits_for_room: bool,
     /// No handle is left.
-    is_abandoned: bool,
+    pub(crate) is_abandoned: bool,
 }
 
 impl Core {
@@ -143,12 +141,6 @@ impl Drop for Locked<'_> {
 }
 
 impl Inner {
-    /// Returns the receiving half to the driver, which is the only one.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn take_receiver(&mut self) -> Receiver {
-        self.receiver.take().expect("no driver has it")
-    }
-
     /// Starts a call, and sends its request if there is room.
     pub(crate) fn start(&mut self, request: &[u8], deadline: Option<Instant>) -> Result<Ticket> {
         let ticket = self.state.start(request, deadline)?;
@@ -261,12 +253,6 @@ impl Inner {
         true
     }
 
-    /// Removes a message whose sender has stopped waiting, unless it has started to enter the ring.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn retract(&mut self, place: Place) {
-        self.state.retract(place, self.written > 0);
-    }
-
     /// Ends the sending.
     pub(crate) fn end(&mut self) {
         self.sender.end();
@@ -287,21 +273,6 @@ impl Inner {
     pub(crate) fn destroy(&mut self) {
         self.sender.destroy();
         self.state.close(CLOSED);
-    }
-
-    /// Closes the channel: its last handle is dropped.
-    pub(crate) fn abandon(&mut self, is_panicking: bool) {
-        self.is_abandoned = true;
-        if is_panicking {
-            self.destroy();
-        } else {
-            self.close();
-        }
-    }
-
-    #[cfg(feature = "tokio")]
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.is_abandoned
     }
 
     /// Ends the channel because this side can no longer drive it.

@@ -120,7 +120,12 @@ pub(crate) struct CallsHandle<D> {
 impl<D> Drop for CallsHandle<D> {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.core.lock() {
-            inner.abandon(thread::panicking());
+            inner.is_abandoned = true;
+            if thread::panicking() {
+                inner.destroy();
+            } else {
+                inner.close();
+            }
         }
     }
 }
