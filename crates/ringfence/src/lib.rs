@@ -235,6 +235,7 @@ pub use host::accept::Refused;
 pub use host::admit::EndpointStats;
 pub use host::audience::{PublisherEvent, Subscriber};
 pub use host::broadcaster::{Broadcaster, PublisherStats};
+pub use host::endpoint::EndpointHandle;
 pub use host::membership::{Change, LEAVING};
 pub use identity::{Confinement, Digest, Executable, Identity};
 pub use options::{MAX_MESSAGE_SIZE, Options};

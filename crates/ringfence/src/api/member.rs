@@ -1,7 +1,6 @@
 //! Members of an address: two processes share it, and keep it while one of them is replaced.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -13,7 +12,7 @@ use crate::{
     error::Result,
     handshake::parts::Role,
     host::admit::EndpointStats,
-    host::endpoint::{Endpoint, Handle, IdleThread, Worker},
+    host::endpoint::{Endpoint, EndpointHandle, HandleKind, IdleThread, Worker},
     host::membership::{Change, Member, MemberWorker, Position},
     options::Options,
     signal::barriers,
@@ -62,11 +61,8 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let run = |(member, position): (MemberWorker, Position)| member.run(position);
     let thread = IdleThread::spawn("ringfence-member", "a thread for the membership", run)?;
     let position = member_worker.join(&deadline);
-    let membership = Membership {
-        handle: Handle::new(address, &endpoint),
-        worker,
-        leave_timeout: timeout.saturating_add(LEAVE_MARGIN),
-    };
+    let leave_timeout = timeout.saturating_add(LEAVE_MARGIN);
+    let membership = Membership::new(address, &endpoint, (worker, leave_timeout));
     match position {
         Ok(position) => thread.start((member_worker, position)),
         Err(error) => {
@@ -103,37 +99,24 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
 /// holds after a channel that was corrupt or exposed.
 ///
 /// If the program has not taken 16 channels, no further partner is admitted. Dropping the membership leaves.
-#[derive(Debug)]
-pub struct Membership {
-    handle: Handle<Member>,
-    worker: Worker,
-    /// The time limit for the worker's end, after which its accept is taken to hang.
-    leave_timeout: Duration,
-}
+pub type Membership = EndpointHandle<Member>;
 
 impl Membership {
-    /// The address of the place.
-    pub fn address(&self) -> &Address {
-        self.handle.address()
-    }
-
     /// The role of this process now.
     pub fn role(&self) -> Role {
-        let role = self.handle.here().map(|endpoint| endpoint.state().role);
+        let role = self.here().map(|endpoint| endpoint.state().role);
         role.ok().flatten().unwrap_or(Role::Guest)
     }
 
     /// Whether there is a partner now.
     pub fn has_partner(&self) -> bool {
-        self.handle
-            .here()
-            .is_ok_and(|endpoint| endpoint.channel().is_some())
+        self.here().is_ok_and(|endpoint| endpoint.channel().is_some())
     }
 
     /// The number of accepted and refused partners, and the sums over all channels.
     pub fn stats(&self) -> EndpointStats {
         let open = usize::from(self.has_partner());
-        self.handle.stats(open)
+        self.stats_with(open)
     }
 
     /// Waits for the next change.
@@ -144,7 +127,7 @@ impl Membership {
     /// that, and in a forked child. [`Error::NoSpace`](crate::Error::NoSpace) also if this call cannot wait (poll(2)): then it can be
     /// repeated.
     pub fn next(&self) -> Result<Change> {
-        self.handle.next()
+        self.event()
     }
 
     /// As [`Membership::next`]. Returns `None` at the deadline.
@@ -152,7 +135,7 @@ impl Membership {
     /// # Errors
     /// As [`Membership::next`].
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<Change>> {
-        self.handle.next_until(deadline)
+        self.event_until(deadline)
     }
 
     /// Returns the next change, if there is one now.
@@ -160,7 +143,7 @@ impl Membership {
     /// # Errors
     /// As [`Membership::next`].
     pub fn try_next(&self) -> Result<Option<Change>> {
-        self.handle.try_next()
+        self.try_event()
     }
 
     /// Waits for the next partner, and drops all other changes. Returns `None` at the deadline.
@@ -175,16 +158,6 @@ impl Membership {
                 None => return Ok(None),
             }
         }
-    }
-
-    /// Lets clients wait in the kernel's backlog. Running handshakes go on.
-    pub fn pause(&self) {
-        self.handle.set_paused(true);
-    }
-
-    /// Accepts clients again.
-    pub fn resume(&self) {
-        self.handle.set_paused(false);
     }
 
     /// Closes the channel, if there is a partner, with a clean end, and passes the address to the partner, which is the host when this returns. The last
@@ -205,33 +178,29 @@ impl Membership {
 
 /// For the binding: dropping the membership destroys it.
 pub fn destroy_on_drop(membership: &Membership) {
-    if let Ok(endpoint) = membership.handle.here() {
+    if let Ok(endpoint) = membership.here() {
         endpoint.destroyed.store(true, Ordering::Release);
     }
 }
 
-impl Drop for Membership {
-    fn drop(&mut self) {
-        let Self { handle, worker, .. } = self;
+impl HandleKind for Member {
+    /// The second is the time limit for the worker's end, after which its accept is taken to hang.
+    type Own = (Worker, Duration);
+
+    fn dropped(membership: &mut Membership) {
         // A forked child has neither the place nor the worker.
-        let Ok(endpoint) = handle.here() else { return };
+        let Ok(endpoint) = membership.here() else { return };
+        let (worker, leave_timeout) = &membership.own;
         if thread::panicking() {
             endpoint.destroyed.store(true, Ordering::Release);
         }
         worker.stop().cancel();
-        if !worker.wait_at_most(self.leave_timeout) {
+        if !worker.wait_at_most(*leave_timeout) {
             // The partner can make the listening socket blocking, and so make this side's accept hang.
             endpoint.shut_listener();
             worker.wait();
         }
         // Breaks a cycle: a channel that the program has not taken holds the endpoint, which holds the channel.
         endpoint.events.discard();
-    }
-}
-
-impl AsFd for Membership {
-    /// Readable when [`Membership::try_next`] has a change, or the end.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
     }
 }

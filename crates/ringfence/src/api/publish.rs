@@ -18,7 +18,7 @@ use crate::{
     host::accept::Refused,
     host::audience::{Broadcast, PublisherEvent, Subscriber, watch},
     host::broadcaster::Broadcaster,
-    host::endpoint::{BoundAlone, Endpoint, Handle, IdleThread, Worker},
+    host::endpoint::{BoundAlone, Endpoint, EndpointHandle, HandleKind, IdleThread, Worker},
     host::events::End,
     host::stalls::Charging,
     host::watches::Watches,
@@ -65,10 +65,7 @@ pub fn publish(address: &Address, options: &Options) -> Result<Publisher> {
     let watcher = watcher.start((Arc::clone(&endpoint.watches), weak));
     let publisher = Publisher {
         sender: Broadcaster::publishing(&endpoint, bound.options.longest(), bound.options.busy_poll),
-        audience: Audience {
-            handle: Handle::new(stated, &endpoint),
-            watcher: Some(watcher),
-        },
+        audience: Audience::new(stated, &endpoint, Some(watcher)),
     };
     thread.start((endpoint, bound));
     Ok(publisher)
@@ -227,56 +224,35 @@ impl AsFd for Publisher {
 /// A program need not take the events. The last 4,096 that it does not take are kept.
 ///
 /// Dropping it closes the publisher.
-#[derive(Debug)]
-pub struct Audience {
-    handle: Handle<Broadcast>,
-    watcher: Option<JoinHandle<()>>,
-}
+pub type Audience = EndpointHandle<Broadcast>;
 
 impl Audience {
-    /// The address at which it publishes.
-    pub fn address(&self) -> &Address {
-        self.handle.address()
-    }
-
     /// The connected subscribers, in no particular order.
     pub fn subscribers(&self) -> Vec<Subscriber> {
-        self.handle
-            .here()
-            .map_or_else(|_| Vec::new(), Endpoint::subscribers)
+        self.here().map_or_else(|_| Vec::new(), Endpoint::subscribers)
     }
 
     /// Waits for the next event. Fails with [`Error::Closed`] once the publisher is closed, or has ended and the last subscriber has
     /// disconnected, with [`Error::Aborted`] once it is cancelled, and with [`Error::NoSpace`] if this call cannot wait (poll(2)): then
     /// it can be repeated.
     pub fn next(&self) -> Result<PublisherEvent> {
-        self.handle.next()
+        self.event()
     }
 
     /// As [`Audience::next`]. Returns `None` at the deadline.
     pub fn next_until(&self, deadline: Option<Instant>) -> Result<Option<PublisherEvent>> {
-        self.handle.next_until(deadline)
+        self.event_until(deadline)
     }
 
     /// Returns the next event, if there is one now. Fails as [`Audience::next`].
     pub fn try_next(&self) -> Result<Option<PublisherEvent>> {
-        self.handle.try_next()
-    }
-
-    /// Lets clients wait in the kernel's backlog. Running handshakes, 64 at most, go on.
-    pub fn pause(&self) {
-        self.handle.set_paused(true);
-    }
-
-    /// Accepts clients again.
-    pub fn resume(&self) {
-        self.handle.set_paused(false);
+        self.try_event()
     }
 
     /// Admits no further subscribers: running handshakes are cancelled. When this returns, the address is free, and no descriptor of the
     /// ring is left in this process. Connected subscribers stay.
     pub fn seal(&self) {
-        if let Ok(endpoint) = self.handle.here() {
+        if let Ok(endpoint) = self.here() {
             endpoint.seal();
         }
     }
@@ -293,7 +269,7 @@ impl Audience {
     }
 
     fn finish(&self, how: ChannelState) {
-        if let Ok(endpoint) = self.handle.here() {
+        if let Ok(endpoint) = self.here() {
             endpoint.close(how);
         }
     }
@@ -301,31 +277,27 @@ impl Audience {
     /// The reason why the publisher has ended; `None` while it has not. After [`Broadcaster::end`], it ends once the last subscriber
     /// has read everything or disconnected.
     pub fn close_reason(&self) -> Option<CloseReason> {
-        let endpoint = self.handle.here();
+        let endpoint = self.here();
         endpoint.map_or(Some(CloseReason::Closed), |endpoint| {
             endpoint.state.get().close_reason()
         })
     }
 }
 
-impl Drop for Audience {
-    fn drop(&mut self) {
-        let Ok(endpoint) = self.handle.here() else { return };
+impl HandleKind for Broadcast {
+    /// The thread that watches the subscribers.
+    type Own = Option<JoinHandle<()>>;
+
+    fn dropped(audience: &mut Audience) {
+        let Ok(endpoint) = audience.here() else { return };
         endpoint.close(ChannelState::dropped());
         endpoint.events.discard();
-        if let Some(watcher) = self.watcher.take()
+        if let Some(watcher) = audience.own.take()
             && !is_own_thread()
         {
             // A panic of that thread was reported where it happened.
             let _ = watcher.join();
         }
-    }
-}
-
-impl AsFd for Audience {
-    /// Readable when [`Audience::try_next`] has an event, or the end.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
     }
 }
 
@@ -370,7 +342,7 @@ mod tests {
 
     impl Publisher {
         fn shared_state(&self) -> ChannelState {
-            self.audience.handle.here().unwrap().state.get()
+            self.audience.here().unwrap().state.get()
         }
     }
 }

@@ -1,10 +1,6 @@
 //! A service and its agents: one process listens, many connect, and each gets a channel and memory of its own.
 
-use std::{
-    os::fd::{AsFd, BorrowedFd},
-    sync::Arc,
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use crate::{
     address::Address,
@@ -15,7 +11,9 @@ use crate::{
     handshake::parts::Parts,
     host::accept::Refused,
     host::admit::EndpointStats,
-    host::endpoint::{BoundAlone, Endpoint, EndpointKind, Handle, IdleThread, SlotGuard, Worker},
+    host::endpoint::{
+        BoundAlone, Endpoint, EndpointHandle, EndpointKind, HandleKind, IdleThread, SlotGuard, Worker,
+    },
     host::events::End,
     identity::Credentials,
     options::Options,
@@ -45,10 +43,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
     let (bound, worker) = BoundAlone::new(&address, options)?;
     let endpoint = Endpoint::new(address, &bound.options, Service)?;
     let thread = IdleThread::spawn("ringfence-accept", "a thread for the listener", accept)?;
-    let listener = Listener {
-        handle: Handle::new(stated, &endpoint),
-        worker,
-    };
+    let listener = Listener::new(stated, &endpoint, worker);
     thread.start((endpoint, bound));
     Ok(listener)
 }
@@ -79,11 +74,7 @@ pub fn listen(address: &Address, options: &Options) -> Result<Listener> {
 /// fail at their deadline with [`Error::HandshakeTimeout`].
 ///
 /// Dropping it closes it, with [`Channels::Keep`].
-#[derive(Debug)]
-pub struct Listener {
-    handle: Handle<Service>,
-    worker: Worker,
-}
+pub type Listener = EndpointHandle<Service>;
 
 /// An event of a [`Listener`].
 #[non_exhaustive]
@@ -115,20 +106,15 @@ pub enum Channels {
 }
 
 impl Listener {
-    /// The address at which it listens.
-    pub fn address(&self) -> &Address {
-        self.handle.address()
-    }
-
     /// The number of open channels, including those that the program has not accepted yet. A channel counts until it is closed, or a
     /// call on it has noticed that its peer is gone; a full listener checks by itself.
     pub fn size(&self) -> usize {
-        self.handle.here().map_or(0, |endpoint| endpoint.slots_taken())
+        self.here().map_or(0, |endpoint| endpoint.slots.lock().all)
     }
 
     /// The number of accepted and refused clients, and the sums over all channels.
     pub fn stats(&self) -> EndpointStats {
-        self.handle.stats(self.size())
+        self.stats_with(self.size())
     }
 
     /// Waits for the next arrival.
@@ -138,7 +124,7 @@ impl Listener {
     /// [`Error::NoSpace`] or [`Error::Unsupported`] in two cases. If the wait of this call fails (poll(2)), the call can be repeated. If
     /// the listener's own wait has failed for ten seconds, this is returned once, and the listener is closed.
     pub fn accept(&self) -> Result<Arrival> {
-        self.handle.next()
+        self.event()
     }
 
     /// As [`Listener::accept`]. Fails with [`Error::TimedOut`] at the deadline. No arrival is lost by that.
@@ -159,7 +145,7 @@ impl Listener {
     /// # }
     /// ```
     pub fn accept_until(&self, deadline: Instant) -> Result<Arrival> {
-        self.handle.next_until(Some(deadline))?.ok_or(Error::TimedOut)
+        self.event_until(Some(deadline))?.ok_or(Error::TimedOut)
     }
 
     /// Returns the next arrival, if there is one now.
@@ -167,28 +153,17 @@ impl Listener {
     /// # Errors
     /// As [`Listener::accept`].
     pub fn try_accept(&self) -> Result<Option<Arrival>> {
-        self.handle.try_next()
-    }
-
-    /// Stops accepting clients, which then wait in the kernel's backlog. Running handshakes, at most 64, continue.
-    pub fn pause(&self) {
-        self.handle.set_paused(true);
-    }
-
-    /// Accepts clients again.
-    pub fn resume(&self) {
-        self.handle.set_paused(false);
+        self.try_event()
     }
 
     /// Stops listening: the address is free when this returns. Clients with a running handshake, and agents that the program has not
     /// accepted yet, are refused or closed.
     pub fn close(&self, channels: Channels) {
-        let Self { handle, worker } = self;
         // A forked child has neither the address nor the worker.
-        let Ok(endpoint) = handle.here() else { return };
+        let Ok(endpoint) = self.here() else { return };
         endpoint.end(End::Closed);
-        worker.stop().cancel();
-        worker.wait();
+        self.own.stop().cancel();
+        self.own.wait();
         if channels == Channels::Close {
             for channel in endpoint.channels() {
                 channel.finish(ChannelState::ClosedHere);
@@ -197,22 +172,17 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.close(Channels::Keep);
-    }
-}
-
-impl AsFd for Listener {
-    /// Readable when [`Listener::try_accept`] has an arrival, or the listener has ended.
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.handle.as_fd()
-    }
-}
-
 /// The kind of endpoint that a [`Listener`] is the handle of.
 #[derive(Debug)]
-pub(crate) struct Service;
+pub struct Service;
+
+impl HandleKind for Service {
+    type Own = Worker;
+
+    fn dropped(listener: &mut Listener) {
+        listener.close(Channels::Keep);
+    }
+}
 
 impl EndpointKind for Service {
     const MEETING: Meeting = Meeting::Service;

@@ -18,16 +18,12 @@ use crate::{
 /// The slots that are taken: in all, by process, and by user.
 #[derive(Debug, Default)]
 pub(crate) struct TakenSlots {
-    all: usize,
+    pub(crate) all: usize,
     of_process: HashMap<i32, usize>,
     of_user: HashMap<u32, usize>,
 }
 
 impl TakenSlots {
-    pub(crate) fn count(&self) -> usize {
-        self.all
-    }
-
     /// The reason why a process gets no slot now, if any. `host` names the endpoint: "service".
     pub(crate) fn refusal(&self, limits: &SlotLimits, peer: Credentials, host: &str) -> Option<String> {
         let (all, of_process, of_user) = (limits.all, limits.of_process, limits.of_user(peer.uid));

@@ -52,7 +52,7 @@ const MAX_PENDING: usize = 4096;
 
 /// The kind of endpoint that a [`Publisher`](crate::Publisher) is the handle of.
 #[derive(Debug)]
-pub(crate) struct Broadcast {
+pub struct Broadcast {
     pub(crate) ring: Arc<PublishedRing>,
     /// The ring object, mapped by its owner.
     pub(crate) region: OwnRegion,

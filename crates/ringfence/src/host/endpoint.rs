@@ -1,12 +1,14 @@
 //! An endpoint stays bound at an address: a service, a membership, or a publisher.
 //!
-//! An [`Endpoint`] is shared by the [`Handle`] that the program holds, the worker thread that keeps the
+//! An [`Endpoint`] is shared by the [`EndpointHandle`] that the program holds, the worker thread that keeps the
 //! address and accepts clients by an [`Admission`], the threads of the handshakes, and the [`SlotGuard`] of
 //! each channel that was made there. An [`EndpointKind`] defines the differences: the state, the assignment
 //! of slots, and what happens to an admitted client.
 //!
 //! Each piece of state has a lock of its own: `state` (written by the kind), `slots` (by handshakes and by the ends of channels) and
 //! `ledger` (by the accepting thread). A thread that holds `ledger` may take one of the others, since it may drop a channel.
+
+#![expect(private_bounds, reason = "as in `channel/outbound.rs`")]
 
 use std::{
     fmt,
@@ -117,7 +119,7 @@ pub(crate) struct Endpoint<K: EndpointKind> {
     pub(crate) address: Address,
     limits: SlotLimits,
     state: Mutex<K::State>,
-    slots: Mutex<TakenSlots>,
+    pub(crate) slots: Mutex<TakenSlots>,
     ledger: Mutex<Ledger>,
     pub(crate) events: Events<K::Event>,
     /// Woken when the worker must check again.
@@ -146,7 +148,7 @@ impl<K: EndpointKind> Endpoint<K> {
         }))
     }
 
-    /// Called by the threads of the endpoint, which a forked child does not have, and by the program through [`Handle::here`]: the
+    /// Called by the threads of the endpoint, which a forked child does not have, and by the program through [`EndpointHandle::here`]: the
     /// thread that held the lock at the fork cannot release it in the child.
     pub(crate) fn state(&self) -> MutexGuard<'_, K::State> {
         self.state.lock()
@@ -160,10 +162,6 @@ impl<K: EndpointKind> Endpoint<K> {
     /// Whether this process created the endpoint, and is not a forked child of it.
     pub(crate) fn in_owner_process(&self) -> bool {
         self.owner.is_current()
-    }
-
-    pub(crate) fn slots_taken(&self) -> usize {
-        self.slots.lock().count()
     }
 
     /// Fails if there is no slot for a process now.
@@ -401,25 +399,47 @@ impl BoundAlone {
     }
 }
 
-/// The program's handle of an endpoint, wrapped by the public types such as [`Listener`](crate::Listener).
+/// The handle of an address at which this process accepts clients: a [`Listener`](crate::Listener), a
+/// [`Membership`](crate::Membership) or the [`Audience`](crate::Audience) of a publisher.
 #[derive(Debug)]
-pub(crate) struct Handle<K: EndpointKind> {
-    /// The address as the program passed it.
+pub struct EndpointHandle<K: HandleKind> {
     address: Address,
-    /// Accessed through [`Handle::here`] only: its locks are not for a forked child.
+    /// Accessed through [`EndpointHandle::here`] only: its locks are not for a forked child.
     endpoint: Arc<Endpoint<K>>,
+    pub(crate) own: K::Own,
 }
 
-impl<K: EndpointKind> Handle<K> {
-    pub(crate) fn new(address: &Address, endpoint: &Arc<Endpoint<K>>) -> Self {
+/// The kind of an [`EndpointHandle`].
+pub(crate) trait HandleKind: EndpointKind {
+    /// The state of the handle alone.
+    type Own: fmt::Debug;
+
+    /// The program has dropped the handle.
+    fn dropped(handle: &mut EndpointHandle<Self>);
+}
+
+impl<K: HandleKind> EndpointHandle<K> {
+    pub(crate) fn new(address: &Address, endpoint: &Arc<Endpoint<K>>, own: K::Own) -> Self {
         Self {
             address: address.clone(),
             endpoint: Arc::clone(endpoint),
+            own,
         }
     }
 
-    pub(crate) fn address(&self) -> &Address {
+    /// Returns the address as the program passed it.
+    pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// Stops accepting clients, which then wait in the kernel's backlog. Running handshakes, at most 64, continue.
+    pub fn pause(&self) {
+        self.set_paused(true);
+    }
+
+    /// Accepts clients again.
+    pub fn resume(&self) {
+        self.set_paused(false);
     }
 
     /// Fails with [`Error::Closed`] in a forked child.
@@ -430,35 +450,34 @@ impl<K: EndpointKind> Handle<K> {
 
     /// Waits for the next event. Returns `None` at the deadline. Fails in a forked child, and with the error
     /// that has ended the events.
-    pub(crate) fn next_until(&self, moment: Option<Instant>) -> Result<Option<K::Event>> {
+    pub(crate) fn event_until(&self, moment: Option<Instant>) -> Result<Option<K::Event>> {
         let deadline = Deadline::endless(Vec::new(), Duration::ZERO).until(moment);
         self.here()?.events.wait(&deadline)
     }
 
     /// Waits for the next event.
-    pub(crate) fn next(&self) -> Result<K::Event> {
+    pub(crate) fn event(&self) -> Result<K::Event> {
         loop {
-            if let Some(event) = self.next_until(None)? {
+            if let Some(event) = self.event_until(None)? {
                 return Ok(event);
             }
         }
     }
 
     /// Returns the next event, if there is one now.
-    pub(crate) fn try_next(&self) -> Result<Option<K::Event>> {
+    pub(crate) fn try_event(&self) -> Result<Option<K::Event>> {
         self.here()?.events.try_next()
     }
 
     /// Returns the counts, if `open` channels are open now.
-    pub(crate) fn stats(&self, open: usize) -> EndpointStats {
+    pub(crate) fn stats_with(&self, open: usize) -> EndpointStats {
         self.here().map_or_else(
             |_| EndpointStats::default(),
             |endpoint| endpoint.ledger.lock().stats(open),
         )
     }
 
-    /// Lets incoming connections wait in the kernel's backlog, or accepts them again.
-    pub(crate) fn set_paused(&self, paused: bool) {
+    fn set_paused(&self, paused: bool) {
         if let Ok(endpoint) = self.here() {
             endpoint.paused.store(paused, Ordering::Release);
             if !paused {
@@ -468,8 +487,14 @@ impl<K: EndpointKind> Handle<K> {
     }
 }
 
-impl<K: EndpointKind> AsFd for Handle<K> {
-    /// Readable when [`Handle::try_next`] has an event, or the end.
+impl<K: HandleKind> Drop for EndpointHandle<K> {
+    fn drop(&mut self) {
+        K::dropped(self);
+    }
+}
+
+impl<K: HandleKind> AsFd for EndpointHandle<K> {
+    /// Readable when there is an event, or the end.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.endpoint.events.as_fd()
     }

@@ -72,7 +72,7 @@ impl From<Refused> for Change {
 
 /// The kind of endpoint that a [`Membership`](crate::Membership) is the handle of.
 #[derive(Debug, Default)]
-pub(crate) struct Member {
+pub struct Member {
     /// Notified when the slot is given to a guest, and when it is free again.
     slot_changed: Condvar,
     /// The program leaves without ending its sending cleanly. Set before the worker is stopped.

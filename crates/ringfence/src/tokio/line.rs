@@ -3,7 +3,7 @@
 //! A wakeup does not say which half it is for. A half that reads the line consumes wakeups for the other half
 //! too, including those that the runtime has not reported yet and now will not report. So a half that has
 //! read the line wakes the other half. A half that was about to wait, and had no waker registered yet, sees
-//! that [`Doorbell::generation`] has changed since it parked.
+//! that `Doorbell::generation` has changed since it parked.
 
 use std::{
     any::Any,
