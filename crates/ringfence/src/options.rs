@@ -220,7 +220,7 @@ impl Options {
 
     /// Does the same as [`Options::checked`] for a publisher, and sets the longest message that it sends.
     pub(crate) fn checked_to_publish(self) -> Result<Self> {
-        self.check_backing("a publisher's ring")?;
+        self.check_backing()?;
         if self.deliveries.is_empty() {
             return Err(Error::invalid(
                 "deliveries must name at least one of 'reliable', 'best-effort' and 'latest'",
@@ -242,17 +242,17 @@ impl Options {
 
     /// Does the same as [`Options::checked`] for a subscriber, which writes no ring.
     pub(crate) fn checked_to_subscribe(self) -> Result<Self> {
-        self.check_backing("a publisher's ring")?;
+        self.check_backing()?;
         self.capacity(CAPACITY_MIN).checked()
     }
 
     /// Checks that the readers of a shared ring cannot write to it.
-    fn check_backing(&self, what: &str) -> Result<()> {
+    fn check_backing(&self) -> Result<()> {
         match self.backing {
             Backing::Memfd => Ok(()),
-            Backing::Shm => Err(Error::invalid(format!(
-                "{what} must be a memfd (backing 'memfd'): every subscriber could write to a shm object that the others read"
-            ))),
+            Backing::Shm => Err(Error::invalid(
+                "a publisher's ring must be a memfd (backing 'memfd'): every subscriber could write to a shm object that the others read",
+            )),
         }
     }
 }

@@ -94,19 +94,17 @@ pub enum LinePlace {
 /// As [`spawn`].
 pub fn spawn_with(mut command: Command, place: LinePlace) -> Result<(Child, ParentLine)> {
     let (line, child_end) = private_line()?;
-    let number = match place {
-        LinePlace::Stdin => STANDARD_INPUT,
-        LinePlace::Descriptor => free_descriptor_number()?,
-    };
-    // Keeps the number from the pipe by which the standard library reports a failed start.
-    let _reserved = match place {
-        LinePlace::Stdin => None,
-        LinePlace::Descriptor => Some(
-            sys::uninterrupted(|| fcntl(&child_end, FcntlArg::F_DUPFD_CLOEXEC(number)))
+    let (number, _reserved) = match place {
+        LinePlace::Stdin => (STANDARD_INPUT, None),
+        LinePlace::Descriptor => {
+            let number = free_descriptor_number()?;
+            // Keeps the number from the pipe by which the standard library reports a failed start.
+            let reserved = sys::uninterrupted(|| fcntl(&child_end, FcntlArg::F_DUPFD_CLOEXEC(number)))
                 // SAFETY: the call has just made this descriptor.
                 .map(|number| unsafe { OwnedFd::from_raw_fd(number) })
-                .or_system("a private line")?,
-        ),
+                .or_system("a private line")?;
+            (number, Some(reserved))
+        }
     };
     command.env(LINE_VARIABLE, number.to_string());
     let inherit = move || {

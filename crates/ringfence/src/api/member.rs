@@ -45,10 +45,8 @@ const LEAVE_MARGIN: Duration = Duration::from_secs(30);
 pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let mut options = options.clone().checked()?;
     barriers::register_early();
-    let deadline = Deadline::endless(
-        options.cancel_token.take().into_iter().collect(),
-        options.handshake_timeout,
-    );
+    let deadline = options.deadline();
+    options.cancel_token = None;
     let endpoint = Endpoint::new(address.absolute(), &options, Member::default())?;
     let (worker, release) = Worker::new()?;
     let timeout = options.handshake_timeout;

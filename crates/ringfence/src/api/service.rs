@@ -12,7 +12,8 @@ use crate::{
     host::accept::Refused,
     host::admit::EndpointStats,
     host::endpoint::{
-        BoundAlone, Endpoint, EndpointHandle, EndpointKind, HandleKind, IdleThread, SlotGuard, Worker,
+        BoundAlone, EndWithWorker, Endpoint, EndpointHandle, EndpointKind, HandleKind, IdleThread, SlotGuard,
+        Worker,
     },
     host::events::End,
     identity::Credentials,
@@ -223,7 +224,7 @@ impl Endpoint<Service> {
 
 /// The worker of a listener.
 fn accept((endpoint, bound): (Arc<Endpoint<Service>>, BoundAlone)) {
-    let _told = endpoint.end_with_worker();
+    let _end_guard = EndWithWorker(Arc::clone(&endpoint));
     bound.accept(&endpoint, |error, release| {
         endpoint.end(End::Failed(error));
         drop(release);

@@ -59,17 +59,12 @@ impl Sender {
     }
 
     /// Whether the peer holds so few unread attachments that it accepts this load, too.
-    fn has_room_for(&mut self, load: Load) -> Result<bool> {
+    pub(super) fn has_room_for(&mut self, load: Load) -> Result<bool> {
         if load == Load::default() || self.own.is_empty() {
             return Ok(true);
         }
         let (head, _) = self.positions()?;
         Ok(self.own.fits(load, head))
-    }
-
-    /// As [`Sender::has_room_for`], for the attachments that this half waits to send.
-    pub(super) fn has_room_for_wanted(&mut self) -> Result<bool> {
-        self.has_room_for(self.own.wanted)
     }
 }
 

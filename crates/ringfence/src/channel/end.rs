@@ -366,11 +366,6 @@ impl Shared {
         self.receiving_ended.load(Ordering::Acquire) && !self.is_inherited()
     }
 
-    /// The line, for an event loop that watches the peer's process as well: see [`Doorbell::line`].
-    pub(crate) fn line(&self) -> BorrowedFd<'_> {
-        self.doorbell.line()
-    }
-
     /// The line, for an event loop that watches nothing else.
     pub(crate) fn line_only(&self) -> BorrowedFd<'_> {
         // `arm` reports an error of this.

@@ -562,7 +562,9 @@ impl<R: Inlet> Inbound<R> {
     /// # Errors
     /// As [`try_receive`](Inbound::try_receive).
     pub fn poll_line_later(&mut self) -> Result<()> {
-        self.defer_line()
+        self.shared.doorbell.defer_wakeups();
+        self.shared.end_if_gone();
+        self.check()
     }
 
     /// Closes the whole channel from this half: the peer reads what is in the ring, and then a clean end. Unread messages are dropped. A

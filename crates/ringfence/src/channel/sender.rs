@@ -252,7 +252,7 @@ impl Waits for Sender {
 
     #[inline]
     fn is_available(&mut self, size: usize) -> Result<bool> {
-        Ok(self.has_room_for_wanted()? && self.has_room(size)?)
+        Ok(self.has_room_for(self.own.wanted)? && self.has_room(size)?)
     }
 
     /// A sender that will never find room gets an error.

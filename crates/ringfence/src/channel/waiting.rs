@@ -107,14 +107,6 @@ pub trait Waits {
         shared.end_if_gone();
         self.check()
     }
-
-    /// As [`Waits::read_line`], but the line is read when this side is armed next, or by the next call.
-    fn defer_line(&mut self) -> Result<()> {
-        let shared = self.parking().shared;
-        shared.doorbell.defer_wakeups();
-        shared.end_if_gone();
-        self.check()
-    }
 }
 
 /// The parts of a half that it needs to sleep.

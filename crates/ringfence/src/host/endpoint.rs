@@ -187,11 +187,6 @@ impl<K: EndpointKind> Endpoint<K> {
     pub(crate) fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Acquire)
     }
-
-    /// Returns a guard for the worker: however the worker ends, also by a panic, dropping it notifies the program.
-    pub(crate) fn end_with_worker(self: &Arc<Self>) -> EndWithWorker<K> {
-        EndWithWorker(Arc::clone(self))
-    }
 }
 
 impl<K: EndpointKind> Deref for Endpoint<K> {
@@ -212,8 +207,8 @@ impl<K: EndpointKind> Drop for Endpoint<K> {
     }
 }
 
-/// See [`Endpoint::end_with_worker`].
-pub(crate) struct EndWithWorker<K: EndpointKind>(Arc<Endpoint<K>>);
+/// A guard for the worker: however the worker ends, also by a panic, dropping it notifies the program.
+pub(crate) struct EndWithWorker<K: EndpointKind>(pub(crate) Arc<Endpoint<K>>);
 
 impl<K: EndpointKind> Drop for EndWithWorker<K> {
     fn drop(&mut self) {

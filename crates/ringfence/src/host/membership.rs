@@ -30,7 +30,7 @@ use crate::{
     handshake::frame::Meeting,
     handshake::parts::{Parts, Role, Side},
     host::accept::Refused,
-    host::endpoint::{Admission, Endpoint, EndpointKind, ReleaseGuard, SlotGuard},
+    host::endpoint::{Admission, EndWithWorker, Endpoint, EndpointKind, ReleaseGuard, SlotGuard},
     host::events::End,
     identity::Credentials,
     options::Options,
@@ -296,7 +296,7 @@ impl MemberWorker {
     }
 
     pub(crate) fn run(self, mut position: Position) {
-        let _end_guard = self.endpoint.end_with_worker();
+        let _end_guard = EndWithWorker(Arc::clone(&self.endpoint));
         loop {
             let next = match position {
                 Position::Host(place, record) => self.run_as_host(place, &record),

@@ -66,6 +66,11 @@ impl EpollWatch {
         Ok(Self { epoll, wakeup })
     }
 
+    fn add(&self, descriptor: BorrowedFd<'_>, flags: EpollFlags, number: u64) -> Result<()> {
+        let added = self.epoll.add(descriptor, EpollEvent::new(flags, number));
+        added.or_system("watching a subscriber (epoll)")
+    }
+
     fn signal(&self) {
         // The kernel does not refuse this, but a system call filter may, and then the sleeper would sleep on.
         let mut left = TRIES;
@@ -132,25 +137,14 @@ impl Watches {
     }
 
     fn add(&self, number: u64, ends: &LineEnds) -> Result<()> {
-        let failed = |errno| Error::system("watching a subscriber (epoll)", errno);
         let (line, pidfd) = ends.descriptors();
         // Without wakeups.
-        let hung_up = EpollFlags::EPOLLRDHUP;
-        self.ends
-            .epoll
-            .add(line, EpollEvent::new(hung_up, number))
-            .map_err(failed)?;
+        self.ends.add(line, EpollFlags::EPOLLRDHUP, number)?;
         if let Some(pidfd) = pidfd {
-            self.ends
-                .epoll
-                .add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, number))
-                .map_err(failed)?;
+            self.ends.add(pidfd, EpollFlags::EPOLLIN, number)?;
         }
-        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
         self.room
-            .epoll
-            .add(line, EpollEvent::new(flags, number))
-            .map_err(failed)
+            .add(line, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, number)
     }
 
     /// Stops watching a subscriber, also one that was not added completely.

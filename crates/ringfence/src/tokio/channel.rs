@@ -17,7 +17,7 @@ use crate::{
     region::layout::as_offset,
     tokio::inbound::{Receiver, poll_receive_on},
     tokio::line::Line,
-    tokio::sender::{Sender, poll_send, send_from},
+    tokio::sender::{Sender, poll_send},
 };
 
 /// Both directions between this process and its peer, awaited by tasks.
@@ -48,14 +48,18 @@ impl Channel {
     /// Writes a message into the ring, and waits while there is no room. See [`Sender::send`], also for
     /// cancel safety: [`Channel::send_rest`] finishes a message whose `send` was cancelled half way.
     pub async fn send(&mut self, message: &[u8]) -> Result<()> {
-        send_from(&self.line, self.inner.sender(), message, 0).await
+        self.send_from(message, 0).await
     }
 
     /// Finishes a message whose [`Channel::send`] was cancelled: see [`Sender::send_rest`].
     pub async fn send_rest(&mut self, message: &[u8]) -> Result<()> {
-        let sender = self.inner.sender();
-        let written = sender.under_way().unwrap_or(0);
-        send_from(&self.line, sender, message, written).await
+        let written = self.inner.sender().under_way().unwrap_or(0);
+        self.send_from(message, written).await
+    }
+
+    async fn send_from(&mut self, message: &[u8], mut written: usize) -> Result<()> {
+        let Self { line, inner } = self;
+        poll_fn(|cx| poll_send(line, inner.sender(), cx, (message, &mut written))).await
     }
 
     /// Receives the next message into the beginning of `into`: see [`Receiver::receive`].

@@ -447,16 +447,6 @@ fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// Sends a message from the byte `written` on: the earlier bytes are in the ring.
-pub(super) async fn send_from(
-    line: &Arc<Line>,
-    sender: &mut sender::Sender,
-    message: &[u8],
-    mut written: usize,
-) -> Result<()> {
-    poll_fn(|cx| poll_send(line, sender, cx, (message, &mut written))).await
-}
-
-/// Sends like [`send_from`], for a caller that keeps the message.
 pub(super) fn poll_send<R: TaskOutlet>(
     line: &R::Line,
     inner: &mut outbound::Outbound<R>,

@@ -65,7 +65,7 @@ macro_rules! reading {
                 let Parking { shared, .. } = self.parking();
                 let process = shared.doorbell.pidfd();
                 [
-                    Some((shared.line(), PolledFd::Line)),
+                    Some((shared.doorbell.line(), PolledFd::Line)),
                     process.map(|pidfd| (pidfd, PolledFd::Process)),
                 ]
             }
