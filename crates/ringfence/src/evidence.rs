@@ -100,17 +100,6 @@ impl EvidenceLog {
         self.note(step, check, NOT_ASKED, found, Outcome::NotAsked);
     }
 
-    /// Records a required value that a child cannot see of its parent.
-    pub(crate) fn not_visible(
-        &mut self,
-        step: &'static str,
-        check: &'static str,
-        wanted: impl Into<String>,
-        found: impl Into<String>,
-    ) {
-        self.note(step, check, wanted, found, Outcome::NotVisible);
-    }
-
     pub(crate) fn note(
         &mut self,
         step: &'static str,

@@ -89,7 +89,7 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
                 .guest(stream, record)
         },
     )?;
-    match mem::replace(&mut parts.ring, RingPart::PerSide) {
+    match mem::replace(&mut parts.objects.ring, RingPart::PerSide) {
         RingPart::Subscriber(ring, beginning) => {
             let opened = open(parts, None, &options);
             Subscription::begin(opened, ring, beginning, &options)

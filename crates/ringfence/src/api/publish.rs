@@ -102,11 +102,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         ring: Arc::new(PublishedRing::new(readers, fd, move || sender.wake_sender())?),
         region,
         capacity: options.capacity,
-        barriers: if supports_barriers {
-            Barriers::Sleeper
-        } else {
-            Barriers::Both
-        },
+        barriers: Barriers::by_sleeper_if(supports_barriers),
         state: AtomicState::open(ForkMark::new()?),
         ended: false.into(),
         sealed: false.into(),

@@ -36,18 +36,19 @@ pub(crate) struct Opened {
 
 /// Opens a channel. The peer has this side's object already: from now on the tripwire ends the channel.
 pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Opened {
-    let (own, peer) = (parts.own.open(), parts.peer);
-    let inbox = Arc::clone(parts.inbox.inbox());
+    let objects = parts.objects;
+    let (own, peer) = (objects.own.open(), objects.peer);
+    let inbox = Arc::clone(objects.inbox.inbox());
     let process_registered = barriers::is_registered();
     let subscribes = parts.terms.own_capacity == 0;
-    let (process, owner) = (parts.process.pidfd(), parts.mark.owner());
+    let (process, owner) = (parts.process.pidfd(), objects.mark.owner());
     let doorbell = Doorbell::new(parts.line, process, parts.terms.attachments_in, subscribes, owner);
     let resources = Resources {
         own: own.clone(),
         phase: OwnPhase::of(&own),
         peer: peer.clone(),
-        inbox: parts.inbox,
-        token_sender: parts.token_sender,
+        inbox: objects.inbox,
+        token_sender: objects.token_sender,
         on_end,
     };
     let shared = Arc::new(Shared {
@@ -56,7 +57,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         subscribes,
         counters: Counters::new(doorbell.wakeups_sent()),
         doorbell: Arc::new(doorbell),
-        state: AtomicState::open(parts.mark),
+        state: AtomicState::open(objects.mark),
         sending_ended: AtomicBool::new(false),
         receiving_ended: AtomicBool::new(false),
         lost: AtomicBool::new(false),
@@ -64,7 +65,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         busy_poll: options.busy_poll,
         trace: parts.trace,
     });
-    own.in_use(parts.barriers && process_registered);
+    own.in_use(parts.barriers == Barriers::Sleeper && process_registered);
     shared.opened(&own);
     let verifier = Verifier::new(parts.process, options, &shared);
     Opened {
@@ -73,11 +74,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         inbox,
         own,
         peer,
-        barriers: if parts.barriers {
-            Barriers::Sleeper
-        } else {
-            Barriers::Both
-        },
+        barriers: parts.barriers,
         process_registered,
         terms: parts.terms,
     }

@@ -153,13 +153,8 @@ impl FrameLine<'_> {
         }
     }
 
-    /// Receives the next frame, with at most one descriptor. A refusal is returned as an error.
-    pub(crate) fn next_frame(&self, step: &'static str) -> Result<(Frame, Vec<OwnedFd>)> {
-        self.next_frame_with(step, 1)
-    }
-
-    /// Does the same with at most `max` descriptors.
-    pub(crate) fn next_frame_with(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    /// Receives the next frame, with at most `max` descriptors. A refusal is returned as an error.
+    pub(crate) fn next_frame(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
         match self.receive(step, max)? {
             (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
             other => Ok(other),
@@ -372,18 +367,18 @@ mod tests {
         let deadline = within(FAR);
         let [here, there] = [&own, &peer].map(|end| line(end, this_process(), &deadline));
         here.send(&FRAME, &[]).unwrap();
-        let (frame, descriptors) = there.next_frame("a frame").unwrap();
+        let (frame, descriptors) = there.next_frame("a frame", 1).unwrap();
         assert_eq!((frame, descriptors.len()), (FRAME, 0));
         for max in 1..=3 {
             let passed = vec![own.as_fd(); max];
             here.send(&FRAME, &passed).unwrap();
-            let (frame, descriptors) = there.next_frame_with("a frame", max).unwrap();
+            let (frame, descriptors) = there.next_frame("a frame", max).unwrap();
             assert_eq!((frame, descriptors.len()), (FRAME, max));
         }
         for (passed, max) in [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)] {
             let (own, peer) = ends();
             send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
-            let refused = line(&peer, this_process(), &deadline).next_frame_with("a frame", max);
+            let refused = line(&peer, this_process(), &deadline).next_frame("a frame", max);
             let is_right = matches!(
                 refused,
                 Err(Error::ObjectUnsound {
@@ -416,7 +411,7 @@ mod tests {
         ] {
             let (here, there) = ends();
             send(here.as_fd(), &FRAME, &[]).unwrap();
-            let refused = line(&there, other, &deadline).next_frame("a frame");
+            let refused = line(&there, other, &deadline).next_frame("a frame", 1);
             assert_eq!(refused.unwrap_err().code(), "PEER_REFUSED");
         }
         let (here, there) = ends();
@@ -438,10 +433,10 @@ mod tests {
             let deadline = within(FAR);
             let there = line(&there, this_process(), &deadline);
             for _ in 0..2 {
-                assert_eq!(there.next_frame("a frame").unwrap().0, FRAME);
+                assert_eq!(there.next_frame("a frame", 1).unwrap().0, FRAME);
             }
             drop(here);
-            let disconnected = there.next_frame("the next one").unwrap_err();
+            let disconnected = there.next_frame("the next one", 1).unwrap_err();
             assert!(
                 matches!(&disconnected, Error::PeerLost(how) if how.contains("the next one")),
                 "{disconnected}"
@@ -452,13 +447,13 @@ mod tests {
             send_bytes(here.as_raw_fd(), &bytes[..part], MsgFlags::empty()).unwrap();
             let deadline = within(Duration::from_millis(5));
             let late = line(&there, this_process(), &deadline)
-                .next_frame("a frame")
+                .next_frame("a frame", 1)
                 .unwrap_err();
             assert_eq!(late.code(), "HANDSHAKE_TIMEOUT", "{part}");
             drop(here);
             let deadline = within(FAR);
             let disconnected = line(&there, this_process(), &deadline)
-                .next_frame("a frame")
+                .next_frame("a frame", 1)
                 .unwrap_err();
             assert_eq!(disconnected.code(), "PEER_LOST", "{part}");
         }
@@ -471,7 +466,7 @@ mod tests {
         let (here, there) = ends();
         assert_eq!(refuse(&here, refusal()).code(), "PEER_REFUSED");
         let reported = line(&there, this_process(), &deadline)
-            .next_frame("a frame")
+            .next_frame("a frame", 1)
             .unwrap_err();
         assert_eq!(reported.code(), "PEER_REFUSED");
         assert!(reported.refusal().unwrap().by_peer);

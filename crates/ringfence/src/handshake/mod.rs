@@ -15,6 +15,8 @@ mod steps;
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use nix::poll::PollFlags;
+
 use crate::{
     error::{Error, HELD_BY_SELF, OrSystem, Result, SILENT_CHILD},
     evidence::EvidenceLog,
@@ -22,7 +24,7 @@ use crate::{
     handshake::line::{prepare_socket, refuse},
     handshake::parts::{Connection, ExpectedChild, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{NEW_LINE, check_child, check_line, exactly, has_exited, second_child},
+    handshake::steps::{NEW_LINE, check_child, check_line, exactly, second_child},
     identity::Credentials,
     peer::process::{Peer, creator_pidfd},
     sys, trace,
@@ -150,7 +152,8 @@ impl Side<'_> {
             }
             // Once the child was waited for, another process can have its number.
             if let ExpectedChild::Process(_, Some(pidfd)) = expected
-                && has_exited(pidfd)?
+                && sys::is_ready(&pidfd, PollFlags::POLLIN)
+                    .map_err(|errno| Error::poll("whether the child has exited", errno))?
             {
                 return Err(Error::PeerLost("the child has exited".into()));
             }

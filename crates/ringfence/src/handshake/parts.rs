@@ -33,6 +33,7 @@ use crate::{
     trace::TraceContext,
     wait::deadline::Deadline,
     wake::attachments::Attachments,
+    wake::parking::Barriers,
 };
 
 /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
@@ -77,24 +78,30 @@ pub(crate) struct Parts {
     pub(crate) process: Peer,
     pub(crate) identity: Identity,
     pub(crate) evidence: Vec<Evidence>,
-    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
-    /// memory fails the handshake.
-    pub(crate) mark: ForkMark,
+    pub(crate) objects: Objects,
+    pub(crate) terms: ChannelTerms,
+    /// The barriers that both processes support.
+    pub(crate) barriers: Barriers,
+    /// The share of the host's place, held by the guest of a membership.
+    pub(crate) inheritance: Option<Inheritance>,
+    /// The address and the peer, for tracing.
+    pub(crate) trace: TraceContext,
+}
+
+/// The objects that both sides have exchanged, and what belongs to them.
+#[derive(Debug)]
+pub(crate) struct Objects {
     pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
-    pub(crate) terms: ChannelTerms,
-    /// Both processes support membarrier(2).
-    pub(crate) barriers: bool,
+    /// The ring of a broadcast. In a broadcast, `own` and `peer` are the control objects.
+    pub(crate) ring: RingPart,
     /// Receives the peer's tokens.
     pub(crate) inbox: OpenInbox,
     /// Sends this side's tokens.
     pub(crate) token_sender: TokenSender,
-    /// The share of the host's place, held by the guest of a membership.
-    pub(crate) inheritance: Option<Inheritance>,
-    /// The ring of a broadcast. In a broadcast, `own` and `peer` are the control objects.
-    pub(crate) ring: RingPart,
-    /// The address and the peer, for tracing.
-    pub(crate) trace: TraceContext,
+    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
+    /// memory fails the handshake.
+    pub(crate) mark: ForkMark,
 }
 
 /// This side's region while no channel is open over it. If none will be, dropping it marks the region as

@@ -9,7 +9,6 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::PollFlags,
     sys::socket::{SockType, UnixAddr, getpeername, getsockname, getsockopt, sockopt},
     unistd::getpid,
 };
@@ -28,7 +27,7 @@ use crate::{
             Meeting, Nonce, Offer, check_echo,
         },
         line::{self, FrameLine, prepare_new_socket, prepare_socket, refuse},
-        parts::{ChannelTerms, Parts, Role, Unopened},
+        parts::{ChannelTerms, Objects, Parts, Role, Unopened},
         parts::{Connection, ExpectedChild, OwnObject, PeerSession, RingRole, Side},
     },
     harden,
@@ -45,7 +44,7 @@ use crate::{
     signal::inbox::{OpenInbox, TokenSender},
     sys::{self, uninterrupted},
     trace::TraceContext,
-    wake::attachments::Attachments,
+    wake::{attachments::Attachments, parking::Barriers},
 };
 
 impl Side<'_> {
@@ -59,7 +58,7 @@ impl Side<'_> {
     ) -> Result<PeerSession> {
         let agreed = self.line(&connection.stream, connection.peer.credentials);
         let result = (|| {
-            let (frame, descriptors) = agreed.next_frame("the guest's HELLO")?;
+            let (frame, descriptors) = agreed.next_frame("the guest's HELLO", 1)?;
             let [line] = exactly(descriptors)?;
             check_line(&line, connection.peer.credentials)?;
             prepare_socket(&line)?;
@@ -120,7 +119,7 @@ impl Side<'_> {
             Some(line) => {
                 match self
                     .line(&line, connection.peer.credentials)
-                    .next_frame("the host's HELLO")
+                    .next_frame("the host's HELLO", 1)
                 {
                     Ok((frame, descriptors)) => {
                         let [] = exactly(descriptors)?;
@@ -224,11 +223,7 @@ impl Side<'_> {
         let Frame::Hello(hello) = frame else {
             return Err(Error::Protocol("expected a HELLO, received another frame".into()));
         };
-        if hello.echo != echo {
-            return Err(Error::Protocol(
-                "a HELLO with a wrong echo of this side's nonce".into(),
-            ));
-        }
+        check_echo(&hello.echo, &echo)?;
         agree_on_meeting(self.meeting, role, hello.meeting)?;
         let own = self.options.backing;
         agree_on_backing(own, hello.backing)?;
@@ -423,12 +418,6 @@ pub(super) fn check_child(
     Err(Refusal::new(Check::Child, wanted, found).about(sender).into())
 }
 
-/// Whether the process behind this pidfd has exited.
-pub(super) fn has_exited(pidfd: BorrowedFd<'_>) -> Result<bool> {
-    let polled = sys::is_ready(&pidfd, PollFlags::POLLIN);
-    polled.map_err(|errno| Error::poll("whether the child has exited", errno))
-}
-
 /// The refusal for a further process that answers on a line.
 pub(super) fn second_child(first: Credentials) -> Error {
     Refusal::new(
@@ -462,19 +451,6 @@ pub(super) fn check_line(line: &OwnedFd, sender: Credentials) -> Result<()> {
 
 fn nonce() -> Result<Nonce> {
     sys::process::bytes().or_system("random bytes")
-}
-
-/// The objects that both sides have exchanged.
-pub(super) struct Objects {
-    pub(super) own: OwnObject,
-    pub(super) region: Unopened,
-    pub(super) peer: PeerRegion,
-    pub(super) ring: RingPart,
-    /// Sends this side's tokens.
-    pub(super) token_sender: TokenSender,
-    /// For the state of the future channel. It is allocated before this side is ready, so that a lack of
-    /// memory fails the handshake.
-    pub(super) mark: ForkMark,
 }
 
 /// This side's object after the peer has got it.
@@ -533,42 +509,34 @@ impl Side<'_> {
     /// Runs step 5: makes this side's object, if it is not made yet, and passes it. In a broadcast both objects are
     /// control objects, and the publisher passes its ring in addition.
     pub(super) fn offer(&self, session: &mut PeerSession) -> Result<Offered> {
-        let PeerSession {
-            line,
-            peer,
-            own,
-            hello,
-            prepared,
-            record,
-            ..
-        } = session;
-        let line = self.line(line, peer.credentials);
-        peer.hardens = hello.features & HARDENS != 0;
-        self.harden(record)?;
-        let peers_memory = self.child_memory(peer, hello, record)?;
+        session.peer.hardens = session.hello.features & HARDENS != 0;
+        self.harden(&mut session.record)?;
+        let peers_memory = self.child_memory(session)?;
         let mut received = None;
-        let mut object = match prepared.take() {
+        let mut object = match session.prepared.take() {
             Some(prepared) => prepared?,
-            None if self.lacks_memory => self.own_object(peer, |wanted, record| {
-                let (offer, mut descriptors) = self.receive_offer(&line, own, hello, record)?;
+            None if self.lacks_memory => {
+                let (offer, mut descriptors) = self.receive_offer(session)?;
                 let [raw, mapped] = [descriptors.pop(), descriptors.pop()]
                     .map(|descriptor| descriptor.ok_or_else(missing_object));
                 received = Some((offer, descriptors));
-                let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
-                SharedObject::seal(blank, wanted, record)
-            })?,
-            None => self.prepare(peer)?,
+                self.own_object(&session.peer, |wanted, record| {
+                    let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
+                    SharedObject::seal(blank, wanted, record)
+                })?
+            }
+            None => self.prepare(&session.peer)?,
         };
-        record.append(&mut object.record);
-        let reserved = self.reserve_start(hello)?;
+        session.record.append(&mut object.record);
+        let reserved = self.reserve_start(&session.hello)?;
         let offer = Offer {
-            echo: hello.nonce,
+            echo: session.hello.nonce,
             size: region_size(self.own_ring()),
             capacity: self.own_ring(),
             tokens: object.inbox.address(),
             start: reserved.as_ref().map(ReservedStart::start).unwrap_or_default(),
         };
-        self.send_offer(&line, offer, &object.object, peers_memory.as_ref(), record)?;
+        self.send_offer(session, offer, &object.object, peers_memory.as_ref())?;
         Ok(Offered {
             own: object,
             reserved,
@@ -578,27 +546,19 @@ impl Side<'_> {
 
     /// Runs step 6: receives the peer's object, checks and maps it.
     pub(super) fn accept_offer(&self, session: &mut PeerSession, offered: Offered) -> Result<Objects> {
-        let PeerSession {
-            line,
-            peer,
-            own,
-            hello,
-            record,
-            ..
-        } = session;
-        let line = self.line(line, peer.credentials);
         let (offer, descriptors) = match offered.received {
             Some(received) => received,
-            None => self.receive_offer(&line, own, hello, record)?,
+            None => self.receive_offer(session)?,
         };
         let agreed = Agreed {
             backing: self.options.backing,
-            capacity: hello.capacity,
+            capacity: session.hello.capacity,
             stated: offer.size,
-            owner: peer.credentials.uid,
+            owner: session.peer.credentials.uid,
         };
-        let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, record)?;
-        let object = &offered.own.object;
+        let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, &mut session.record)?;
+        // Its descriptor is closed here: the peer has its own.
+        let OwnObject { object, inbox, .. } = offered.own;
         if let RingPart::Subscriber(_, ReportedStart { start, .. }) = &ring {
             // Before READY, because the publisher reads it from then on.
             let at = head_of(as_offset(start.slot.into()));
@@ -606,11 +566,11 @@ impl Side<'_> {
         }
         object.check()?;
         Ok(Objects {
-            region: Unopened::new(object.region.clone()),
-            own: offered.own,
+            own: Unopened::new(object.region.clone()),
             peer: peers_region,
+            inbox,
             ring: offered.reserved.map_or(ring, RingPart::Publisher),
-            token_sender: token_sender(peer, &offer)?,
+            token_sender: token_sender(&session.peer, &offer)?,
             mark: ForkMark::new()?,
         })
     }
@@ -631,7 +591,10 @@ impl Side<'_> {
     }
 
     /// Creates the memory of the peer's object, if the peer is a child that asks for it.
-    fn child_memory(&self, peer: &Peer, hello: &Hello, record: &mut EvidenceLog) -> Result<Option<Blank>> {
+    fn child_memory(&self, session: &mut PeerSession) -> Result<Option<Blank>> {
+        let PeerSession {
+            peer, hello, record, ..
+        } = session;
         let is_requested = self.meeting == Meeting::Family && hello.features & LACKS_MEMORY != 0;
         if !is_requested {
             return Ok(None);
@@ -659,12 +622,12 @@ impl Side<'_> {
     /// that asks for it.
     fn send_offer(
         &self,
-        line: &FrameLine<'_>,
+        session: &mut PeerSession,
         offer: Offer,
         object: &SharedObject,
         peers_memory: Option<&Blank>,
-        record: &mut EvidenceLog,
     ) -> Result<()> {
+        let line = self.line(&session.line, session.peer.credentials);
         let size = offer.size;
         let offer = Frame::Offer(offer);
         let count = if let RingRole::Publisher(ring) = self.role {
@@ -678,49 +641,45 @@ impl Side<'_> {
             line.send(&offer, &passed)?;
             1
         };
-        record.passed("offer", "sent", descriptors_text(count), format!("{size} bytes"));
+        let sent = format!("{size} bytes");
+        session
+            .record
+            .passed("offer", "sent", descriptors_text(count), sent);
         Ok(())
     }
 
     /// Receives the peer's OFFER with its object and, from a publisher, the ring. Until they are mapped,
     /// forked children do not inherit the descriptors.
-    fn receive_offer(
-        &self,
-        line: &FrameLine<'_>,
-        own: &Nonce,
-        hello: &Hello,
-        record: &mut EvidenceLog,
-    ) -> Result<(Offer, Vec<CloseOnForkFd>)> {
+    fn receive_offer(&self, session: &mut PeerSession) -> Result<(Offer, Vec<CloseOnForkFd>)> {
+        let line = self.line(&session.line, session.peer.credentials);
         let wanted = match self.role {
             RingRole::Subscriber => 2,
             // The peer's object, and both descriptors of this side's.
             RingRole::PerSide if self.lacks_memory => 3,
             RingRole::PerSide | RingRole::Publisher(_) => 1,
         };
-        let (frame, descriptors) = line.next_frame_with("the peer's OFFER", wanted)?;
+        let (frame, descriptors) = line.next_frame("the peer's OFFER", wanted)?;
         let Frame::Offer(offer) = frame else {
             return Err(Error::Protocol(
                 "expected an OFFER, received another frame".into(),
             ));
         };
-        check_echo(&offer.echo, own)?;
+        check_echo(&offer.echo, &session.own)?;
         let found = descriptors.len();
         if found != wanted {
             return Err(Error::unsound("descriptors", wanted, found));
         }
         let descriptors: Result<_> = descriptors.into_iter().map(CloseOnForkFd::new).collect();
-        if offer.capacity != hello.capacity {
+        let (capacity, agreed) = (offer.capacity, session.hello.capacity);
+        if capacity != agreed {
             return Err(Error::Protocol(format!(
-                "an OFFER of {} bytes after a HELLO of {}",
-                offer.capacity, hello.capacity
+                "an OFFER of {capacity} bytes after a HELLO of {agreed}"
             )));
         }
-        record.passed(
-            "offer",
-            "received",
-            descriptors_text(wanted),
-            format!("{} bytes", offer.size),
-        );
+        let size = format!("{} bytes", offer.size);
+        session
+            .record
+            .passed("offer", "received", descriptors_text(wanted), size);
         Ok((offer, descriptors?))
     }
 
@@ -843,8 +802,6 @@ impl Side<'_> {
         inheritance: Option<Inheritance>,
     ) -> Parts {
         let (hello, mut record) = (session.hello, session.record);
-        let OwnObject { object, inbox, .. } = objects.own;
-        drop(object);
         // A child may run under a filter that kills it for setsockopt(2).
         let is_child = self.meeting == Meeting::Family && role == Role::Guest;
         if !is_child && !self.accepted().any() {
@@ -858,9 +815,7 @@ impl Side<'_> {
             trace: TraceContext::with(&self.address, &identity),
             identity,
             evidence: record.into_list(),
-            mark: objects.mark,
-            own: objects.region,
-            peer: objects.peer,
+            objects,
             terms: ChannelTerms {
                 own_capacity: self.own_ring(),
                 peer_capacity: hello.capacity,
@@ -869,11 +824,8 @@ impl Side<'_> {
                 longest_out: hello.longest,
                 longest_in: self.options.longest(),
             },
-            barriers: self.supports_barriers && hello.features & BARRIERS != 0,
-            inbox,
-            token_sender: objects.token_sender,
+            barriers: Barriers::by_sleeper_if(self.supports_barriers && hello.features & BARRIERS != 0),
             inheritance,
-            ring: objects.ring,
         }
     }
 }

@@ -264,7 +264,7 @@ impl EndpointKind for Broadcast {
 
     fn ready(endpoint: &Arc<Endpoint<Self>>, mut parts: Parts, slot: SlotGuard<Self>, options: &Options) {
         // The handshake of a publisher returns no other part.
-        if let RingPart::Publisher(start) = mem::replace(&mut parts.ring, RingPart::PerSide) {
+        if let RingPart::Publisher(start) = mem::replace(&mut parts.objects.ring, RingPart::PerSide) {
             endpoint.admit(parts, start, slot, options);
         }
     }

@@ -20,7 +20,7 @@ use nix::{
 
 use crate::{
     error::{Check, Error, OrSystem, Refusal, Result, is_denied},
-    evidence::{ALIVE, EvidenceLog, VISIBLE},
+    evidence::{ALIVE, EvidenceLog, Outcome, VISIBLE},
     fork::PerProcess,
     identity::{Credentials, Executable, Identity},
     peer::executable::{self, Content},
@@ -143,7 +143,13 @@ fn socket_credentials(
     let named = message.and_then(|message| message.credentials);
     let named = named.ok_or_else(|| lookup_error(Check::Credentials, WANTED, errno))?;
     let found = format!("denied ({}); its message names pid {}", errno.desc(), named.pid);
-    record.not_visible("credentials", Check::Credentials.name(), WANTED, found);
+    record.note(
+        "credentials",
+        Check::Credentials.name(),
+        WANTED,
+        found,
+        Outcome::NotVisible,
+    );
     Ok((named, NamedBy::Message))
 }
 
@@ -169,7 +175,7 @@ fn check_credentials(credentials: Credentials, may_hide: MayHide, record: &mut E
         let wanted = "a uid that is mapped in this user namespace";
         let found = format!("{uid}, the overflow uid, which every unmapped user has here");
         if may_hide.uid {
-            record.not_visible("credentials", "uid mapped", wanted, found);
+            record.note("credentials", "uid mapped", wanted, found, Outcome::NotVisible);
             return Ok(false);
         }
         return Err(refuse(Check::Uid, wanted, found));
@@ -261,11 +267,12 @@ impl Peer {
             "none: it may not call socketpair; its message names pid {}",
             credentials.pid
         );
-        record.not_visible(
+        record.note(
             "credentials",
             Check::Line.name(),
             "a socket pair that the child has made",
             found,
+            Outcome::NotVisible,
         );
         let is_mapped = check_credentials(credentials, may_hide, record)?;
         let named_by = match started {

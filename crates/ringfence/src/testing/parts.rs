@@ -7,14 +7,14 @@ use crate::{channel::Channel, options::Options};
 use crate::{
     fork::ForkMark,
     handshake::broadcast::RingPart,
-    handshake::parts::{ChannelTerms, Parts, Role, Unopened},
+    handshake::parts::{ChannelTerms, Objects, Parts, Role, Unopened},
     identity::{Credentials, Identity},
     peer::process::Peer,
     region::own::OwnRegion,
     region::peer::PeerRegion,
     signal::inbox::{OpenInbox, TokenAddress, TokenSender},
     trace::TraceContext,
-    wake::attachments::Attachments,
+    wake::{attachments::Attachments, parking::Barriers},
 };
 
 /// Both rings have `capacity` bytes, and the longest message has `longest`.
@@ -36,9 +36,14 @@ pub(crate) fn without_a_peer(
         process: Peer::unknown(no_process),
         identity: Identity::of(no_process),
         evidence: Vec::new(),
-        mark: ForkMark::new().expect("memory"),
-        own: Unopened::new(own),
-        peer,
+        objects: Objects {
+            own: Unopened::new(own),
+            peer,
+            ring: RingPart::PerSide,
+            inbox: OpenInbox::unreachable(),
+            token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
+            mark: ForkMark::new().expect("memory"),
+        },
         terms: ChannelTerms {
             own_capacity: capacity,
             peer_capacity: capacity,
@@ -47,11 +52,8 @@ pub(crate) fn without_a_peer(
             longest_out: longest,
             longest_in: longest,
         },
-        barriers: false,
-        inbox: OpenInbox::unreachable(),
-        token_sender: TokenSender::new(no_process.pid, TokenAddress::default()).expect("no process"),
+        barriers: Barriers::Both,
         inheritance: None,
-        ring: RingPart::PerSide,
         trace: TraceContext::with("none", &Identity::of(no_process)),
     }
 }

@@ -30,6 +30,12 @@ pub(crate) enum Barriers {
     Sleeper,
 }
 
+impl Barriers {
+    pub(crate) const fn by_sleeper_if(both_can: bool) -> Self {
+        if both_can { Self::Sleeper } else { Self::Both }
+    }
+}
+
 /// The words of one direction of waiting.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ParkingSpot {

@@ -7,6 +7,7 @@ use crate::{
     channel::merge::source::{announce, check_parked},
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
     region::copy::Writable,
+    wake::parking::Barriers,
 };
 
 /// A source of a merge, and the other end of its channel.
@@ -153,7 +154,7 @@ fn barrier_is_needed_until_the_peer_issues_fences() {
     let (line, _other) = crate::sys::socket::new_line().expect("a line");
     let (own, peer) = (OwnRegion::private(CAPACITY), OwnRegion::private(CAPACITY));
     let mut parts = without_a_peer(line, own, peer.peer_view(), CAPACITY, LONGEST);
-    parts.barriers = true;
+    parts.barriers = Barriers::Sleeper;
     let (_sender, mut receiver) = Channel::assemble(parts, None, &Options::new()).split();
     assert!(announce(&mut receiver).expect("open"));
     peer.store(layout::TAIL_FENCED, 1, Ordering::Release);

@@ -86,7 +86,7 @@ fn listen(pieces: &[Piece]) {
     let mut rest = &stream[..];
     loop {
         let wanted = Frame::decode(rest);
-        match (line.next_frame("a frame"), wanted) {
+        match (line.next_frame("a frame", 1), wanted) {
             (Ok((frame, descriptors)), wanted) => {
                 let (wanted, after) = wanted.expect("a frame in the bytes that were sent");
                 assert_eq!(frame, wanted);
