@@ -22,11 +22,11 @@ const ways = ['end', 'close', 'outlive']
 test('a channel that cannot be watched is closed, and its peer learns that at once', (t) => {
   const binding = new Binding()
   binding.fail('watch', 'NO_SPACE', 'no descriptor is left')
-  t.throws(() => openChannel(binding.raw, HALF_OPEN, null), {
+  t.throws(() => openChannel(binding.raw, { address: null, settings: HALF_OPEN }), {
     code: 'ERR_RINGFENCE_NO_SPACE',
     message: 'no descriptor is left',
   })
-  t.like(openIncoming(binding.raw, HALF_OPEN, '@somewhere'), {
+  t.like(openIncoming(binding.raw, { address: '@somewhere', settings: HALF_OPEN }), {
     code: 'NO_SPACE',
     message: 'no descriptor is left',
     identity: binding.peer,
@@ -534,7 +534,7 @@ test('ending this side does not change why a channel has ended', async (t) => {
       // A peer that has ended its sending is not lost.
       const isClean = reason === 'lost' && order === 'after the peer’s end'
       const code = isClean ? 'CLOSED' : codeOfEnd
-      const { binding, channel } = open({ busyPollMicros: 0, allowHalfOpen: false })
+      const { binding, channel } = open({ ...HALF_OPEN, allowHalfOpen: false })
       if (order === 'after the peer’s end') {
         // This ends the sending of this side, before the peer exits.
         binding.from.ended = true

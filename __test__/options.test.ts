@@ -2,7 +2,7 @@
 // of the public API.
 
 import test from 'ava'
-import { json, RingfenceError, type Options } from 'ringfence'
+import { json, RingfenceError } from 'ringfence'
 
 import { internals } from './support/internals.js'
 
@@ -10,15 +10,15 @@ type Any = Record<string, unknown>
 
 interface Insides {
   checkOptions(call: string, options: Any): Any
-  channelSettings(options: Options): Any
   checkReceiveEach(visit: unknown, max: unknown): void
   lingerOf(options: unknown): number
   signalOf(options: unknown): AbortSignal | undefined
 }
 
 /** Not exported by the package. */
-const { checkOptions, channelSettings, checkReceiveEach, lingerOf, signalOf } =
-  await internals<Insides>('endpoint/options.js')
+const { checkOptions, checkReceiveEach, lingerOf, signalOf } = await internals<Insides>('endpoint/options.js')
+
+const { channelSettings } = await internals<{ channelSettings(options: Any): Any }>('endpoint/handshake.js')
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
@@ -289,16 +289,18 @@ test('options and a policy are objects', (t) => {
   }
 })
 
-test('a channel keeps its time to spin, and whether it is half-open', (t) => {
+test('a channel keeps its time to spin, whether it is half-open, and the codec', (t) => {
   t.deepEqual(channelSettings({}), {
     busyPollMicros: 0,
     allowHalfOpen: false,
-    codec: undefined,
+    values: null,
     attachments: undefined,
   })
   const codec = json()
-  const settings = { busyPollMicros: 5, allowHalfOpen: true, codec, attachments: { sealed: true } }
-  t.deepEqual(channelSettings(settings), settings)
+  const settings = { busyPollMicros: 5, allowHalfOpen: true, attachments: { sealed: true } }
+  const { values, ...same } = channelSettings({ ...settings, codec })
+  t.deepEqual(same, settings)
+  t.is((values as { codec: unknown }).codec, codec)
 })
 
 test('an object of an unrelated class is neither a policy nor options', (t) => {

@@ -18,12 +18,18 @@ export interface Raw {
 interface Settings {
   busyPollMicros: number
   allowHalfOpen: boolean
+  values: null
+}
+
+interface Opening {
+  address: string | null
+  settings: Settings
 }
 
 /** Not exported by the package. */
 export const { openChannel, openIncoming, prepareClose } = await internals<{
-  openChannel(raw: Raw, settings: Settings, address: string | null): Channel
-  openIncoming(raw: Raw, settings: Settings, address: string): Channel | { code: string; message: string }
+  openChannel(raw: Raw, opening: Opening): Channel
+  openIncoming(raw: Raw, opening: Opening): Channel | { code: string; message: string }
   prepareClose(channel: Channel, linger: number): Promise<{ flushed: boolean; finish(): void }>
 }>('channel/channel.js')
 export const { ENDED, FAILED, REASONS, native } = await internals<{
@@ -37,7 +43,7 @@ export const { mergeInputOf } = await internals<{
   mergeInputOf(source: object): { readonly buffer: { readonly isWeak: boolean } } | undefined
 }>('channel/sources.js')
 
-export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true }
+export const HALF_OPEN: Settings = { busyPollMicros: 0, allowHalfOpen: true, values: null }
 
 /** A fake binding of a channel, with results and recorded calls. */
 export class Binding {
@@ -94,7 +100,7 @@ export class Binding {
 
 export function open(settings = HALF_OPEN): { binding: Binding; channel: Channel } {
   const binding = new Binding()
-  const channel = openChannel(binding.raw, settings, null)
+  const channel = openChannel(binding.raw, { address: null, settings })
   binding.newCalls()
   return { binding, channel }
 }

@@ -12,7 +12,8 @@ import * as internal from '../runtime/symbols.js'
 import { toBytes } from './arena.js'
 import { ChannelCore, type PreparedClose } from './core.js'
 import { withOperations, type Failure, type NativeChannel, type RawChannel } from '../native.js'
-import { concurrencyOf, type ChannelSettings } from '../endpoint/options.js'
+import type { Opening } from '../endpoint/handshake.js'
+import { concurrencyOf } from '../endpoint/options.js'
 import type { Fill, SendQueue } from './send-queue.js'
 import { Source, webStreamsOf } from './source.js'
 import type { ChannelStats } from './stats.js'
@@ -31,7 +32,8 @@ import type {
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnyChannel = Channel<any, any>
-let make: (native: NativeChannel, settings: ChannelSettings, address: string | null) => AnyChannel
+type ChannelOpening = Pick<Opening, 'address' | 'settings'>
+let make: (native: NativeChannel, opening: ChannelOpening) => AnyChannel
 
 /** Frees the host's address if the process exits while the channel is open. */
 export let vacateAtExit: (channel: AnyChannel, address: string) => void
@@ -66,13 +68,12 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
 
   static {
     prepareClose = (channel, linger) => channel.#core.prepareClose(linger)
-    make = (native, settings, address) => {
+    make = (native, { settings, address }) => {
       const core = new ChannelCore(native, settings, (closed) => {
         reportClosed(channel, closed)
         channel[internal.settle](closed)
       })
-      const values = settings.codec === undefined ? null : new Values(settings.codec)
-      const channel: AnyChannel = new Channel(KEY, address, core, values)
+      const channel: AnyChannel = new Channel(KEY, address, core, settings.values)
       return channel
     }
     onLeftoversRead = (channel, callback) => {
@@ -381,35 +382,6 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
   }
 
   /**
-   * Closes the channel. Messages that were sent have `linger` milliseconds (1,000 by default) to get into the ring, where the peer can still
-   * read them, and then its end. If that is too short, the remaining sends reject with CLOSED, and the peer finds a lost peer. Reads that
-   * wait here end normally.
-   *
-   * @example
-   * ```js
-   * await channel.close({ linger: 5000 })
-   * ```
-   *
-   * @returns A promise that resolves once everything is released. A second call returns the same promise.
-   */
-  override close(options?: { linger?: number | undefined }): Promise<void> {
-    return super.close(options)
-  }
-
-  /**
-   * Closes the channel at once, and drops the messages that are not in the ring. The peer finds a lost peer. With an error, reads that wait
-   * here reject, and `closed` has the reason 'failed' with this error, or with one of which it is the `cause`.
-   *
-   * @example
-   * ```js
-   * channel.destroy(new Error('the request is invalid'))
-   * ```
-   */
-  override destroy(error?: Error): void {
-    super.destroy(error)
-  }
-
-  /**
    * The channel as a byte stream. Message boundaries are not kept, empty messages are skipped, and `end()` ends this side's sending.
    *
    * - `destroy()` sends what was written before, ends the sending and closes the channel, as `end()` and `destroy()` of a socket do. If the
@@ -516,16 +488,16 @@ export interface MessagePortLike extends EventEmitter {
 }
 
 /** Opens a channel over the binding's object. */
-export function openChannel(raw: RawChannel, settings: ChannelSettings, address: string | null): AnyChannel {
-  const channel = make(withOperations(raw), settings, address)
+export function openChannel(raw: RawChannel, opening: ChannelOpening): AnyChannel {
+  const channel = make(withOperations(raw), opening)
   reportOpen(channel)
   return channel
 }
 
 /** Opens a channel for an incoming connection. A failure is reported like any other refusal. */
-export function openIncoming(raw: RawChannel, settings: ChannelSettings, address: string): AnyChannel | Failure {
+export function openIncoming(raw: RawChannel, opening: ChannelOpening): AnyChannel | Failure {
   try {
-    return openChannel(raw, settings, address)
+    return openChannel(raw, opening)
   } catch (error) {
     // The peer must be notified now, not when the garbage is collected.
     withOperations(raw).close()

@@ -2,7 +2,7 @@
 
 import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
-import type { ChannelSettings } from '../endpoint/options.js'
+import type { ChannelSettings } from '../endpoint/handshake.js'
 import { runInMicrotask } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'

@@ -2,7 +2,7 @@ import { signalOf } from '../endpoint/options.js'
 import { aborted, fromFailure, type RingfenceError } from '../errors.js'
 import { onAbort } from '../runtime/aborts.js'
 import { Deferred, ignore } from '../runtime/deferred.js'
-import { FAILED, type NativeChannel } from '../native.js'
+import { FAILED, type Failure, type NativePeer, type Verified } from '../native.js'
 import type { Evidence, Identity, WaitOptions } from '../types.js'
 
 /** The errors that only `verify` reports. All others are the end of the channel or subscription, which its `closed` reports as well. */
@@ -13,53 +13,17 @@ const VERIFY_ONLY_ERRORS: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_UNSUPPORTED',
 ])
 
-/** A verification that a caller awaits. */
-interface Verification {
-  resolve(identity: Identity): void
-  /** If the error is an end, which `closed` reports as well, the rejection needs no handler. */
-  reject(error: RingfenceError): void
-}
-
-/**
- * Runs a verification.
- *
- * @param options - The caller's. An abort ends the waiting; the verification continues, and its result counts.
- * @param start - Not called if the options are wrong, or their signal is aborted already.
- */
-export function runVerification(
-  options: WaitOptions | undefined,
-  start: (verification: Verification) => void,
-): Promise<Identity> {
-  const verified = new Deferred<Identity>()
-  try {
-    const signal = signalOf(options)
-    const removeAbortListener = signal === undefined ? ignore : onAbort(signal, () => verified.reject(aborted(signal)))
-    start({
-      resolve(identity) {
-        removeAbortListener()
-        verified.resolve(identity)
-      },
-      reject(error) {
-        removeAbortListener()
-        if (!VERIFY_ONLY_ERRORS.has(error.code)) verified.promise.catch(ignore)
-        verified.reject(error)
-      },
-    })
-  } catch (error) {
-    verified.reject(error as Error)
-  }
-  return verified.promise
-}
+type CheckedPeer = Pick<NativePeer, 'peer' | 'evidence' | 'verify' | 'failure'>
 
 /** The peer at its last check, in the handshake or by `verify`. */
 export class PeerView {
   peer: Identity
-  readonly #native: Pick<NativeChannel, 'evidence' | 'verify' | 'failure'>
+  readonly #native: CheckedPeer
   /** Fetched on first use. */
   #handshakeEvidence: readonly Evidence[] | null = null
   #evidence: readonly Evidence[] | null = null
 
-  constructor(native: Pick<NativeChannel, 'peer' | 'evidence' | 'verify' | 'failure'>) {
+  constructor(native: CheckedPeer) {
     this.#native = native
     this.peer = native.peer
   }
@@ -74,31 +38,43 @@ export class PeerView {
   }
 
   /**
-   * Checks the peer again.
+   * Checks the peer again. A rejection with an end, which `closed` reports as well, needs no handler.
    *
    * @param endError - The error after the end; `undefined` before it.
    * @param checkLine - Asks the core whether it has ended: the event loop may not have been notified yet.
+   * @param options - The caller's. An abort ends the waiting; the check continues, and its result counts.
    */
   verify(endError: () => RingfenceError | undefined, checkLine: () => void, options?: WaitOptions): Promise<Identity> {
-    return runVerification(options, ({ resolve, reject }) => {
+    const verified = new Deferred<Identity>()
+    let removeAbortListener = ignore
+    const reject = (error: RingfenceError) => {
+      removeAbortListener()
+      if (!VERIFY_ONLY_ERRORS.has(error.code)) verified.promise.catch(ignore)
+      verified.reject(error)
+    }
+    const done = (failure: Failure | null, result: Verified | null) => {
       const ended = endError()
-      if (ended !== undefined) {
-        reject(ended)
+      // After the end, the result of the check no longer counts.
+      if (result !== null && ended === undefined) {
+        this.peer = result.identity
+        // A publisher gets none with the result.
+        if (result.evidence.length > 0) this.#evidence = Object.freeze([...this.#initialEvidence(), ...result.evidence])
+        removeAbortListener()
+        verified.resolve(result.identity)
         return
       }
-      const started = this.#native.verify((failure, verified) => {
-        const endedSince = endError()
-        // After the end, the result of the check no longer counts.
-        if (verified !== null && endedSince === undefined) {
-          this.peer = verified.identity
-          this.#evidence = Object.freeze([...this.#initialEvidence(), ...verified.evidence])
-          resolve(verified.identity)
-          return
-        }
-        reject(failure === null ? endedSince! : fromFailure(failure))
-        checkLine()
-      })
-      if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    })
+      reject(failure === null ? ended! : fromFailure(failure))
+      checkLine()
+    }
+    try {
+      const signal = signalOf(options)
+      if (signal !== undefined) removeAbortListener = onAbort(signal, () => verified.reject(aborted(signal)))
+      const ended = endError()
+      if (ended !== undefined) reject(ended)
+      else if (this.#native.verify(done) === FAILED) reject(fromFailure(this.#native.failure()))
+    } catch (error) {
+      verified.reject(error as Error)
+    }
+    return verified.promise
   }
 }

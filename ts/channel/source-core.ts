@@ -1,7 +1,7 @@
 // The state of a channel or a subscription: how it is read, and how it ends. The views of one channel share it.
 
 import { fromFailure, type RingfenceError } from '../errors.js'
-import type { ChannelSettings } from '../endpoint/options.js'
+import type { ChannelSettings } from '../endpoint/handshake.js'
 import { FAILED, type NativePeer, type NativeReader } from '../native.js'
 import type { Closed } from '../types.js'
 import { PeerView } from './peer-view.js'

@@ -227,10 +227,31 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     return new WebStreams(source, 'send' in this ? (this as unknown as WebSink<never>) : null)
   }
 
+  /**
+   * Closes the source and drops unread messages. Messages that a channel has sent have `linger` milliseconds (1,000 by default) to get into
+   * the ring, where the peer can still read them, and then its end. If that is too short, the remaining sends reject with CLOSED, and the peer
+   * finds a lost peer. Reads that wait here end normally.
+   *
+   * @example
+   * ```js
+   * await channel.close({ linger: 5000 })
+   * ```
+   *
+   * @returns A promise that resolves once everything is released. A second call returns the same promise.
+   */
   close(options: { linger?: number | undefined } = {}): Promise<void> {
     return tryPromise(() => this.#core.close(lingerOf(options)))
   }
 
+  /**
+   * Closes the source at once, and drops the messages that are not in the ring. The peer of a channel finds a lost peer. With an error, reads
+   * that wait here reject, and `closed` has the reason 'failed' with this error, or with one of which it is the `cause`.
+   *
+   * @example
+   * ```js
+   * channel.destroy(new Error('the request is invalid'))
+   * ```
+   */
   destroy(error?: Error): void {
     this.#core.destroy(error)
   }

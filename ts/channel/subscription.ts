@@ -5,9 +5,8 @@ import { Readable } from 'node:stream'
 import type { Codec } from '../adapters/codec.js'
 import { trackOpen, openResources, reportSubscribed } from '../runtime/diagnostics.js'
 import { KEY, RingfenceError, invalid } from '../errors.js'
-import { runHandshakeAt } from '../endpoint/handshake.js'
+import { runHandshakeAt, type ChannelSettings, type Opening } from '../endpoint/handshake.js'
 import type { NativeSubscription } from '../native.js'
-import type { ChannelSettings } from '../endpoint/options.js'
 import { SourceCore } from './source-core.js'
 import { Source } from './source.js'
 import type { SubscriptionStats } from './stats.js'
@@ -18,7 +17,7 @@ import { timers } from '../runtime/timers.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnySubscription = Subscription<any>
-let make: (native: NativeSubscription, settings: ChannelSettings, address: string) => AnySubscription
+let make: (native: NativeSubscription, opening: Opening) => AnySubscription
 
 const closedError = () => new RingfenceError('CLOSED', 'the subscription is closed')
 const refusedError = () =>
@@ -75,13 +74,14 @@ export class Subscription<In = Message> extends Source<In> {
   readonly #core: SubscriptionCore
 
   static {
-    make = (native, settings, address) => {
+    make = (native, { settings, address }) => {
       const core = new SubscriptionCore(native, settings, (closed) => {
         openResources.delete(subscription)
         subscription[internal.settle](closed)
       })
-      const values = settings.codec === undefined ? null : new Values(settings.codec)
-      const subscription: AnySubscription = new Subscription(KEY, address, core, values)
+      const subscription: AnySubscription = new Subscription(KEY, address, core, settings.values)
+      trackOpen(subscription)
+      reportSubscribed(subscription, subscription.address, `a subscription (${subscription.delivery})`)
       return subscription
     }
   }
@@ -89,7 +89,7 @@ export class Subscription<In = Message> extends Source<In> {
   /** @param from - The address, or the subscription of which the new one is a view. */
   private constructor(
     key: symbol,
-    from: string | AnySubscription,
+    from: string | null | AnySubscription,
     core: SubscriptionCore,
     values: Values<unknown> | null,
   ) {
@@ -165,18 +165,6 @@ export class Subscription<In = Message> extends Source<In> {
     return Readable.from(this, { highWaterMark: 1 })
   }
 
-  /**
-   * Closes the subscription and drops unread messages. Reads that wait end normally. Resolves once everything is released.
-   *
-   * @example
-   * ```js
-   * await subscription.close()
-   * ```
-   */
-  override close(options?: { linger?: number | undefined }): Promise<void> {
-    return super.close(options)
-  }
-
   /** @internal */
   protected override [internal.summary](): string[] {
     return [this.delivery, `peer ${this.peer.pid}`]
@@ -202,10 +190,5 @@ export class Subscription<In = Message> extends Source<In> {
 export function subscribe<T>(address: string, options: SubscribeOptions & { codec: Codec<T> }): Promise<Subscription<T>>
 export function subscribe(address: string, options?: SubscribeOptions): Promise<Subscription>
 export function subscribe(address: string, options: SubscribeOptions = {}): Promise<Subscription> {
-  return runHandshakeAt('subscribe', address, options, (native, { settings }) => {
-    const subscription = make(native, settings, address)
-    trackOpen(subscription)
-    reportSubscribed(subscription, address, `a subscription (${subscription.delivery})`)
-    return subscription
-  })
+  return runHandshakeAt('subscribe', address, options, make)
 }

@@ -3,25 +3,17 @@
 import { Channel, openIncoming, onLeftoversRead } from '../channel/channel.js'
 import { addStats, zeroStats, type ListenerStats } from '../channel/stats.js'
 import { KEY, type RingfenceError, invalid } from '../errors.js'
-import { FAILED, type Endpoints, type Failure, type NativeAcceptor, type RawChannel } from '../native.js'
+import { FAILED, type Failure, type NativeAcceptor, type RawChannel } from '../native.js'
 import { reportRefused } from '../runtime/diagnostics.js'
 import * as internal from '../runtime/symbols.js'
-import type { Options } from '../types.js'
 import { AcceptQueue } from './accept-queue.js'
-import { Endpoint, errorOf, type EndpointEvents } from './endpoint.js'
-import { runHandshakeAt, type Opening } from './handshake.js'
+import { Endpoint, type EndpointEvents } from './endpoint.js'
+import type { Opening } from './handshake.js'
 
 /** The figures that a channel no longer has after its end. */
 const ZERO_AT_END = { callsInFlight: 0, ringUsed: 0, ringCapacity: 0, queuedBytes: 0 }
 /** The figures that grow while the messages that a peer has left are read. */
 const RECEIVED_FIGURES = ['messagesReceived', 'bytesReceived', 'attachmentsReceived'] as const
-
-/** The constructor arguments of an acceptor. */
-export interface AcceptorParts<Native extends NativeAcceptor> {
-  address: string
-  native: Native
-  opening: Opening
-}
 
 export abstract class Acceptor<
   In,
@@ -53,13 +45,13 @@ export abstract class Acceptor<
   protected constructor(
     key: symbol,
     message: string,
-    parts: AcceptorParts<NativeAcceptor>,
+    native: NativeAcceptor,
+    opening: Opening,
     keepsAll: boolean,
     vacate: () => void,
   ) {
     if (key !== KEY) throw invalid(message)
-    const { address, native, opening } = parts
-    super(address, native, opening, vacate)
+    super(opening, native, vacate)
     this.#native = native
     this.#opening = opening
     this[internal.acceptQueue] = new AcceptQueue(
@@ -114,7 +106,7 @@ export abstract class Acceptor<
     if (this[internal.acceptQueue].hasEnded) return false
     const event = this[internal.next]()
     if (event === FAILED) {
-      const error = errorOf(this.#native.failure(), this.#opening)
+      const error = this.#opening.errorOf(this.#native.failure())
       // A member that reconnected as a guest was refused.
       if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(this.address, error)
       this[internal.failed](error)
@@ -127,7 +119,7 @@ export abstract class Acceptor<
   }
 
   #admit(raw: RawChannel): void {
-    const channel = openIncoming(raw, this.#opening.settings, this.address)
+    const channel = openIncoming(raw, this.#opening)
     if (!(channel instanceof Channel)) {
       this[internal.reportRefusal](channel)
       return
@@ -170,14 +162,4 @@ export abstract class Acceptor<
     if (error !== undefined) queue.fail(error)
     queue.end()
   }
-}
-
-/** Runs the call that makes an acceptor. */
-export function openAcceptor<Name extends 'listen' | 'member', Made extends AsyncDisposable>(
-  name: Name,
-  address: string,
-  options: Options,
-  make: (parts: AcceptorParts<Endpoints[Name]>) => Made,
-): Promise<Made> {
-  return runHandshakeAt(name, address, options, (native, opening) => make({ address, native, opening }))
 }

@@ -134,7 +134,7 @@ function openLine(
   call: (...args: HandshakeArgs<RawChannel>) => Joining,
   options: LineOptions,
 ): Promise<Channel> {
-  return runHandshake(name, call, options, (raw, { settings }) => openChannel(raw, settings, null))
+  return runHandshake(name, call, options, openChannel)
 }
 
 function startChild(command: string, args: readonly string[], { spawn: settings = {}, line: option }: ChildOptions) {

@@ -25,11 +25,6 @@ export interface EndpointEvents<Peer> extends ResourceEvents {
   refused: [error: RingfenceError]
 }
 
-/** Converts a failure of an endpoint to an error. */
-export function errorOf(failure: Failure | null, opening: Opening | null): RingfenceError {
-  return fromFailure(failure, opening?.authorizer?.causeOf(failure))
-}
-
 export abstract class Endpoint<
   Peer,
   Events extends EndpointEvents<Peer> & Record<keyof Events, unknown[]>,
@@ -51,18 +46,13 @@ export abstract class Endpoint<
   readonly #cancelExit: () => void
 
   /**
-   * @param from - The address; or the endpoint of which the new one is a view.
-   * @param opening - The call that has made the endpoint; null for a view. An abort of its signal closes the endpoint.
+   * @param from - The call that has made the endpoint, which an abort of its signal closes; or the endpoint of which the new one is a view.
    * @param vacate - Frees the address as the process exits.
    * @internal
    */
-  protected constructor(
-    from: string | Resource<Events>,
-    native: NativeEndpoint,
-    opening: Opening | null,
-    vacate: () => void,
-  ) {
-    super(from)
+  protected constructor(from: Opening | Resource<Events>, native: NativeEndpoint, vacate: () => void) {
+    const opening = from instanceof Resource ? null : from
+    super(from instanceof Resource ? from : from.address)
     this.#native = native
     this.#opening = opening
     if (opening !== null && native.watch(this[internal.poll]) === FAILED) throw fromFailure(native.failure())
@@ -83,7 +73,7 @@ export abstract class Endpoint<
    * @internal
    */
   protected [internal.reportRefusal](failure: Failure): void {
-    const error = errorOf(failure, this.#opening)
+    const error = this.#opening!.errorOf(failure)
     this[internal.counts].countRefusal(error)
     reportRefused(this.address, error)
     this[internal.notify]('refused', ...([error] as Events['refused']))

@@ -1,3 +1,5 @@
+import type { Codec } from '../adapters/codec.js'
+import { Values } from '../channel/values.js'
 import { Authorizer } from './authorize.js'
 import { reportRefused } from '../runtime/diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, orThrowNoSpace, show } from '../errors.js'
@@ -14,17 +16,38 @@ import {
   type RawChannel,
 } from '../native.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
-import { channelSettings, checkOptions, type Call, type ChannelSettings } from './options.js'
-import type { Options } from '../types.js'
+import { checkOptions, type Call } from './options.js'
+import type { AttachmentOptions, Options } from '../types.js'
 
 // Runs one handshake from the call to its outcome: options, the policy's callback, abort and exit.
 
+/** The options that a channel keeps in JavaScript. */
+export interface ChannelSettings {
+  /** Microseconds that a wait may spin. */
+  readonly busyPollMicros: number
+  /** This side continues to send after the peer has ended its sending. */
+  readonly allowHalfOpen: boolean
+  /** Converts between messages and values; null: messages are bytes. */
+  readonly values: Values<unknown> | null
+  /** The attachments that this side accepts. */
+  readonly attachments?: AttachmentOptions | undefined
+}
+
+/** The settings in options that were already checked. */
+export function channelSettings(options: Options & { codec?: Codec<unknown> | undefined }): ChannelSettings {
+  const { busyPollMicros = 0, allowHalfOpen = false, codec, attachments } = options
+  return { busyPollMicros, allowHalfOpen, values: codec === undefined ? null : new Values(codec), attachments }
+}
+
 /** The state of a call that the object it makes needs. */
 export interface Opening {
+  /** null for a line between parent and child. */
+  address: string | null
   /** The settings of the channel, or of each channel that is accepted. */
   settings: ChannelSettings
   signal: AbortSignal | undefined
-  authorizer: Authorizer | undefined
+  /** Converts a failure to an error, whose cause is what the policy's callback has thrown. */
+  errorOf(failure: Failure | null): RingfenceError
 }
 
 /** The outcome of a handshake, as the binding makes it. */
@@ -52,7 +75,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
   call: (...args: HandshakeArgs<Raw>) => Joining,
   options: Options,
   open: (raw: Raw, opening: Opening) => Opened,
-  address?: string,
+  address: string | null = null,
 ): Promise<Opened> {
   return new Promise<Opened>((resolve, reject) => {
     const checked = checkOptions(name, options)
@@ -61,6 +84,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     if (signal?.aborted) throw aborted(signal)
     if (checked.harden) closeInspector()
     const authorizer = Authorizer.of(options.policy)
+    const errorOf = (failure: Failure | null) => fromFailure(failure, authorizer?.causeOf(failure))
     let timeoutError: RingfenceError | undefined
     const cancelError = () => (signal?.aborted ? aborted(signal) : timeoutError)
     const throwIfCancelled = () => {
@@ -72,16 +96,15 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
       timers.clearTimeout(timer)
       cancelExit?.()
       if (raw === null) {
-        const error =
-          (failure?.code === 'ABORTED' && cancelError()) || fromFailure(failure, authorizer?.causeOf(failure))
-        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(address ?? null, error)
+        const error = (failure?.code === 'ABORTED' && cancelError()) || errorOf(failure)
+        if (error.code === 'ERR_RINGFENCE_PEER_REFUSED') reportRefused(address, error)
         resolve(rejection(error))
         return
       }
       let opened: Opened | undefined
       try {
         throwIfCancelled()
-        opened = open(raw, { settings, signal, authorizer })
+        opened = open(raw, { address, settings, signal, errorOf })
         // A subscriber of a diagnostics channel may just have aborted the call.
         throwIfCancelled()
         resolve(opened)
@@ -92,8 +115,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
         reject(error)
       }
     }
-    const refused = (refusal: Failure) =>
-      reportRefused(address ?? null, fromFailure(refusal, authorizer?.causeOf(refusal)))
+    const refused = (refusal: Failure) => reportRefused(address, errorOf(refusal))
     // There may be no thread for it, or no descriptor to cancel it by.
     const joining = orThrowNoSpace(
       (reason) => `the handshake cannot be started: ${reason}`,
@@ -108,7 +130,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     }
     const timer = timeout === undefined ? undefined : timers.setTimeout(expire, Math.min(timeout, LONGEST_TIMER))
     // `connect` never binds.
-    const cancelExit = address === undefined || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
+    const cancelExit = address === null || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
 }

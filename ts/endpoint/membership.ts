@@ -1,6 +1,7 @@
 import { prepareClose, type Channel } from '../channel/channel.js'
-import { Acceptor, openAcceptor, type AcceptorParts } from './acceptor.js'
+import { Acceptor } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
+import { runHandshakeAt, type Opening } from './handshake.js'
 import { lingerOf } from './options.js'
 import { tryPromise } from '../runtime/deferred.js'
 import * as internal from '../runtime/symbols.js'
@@ -12,7 +13,7 @@ import type { Failure, NativeMembership, RawChannel } from '../native.js'
 import type { Closed, MemberOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-let make: (parts: AcceptorParts<NativeMembership>) => Membership<any, any>
+let make: (native: NativeMembership, opening: Opening) => Membership<any, any>
 
 /** The events of a {@link Membership}. */
 export interface MembershipEvents<Peer> extends EndpointEvents<Peer> {
@@ -57,15 +58,15 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
 
   static {
     // The signal has no effect on the membership.
-    make = (parts) => new Membership(KEY, { ...parts, opening: { ...parts.opening, signal: undefined } })
+    make = (native, opening) => new Membership(KEY, native, { ...opening, signal: undefined })
   }
 
-  private constructor(key: symbol, parts: AcceptorParts<NativeMembership>) {
+  private constructor(key: symbol, native: NativeMembership, opening: Opening) {
     // Leaves the address even if there is a partner. If the partner exits at the same moment, it relies on this process to remove the files,
     // and otherwise neither would.
-    super(key, 'memberships are made by member', parts, false, () => parts.native.vacate())
-    this.#native = parts.native
-    this.#role = parts.native.role
+    super(key, 'memberships are made by member', native, opening, false, () => native.vacate())
+    this.#native = native
+    this.#role = native.role
     // A guest starts with a channel. The caller of `member` can add listeners only one turn later: hold events back until then.
     this[internal.poll]()
     timers.setImmediate(() => {
@@ -222,5 +223,5 @@ export class Membership<In = Message, Out = MessageInput> extends Acceptor<
 export function member<T>(address: string, options: MemberOptions & { codec: Codec<T> }): Promise<Membership<T, T>>
 export function member(address: string, options?: MemberOptions): Promise<Membership>
 export function member(address: string, options: MemberOptions = {}): Promise<Membership> {
-  return openAcceptor('member', address, options, make)
+  return runHandshakeAt('member', address, options, make)
 }

@@ -143,24 +143,6 @@ function namesOf<T extends object>(table: T): (keyof T)[] {
   return Object.keys(table) as (keyof T)[]
 }
 
-/** The options that a channel keeps in JavaScript. */
-export interface ChannelSettings {
-  /** Microseconds that a wait may spin. */
-  readonly busyPollMicros: number
-  /** This side continues to send after the peer has ended its sending. */
-  readonly allowHalfOpen: boolean
-  /** Converts between messages and values; without one, messages are bytes. */
-  readonly codec?: Codec<unknown> | undefined
-  /** The attachments that this side accepts. */
-  readonly attachments?: AttachmentOptions | undefined
-}
-
-/** The settings in options that were already checked. */
-export function channelSettings(options: WithCodec<Options>): ChannelSettings {
-  const { busyPollMicros = 0, allowHalfOpen = false, codec, attachments } = options
-  return { busyPollMicros, allowHalfOpen, codec, attachments }
-}
-
 /** The options of `child_process.spawn` that are none of {@link spawn}: they belong into its option `spawn`. */
 const CHILD_PROCESS_OPTIONS = new Set(
   'argv0 cwd detached env gid killSignal serialization shell stdio uid windowsHide windowsVerbatimArguments'.split(' '),

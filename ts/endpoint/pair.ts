@@ -25,8 +25,8 @@ import type { JoinOptions } from '../types.js'
 export function join<T>(address: string, options: JoinOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
 export function join(address: string, options?: JoinOptions): Promise<Channel>
 export function join(address: string, options: JoinOptions = {}): Promise<Channel> {
-  return runHandshakeAt('join', address, options, (raw, { settings }) => {
-    const channel = openChannel(raw, settings, address)
+  return runHandshakeAt('join', address, options, (raw, opening) => {
+    const channel = openChannel(raw, opening)
     if (channel.role === 'host') vacateAtExit(channel, address)
     return channel
   })

@@ -20,7 +20,7 @@ import { Values } from '../channel/values.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
 type AnyPublisher = Publisher<any>
-let make: (address: string, native: NativePublisher, opening: Opening) => AnyPublisher
+let make: (native: NativePublisher, opening: Opening) => AnyPublisher
 
 const closedError = () => new RingfenceError('CLOSED', 'the publisher is closed')
 const endedError = () => new RingfenceError('CLOSED', 'the publisher has ended: it sends no more')
@@ -63,30 +63,25 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   #closing: Promise<void> | null = null
 
   static {
-    make = (address, native, opening) => {
-      const { codec } = opening.settings
-      return new Publisher(KEY, address, native, codec === undefined ? null : new Values(codec), opening)
-    }
+    make = (native, opening) => new Publisher(KEY, opening, native, opening.settings.values)
   }
 
   /** @internal */
   private constructor(
     key: symbol,
-    address: string,
+    from: Opening | AnyPublisher,
     native: NativePublisher,
     values: Values<unknown> | null,
-    from: Opening | AnyPublisher,
   ) {
     if (key !== KEY) throw invalid('publishers are made by publish')
-    const isView = from instanceof Publisher
     // If the process exits, subscribers must see a lost publisher and not a clean end.
-    super(isView ? from : address, native, isView ? null : from, () => native.vacate())
-    this.#root = isView ? from.#root : this
+    super(from, native, () => native.vacate())
+    this.#root = from instanceof Publisher ? from.#root : this
     this.capacity = native.capacity
     this.maxMessageSize = native.maxMessageSize
     this.#native = native
     this.#values = values
-    if (isView) {
+    if (from instanceof Publisher) {
       this.#queue = from.#queue
       return
     }
@@ -238,7 +233,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
    * @throws {@link RingfenceError} INVALID_ARGUMENT if the argument is not a codec
    */
   with<T>(codec: Codec<T>): Publisher<T> {
-    return new Publisher<T>(KEY, this.address, this.#native, new Values(codec) as Values<unknown>, this)
+    return new Publisher<T>(KEY, this, this.#native, new Values(codec) as Values<unknown>)
   }
 
   /**
@@ -443,5 +438,5 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 export function publish<T>(address: string, options: PublishOptions & { codec: Codec<T> }): Promise<Publisher<T>>
 export function publish(address: string, options?: PublishOptions): Promise<Publisher>
 export function publish(address: string, options: PublishOptions = {}): Promise<Publisher> {
-  return runHandshakeAt('publish', address, options, (native, opening) => make(address, native, opening))
+  return runHandshakeAt('publish', address, options, make)
 }

@@ -2,11 +2,11 @@ import type { EventEmitter } from 'node:events'
 
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { Acceptor, openAcceptor, type AcceptorParts } from './acceptor.js'
+import { Acceptor } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
 import { KEY, invalid, type RingfenceError } from '../errors.js'
 import { closedByDestroy } from '../channel/resource.js'
-import { runHandshakeAt } from './handshake.js'
+import { runHandshakeAt, type Opening } from './handshake.js'
 import { allowEnd, makePersistent, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
 import { lingerOf, oneOf, plainObject } from './options.js'
@@ -15,7 +15,7 @@ import { timers } from '../runtime/timers.js'
 import type { ConnectOptions, ListenOptions, Message, MessageInput } from '../types.js'
 
 // oxlint-disable-next-line typescript/no-explicit-any -- of whichever values
-let make: (parts: AcceptorParts<NativeListener>) => Listener<any, any>
+let make: (native: NativeListener, opening: Opening) => Listener<any, any>
 
 const CONNECTION_IN_USE =
   "the listeners of 'connection' get the channels of this listener: remove them to use a loop or messages()"
@@ -62,12 +62,12 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
   }
 
   static {
-    make = (parts) => new Listener(KEY, parts)
+    make = (native, opening) => new Listener(KEY, native, opening)
   }
 
-  private constructor(key: symbol, parts: AcceptorParts<NativeListener>) {
-    super(key, 'listeners are made by listen', parts, true, () => parts.native.close())
-    this.#native = parts.native
+  private constructor(key: symbol, native: NativeListener, opening: Opening) {
+    super(key, 'listeners are made by listen', native, opening, true, () => native.close())
+    this.#native = native
     this.#addOwnListeners()
   }
 
@@ -232,7 +232,7 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
 export function listen<T>(address: string, options: ListenOptions & { codec: Codec<T> }): Promise<Listener<T, T>>
 export function listen(address: string, options?: ListenOptions): Promise<Listener>
 export function listen(address: string, options: ListenOptions = {}): Promise<Listener> {
-  return openAcceptor('listen', address, options, make)
+  return runHandshakeAt('listen', address, options, make)
 }
 
 /**
@@ -260,5 +260,5 @@ export function listen(address: string, options: ListenOptions = {}): Promise<Li
 export function connect<T>(address: string, options: ConnectOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
 export function connect(address: string, options?: ConnectOptions): Promise<Channel>
 export function connect(address: string, options: ConnectOptions = {}): Promise<Channel> {
-  return runHandshakeAt('connect', address, options, (raw, { settings }) => openChannel(raw, settings, address))
+  return runHandshakeAt('connect', address, options, openChannel)
 }

@@ -1,7 +1,7 @@
-import { KEY, fromFailure, invalid } from '../errors.js'
-import { FAILED, type NativeSubscriber } from '../native.js'
-import { Deferred } from '../runtime/deferred.js'
-import { runVerification } from '../channel/peer-view.js'
+import { KEY, invalid } from '../errors.js'
+import type { NativeSubscriber } from '../native.js'
+import { Deferred, ignore } from '../runtime/deferred.js'
+import { PeerView } from '../channel/peer-view.js'
 import type { SubscriberStats } from '../channel/stats.js'
 import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types.js'
 
@@ -19,8 +19,7 @@ export class Subscriber {
   readonly closed: Promise<Closed>
 
   readonly #native: NativeSubscriber
-  #peer: Identity
-  #evidence: readonly Evidence[] | null = null
+  readonly #view: PeerView
   #isGone = false
   readonly #ending = new Deferred<Closed>()
 
@@ -35,19 +34,24 @@ export class Subscriber {
   private constructor(key: symbol, native: NativeSubscriber) {
     if (key !== KEY) throw invalid('subscribers are made by a publisher')
     this.#native = native
-    this.#peer = native.peer
+    this.#view = new PeerView({
+      peer: native.peer,
+      evidence: () => native.evidence(),
+      failure: () => native.failure(),
+      verify: (done) => native.verify((failure, identity) => done(failure, identity && { identity, evidence: [] })),
+    })
     this.delivery = native.delivery
     this.closed = this.#ending.promise
   }
 
   /** The subscriber's identity at the last check: in the handshake or by {@link Subscriber.verify}. */
   get peer(): Identity {
-    return this.#peer
+    return this.#view.peer
   }
 
   /** All checks of the handshake, in order. */
   get evidence(): readonly Evidence[] {
-    return (this.#evidence ??= Object.freeze(this.#native.evidence()))
+    return this.#view.evidence
   }
 
   /**
@@ -76,17 +80,7 @@ export class Subscriber {
    * never counts as unhandled, as with {@link Channel.verify}.
    */
   verify(options?: WaitOptions): Promise<Identity> {
-    return runVerification(options, ({ resolve, reject }) => {
-      const started = this.#native.verify((failure, identity) => {
-        if (identity === null) {
-          reject(fromFailure(failure))
-          return
-        }
-        this.#peer = identity
-        resolve(identity)
-      })
-      if (started === FAILED) reject(fromFailure(this.#native.failure()))
-    })
+    return this.#view.verify(() => undefined, ignore, options)
   }
 
   /**
