@@ -244,6 +244,27 @@ test.serial('receiveEach without a limit ends after 2 ms, and with a limit it do
   )
 })
 
+test.serial('a visitor that receives gets a message that is not visited, even if the event loop is due', async (t) => {
+  const [a, b] = named('a', 'b') as [Source, Source]
+  const merged = mergeOf(a.send(2), b.send(2))
+  for (const isDue of [false, true]) {
+    await settleClock()
+    if (isDue) clock.now += 3
+    fairness.readClock()
+    const received: ReturnType<typeof merged.receive>[] = []
+    t.is(
+      visits(merged, Infinity, () => void received.push(merged.receive())),
+      'a1 b1',
+    )
+    t.deepEqual(
+      (await Promise.all(received)).map((message) => message![0].name),
+      ['a', 'b'],
+    )
+    a.send(2)
+    b.send(2)
+  }
+})
+
 test.serial('a visitor may delete the source, close the merge, or throw; unvisited messages stay', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.send(3), b.send(3))

@@ -203,6 +203,27 @@ test.serial('a visitor that waits is served at once, though it is time for the e
   t.true((await waiting!)!.equals(pattern(1, 10)))
 })
 
+test.serial('a listener of the signal that aborts a wait may read before the wait ends', async (t) => {
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  const reads = [
+    () => buffer.tryReceive(),
+    () => buffer.wait(true, undefined, {}).promise,
+    () => buffer.receiveNow() ?? buffer.wait(true).promise,
+  ]
+  for (const [index, read] of reads.entries()) {
+    const control = new AbortController()
+    let message: Buffer | null | Promise<Buffer | null> = null
+    control.signal.addEventListener('abort', () => {
+      ring.push(pattern(index, 10))
+      message = read()
+    })
+    const { promise } = buffer.wait(true, control.signal)
+    control.abort()
+    t.true((await message!)!.equals(pattern(index, 10)))
+    await t.throwsAsync(promise, { code: 'ABORT_ERR' })
+  }
+})
+
 test.serial('a call of receiveEach without a limit ends after 2 ms, and one with a limit does not', async (t) => {
   const { ring, buffer } = bufferOver(new RetainingRing())
   ring.push(...patterns(0, ...Array.from({ length: 100 }, () => 10)))

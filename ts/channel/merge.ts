@@ -87,6 +87,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   readonly #waiters = new Waiters<[Source, In]>()
   /** Ends of sources that are not reported yet: the readers get the last messages first. */
   #unreported: MergeEvents<Source>['disconnect'][] = []
+  /** The number of running calls of `receiveEach`. */
+  #visits = 0
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
   /** The merge has or had a source. It is over once it has none again. */
@@ -251,6 +253,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     const startedAt = timers.now()
     let count = 0
     let payloadBytes = 0
+    this.#visits += 1
     try {
       for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
         const current = entry
@@ -269,6 +272,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
         if (max === undefined && fairness.exceedsBudget(startedAt, timers.now())) break
       }
     } finally {
+      this.#visits -= 1
       this.#messages += count
       this.#bytes += payloadBytes
     }
@@ -451,7 +455,8 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   #wait(consumes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<[Source, In]> {
     const wait = this.#waiters.add(signal, consumes, reader)
-    this.#serve()
+    // A visitor that receives gets a message even if the event loop is due. Otherwise its `receiveEach` would visit it.
+    this.#serve(this.#visits > 0)
     return wait
   }
 
@@ -538,10 +543,10 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   }
 
   /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
-  #serve(): void {
+  #serve(ignoresTurn = false): void {
     const find = (consumes: boolean) => (consumes ? this.#takeNext() : this.#hasNext() ? READABLE : null)
     for (;;) {
-      const outcome = this.#waiters.serve(find, () => this.#due)
+      const outcome = this.#waiters.serve(find, () => (ignoresTurn ? null : this.#due))
       if (outcome === null) return
       if (outcome !== 'none') {
         this.#arm()

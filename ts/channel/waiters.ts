@@ -23,18 +23,19 @@ export class Waiter<Value> extends ListNode implements Wait<Value> {
   /** @param consumes - Whether the caller takes the value; if false, it only checks that there is one. */
   constructor(
     readonly consumes: boolean,
-    signal: AbortSignal | undefined,
+    readonly signal: AbortSignal | undefined,
     readonly reader: object | null,
   ) {
     super()
     this.promise = new Promise((resolve) => {
       this.#settle = resolve
     })
-    if (signal !== undefined)
-      this.#removeAbortListener = onAbort(signal, () => {
-        this.list?.remove(this)
-        this.reject(aborted(signal))
-      })
+    if (signal !== undefined) this.#removeAbortListener = onAbort(signal, () => this.abort())
+  }
+
+  abort(): void {
+    this.list?.remove(this)
+    this.reject(aborted(this.signal!))
   }
 
   resolve(value: Value | null): void {
@@ -58,7 +59,17 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
 
   /** Whether a caller takes the value. */
   get hasConsumer(): boolean {
-    return this.nodes.some((waiter) => waiter.consumes)
+    return this.#some((waiter) => waiter.consumes)
+  }
+
+  /** Whether there is such a caller. Ends those whose signal is aborted: an earlier listener of the signal may be calling. */
+  #some(matches: (waiter: Waiter<Value>) => boolean): boolean {
+    for (let waiter = this.first, next; waiter !== null; waiter = next) {
+      next = waiter.next
+      if (waiter.signal?.aborted) waiter.abort()
+      else if (matches(waiter)) return true
+    }
+    return false
   }
 
   /**
@@ -85,8 +96,8 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
 
   /** @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits. */
   ensureNoOther(reader: object | null): void {
-    for (let other = reader === null ? null : this.first; other !== null; other = other.next)
-      if (other.reader !== null && other.reader !== reader) throw secondReaderError()
+    if (reader === null || this.first === null) return
+    if (this.#some((other) => other.reader !== null && other.reader !== reader)) throw secondReaderError()
   }
 
   /**
@@ -95,8 +106,8 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits, or a call of this one that consumes.
    */
   ensureNoneOvertaken(reader: object): void {
-    for (let other = this.first; other !== null; other = other.next)
-      if (other.consumes || (other.reader !== null && other.reader !== reader)) throw secondReaderError()
+    if (this.#some((other) => other.consumes || (other.reader !== null && other.reader !== reader)))
+      throw secondReaderError()
   }
 
   /**
@@ -109,6 +120,10 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
    */
   serve(find: (consumes: boolean) => Value | null, due: () => Promise<void> | null): Promise<void> | 'none' | null {
     for (let waiter = this.first; waiter !== null; waiter = this.first) {
+      if (waiter.signal?.aborted) {
+        waiter.abort()
+        continue
+      }
       const turn = due()
       if (turn !== null) return turn
       try {
