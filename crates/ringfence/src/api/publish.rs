@@ -103,7 +103,7 @@ fn broadcast(address: &Address, worker: Worker, bound: &mut BoundAlone) -> Resul
         region,
         capacity: options.capacity,
         barriers: Barriers::by_sleeper_if(supports_barriers),
-        state: AtomicState::open(ForkMark::new()?),
+        state: AtomicState(ForkMark::new()?),
         ended: false.into(),
         sealed: false.into(),
         watches,

@@ -154,14 +154,9 @@ fn peer_lost(peer: i32, how: &str) -> Error {
 
 /// A [`ChannelState`] in one byte, which every call reads. It reads as [`ChannelState::Inherited`] in a forked child.
 #[derive(Debug)]
-pub(crate) struct AtomicState(ForkMark);
+pub(crate) struct AtomicState(pub(crate) ForkMark);
 
 impl AtomicState {
-    /// The state of an open channel.
-    pub(crate) fn open(mark: ForkMark) -> Self {
-        Self(mark)
-    }
-
     #[inline]
     pub(crate) fn is(&self, state: ChannelState, ordering: Ordering) -> bool {
         self.0.load(ordering) == state as u8
@@ -708,7 +703,7 @@ mod tests {
 
     #[test]
     fn state_reads_as_last_set() {
-        let atomic = AtomicState::open(ForkMark::new().unwrap());
+        let atomic = AtomicState(ForkMark::new().unwrap());
         assert_eq!(atomic.get(), State::Open);
         for state in State::ALL {
             atomic.set(state);

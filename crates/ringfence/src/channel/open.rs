@@ -57,7 +57,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         subscribes,
         counters: Counters::new(doorbell.wakeups_sent()),
         doorbell: Arc::new(doorbell),
-        state: AtomicState::open(objects.mark),
+        state: AtomicState(objects.mark),
         sending_ended: AtomicBool::new(false),
         receiving_ended: AtomicBool::new(false),
         lost: AtomicBool::new(false),

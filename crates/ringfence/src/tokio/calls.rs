@@ -300,13 +300,15 @@ impl Calls {
                 id,
             };
             if due.is_some_and(|due| due <= Instant::now()) {
-                unanswered.answer(Err(timeout_error()));
+                core.answer(id, Err(timeout_error()))?;
                 continue;
             }
             let context = CallContext::new(Arc::clone(core), id, due);
             match catch_unwind(AssertUnwindSafe(|| handler(body, context))) {
                 Ok(future) => drop(running.spawn(answer(unanswered, due, future))),
-                Err(_) => unanswered.answer(Err(panic_error())),
+                Err(_) => {
+                    core.answer(id, Err(panic_error()))?;
+                }
             }
             while running.try_join_next().is_some() {}
             while running.len() >= concurrency.max(1) {
@@ -426,26 +428,6 @@ struct Unanswered {
     id: u64,
 }
 
-impl Unanswered {
-    /// Queues the answer. Returns its place, unless the answer is no longer needed.
-    fn try_answer(&self, outcome: Result<&[u8], RemoteError>) -> Option<Place> {
-        let failed = outcome.as_ref().err().cloned();
-        let mut inner = self.core.lock().ok()?;
-        let place = inner.state.answer(self.id, outcome)?;
-        // A local error leaves the answer in the queue.
-        let _ = inner.flush();
-        drop(inner);
-        if let Some(error) = failed {
-            self.core.trace_failure(&error);
-        }
-        Some(place)
-    }
-
-    fn answer(&self, outcome: Result<&[u8], RemoteError>) {
-        self.try_answer(outcome);
-    }
-}
-
 impl Drop for Unanswered {
     /// Does nothing if the request was answered.
     fn drop(&mut self) {
@@ -454,7 +436,7 @@ impl Drop for Unanswered {
         } else {
             RemoteError::new("the server has stopped before it answered")
         };
-        self.answer(Err(error));
+        let _ = self.core.answer(self.id, Err(error));
     }
 }
 
@@ -485,9 +467,10 @@ async fn answer<B: AsRef<[u8]>, E: Into<RemoteError>>(
         })
         .await;
         let Some(outcome) = outcome else { return };
-        unanswered.try_answer(outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone))
+        let answer = outcome.as_ref().map(AsRef::as_ref).map_err(RemoteError::clone);
+        unanswered.core.answer(unanswered.id, answer)
     };
-    if let Some(place) = place {
+    if let Ok(Some(place)) = place {
         // The next request reports the end of the channel.
         let _ = flushed(&unanswered.core, place).await;
     }

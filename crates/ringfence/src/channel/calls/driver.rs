@@ -15,7 +15,7 @@ use std::{
 use crate::{
     channel::Channel,
     channel::calls::envelope::RemoteError,
-    channel::calls::state::{MAX_REQUESTS, State, Ticket},
+    channel::calls::state::{MAX_REQUESTS, Place, State, Ticket},
     channel::end::{CloseReason, Shared},
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -93,13 +93,20 @@ impl Core {
         })
     }
 
-    /// Reports the error of a handler. The caller reports its own deadline.
-    pub(crate) fn trace_failure(&self, error: &RemoteError) {
-        if !error.is_late() {
-            self.shared
-                .trace
-                .call_failed(error.name(), error.code(), error.message());
+    /// Queues the answer to a request, and reports the error of its handler. Returns the answer's place, unless it is no longer needed.
+    pub(crate) fn answer(&self, id: u64, outcome: Result<&[u8], RemoteError>) -> Result<Option<Place>> {
+        let failed = outcome.as_ref().err().cloned();
+        let mut inner = self.lock()?;
+        let place = inner.state.answer(id, outcome);
+        // A local error leaves the answer in the queue.
+        let _ = inner.flush();
+        drop(inner);
+        // The caller reports its own deadline.
+        if let Some(error) = failed.filter(|error| place.is_some() && !error.is_late()) {
+            let trace = &self.shared.trace;
+            trace.call_failed(error.name(), error.code(), error.message());
         }
+        Ok(place)
     }
 
     /// Fails in a forked child.

@@ -214,17 +214,19 @@ impl fmt::Display for RemoteError {
 
 impl std::error::Error for RemoteError {}
 
-impl From<&str> for RemoteError {
-    fn from(message: &str) -> Self {
-        Self::new(message)
-    }
+macro_rules! from_message {
+    ($($message:ty),+) => {
+        $(
+            impl From<$message> for RemoteError {
+                fn from(message: $message) -> Self {
+                    Self::new(message.to_string())
+                }
+            }
+        )+
+    };
 }
 
-impl From<String> for RemoteError {
-    fn from(message: String) -> Self {
-        Self::new(message)
-    }
-}
+from_message! { &str, String, io::Error, Box<dyn std::error::Error + Send + Sync> }
 
 impl From<Error> for RemoteError {
     /// Has the name and the code that the error has in Node.js.
@@ -236,18 +238,6 @@ impl From<Error> for RemoteError {
             ErrorKind::TimedOut => named(LATE),
             kind => named(&format!("ERR_RINGFENCE_{}", kind.as_str())),
         }
-    }
-}
-
-impl From<io::Error> for RemoteError {
-    fn from(error: io::Error) -> Self {
-        Self::new(error.to_string())
-    }
-}
-
-impl From<Box<dyn std::error::Error + Send + Sync>> for RemoteError {
-    fn from(error: Box<dyn std::error::Error + Send + Sync>) -> Self {
-        Self::new(error.to_string())
     }
 }
 

@@ -344,12 +344,8 @@ impl Calls {
 
     /// Sends the answer. Returns once it is in the ring, or never will be.
     fn answer(&self, id: u64, outcome: Result<&[u8], RemoteError>) -> Result<()> {
-        let failed = outcome.as_ref().err().cloned();
-        let place = self.0.core.lock()?.state.answer(id, outcome);
+        let place = self.0.core.answer(id, outcome)?;
         let Some(place) = place else { return Ok(()) };
-        if let Some(error) = failed {
-            self.0.core.trace_failure(&error);
-        }
         match self.wait_flushed(place)? {
             Err(error) if error.is_local() => Err(error),
             // The next request reports the end of the channel.
