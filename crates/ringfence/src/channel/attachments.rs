@@ -90,19 +90,19 @@ impl<R: Inlet> Inbound<R> {
     /// # }
     /// ```
     pub fn attachments(&mut self) -> Vec<Attachment> {
-        self.incoming.take(self.ring.reader().end_of_last())
+        self.incoming.take(self.reader.end_of_last())
     }
 
     /// Whether the message that was received last has attachments that were not taken.
     #[inline]
     pub fn has_attachments(&self) -> bool {
-        self.incoming.is_of(self.ring.reader().end_of_last())
+        self.incoming.is_of(self.reader.end_of_last())
     }
 
     /// `size` is that of the record at the head, if it is the whole message.
     #[cold]
     fn collect_some(&mut self, count: usize, size: Option<u64>, number: u64) -> Result<()> {
-        let at = self.ring.reader().position();
+        let at = self.reader.position();
         if self.incoming.at == Some(at) {
             return Ok(());
         }
@@ -133,13 +133,13 @@ fn whole_size(record: &Record) -> Option<u64> {
 impl Subscription {
     /// As [`Receiver::collect`], for the next message if it has attachments. Returns whether it has.
     pub(super) fn collect_next_tagged(&mut self) -> Result<bool> {
-        let next = self.ring.reader.next_tagged();
+        let next = self.reader.next_tagged();
         self.drop_missed();
         let Some((record, number)) = self.judge(next)? else {
             return Ok(false);
         };
         self.collect_some(record.tag.attachments(), whole_size(&record), number)?;
-        self.ring.reader.mark_collected();
+        self.reader.mark_collected();
         Ok(true)
     }
 
@@ -149,9 +149,9 @@ impl Subscription {
         if !self.ring.collects {
             return;
         }
-        let before = mem::replace(&mut self.ring.missed, self.ring.reader.missed());
+        let before = mem::replace(&mut self.ring.missed, self.reader.missed());
         if before != self.ring.missed {
-            self.shared.doorbell.drop_missed(self.ring.reader.next_number());
+            self.shared.doorbell.drop_missed(self.reader.next_number());
         }
     }
 }
@@ -170,10 +170,10 @@ impl Receiver {
     /// As [`Receiver::collect`], for a message that is about to be gathered. `false`: there is none, and the caller reads none: one that
     /// has arrived since may have attachments.
     pub(super) fn collect_next(&mut self) -> Result<bool> {
-        if self.ring.consumer.is_gathering() {
+        if self.reader.is_gathering() {
             return Ok(true);
         }
-        let next = self.ring.consumer.next_record();
+        let next = self.reader.next_record();
         let next = self.judge(next)?;
         match next {
             Some(record) => self.collect(record)?,
@@ -185,8 +185,8 @@ impl Receiver {
     /// The message that was gathered is whole.
     #[inline]
     pub(super) fn mark_gathered(&mut self) {
-        if self.ring.consumer.tag().attachments() > 0 {
-            self.incoming.end = Some(self.ring.consumer.position());
+        if self.reader.tag().attachments() > 0 {
+            self.incoming.end = Some(self.reader.position());
         }
     }
 }

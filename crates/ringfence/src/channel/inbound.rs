@@ -34,19 +34,13 @@ pub(super) const ALL_AVAILABLE: u64 = u64::MAX;
 /// The reading end of one kind of ring.
 pub(crate) trait Inlet: fmt::Debug + Sized {
     /// The limit of the reader of this kind of ring.
-    type Limit: Limit<OwnRegion, PeerRegion>;
-
-    /// The reading end of the ring.
-    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, Self::Limit>;
-
-    /// The reading end of the ring, to read from.
-    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, Self::Limit>;
+    type Limit: Limit<OwnRegion, PeerRegion> + fmt::Debug + Unpin;
 
     /// Messages that were handed out, and the bytes of their payloads.
-    fn counted(&mut self) -> (u64, u64);
+    fn counted(half: &mut Inbound<Self>) -> (u64, u64);
 
     /// The phase word of the peer, loaded with acquire ordering.
-    fn phase_word(&self) -> u64;
+    fn phase_word(half: &Inbound<Self>) -> u64;
 
     /// Checks that what was copied from the ring since the last check is what the peer sent, and was not wiped or overwritten before.
     /// Starts with an acquire fence.
@@ -54,10 +48,10 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
 
     /// Notices that the peer has ended this direction. Called before each read, so it must be cheap.
     #[inline]
-    fn notice_end(&mut self) {}
+    fn notice_end(_half: &mut Inbound<Self>) {}
 
     /// Reads no further than where the peer ended this direction, if it did.
-    fn end_at_announced(&mut self) {}
+    fn end_at_announced(_half: &mut Inbound<Self>) {}
 
     /// Whether the peer ended this direction in an orderly way, whatever it stores later.
     #[inline]
@@ -66,13 +60,13 @@ pub(crate) trait Inlet: fmt::Debug + Sized {
     }
 
     /// The peer is gone: loads its tail for the last time, and releases this side's memory.
-    fn release_own(&mut self);
+    fn release_own(half: &mut Inbound<Self>);
 
     /// Releases both sides' memory: reading is over.
-    fn release_all(&mut self);
+    fn release_all(half: &mut Inbound<Self>);
 
     /// Nothing is there to read. Called after the peer was woken.
-    fn shrink_idle(&mut self) {}
+    fn shrink_idle(_half: &mut Inbound<Self>) {}
 
     /// See [`Inbound::try_receive`]. The channel was checked.
     fn try_receive(half: &mut Inbound<Self>, into: &mut [u8]) -> Result<Option<usize>>;
@@ -100,7 +94,8 @@ impl<R: Inlet> AnyInlet for R {}
 
 /// The receiving half of a channel ([`Receiver`](crate::Receiver)) or of a broadcast ([`Subscription`](crate::Subscription)).
 #[derive(Debug)]
-pub struct Inbound<R> {
+pub struct Inbound<R: Inlet> {
+    pub(super) reader: Reader<OwnRegion, PeerRegion, R::Limit>,
     pub(super) ring: R,
     /// `None` once the peer is gone, or the channel has ended.
     pub(super) link: Option<Link>,
@@ -112,13 +107,20 @@ pub struct Inbound<R> {
     /// The value of [`Reader::tail_loads`] when the caller's round started.
     round_start: u64,
     pub(super) incoming: Incoming,
-    /// Declared after the ring: a pair's consumer reports its last counts when it is dropped, and they count until this is dropped.
+    /// Declared after the reader: that of a pair reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
 }
 
 impl<R: Inlet> Inbound<R> {
-    pub(super) fn over(ring: R, link: Link, longest: u64, shared: Arc<Shared>) -> Self {
+    pub(super) fn over(
+        reader: Reader<OwnRegion, PeerRegion, R::Limit>,
+        ring: R,
+        link: Link,
+        longest: u64,
+        shared: Arc<Shared>,
+    ) -> Self {
         Self {
+            reader,
             ring,
             link: Some(link),
             longest,
@@ -142,7 +144,7 @@ impl<R: Inlet> Inbound<R> {
         if !self.shared.state.is(ChannelState::Open, Ordering::Relaxed) {
             return self.check_ended();
         }
-        self.ring.notice_end();
+        R::notice_end(self);
         Ok(())
     }
 
@@ -150,7 +152,7 @@ impl<R: Inlet> Inbound<R> {
     fn check_ended(&mut self) -> Result<()> {
         if self.shared.peer_is_gone() {
             self.release_own();
-            let unread = self.ring.reader_mut().available();
+            let unread = self.reader.available();
             if self.shared.has_read_all() || !self.judge(unread)? {
                 self.shared.receiving_ended.store(true, Ordering::Release);
                 self.release_all();
@@ -174,7 +176,7 @@ impl<R: Inlet> Inbound<R> {
     /// Releases this side's memory. The peer's stays mapped until everything in it was read.
     fn release_own(&mut self) {
         if self.link.take().is_some() {
-            self.ring.release_own();
+            R::release_own(self);
         }
     }
 
@@ -183,12 +185,12 @@ impl<R: Inlet> Inbound<R> {
         self.link = None;
         self.incoming = Incoming::default();
         self.shared.doorbell.drop_attachments();
-        self.ring.release_all();
+        R::release_all(self);
     }
 
     /// The state that the peer announces.
     fn phase(&self) -> Result<Phase> {
-        let word = self.ring.phase_word();
+        let word = R::phase_word(self);
         Phase::from_word(word).ok_or_else(|| Error::RingCorrupt(format!("its phase is {word}")))
     }
 
@@ -227,7 +229,7 @@ impl<R: Inlet> Inbound<R> {
             self.check_copies()?;
         }
         self.wake_if_parked();
-        self.ring.shrink_idle();
+        R::shrink_idle(self);
         self.empty_polls += 1;
         if self.empty_polls >= POLLS_PER_LINE_CHECK {
             self.empty_polls = 0;
@@ -240,13 +242,13 @@ impl<R: Inlet> Inbound<R> {
     /// Publishes the position up to which everything was read, and wakes a peer that waits for room.
     #[inline]
     pub(super) fn publish_and_wake(&mut self) {
-        self.ring.reader_mut().publish();
+        self.reader.publish();
         self.wake_if_parked();
     }
 
     #[inline]
     pub(super) fn wake_if_parked(&mut self) {
-        self.woken_at = self.ring.reader().position();
+        self.woken_at = self.reader.position();
         self.wake_if_published();
     }
 
@@ -260,7 +262,7 @@ impl<R: Inlet> Inbound<R> {
     /// Wakes the peer only if there is much room since it was last checked.
     #[inline]
     pub(super) fn wake_if_worthwhile(&mut self) {
-        if self.ring.reader().position().saturating_sub(self.woken_at) >= self.ring.reader().capacity() / 4 {
+        if self.reader.position().saturating_sub(self.woken_at) >= self.reader.capacity() / 4 {
             self.wake_if_parked();
         }
     }
@@ -381,7 +383,7 @@ impl<R: Inlet> Inbound<R> {
 
     /// See [`Inbound::next_size`]. The channel was checked.
     pub(super) fn size_of_next(&mut self) -> Result<Option<usize>> {
-        let size = self.ring.reader_mut().next_size();
+        let size = self.reader.next_size();
         let size = self.judge(size)?;
         if size.is_none() {
             self.on_empty()?;
@@ -454,12 +456,12 @@ impl<R: Inlet> Inbound<R> {
     /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
     /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
     pub fn begin_round(&mut self) {
-        self.round_start = self.ring.reader().tail_loads();
+        self.round_start = self.reader.tail_loads();
     }
 
     /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
     pub fn is_round_over(&self) -> bool {
-        self.ring.reader().is_drained() && self.ring.reader().tail_loads() != self.round_start
+        self.reader.is_drained() && self.reader.tail_loads() != self.round_start
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it parked.
@@ -476,7 +478,7 @@ impl<R: Inlet> Inbound<R> {
     /// As [`try_receive`](Inbound::try_receive).
     pub fn has_message(&mut self) -> Result<bool> {
         self.check()?;
-        let available = self.ring.reader_mut().available();
+        let available = self.reader.available();
         self.judge(available)
     }
 
@@ -500,7 +502,7 @@ impl<R: Inlet> Inbound<R> {
         if phase.is_open() && !self.ring.has_ended() {
             return Ok(false);
         }
-        self.ring.end_at_announced();
+        R::end_at_announced(self);
         // Check again: the peer may have published more before it stored its phase.
         if self.has_message()? {
             return Ok(false);
@@ -616,11 +618,11 @@ impl<R: Inlet> Waits for Inbound<R> {
     }
 
     fn counted(&mut self) -> (u64, u64) {
-        self.ring.counted()
+        R::counted(self)
     }
 }
 
-impl<R> Drop for Inbound<R> {
+impl<R: Inlet> Drop for Inbound<R> {
     fn drop(&mut self) {
         // The other half may keep the channel open.
         self.shared.doorbell.drop_attachments();
@@ -631,7 +633,7 @@ impl<R> Drop for Inbound<R> {
     }
 }
 
-impl<R> AsFd for Inbound<R> {
+impl<R: Inlet> AsFd for Inbound<R> {
     /// For an event loop: readable once the peer has sent a wakeup, has disconnected, or has died. One thread of the process watches for
     /// the death of all peers, because another process may hold a copy of a dead peer's socket.
     ///

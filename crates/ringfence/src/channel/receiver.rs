@@ -23,7 +23,7 @@ use crate::{
     region::own::OwnRegion,
     region::peer::PeerRegion,
     ring::message::{Message, Progress, too_small},
-    ring::read::{Packed, Reader, WantedLengths},
+    ring::read::{Packed, WantedLengths},
     ring::record::{Record, Tag, WHOLE, packed_size},
     ring::spsc::{FragmentBuffer, PeerTail, SpscReader},
 };
@@ -39,7 +39,6 @@ pub type Receiver = Inbound<PairInlet>;
 /// The ring of a pair.
 #[derive(Debug)]
 pub struct PairInlet {
-    pub(super) consumer: SpscReader<OwnRegion, PeerRegion>,
     peer: Arc<Identity>,
     /// The fragments of a message, if the caller's buffer cannot take them one by one.
     pub(super) scratch: Scratch,
@@ -52,20 +51,19 @@ pub struct PairInlet {
 
 impl Receiver {
     pub(super) fn new(
-        consumer: SpscReader<OwnRegion, PeerRegion>,
+        reader: SpscReader<OwnRegion, PeerRegion>,
         peer: Arc<Identity>,
         link: Link,
         longest: u64,
         shared: Arc<Shared>,
     ) -> Self {
         let ring = PairInlet {
-            consumer,
             peer,
             scratch: Scratch::default(),
             gathered: false,
             empty_at: None,
         };
-        Self::over(ring, link, longest, shared)
+        Self::over(reader, ring, link, longest, shared)
     }
 
     /// Returns the peer's identity in the handshake. [`Channel::peer`](crate::Channel::peer) returns that of the last check.
@@ -76,7 +74,7 @@ impl Receiver {
     /// Returns what this half has received, and what the other half last reported: it reports once in a lap of its ring, whenever it
     /// sleeps, and when it is asked itself. The last figures stay after the end.
     pub fn stats(&mut self) -> ChannelStats {
-        self.ring.consumer.counted();
+        self.reader.counted();
         self.shared.counters.snapshot()
     }
 
@@ -91,19 +89,19 @@ impl Receiver {
             self.check_copies()?;
             return Ok(Progress::Part(0));
         }
-        let so_far = self.ring.consumer.gathered_so_far();
+        let so_far = self.reader.gathered_so_far();
         if so_far > 0 && !self.ring.gathered {
             // Another call has started the message, and has not waited for its end.
             let room = into.len();
             let place = into.get_mut(..so_far).ok_or_else(|| too_small(room, so_far))?;
             place.copy_from_slice(self.ring.scratch.bytes(so_far));
         }
-        let gathered = self.ring.consumer.gather(into);
+        let gathered = self.reader.gather(into);
         let whole = self.judge_gathered(gathered)?;
-        self.ring.gathered = self.ring.consumer.is_gathering();
+        self.ring.gathered = self.reader.is_gathering();
         Ok(match whole {
             Some(_) => Progress::Whole,
-            None => Progress::Part(self.ring.consumer.gathered_so_far()),
+            None => Progress::Part(self.reader.gathered_so_far()),
         })
     }
 
@@ -111,19 +109,19 @@ impl Receiver {
     #[doc(hidden)]
     pub fn next_tag(&mut self) -> Result<Option<Tag>> {
         let size = self.next_size()?;
-        Ok(size.map(|_| self.ring.consumer.tag()))
+        Ok(size.map(|_| self.reader.tag()))
     }
 
     /// From now on this half receives frames of calls, and the caller handles them. Before, they are refused.
     #[doc(hidden)]
     pub fn accept_calls(&mut self) {
-        self.ring.consumer.accept_calls(true);
+        self.reader.accept_calls(true);
     }
 
     /// Returns the tag of the message that [`receive_part`](Receiver::receive_part) has begun last.
     #[doc(hidden)]
     pub fn tag(&self) -> Tag {
-        self.ring.consumer.tag()
+        self.reader.tag()
     }
 
     #[inline]
@@ -138,10 +136,9 @@ impl Receiver {
     #[inline]
     fn copy_whole(&mut self, record: Record, place: &mut [u8]) -> Result<()> {
         self.collect(record)?;
-        let consumer = &mut self.ring.consumer;
-        consumer.peer().copy_out_ahead(record.at, place, record.end);
+        self.reader.peer().copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
-        self.ring.consumer.deliver(record);
+        self.reader.deliver(record);
         self.publish_and_wake();
         Ok(())
     }
@@ -150,12 +147,11 @@ impl Receiver {
     /// the line is read.
     #[inline]
     fn is_still_empty(&mut self) -> bool {
-        let ring = &mut self.ring;
         // First what a reader that has more to read checks anyhow.
-        if !ring.consumer.is_drained()
-            || ring.empty_at != Some(ring.consumer.position())
+        if !self.reader.is_drained()
+            || self.ring.empty_at != Some(self.reader.position())
             || self.empty_polls + 1 >= POLLS_PER_LINE_CHECK
-            || !ring.consumer.is_still_empty()
+            || !self.reader.is_still_empty()
         {
             return false;
         }
@@ -182,7 +178,7 @@ impl Receiver {
             return Ok(None);
         };
         into[..length].copy_from_slice(self.ring.scratch.bytes(length));
-        self.ring.shrink(SCRATCH_LIMIT);
+        self.shrink(SCRATCH_LIMIT);
         Ok(Some(length))
     }
 
@@ -190,10 +186,7 @@ impl Receiver {
         if !self.collect_next()? {
             return Ok(None);
         }
-        let PairInlet {
-            consumer, scratch, ..
-        } = &mut self.ring;
-        let gathered = consumer.gather_in(scratch);
+        let gathered = self.reader.gather_in(&mut self.ring.scratch);
         self.judge_gathered(gathered)
     }
 
@@ -203,7 +196,7 @@ impl Receiver {
         let gathered = self.judge(gathered)?;
         self.check_copies()?;
         if gathered.is_some() {
-            self.ring.consumer.count();
+            self.reader.count();
             self.mark_gathered();
         }
         Ok(gathered)
@@ -214,15 +207,13 @@ impl Receiver {
         if !self.collect_next()? {
             return Ok(false);
         }
-        let PairInlet {
-            consumer, scratch, ..
-        } = &mut self.ring;
-        let gathered = consumer.gather_in(&mut WithRoom { scratch, into });
+        let scratch = &mut self.ring.scratch;
+        let gathered = self.reader.gather_in(&mut WithRoom { scratch, into });
         let Some(length) = self.judge_gathered(gathered)? else {
             return Ok(false);
         };
         into.extend_from_slice(self.ring.scratch.bytes(length));
-        self.ring.shrink(SCRATCH_LIMIT);
+        self.shrink(SCRATCH_LIMIT);
         Ok(true)
     }
 
@@ -233,15 +224,14 @@ impl Receiver {
     ) -> Result<Packed> {
         self.check()?;
         self.check_not_gathering()?;
-        let consumer = &mut self.ring.consumer;
-        if consumer.is_gathering() {
-            return Ok(consumer.next_size()?.map_or(Packed::Nothing, Packed::Large));
+        if self.reader.is_gathering() {
+            return Ok(self.reader.next_size()?.map_or(Packed::Nothing, Packed::Large));
         }
-        let pulled = pull(consumer);
+        let pulled = pull(&mut self.reader);
         let pulled = self.judge(pulled)?;
         self.check_copies()?;
         match pulled {
-            Packed::Bytes(_) => self.ring.consumer.count(),
+            Packed::Bytes(_) => self.reader.count(),
             Packed::Large(_) => {}
             Packed::Nothing => self.on_empty()?,
         }
@@ -258,17 +248,15 @@ impl Receiver {
             return Ok(false);
         };
         let message = Message::gathered(self.ring.scratch.bytes(length));
-        visit(message.tagged(self.ring.consumer.tag()));
-        self.ring.shrink(SCRATCH_LIMIT);
+        visit(message.tagged(self.reader.tag()));
+        self.shrink(SCRATCH_LIMIT);
         Ok(true)
     }
-}
 
-impl PairInlet {
     /// Keeps no more than this for messages in fragments, unless one is being gathered.
     fn shrink(&mut self, limit: usize) {
-        if self.scratch.size() > limit && !self.consumer.is_gathering() {
-            self.scratch.release();
+        if self.ring.scratch.size() > limit && !self.reader.is_gathering() {
+            self.ring.scratch.release();
         }
     }
 }
@@ -276,62 +264,51 @@ impl PairInlet {
 impl Inlet for PairInlet {
     type Limit = PeerTail;
 
-    #[inline]
-    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, PeerTail> {
-        &self.consumer
+    fn counted(half: &mut Receiver) -> (u64, u64) {
+        half.reader.counted()
     }
 
     #[inline]
-    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, PeerTail> {
-        &mut self.consumer
-    }
-
-    fn counted(&mut self) -> (u64, u64) {
-        self.consumer.counted()
-    }
-
-    #[inline]
-    fn phase_word(&self) -> u64 {
-        self.consumer.peer().load(layout::PHASE, Ordering::Acquire)
+    fn phase_word(half: &Receiver) -> u64 {
+        half.reader.peer().load(layout::PHASE, Ordering::Acquire)
     }
 
     #[inline]
     fn check_copies(half: &Receiver) -> Result<()> {
         fence(Ordering::Acquire);
-        let peers = half.ring.consumer.peer().load(layout::PHASE, Ordering::Relaxed);
-        let own = half.ring.consumer.own().load(layout::PHASE, Ordering::Relaxed);
+        let peers = half.reader.peer().load(layout::PHASE, Ordering::Relaxed);
+        let own = half.reader.own().load(layout::PHASE, Ordering::Relaxed);
         check_phases::<false>(&half.shared, peers, own)
     }
 
-    fn release_own(&mut self) {
-        self.consumer.freeze_tail(OwnRegion::detached());
+    fn release_own(half: &mut Receiver) {
+        half.reader.freeze_tail(OwnRegion::detached());
     }
 
-    fn release_all(&mut self) {
-        if !self.consumer.peer().is_detached() {
-            self.consumer
-                .detach(OwnRegion::detached(), PeerRegion::detached());
-            self.scratch.release();
+    fn release_all(half: &mut Receiver) {
+        if !half.reader.peer().is_detached() {
+            half.reader.detach(OwnRegion::detached(), PeerRegion::detached());
+            half.ring.scratch.release();
         }
     }
 
-    fn shrink_idle(&mut self) {
-        self.empty_at = Some(self.consumer.position());
-        self.shrink(SCRATCH_LIMIT_IDLE);
+    fn shrink_idle(half: &mut Receiver) {
+        half.ring.empty_at = Some(half.reader.position());
+        half.shrink(SCRATCH_LIMIT_IDLE);
     }
 
     #[inline]
     fn try_receive(half: &mut Receiver, into: &mut [u8]) -> Result<Option<usize>> {
-        let record = if let Some(record) = half.ring.consumer.known_record() {
+        let record = if let Some(record) = half.reader.known_record() {
             record
         } else {
-            if half.ring.consumer.is_gathering() || half.ring.gathered {
+            if half.reader.is_gathering() || half.ring.gathered {
                 return half.receive_fragments(into);
             }
             if half.is_still_empty() {
                 return Ok(None);
             }
-            match half.ring.consumer.next_record() {
+            match half.reader.next_record() {
                 Ok(Some(record)) if record.flags == WHOLE => record,
                 Ok(Some(_)) => return half.receive_fragments(into),
                 other => return half.on_no_record(other).map(|()| None),
@@ -347,10 +324,10 @@ impl Inlet for PairInlet {
     #[inline]
     fn try_receive_into(half: &mut Receiver, into: &mut Vec<u8>) -> Result<bool> {
         half.check_not_gathering()?;
-        if half.ring.consumer.is_gathering() {
+        if half.reader.is_gathering() {
             return half.gather_into(into);
         }
-        match half.ring.consumer.next_record() {
+        match half.reader.next_record() {
             Ok(Some(record)) if record.flags == WHOLE => {
                 make_room(into, record.length)?;
                 into.resize(record.length, 0);
@@ -375,15 +352,15 @@ impl Inlet for PairInlet {
         bytes: u64,
     ) -> Result<bool> {
         half.check_not_gathering()?;
-        if max > 0 && !half.ring.consumer.is_gathering() && half.is_still_empty() {
+        if max > 0 && !half.reader.is_gathering() && half.is_still_empty() {
             return Ok(true);
         }
-        let start = half.ring.consumer.position();
+        let start = half.reader.position();
         let mut count = 0;
         let mut empty = false;
-        let loads = half.ring.consumer.tail_loads();
+        let loads = half.reader.tail_loads();
         while count < max {
-            let consumer = &mut half.ring.consumer;
+            let consumer = &mut half.reader;
             let is_over = consumer.is_drained() && consumer.tail_loads() != loads;
             if bytes == ALL_AVAILABLE && is_over {
                 break;
@@ -407,7 +384,7 @@ impl Inlet for PairInlet {
             let mut attached = record.tag.attachments() > 0;
             if record.flags == WHOLE {
                 half.collect(record)?;
-                let consumer = &mut half.ring.consumer;
+                let consumer = &mut half.reader;
                 let row = if attached {
                     1
                 } else if bytes == ALL_AVAILABLE {
@@ -425,14 +402,14 @@ impl Inlet for PairInlet {
                 });
                 consumer.publish_stride();
                 half.check_copies()?;
-                half.ring.consumer.count();
+                half.reader.count();
                 half.wake_if_worthwhile();
             } else {
                 if !half.visit_gathered(&mut visit)? {
                     empty = true;
                     break;
                 }
-                attached = half.ring.consumer.tag().attachments() > 0;
+                attached = half.reader.tag().attachments() > 0;
                 count += 1;
             }
             *whole = count;
@@ -513,7 +490,7 @@ pub fn pull_again(receiver: &mut Receiver, into: &mut [u8], passed: usize) -> Re
 
 /// Publishes that the held messages were read, and wakes a peer that waits for room.
 pub fn release(receiver: &mut Receiver) {
-    if !receiver.shared.is_inherited() && receiver.ring.consumer.publish() {
+    if !receiver.shared.is_inherited() && receiver.reader.publish() {
         receiver.wake_if_parked();
     }
 }

@@ -27,7 +27,7 @@ use crate::{
     ring::fan_out::reader::{FanOutReader, FloorLimit, Terms, Validity, View},
     ring::fan_out::readers::ReaderSlot,
     ring::message::Message,
-    ring::read::{Packed, Reader, TRIES},
+    ring::read::{Packed, TRIES},
     ring::record::HEADER,
     wake::parking::ParkingSpot,
 };
@@ -70,7 +70,6 @@ pub struct SubscriptionStats {
 /// The ring of a publisher.
 #[derive(Debug)]
 pub struct BroadcastInlet {
-    pub(super) reader: FanOutReader<PeerRegion, OwnRegion, Controls>,
     /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
     end_known: bool,
     /// That phase was the orderly end: what is there is all that the publisher sends to this subscriber. Never revoked, whatever a
@@ -139,7 +138,6 @@ impl Subscription {
         let began = reader.begin(options.from, tail);
         shared.judge(began)?;
         let ring = BroadcastInlet {
-            reader,
             end_known: false,
             ended: false,
             known: opened.known,
@@ -147,7 +145,7 @@ impl Subscription {
             missed: 0,
             last_lag: 0,
         };
-        Ok(Self::over(ring, link, longest, shared))
+        Ok(Self::over(reader, ring, link, longest, shared))
     }
 
     /// Returns the publisher's identity at the last check.
@@ -162,41 +160,44 @@ impl Subscription {
 
     /// Returns which messages arrive.
     pub fn delivery(&self) -> Delivery {
-        self.ring.reader.delivery()
+        self.reader.delivery()
     }
 
     /// Returns the size of the publisher's ring in bytes.
     pub fn capacity(&self) -> u64 {
-        self.ring.reader.capacity()
+        self.reader.capacity()
     }
 
     /// Returns how many messages were published since the subscription began and will never be handed out. A lost message counts once a
     /// later one is handed out.
     pub fn lost(&self) -> u64 {
-        self.ring.reader.lost()
+        self.reader.lost()
     }
 
     /// Returns the number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of
     /// the message after which the subscription began.
     pub fn sequence(&self) -> u64 {
-        self.ring.reader.sequence()
+        self.reader.sequence()
     }
 
     /// Returns how many bytes are published and not read. 0 once nothing more is read, and in a forked child.
     pub fn lag(&self) -> u64 {
-        self.ring.lag()
+        if self.shared.is_inherited() {
+            return 0;
+        }
+        let tail = self.reader.peer().load(layout::TAIL, Ordering::Acquire);
+        tail.saturating_sub(self.reader.position())
     }
 
     /// Returns what was received so far. The last figures stay after the end.
     pub fn stats(&self) -> SubscriptionStats {
-        let ring = &self.ring;
-        let (messages_received, bytes_received) = ring.reader.counted();
-        let over = ring.controls().publishers.is_detached();
+        let (messages_received, bytes_received) = self.reader.counted();
+        let over = self.reader.validity().publishers.is_detached();
         SubscriptionStats {
             messages_received,
             bytes_received,
-            lost: ring.reader.lost(),
-            lag: if over { ring.last_lag } else { ring.lag() },
+            lost: self.reader.lost(),
+            lag: if over { self.ring.last_lag } else { self.lag() },
             sleeps: self.shared.counters.sleeps.load(Ordering::Relaxed),
             attachments_received: self.shared.counters.attachments_received.load(Ordering::Relaxed),
         }
@@ -228,9 +229,9 @@ impl Subscription {
             if self.ring.collects {
                 self.collect_next_tagged()?;
             }
-            let found = self.ring.reader.receive(into);
+            let found = self.reader.receive(into);
             received = self.judge(found)?;
-            if received.is_some() || !self.ring.reader.has_stopped() {
+            if received.is_some() || !self.reader.has_stopped() {
                 break;
             }
         }
@@ -244,64 +245,46 @@ impl Subscription {
     }
 }
 
-impl BroadcastInlet {
-    #[inline]
-    fn controls(&self) -> &Controls {
-        self.reader.validity()
-    }
-
-    fn lag(&self) -> u64 {
-        if self.controls().shared.is_inherited() {
-            return 0;
-        }
-        let tail = self.reader.peer().load(layout::TAIL, Ordering::Acquire);
-        tail.saturating_sub(self.reader.position())
-    }
-}
-
 impl Inlet for BroadcastInlet {
     type Limit = FloorLimit<Controls>;
 
-    #[inline]
-    fn reader(&self) -> &Reader<OwnRegion, PeerRegion, FloorLimit<Controls>> {
-        &self.reader
+    fn counted(half: &mut Subscription) -> (u64, u64) {
+        half.reader.counted()
     }
 
     #[inline]
-    fn reader_mut(&mut self) -> &mut Reader<OwnRegion, PeerRegion, FloorLimit<Controls>> {
-        &mut self.reader
-    }
-
-    fn counted(&mut self) -> (u64, u64) {
-        self.reader.counted()
-    }
-
-    #[inline]
-    fn phase_word(&self) -> u64 {
-        self.controls().publishers.load(layout::PHASE, Ordering::Acquire)
+    fn phase_word(half: &Subscription) -> u64 {
+        half.reader
+            .validity()
+            .publishers
+            .load(layout::PHASE, Ordering::Acquire)
     }
 
     #[inline]
     fn check_copies(half: &Subscription) -> Result<()> {
         fence(Ordering::Acquire);
-        half.ring.controls().check()
+        half.reader.validity().check()
     }
 
     /// A disconnected subscription reads up to the position where the publisher ended it, though the publisher continues.
     #[inline]
-    fn notice_end(&mut self) {
-        if !self.end_known && self.phase_word() != Phase::OPEN.word() {
-            self.end_at_announced();
+    fn notice_end(half: &mut Subscription) {
+        if !half.ring.end_known && Self::phase_word(half) != Phase::OPEN.word() {
+            Self::end_at_announced(half);
         }
     }
 
     #[cold]
-    fn end_at_announced(&mut self) {
-        self.end_known = true;
-        self.ended |= Phase::from_word(self.phase_word()).is_some_and(|phase| phase.ended);
-        let word = self.controls().publishers.load(layout::TAIL, Ordering::Acquire);
+    fn end_at_announced(half: &mut Subscription) {
+        half.ring.end_known = true;
+        half.ring.ended |= Phase::from_word(Self::phase_word(half)).is_some_and(|phase| phase.ended);
+        let word = half
+            .reader
+            .validity()
+            .publishers
+            .load(layout::TAIL, Ordering::Acquire);
         if word & END_ANNOUNCED != 0 {
-            self.reader.end_at(word & !END_ANNOUNCED);
+            half.reader.end_at(word & !END_ANNOUNCED);
         }
     }
 
@@ -310,19 +293,19 @@ impl Inlet for BroadcastInlet {
         self.ended
     }
 
-    fn release_own(&mut self) {
-        self.end_at_announced();
-        self.reader.freeze_tail(OwnRegion::detached());
-        self.reader.validity_mut().own = OwnRegion::detached();
+    fn release_own(half: &mut Subscription) {
+        Self::end_at_announced(half);
+        half.reader.freeze_tail(OwnRegion::detached());
+        half.reader.validity_mut().own = OwnRegion::detached();
     }
 
-    fn release_all(&mut self) {
-        if self.controls().publishers.is_detached() {
+    fn release_all(half: &mut Subscription) {
+        if half.reader.validity().publishers.is_detached() {
             return;
         }
-        self.last_lag = self.lag();
-        self.reader.detach(OwnRegion::detached(), PeerRegion::detached());
-        let controls = self.reader.validity_mut();
+        half.ring.last_lag = half.lag();
+        half.reader.detach(OwnRegion::detached(), PeerRegion::detached());
+        let controls = half.reader.validity_mut();
         controls.own = OwnRegion::detached();
         controls.publishers = PeerRegion::detached();
     }
@@ -330,7 +313,7 @@ impl Inlet for BroadcastInlet {
     #[inline]
     fn try_receive(half: &mut Subscription, into: &mut [u8]) -> Result<Option<usize>> {
         if !half.ring.collects
-            && let Some(length) = half.ring.reader.receive_known(into)
+            && let Some(length) = half.reader.receive_known(into)
         {
             half.publish_and_wake();
             return Ok(Some(length));
@@ -357,7 +340,7 @@ impl Inlet for BroadcastInlet {
 
     fn receive_packed(half: &mut Subscription, into: &mut [u8]) -> Result<Packed> {
         half.check()?;
-        let pulled = half.ring.reader.pull_packed(into);
+        let pulled = half.reader.pull_packed(into);
         let pulled = half.judge(pulled)?;
         if pulled == Packed::Nothing {
             half.on_empty()?;
@@ -372,13 +355,13 @@ impl Inlet for BroadcastInlet {
         max: usize,
         bytes: u64,
     ) -> Result<bool> {
-        let (before, bytes_before) = half.ring.reader.counted();
+        let (before, bytes_before) = half.reader.counted();
         let batch = if bytes == ALL_AVAILABLE { max } else { VISITS };
         let mut stops = 0;
         loop {
             let attached = half.ring.collects && half.collect_next_tagged()?;
             let at_once = if attached { 1 } else { batch }.min(max - *count);
-            let visited = half.ring.reader.visit(at_once, |view| {
+            let visited = half.reader.visit(at_once, |view| {
                 visit(match view {
                     View::Copy(bytes) => Message::gathered(bytes),
                     View::InRing(ring, record) => {
@@ -386,11 +369,11 @@ impl Inlet for BroadcastInlet {
                     }
                 });
             });
-            let (messages, payload) = half.ring.reader.counted();
+            let (messages, payload) = half.reader.counted();
             *count = usize::try_from(messages - before).unwrap_or(usize::MAX);
             half.drop_missed();
             let visited = half.judge(visited).inspect_err(|_| half.publish_and_wake())?;
-            let stopped = half.ring.reader.has_stopped();
+            let stopped = half.reader.has_stopped();
             if visited == 0 && !stopped {
                 half.on_empty()?;
             } else {
@@ -398,7 +381,7 @@ impl Inlet for BroadcastInlet {
             }
             let spent = payload - bytes_before + (messages - before) * HEADER;
             // A visit also stops at a message with attachments.
-            let empty = !stopped && (visited == 0 || (visited < at_once && half.ring.reader.is_drained()));
+            let empty = !stopped && (visited == 0 || (visited < at_once && half.reader.is_drained()));
             // The caller takes them before the next message.
             stops += u32::from(stopped && visited == 0);
             if empty || (attached && visited > 0) || *count >= max || spent >= bytes || stops >= TRIES {

@@ -40,7 +40,7 @@ pub type Subscription = Inbound<BroadcastInlet>;
 ///
 /// Every method is cancel safe.
 #[derive(Debug)]
-pub struct Inbound<R> {
+pub struct Inbound<R: Inlet> {
     line: Arc<Line>,
     inner: inbound::Inbound<R>,
     /// The stream has returned the error that ended it.
