@@ -28,7 +28,7 @@ use crate::{
     address::Address,
     error::{Check, Error, OrSystem, Refusal, Result},
     evidence::EvidenceLog,
-    fork::{CloseOnForkFd, OwnerProcess},
+    fork::CloseOnForkFd,
     sys::{self, uninterrupted},
 };
 
@@ -80,13 +80,12 @@ pub(super) struct SocketFile {
     lock: CloseOnForkFd,
     /// The same as [`BoundAddress::is_shared`].
     is_shared: bool,
-    /// A forked child must not remove its parent's files.
-    owner: OwnerProcess,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.is_shared || !self.owner.is_current() {
+        // A forked child must not remove its parent's files.
+        if self.is_shared || !self.lock.in_owner_process() {
             return;
         }
         // Remove the files while the lock is held. A file that cannot be removed (for example because its
@@ -113,7 +112,6 @@ impl SocketFile {
             socket: None,
             lock: CloseOnForkFd::new(lock)?,
             is_shared: false,
-            owner: OwnerProcess::current()?,
         })
     }
 
