@@ -86,7 +86,6 @@ struct SignalThread {
     thread: libc::pid_t,
     carries_all: bool,
     marks_arrive: bool,
-    is_over: Arc<AtomicBool>,
     progress: Arc<ThreadProgress>,
     join: JoinHandle<()>,
 }
@@ -311,7 +310,7 @@ impl Drop for SignalClaim {
             return;
         }
         let thread = threads.swap_remove(index);
-        thread.is_over.store(true, Ordering::Release);
+        thread.progress.stop.store(true, Ordering::Release);
         // SIGIO is not a realtime signal, so it needs no room in the queue. It is sent to that thread only.
         let signalled = sys::signal::signal_thread(getpid().as_raw(), thread.thread, libc::SIGIO);
         restore_disposition(self.number);
@@ -341,6 +340,8 @@ fn restore_disposition(number: c_int) {
 struct ThreadProgress {
     /// The key in each mark of this process, so that a signal of another process is never taken for a mark.
     key: [u8; 16],
+    /// The thread must end.
+    stop: AtomicBool,
     state: Mutex<ProgressState>,
     changed: Condvar,
 }
@@ -364,6 +365,7 @@ impl ThreadProgress {
         let key = sys::process::bytes().or_system("random bytes")?;
         Ok(Self {
             key,
+            stop: AtomicBool::new(false),
             state: Mutex::default(),
             changed: Condvar::new(),
         })
@@ -423,10 +425,8 @@ impl Drop for EndGuard {
 }
 
 fn start(number: c_int) -> Result<SignalThread> {
-    let is_over = Arc::new(AtomicBool::new(false));
     let progress = Arc::new(ThreadProgress::new()?);
     let (ready, started) = mpsc::channel();
-    let stop_flag = Arc::clone(&is_over);
     let end_guard = EndGuard(Arc::clone(&progress));
     let no_thread = |reason: String| Error::no_space("a thread for a realtime signal", reason);
     let join = thread::Builder::new()
@@ -443,7 +443,7 @@ fn start(number: c_int) -> Result<SignalThread> {
             if fine {
                 // Takes up to 30 ms in a process that is not registered. Signals wait in the queue.
                 barriers::register();
-                listen(number, &stop_flag, progress);
+                listen(number, progress);
             }
         })
         .map_err(|error| no_thread(error.to_string()))?;
@@ -459,7 +459,6 @@ fn start(number: c_int) -> Result<SignalThread> {
         // any secret.
         carries_all: is_complete.unwrap_or_else(|errno| errno == Errno::EAGAIN),
         marks_arrive: is_complete == Ok(true),
-        is_over,
         progress,
         join,
     })
@@ -495,13 +494,13 @@ pub(crate) fn carries_all() -> Result<bool, Errno> {
     thread.join().unwrap_or(Err(Errno::EAGAIN))
 }
 
-fn listen(number: c_int, is_over: &AtomicBool, progress: &ThreadProgress) {
+fn listen(number: c_int, progress: &ThreadProgress) {
     // The time of the next call of the alarm handler. Signals are handled in the meantime.
     let mut next_alarm: Option<Instant> = None;
     loop {
         let left = next_alarm.map(|at| at.saturating_duration_since(Instant::now()));
         let received = sys::signal::wait_for_signal(&[number, libc::SIGIO], left);
-        if is_over.load(Ordering::Acquire) {
+        if progress.stop.load(Ordering::Acquire) {
             return;
         }
         match received {

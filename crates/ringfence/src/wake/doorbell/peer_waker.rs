@@ -45,15 +45,6 @@ struct FailedSends {
     retrying: bool,
 }
 
-/// The result of one attempt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum SendResult {
-    /// The wakeup was sent, or the peer is gone.
-    Done,
-    /// The kernel had no memory.
-    Again,
-}
-
 impl PeerWaker {
     pub(super) fn new(line: &Arc<OwnedFd>, owner: OwnerProcess) -> Arc<Self> {
         Arc::new(Self {
@@ -72,7 +63,7 @@ impl PeerWaker {
         }
         self.wakeups_sent.fetch_add(1, Ordering::Relaxed);
         for _ in 0..TRIES {
-            if self.try_once() == SendResult::Done {
+            if self.try_once() {
                 return;
             }
             thread::yield_now();
@@ -102,7 +93,7 @@ impl PeerWaker {
         let [mut pause, longest] = PAUSES;
         // Never fails, because a forked child does not have this thread.
         while let Ok(count) = self.failed.lock().map(|failed| failed.count) {
-            if self.try_once() == SendResult::Again {
+            if !self.try_once() {
                 thread::sleep(pause);
                 pause = (pause * 2).min(longest);
                 continue;
@@ -118,18 +109,14 @@ impl PeerWaker {
         }
     }
 
-    fn try_once(&self) -> SendResult {
-        loop {
-            match sys::socket::send(&*self.line, &[1]) {
-                Err(Errno::EINTR) => {}
-                // A full buffer (EAGAIN) holds wakeups that the peer has not read yet. The thread that waits on the line or
-                // reads it notices a peer that is gone.
-                Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => {
-                    return SendResult::Done;
-                }
-                // The kernel has no memory, or a security module refuses for now: the peer still sleeps, and nothing else wakes it.
-                Err(_) => return SendResult::Again,
-            }
+    /// Returns `false` if the kernel had no memory. Otherwise the wakeup was sent, or the peer is gone.
+    fn try_once(&self) -> bool {
+        match sys::uninterrupted(|| sys::socket::send(&*self.line, &[1])) {
+            // A full buffer (EAGAIN) holds wakeups that the peer has not read yet. The thread that waits on the line or
+            // reads it notices a peer that is gone.
+            Ok(_) | Err(Errno::EAGAIN | Errno::EPIPE | Errno::ECONNRESET | Errno::ENOTCONN) => true,
+            // The kernel has no memory, or a security module refuses for now: the peer still sleeps, and nothing else wakes it.
+            Err(_) => false,
         }
     }
 }

@@ -28,15 +28,29 @@ const LINE: u64 = 0;
 const PEER: u64 = 1;
 const NOTIFIED: u64 = 2;
 
-/// Reports the end of the peer's process. The line alone is not enough, because another process may hold the peer's end open.
-fn watch_peer(epoll: &Epoll, pidfd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
-    pidfd.map_or(Ok(()), |pidfd| {
-        epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))
-    })
+/// Makes an epoll that reports this event of the line, these of the descriptor that it returns, and the end of the peer's process.
+/// The line alone is not enough, because another process may hold the peer's end open.
+fn new_epoll(
+    line: BorrowedFd<'_>,
+    line_event: EpollEvent,
+    notified_events: EpollFlags,
+    pidfd: Option<BorrowedFd<'_>>,
+) -> Result<(Epoll, EventFd), Errno> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let notified = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    epoll.add(line, line_event)?;
+    epoll.add(&notified, EpollEvent::new(notified_events, NOTIFIED))?;
+    if let Some(pidfd) = pidfd {
+        epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))?;
+    }
+    Ok((epoll, notified))
 }
 
-fn event_fd() -> Result<EventFd, Errno> {
-    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+/// `edge`: each change of the line is reported once. Otherwise it is reported as long as the line is readable.
+fn line_event(edge: bool) -> EpollEvent {
+    let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    events.set(EpollFlags::EPOLLET, edge);
+    EpollEvent::new(events, LINE)
 }
 
 /// The epoll of a thread that leaves every wakeup on the line.
@@ -50,16 +64,10 @@ pub(super) struct ThreadPoll {
 impl ThreadPoll {
     /// Fails with [`Error::NoSpace`](crate::error::Error::NoSpace) if the two descriptors are not available.
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let create = || -> Result<Self, Errno> {
-            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-            let notified = event_fd()?;
-            let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
-            epoll.add(line, EpollEvent::new(once | EpollFlags::EPOLLRDHUP, LINE))?;
-            epoll.add(&notified, EpollEvent::new(once, NOTIFIED))?;
-            watch_peer(&epoll, pidfd)?;
-            Ok(Self { epoll, notified })
-        };
-        create().or_system("waiting beside an event loop")
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        let (epoll, notified) =
+            new_epoll(line, line_event(true), once, pidfd).or_system("waiting beside an event loop")?;
+        Ok(Self { epoll, notified })
     }
 
     /// Wakes the thread that sleeps here, or the next one.
@@ -113,31 +121,18 @@ pub(super) struct LoopPoll {
 
 impl LoopPoll {
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let create = || -> Result<Self, Errno> {
-            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-            let notified = event_fd()?;
-            epoll.add(line, Self::line_event(false))?;
-            epoll.add(&notified, EpollEvent::new(EpollFlags::EPOLLIN, NOTIFIED))?;
-            watch_peer(&epoll, pidfd)?;
-            let edge = AtomicBool::new(false);
-            Ok(Self {
-                epoll,
-                notified,
-                edge,
-            })
-        };
-        create().or_system("an event loop beside a thread that reads the line")
-    }
-
-    fn line_event(edge: bool) -> EpollEvent {
-        let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-        events.set(EpollFlags::EPOLLET, edge);
-        EpollEvent::new(events, LINE)
+        let (epoll, notified) = new_epoll(line, line_event(false), EpollFlags::EPOLLIN, pidfd)
+            .or_system("an event loop beside a thread that reads the line")?;
+        Ok(Self {
+            epoll,
+            notified,
+            edge: AtomicBool::new(false),
+        })
     }
 
     /// Wakes the loop while the line is readable, or only on each change of it. Called under the lock of the line's state.
     pub(super) fn watch_line(&self, line: BorrowedFd<'_>, edge: bool) {
-        if self.is_edge() != edge && self.epoll.modify(line, &mut Self::line_event(edge)).is_ok() {
+        if self.is_edge() != edge && self.epoll.modify(line, &mut line_event(edge)).is_ok() {
             self.edge.store(edge, Ordering::Relaxed);
         }
     }
