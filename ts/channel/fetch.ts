@@ -252,12 +252,16 @@ export class Pace {
   }
 }
 
-/** The events that the owner of a {@link Fetched} handles. */
-export interface FetchEvents {
+/** The channel or the subscription whose messages are fetched. */
+export interface FetchOwner {
   /** A call into the binding has failed. */
   failed(error: RingfenceError): void
   /** No more will arrive, and everything was fetched. Returns the error of later reads; null after a clean end. */
-  ended(): (() => RingfenceError) | null
+  handleEnd(): (() => RingfenceError) | null
+}
+
+/** The events that the receive buffer handles. */
+interface FetchEvents {
   /**
    * A call frame of `length` bytes has arrived at `at`, in memory that is never overwritten. Must not call the program.
    *
@@ -287,6 +291,7 @@ export class Fetched {
   endState: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly busy: boolean
+  readonly #owner: FetchOwner
   readonly #events: FetchEvents
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
@@ -302,10 +307,17 @@ export class Fetched {
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
-  constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
+  constructor(
+    native: NativeReader,
+    busy: boolean,
+    owner: FetchOwner,
+    events: FetchEvents,
+    accepts?: AttachmentOptions,
+  ) {
     this.backlog = new Backlog(accepts)
     this.#native = native
     this.busy = busy
+    this.#owner = owner
     this.#events = events
   }
 
@@ -533,7 +545,7 @@ export class Fetched {
       return true
     } catch (error) {
       this.endState = () => error as RingfenceError
-      this.#events.failed(error as RingfenceError)
+      this.#owner.failed(error as RingfenceError)
       this.releaseRing()
       return false
     }
@@ -644,7 +656,7 @@ export class Fetched {
     if (answer === ENDED) {
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
-      this.endState = this.#events.ended() ?? 'ended'
+      this.endState = this.#owner.handleEnd() ?? 'ended'
     } else if (answer === FAILED) return this.#fail(fromFailure(this.#native.failure()))
     if (this.endState !== null) this.releaseRing()
     return false
@@ -652,7 +664,7 @@ export class Fetched {
 
   #fail(error: RingfenceError): false {
     this.endState = () => error
-    this.#events.failed(error)
+    this.#owner.failed(error)
     this.releaseRing()
     return false
   }

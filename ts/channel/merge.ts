@@ -386,20 +386,10 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#onClose?.()
   }
 
-  /** Calls `ref` of every source, and of each that is added later. */
-  ref(): this {
-    return this.#applyRefMode('ref')
-  }
-
-  /** Calls `unref` of every source, and of each that is added later. */
-  unref(): this {
-    return this.#applyRefMode('unref')
-  }
-
-  #applyRefMode(mode: 'ref' | 'unref'): this {
-    this.#refMode = mode
-    for (const source of this.#entries.keys()) (source as MergeSource)[mode]()
-    return this
+  /** @internal */
+  protected [internal.keepAlive](alive: boolean): void {
+    this.#refMode = alive ? 'ref' : 'unref'
+    for (const source of this.#entries.keys()) (source as MergeSource)[this.#refMode]()
   }
 
   /** @internal */

@@ -3,7 +3,7 @@
 import { closeAttachments } from './attachments.js'
 import { RingfenceError, invalid } from '../errors.js'
 import { fairness } from '../runtime/fairness.js'
-import { Fetched } from './fetch.js'
+import { Fetched, type FetchOwner } from './fetch.js'
 import { FAILED, FIRST, HEADER, MORE, type NativeReader } from '../native.js'
 import type { Received } from './stats.js'
 import type { AttachmentOptions, Visit } from '../types.js'
@@ -24,13 +24,9 @@ interface Calls {
 }
 
 /** The channel or the subscription whose messages a buffer reads. */
-export interface BufferOwner {
+export interface BufferOwner extends FetchOwner {
   /** The calls of a channel, made on first use. */
   readonly calls?: Calls
-  /** Called with the error of a failed call into the binding. */
-  failed(error: RingfenceError): void
-  /** Called once no more will arrive and everything was fetched. Returns the error of later reads; null after a clean end. */
-  handleEnd(): (() => RingfenceError) | null
   /** Called each time that a caller wanted a message and found a clean end. */
   endWithPeer(): void
 }
@@ -73,18 +69,10 @@ export class ReceiveBuffer {
   constructor(native: NativeReader, busy: boolean, owner: BufferOwner, attachments?: AttachmentOptions) {
     this.#native = native
     this.#owner = owner
-    this.#fetched = new Fetched(native, busy, this, attachments)
+    this.#fetched = new Fetched(native, busy, owner, this, attachments)
   }
 
   // The events of the fetched messages.
-
-  failed(error: RingfenceError): void {
-    this.#owner.failed(error)
-  }
-
-  ended(): (() => RingfenceError) | null {
-    return this.#owner.handleEnd()
-  }
 
   called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     this.#count(1, length)

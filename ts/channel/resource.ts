@@ -66,11 +66,20 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    */
   abstract destroy(error?: Error): void
 
-  /** Keeps the process alive while it is open, which is the default. */
-  abstract ref(): this
+  /** Keeps the process alive while it is open, which is the default. A merge passes the call on to its sources, and to later ones. */
+  ref(): this {
+    this[internal.keepAlive](true)
+    return this
+  }
 
-  /** Lets the process exit while it is open. */
-  abstract unref(): this
+  /** Lets the process exit while it is open. A merge passes the call on to its sources, and to later ones. */
+  unref(): this {
+    this[internal.keepAlive](false)
+    return this
+  }
+
+  /** @internal */
+  protected abstract [internal.keepAlive](alive: boolean): void
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()

@@ -3,6 +3,7 @@
 import { WebStreams, type WebSink, type WebSource } from '../adapters/web.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
 import { tryPromise } from '../runtime/deferred.js'
+import * as internal from '../runtime/symbols.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import type { ReceiveBuffer } from './receive-buffer.js'
 import { Resource, type ResourceEvents } from './resource.js'
@@ -256,13 +257,8 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
     this.#core.destroy(error)
   }
 
-  ref(): this {
-    this.#core.keepAlive(true)
-    return this
-  }
-
-  unref(): this {
-    this.#core.keepAlive(false)
-    return this
+  /** @internal */
+  protected [internal.keepAlive](alive: boolean): void {
+    this.#core.keepAlive(alive)
   }
 }

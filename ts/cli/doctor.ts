@@ -2,7 +2,7 @@ import { styleText } from 'node:util'
 
 import { doctor } from '../runtime/doctor.js'
 import { print, printJson } from './output.js'
-import { table } from './text.js'
+import { outputTable } from './text.js'
 
 const MARKS = { good: 'good', limited: 'LIMITED', missing: 'MISSING' } as const
 const COLORS = { good: 'green', limited: 'yellow', missing: 'red' } as const
@@ -14,7 +14,7 @@ export function diagnose(json: boolean): void {
   const { kernel, findings } = diagnosis
   const rows = findings.map(({ title, status, found }) => [MARKS[status], title, found])
   print(`${kernel}, Node ${process.versions.node}\n\n`)
-  print(`${table(['', 'what', 'found'], rows, process.stdout.columns ?? 160)}\n`)
+  print(outputTable(['', 'what', 'found'], rows))
   for (const status of ['missing', 'limited', 'good'] as const) {
     const matching = findings.filter((finding) => finding.status === status)
     if (matching.length > 0) print(`\n${styleText(COLORS[status], MARKS[status])}\n`)

@@ -59,6 +59,12 @@ export function table(headings: string[], rows: string[][], width = process.stde
   return [line(headings), line(widths.map((size) => '─'.repeat(size))), ...rows.map(line)].join('\n')
 }
 
+/** A table for standard output. The cells may contain any text. */
+export function outputTable(headings: string[], rows: string[][]): string {
+  const cells = rows.map((row) => row.map(printable))
+  return `${table(headings, cells, process.stdout.columns ?? 160)}\n`
+}
+
 /** Writes the checks of a handshake to standard error. */
 export function printEvidence(title: string, evidence: readonly Evidence[]): void {
   process.stderr.write(`${title}\n${evidenceTable(evidence)}\n`)

@@ -1,10 +1,9 @@
 // `ps` and `top`: the processes that have channels, and the traffic of these.
 
-import { printable } from '../runtime/printable.js'
 import { seenProcesses } from '../runtime/processes.js'
 import { Sources, type ObservedProcess } from './observed.js'
 import { print, printJson } from './output.js'
-import { formatBytes, table } from './text.js'
+import { formatBytes, outputTable } from './text.js'
 
 /** Prints the processes that have channels. */
 export function ps(json: boolean): void {
@@ -24,16 +23,7 @@ export function ps(json: boolean): void {
     ]),
   )
   const headings = ['pid', 'uid', 'executable', 'since', 'role', 'peer', 'ring', 'address']
-  print(`${safeTable(headings, rows)}\n`)
-}
-
-/** Escapes the cells: other processes choose the names of executables and addresses. */
-function safeTable(headings: string[], rows: string[][]): string {
-  return table(
-    headings,
-    rows.map((row) => row.map(printable)),
-    process.stdout.columns ?? 160,
-  )
+  print(outputTable(headings, rows))
 }
 
 /** Milliseconds between two updates of the screen and of the list of processes. */
@@ -89,7 +79,7 @@ function screen(watched: ObservedProcess[], order: string): string {
     'address',
   ]
   const keys = Object.entries(ORDERS).map(([key, { name: label }]) => `${key} ${label}`)
-  return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${safeTable(headings, cells)}\n`
+  return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${outputTable(headings, cells)}`
 }
 
 /** Shows the traffic of this user's observable processes. */

@@ -7,7 +7,7 @@ import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, orThrowNoSpace, show } from '../errors.js'
 import { builtin, native, type HandshakeArgs, type Joining, type RawChannel, type PrivateLine } from '../native.js'
-import { settledWithin } from '../runtime/deferred.js'
+import { ignore, settledWithin } from '../runtime/deferred.js'
 import { checkOptions, type Call } from './options.js'
 import type { ChildOptions, LineOptions, Message, MessageInput } from '../types.js'
 
@@ -177,15 +177,11 @@ async function killAll(line: PrivateLine, child: ChildProcess): Promise<void> {
       resolve(line.killHere())
     }
   })
-  if (!wasKilled) kill(child, 'SIGKILL')
-}
-
-/** Sends a signal. A launcher of another user, such as sudo, may not be killed, which `kill` emits as an error of the child. */
-function kill(child: ChildProcess, signal: NodeJS.Signals): void {
-  const ignore = () => {}
+  if (wasKilled) return
+  // A launcher of another user, such as sudo, may not be killed, which `kill` emits as an error of the child.
   child.once('error', ignore)
   try {
-    child.kill(signal)
+    child.kill('SIGKILL')
   } finally {
     child.off('error', ignore)
   }
@@ -219,11 +215,7 @@ async function childExited(
   cause: unknown,
 ): Promise<RingfenceError> {
   const { pid, exitCode, signalCode, stderr } = child
-  if (stderr && !stderr.closed)
-    await settledWithin(
-      STDERR_TIMEOUT,
-      once(stderr, 'close').catch(() => {}),
-    )
+  if (stderr && !stderr.closed) await settledWithin(STDERR_TIMEOUT, once(stderr, 'close').catch(ignore))
   const code = exitCode === null ? '' : ` with code ${exitCode}`
   const how = signalCode === null ? code : ` by ${signalCode}`
   const output = tail()

@@ -89,15 +89,8 @@ export abstract class Endpoint<
     this.#cancelExit()
   }
 
-  /** Keeps the process alive while the endpoint is open, which is the default. */
-  ref(): this {
-    this.#native.keepAlive(1)
-    return this
-  }
-
-  /** Lets the process exit while the endpoint is open. */
-  unref(): this {
-    this.#native.keepAlive(0)
-    return this
+  /** @internal */
+  protected [internal.keepAlive](alive: boolean): void {
+    this.#native.keepAlive(alive ? 1 : 0)
   }
 }

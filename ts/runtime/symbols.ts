@@ -5,6 +5,7 @@ export const ended = Symbol('ended')
 export const settle = Symbol('settle')
 export const notify = Symbol('notify')
 export const summary = Symbol('summary')
+export const keepAlive = Symbol('keepAlive')
 
 // Of every endpoint.
 export const counts = Symbol('counts')

@@ -4,7 +4,7 @@ import { printable } from '../../runtime/printable.js'
 import { seenProcesses, type SeenProcess } from '../../runtime/processes.js'
 import { Sources } from '../observed.js'
 import { print, printJson } from '../output.js'
-import { table } from '../text.js'
+import { outputTable } from '../text.js'
 import { sampleProcesses, type Activity } from './activity.js'
 import {
   checkCores,
@@ -90,9 +90,9 @@ export async function explain(target: number | string, json: boolean): Promise<v
       MARKS[status],
       check,
       pids.join(' → '),
-      printable(found),
+      found,
     ])
-    print(`${table(['', 'what', 'process', 'found'], rows, process.stdout.columns ?? 160)}\n`)
+    print(outputTable(['', 'what', 'process', 'found'], rows))
     for (const status of ['slow', 'unknown'] as const) {
       const matching = findings.filter((finding) => finding.status === status)
       if (matching.length > 0) print(`\n${MARKS[status]}\n`)
