@@ -220,28 +220,18 @@ pub(crate) enum Frame {
 
 impl Frame {
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
-        let kind = match self {
-            Self::Hello(hello) => {
-                body.extend(bytes_of(hello));
-                1
-            }
-            Self::Offer(offer) => {
-                body.extend(bytes_of(offer));
-                2
-            }
-            Self::Ready(echo) => {
-                body.extend(echo);
-                3
-            }
+        let (kind, body) = match self {
+            Self::Hello(hello) => (1, bytes_of(hello).to_vec()),
+            Self::Offer(offer) => (2, bytes_of(offer).to_vec()),
+            Self::Ready(echo) => (3, echo.to_vec()),
             Self::Refuse(refuse) => {
-                body.extend_from_slice(&refuse.code.number().to_le_bytes());
+                let mut body = refuse.code.number().to_le_bytes().to_vec();
                 for text in [&refuse.check, &refuse.wanted, &refuse.found] {
                     let text = cut(text, MAX_TEXT);
                     body.extend_from_slice(&u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
                     body.extend_from_slice(text.as_bytes());
                 }
-                4
+                (4, body)
             }
         };
         let head = FrameHead {
@@ -255,8 +245,12 @@ impl Frame {
 
     /// Decodes the kind and the body's length from a frame's head.
     pub(super) fn head(head: &[u8; HEAD]) -> Result<(u16, usize)> {
-        let head: FrameHead = pod_read_unaligned(head);
-        let (magic, version, kind) = (head.magic, head.version, head.kind);
+        let FrameHead {
+            magic,
+            version,
+            kind,
+            length,
+        } = pod_read_unaligned(head);
         if magic != MAGIC {
             return Err(Error::Protocol(format!(
                 "a frame begins with {magic:02x?} instead of {MAGIC:02x?}"
@@ -267,7 +261,7 @@ impl Frame {
                 "it speaks version {version}, and this is version {VERSION}"
             )));
         }
-        let length = head.length as usize;
+        let length = length as usize;
         let wanted = match kind {
             1 => size_of::<Hello>()..=size_of::<Hello>(),
             2 => size_of::<Offer>()..=size_of::<Offer>(),
@@ -292,22 +286,20 @@ impl Frame {
             _ => {
                 let mut fields = Fields(body);
                 let number = fields.u16()?;
-                let code = Code::from_number(number);
-                let code =
-                    code.ok_or_else(|| Error::Protocol(format!("a refusal with the unknown code {number}")))?;
-                let (check, wanted, found) = (fields.text()?, fields.text()?, fields.text()?);
+                let unknown = || Error::Protocol(format!("a refusal with the unknown code {number}"));
+                let refuse = Refuse {
+                    code: Code::from_number(number).ok_or_else(unknown)?,
+                    check: fields.text()?,
+                    wanted: fields.text()?,
+                    found: fields.text()?,
+                };
                 if !fields.0.is_empty() {
                     let surplus = fields.0.len();
                     return Err(Error::Protocol(format!(
                         "{surplus} bytes too many in a frame of kind {kind}"
                     )));
                 }
-                Self::Refuse(Refuse {
-                    code,
-                    check,
-                    wanted,
-                    found,
-                })
+                Self::Refuse(refuse)
             }
         })
     }
@@ -383,10 +375,9 @@ impl From<&Error> for Refuse {
                 error.to_string(),
             ),
         };
-        let check = check.into();
         Self {
             code,
-            check,
+            check: check.into(),
             wanted,
             found,
         }
