@@ -558,6 +558,11 @@ impl Refusal {
         }
     }
 
+    /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_short`].
+    pub(crate) fn of_lookup(what: impl Into<String>, check: Check, wanted: &str, errno: Errno) -> Error {
+        Error::unless_short(what, errno, |errno| Self::new(check, wanted, errno.desc()).into())
+    }
+
     /// Adds the credentials of the peer, if nothing more is known.
     pub(crate) fn about(mut self, peer: Credentials) -> Self {
         self.identity = Some(Identity::of(peer));

@@ -468,9 +468,7 @@ impl Hole {
         entry.0.store(base.expose_provenance(), Ordering::Release);
         Ok(Self { entry, owner })
     }
-}
 
-impl Hole {
     /// Must be called before the mapping is unmapped, because another mapping may get its address immediately afterwards.
     pub(crate) fn close(&self) {
         self.entry.0.store(0, Ordering::Release);

@@ -119,11 +119,10 @@ impl SocketFile {
     pub(super) fn shared(files: Files, lock: OwnedFd) -> Result<Self> {
         let mut named = Self::locked(files, lock)?;
         named.is_shared = true;
-        named.socket = named.files.inode_at(&named.files.socket).map_err(|errno| {
-            Error::unless_short("inspecting the host's socket", errno, |errno| {
-                Refusal::new(Check::Address, "the host's socket beside its lock", errno.desc()).into()
-            })
-        })?;
+        let wanted = "the host's socket beside its lock";
+        let socket = named.files.inode_at(&named.files.socket);
+        named.socket =
+            socket.map_err(|errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, wanted, errno))?;
         Ok(named)
     }
 
@@ -483,6 +482,9 @@ pub(super) fn is_kind(stat: &FileStat, kind: SFlag) -> bool {
     stat.st_mode & SFlag::S_IFMT.bits() == kind.bits()
 }
 
+/// Names the operation in errors.
+const INSPECTING_SOCKET: &str = "inspecting the host's socket";
+
 /// The share of the host's place that the guest of a membership holds, so that it can take over when the host
 /// ends. Dropping it changes nothing at the address.
 #[derive(Debug)]
@@ -504,11 +506,7 @@ impl Inheritance {
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
-        let inspection_error = |errno: Errno| {
-            Error::unless_short("inspecting the host's socket", errno, |errno| {
-                Refusal::new(Check::Address, wanted.clone(), errno.desc()).into()
-            })
-        };
+        let inspection_error = |errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, &wanted, errno);
         let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(inspection_error)?;
         let stream = kind == SockType::Stream;
         let listens =
@@ -560,11 +558,8 @@ fn accept_lock(
 ) -> Result<SocketFile> {
     let files = Files::of(path).map_err(|errno| cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
-    let inspection_error = |errno: Errno| {
-        Error::unless_short("inspecting the host's lock", errno, |errno| {
-            Refusal::new(Check::Lock, wanted, errno.desc()).into()
-        })
-    };
+    let inspection_error =
+        |errno| Refusal::of_lookup("inspecting the host's lock", Check::Lock, wanted, errno);
     let stat = uninterrupted(|| fstat(&lock)).map_err(inspection_error)?;
     let regular = is_kind(&stat, SFlag::S_IFREG);
     let beside = files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat));

@@ -154,30 +154,17 @@ impl Drop for Decision {
     }
 }
 
-/// The panic of a callback, as the cause of a refusal.
-#[derive(Debug)]
-struct Panicked(String);
-
-impl fmt::Display for Panicked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`authorize` panicked: {}", self.0)
+/// Returns the message of a panic.
+fn panic_message(payload: Box<dyn Any + Send>) -> String {
+    let text = match payload.downcast_ref::<&str>() {
+        Some(text) => Some((*text).to_owned()),
+        None => payload.downcast_ref::<String>().cloned(),
+    };
+    if text.is_none() {
+        // The payload has a type of the program's own, whose drop may panic too.
+        std::mem::forget(payload);
     }
-}
-
-impl std::error::Error for Panicked {}
-
-impl Panicked {
-    fn with(payload: Box<dyn Any + Send>) -> Self {
-        let text = match payload.downcast_ref::<&str>() {
-            Some(text) => Some((*text).to_owned()),
-            None => payload.downcast_ref::<String>().cloned(),
-        };
-        if text.is_none() {
-            // The payload has a type of the program's own, whose drop may panic too.
-            std::mem::forget(payload);
-        }
-        Self(text.unwrap_or_else(|| "no message".into()))
-    }
+    text.unwrap_or_else(|| "no message".into())
 }
 
 impl Drop for Running {
@@ -304,8 +291,11 @@ impl Authorize {
                     // The holder of the other decision answers.
                     Ok(()) => fallback.discard(),
                     Err(payload) => {
-                        let panicked = Panicked::with(payload);
-                        fallback.fail(format!("a panic: {}", panicked.0), panicked);
+                        let text = panic_message(payload);
+                        fallback.fail(
+                            format!("a panic: {text}"),
+                            format!("`authorize` panicked: {text}"),
+                        );
                     }
                 }
                 drop(running);

@@ -81,7 +81,7 @@ pub(crate) struct MayHide {
     clippy::struct_excessive_bools,
     reason = "independent findings of one comparison"
 )]
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct NamespaceComparison {
     /// All visible namespaces are the same, and the pid namespace was visible.
     pub(crate) same: bool,
@@ -95,20 +95,10 @@ pub(crate) struct NamespaceComparison {
 }
 
 impl NamespaceComparison {
-    fn other(found: impl Into<String>) -> Self {
-        Self {
-            visible: true,
-            ..Self::not_visible(found)
-        }
-    }
-
     fn not_visible(found: impl Into<String>) -> Self {
         Self {
-            same: false,
-            visible: false,
-            same_pid_ns: false,
-            hides_user_namespace: false,
             found: found.into(),
+            ..Self::default()
         }
     }
 }
@@ -254,9 +244,13 @@ pub(crate) fn compare(
         }
     };
     if !same_depth || found.last() != Some(&pid) {
-        return Ok(NamespaceComparison::other(format!(
+        let below = format!(
             "a pid namespace below this process's (NSpid {shown}), whose creator can impersonate every process in it"
-        )));
+        );
+        return Ok(NamespaceComparison {
+            visible: true,
+            ..NamespaceComparison::not_visible(below)
+        });
     }
     let (mut same, mut findings) = (true, vec![format!("the same pid namespace (NSpid {shown})")]);
     let mut hides_user_namespace = false;

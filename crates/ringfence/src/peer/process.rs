@@ -119,9 +119,7 @@ fn refuse(check: Check, wanted: impl Into<String>, found: impl Into<String>) -> 
 /// Makes a refusal from a failed lookup, or a local error if this process has run out of a resource. In the
 /// latter case the peer was not inspected.
 fn lookup_error(check: Check, wanted: &str, errno: Errno) -> Error {
-    Error::unless_short(format!("inspecting the peer ({wanted})"), errno, |errno| {
-        refuse(check, wanted, errno.desc())
-    })
+    Refusal::of_lookup(format!("inspecting the peer ({wanted})"), check, wanted, errno)
 }
 
 /// Returns the credentials that the kernel has stored for the other end, and how they are known: if this process may not ask,

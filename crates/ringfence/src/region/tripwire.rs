@@ -85,8 +85,6 @@ impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Wire")
             .field("lock_id", &self.lock_id)
-            .field("armed", &self.armed)
-            .field("tripped", &self.tripped)
             .finish_non_exhaustive()
     }
 }
