@@ -10,6 +10,7 @@ import { Deferred, ignore, rejection, runInMicrotask } from '../runtime/deferred
 import { onAbort } from '../runtime/aborts.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
+import { ById } from './by-id.js'
 import * as envelope from './envelope.js'
 import { CANCEL, CANCELLED, ERROR, HEAD, MIN_MESSAGE_SIZE, REPLY, REQUEST, type Frame } from './envelope.js'
 import { LinkedList, ListNode } from './linked-list.js'
@@ -168,8 +169,8 @@ export class Calls {
   /** Answered calls whose caller had stopped waiting. */
   lateReplies = 0
 
-  /** Sent requests that were not answered, in the order of their numbers. */
-  readonly #sent = new Map<number, Call>()
+  /** Sent requests that were not answered. */
+  readonly #sent = new ById<Call>()
   #sentBytes = 0
   /** The number of calls of this side whose caller waits for the answer. */
   inFlight = 0
@@ -182,7 +183,7 @@ export class Calls {
   #endedCleanly = false
 
   /** The peer's requests whose answers are not in the ring yet. */
-  readonly #openRequests = new Map<number, Request>()
+  readonly #openRequests = new ById<Request>()
   #openBytes = 0
   /** Requests whose handler was not called. */
   readonly #queuedRequests = new LinkedList<Request>()
@@ -256,13 +257,13 @@ export class Calls {
     this.#nextCall = id + 1
     call.id = id
     call.body = null
-    this.#sent.set(id, call)
+    this.#sent.add(call)
     this.#sentBytes += call.size
   }
 
   /** The request will never be in the ring. */
   #sendFailed(call: Call, error: Error): void {
-    if (!this.#sent.delete(call.id)) return
+    if (!this.#sent.delete(call)) return
     this.#sentBytes -= call.size
     if (call.settle !== null) this.#reject(call, error)
     this.#startQueued()
@@ -311,7 +312,7 @@ export class Calls {
     if (call === undefined || (isPending && kind === CANCELLED))
       throw envelope.protocolError(`an answer of kind ${kind} to call ${id}, which does not wait for it`)
     const error = kind === ERROR ? callError(call, new RemoteError(envelope.readError(body))) : null
-    this.#sent.delete(id)
+    this.#sent.delete(call)
     this.#sentBytes -= call.size
     if (isPending) this.#settle(call, error === null ? body : rejection(error))
     else if (kind !== CANCELLED) this.lateReplies += 1
@@ -345,7 +346,7 @@ export class Calls {
     if (!isWithinLimits(this.#openRequests.size, this.#openBytes, request.size, SLACK))
       throw envelope.protocolError(`${this.#openRequests.size} requests of ${this.#openBytes} bytes are unanswered`)
     this.#nextRequest = id + 1
-    this.#openRequests.set(id, request)
+    this.#openRequests.add(request)
     this.#openBytes += request.size
     this.#queuedRequests.push(request)
     this.#schedule()
@@ -459,7 +460,7 @@ export class Calls {
   }
 
   #closeRequest(request: Request, done: () => void): void {
-    if (this.#openRequests.delete(request.id)) this.#openBytes -= request.size
+    if (this.#openRequests.delete(request)) this.#openBytes -= request.size
     done()
     this.#endIfDone()
   }
@@ -503,8 +504,8 @@ export class Calls {
     this.#isEnded = true
     this.#endedCleanly = isClean
     this.#rejectAll(reason)
-    for (const request of this.#queuedRequests.clear()) this.#openRequests.delete(request.id)
-    const running = [...this.#openRequests.values()]
+    for (const request of this.#queuedRequests.clear()) this.#openRequests.delete(request)
+    const running = this.#openRequests.values()
     // The listeners of their signals are the program, and this may be in the middle of a fetch.
     if (running.length > 0)
       timers.queueMicrotask(() => {
