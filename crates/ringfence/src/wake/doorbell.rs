@@ -439,7 +439,7 @@ impl Doorbell {
         for _ in 0..MAX_READS {
             let read = match &mut state.arrived {
                 None => sys::socket::receive_bytes(&*self.line, &mut bytes),
-                Some(arrived) => arrived.read(self.line.as_fd()),
+                Some(arrived) => arrived.read(self.line.as_fd(), drained.bytes == 0),
             };
             match read {
                 Ok(0) => drained.ended = true,
@@ -451,8 +451,11 @@ impl Doorbell {
                     }
                 }
                 Err(Errno::EINTR) => continue,
-                // Nothing was read. The loop may have been woken by the peer's death.
-                Err(Errno::EAGAIN) => drained.ended = !self.can_shut && self.has_ended(),
+                // The loop may have been woken by the peer's death.
+                Err(Errno::EAGAIN) => {
+                    drained.emptied = true;
+                    drained.ended = !self.can_shut && self.has_ended();
+                }
                 // This does not concern the peer. The line stays readable, and its end may follow.
                 Err(errno) if is_shortage(errno) => {
                     drained.failure = Some(errno);
@@ -564,7 +567,7 @@ impl Doorbell {
             let read = self.read_all(state, false);
             found |= read.bytes > 0 || read.ended;
             failure = read.failure;
-            if read.bytes == 0 || failure.is_some() {
+            if read.bytes == 0 || read.emptied || failure.is_some() {
                 break;
             }
         }
@@ -887,6 +890,8 @@ fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Resul
 #[derive(Debug, Default)]
 struct DrainResult {
     bytes: usize,
+    /// The last read found no byte.
+    emptied: bool,
     ended: bool,
     /// The local error that ended the reading.
     failure: Option<Errno>,
