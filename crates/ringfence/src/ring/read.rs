@@ -234,6 +234,8 @@ pub(crate) struct Reader<O, P, L> {
     stream: u64,
     /// The last load of the tail found less than [`distance`].
     pub(super) is_close: bool,
+    /// The last check found nothing at all.
+    was_empty: bool,
 }
 
 impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
@@ -263,6 +265,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
             last: None,
             stream: head,
             is_close: false,
+            was_empty: false,
         }
     }
 
@@ -290,6 +293,12 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         self.tail.min(self.limit.end())
     }
 
+    /// The bytes that are known to be there.
+    #[inline]
+    fn unread(&self) -> u64 {
+        self.visible().saturating_sub(self.head)
+    }
+
     /// Whether everything was read that is known to be there. Does not load the writer's tail.
     #[inline]
     pub(crate) fn is_drained(&self) -> bool {
@@ -311,12 +320,19 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     }
 
     fn reload_tail(&mut self) -> Result<bool> {
-        if self.is_close && self.streamed() >= STREAM {
-            pause(self.capacity);
+        let distance = distance(self.capacity);
+        let must_pause = self.is_close && self.streamed() >= STREAM;
+        // The program may have left the processor to others after a check that found nothing, and the writer may be far ahead by now.
+        if !must_pause || self.was_empty {
+            self.load_tail()?;
         }
-        self.load_tail()?;
-        let unread = self.visible().saturating_sub(self.head);
-        self.is_close = unread < distance(self.capacity);
+        if must_pause && self.unread() < distance {
+            pause(self.capacity);
+            self.load_tail()?;
+        }
+        let unread = self.unread();
+        self.is_close = unread < distance;
+        self.was_empty = unread == 0;
         if unread == 0 {
             self.stream = self.head - self.streamed().min(STREAM_MAX) / 2;
             self.publish();
