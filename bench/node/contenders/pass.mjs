@@ -25,18 +25,21 @@ async function joined({ side, job }) {
     : ringfence.subscribe(address, { maxMessageSize, attachments, wait: true })
 }
 
-async function sealed(setup) {
+/** `isAnnounced`: a message without attachments goes first. Its time is that of a bare message after the same work. */
+const sealed = (isAnnounced) => async (setup) => {
   const channel = await joined(setup)
   return {
     async pass(n, filled) {
       const buffer = await ringfence.SealedBuffer.create(setup.job.size, (bytes) => fillAll(bytes, n))
       filled()
+      if (isAnnounced) await channel.send('')
       await channel.send('', { attachments: [buffer] })
       buffer.close()
     },
-    async take() {
+    async *parts() {
+      if (isAnnounced) yield await channel.receive()
       const { attachments } = await channel.receive()
-      return attachments[0]
+      yield attachments[0]
     },
     close: () => channel.close(),
   }
@@ -108,7 +111,10 @@ async function filed({ side, job, children }) {
 const measures = ['pass', 'share']
 
 export const pass = [
-  own('sealed', 'a SealedBuffer, attached to a message', sealed, { measures }),
+  own('sealed', 'a SealedBuffer, attached to a message', sealed(false), { measures }),
+  own('announced', 'limit: a bare message, sent once the SealedBuffer is written; the buffer follows', sealed(true), {
+    measures: ['pass'],
+  }),
   own('ring', 'a message: copied into the ring and out of it; to several, in messages of 1 MiB', copied, { measures }),
   contender('transfer', 'node:worker_threads', 'MessagePort, two threads of one process', posted(true), {
     threads: true,

@@ -185,17 +185,9 @@ impl Contender for Futex {
     }
 }
 
-/// Copies to as many targets as a ring of this run would hold.
+/// Copies to as many targets as a ring of this run would hold. Bytes copied per second are counted once, as for a message.
 pub fn memcpy(job: &Job) -> Result<Outcome> {
-    copy_to(job, job.slots())
-}
-
-pub fn memcpy_warm(job: &Job) -> Result<Outcome> {
-    copy_to(job, 1)
-}
-
-/// Bytes copied per second, counted once, as for a message.
-fn copy_to(job: &Job, slots: usize) -> Result<Outcome> {
+    let slots = job.slots();
     driver::pin(job.cpus[0])?;
     let from = vec![1u8; job.size];
     let mut to = vec![0u8; slots * job.size];

@@ -188,13 +188,5 @@ pub fn all() -> Vec<Entry> {
             a: baseline::memcpy,
             b: |_| Ok(()),
         },
-        Entry {
-            id: "memcpy-warm",
-            version: "machine",
-            note: "limit: the same, always to the same buffer",
-            takes: baseline::takes_memcpy,
-            a: baseline::memcpy_warm,
-            b: |_| Ok(()),
-        },
     ]
 }

@@ -45,6 +45,20 @@ pub(super) fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
     stretch((rate * seconds) as u64 + 1)
 }
 
+/// The CPU time of the longest of the steps that follow each other for 20 ms, in nanoseconds. Few steps, since nobody reads their messages.
+pub(super) fn longest_of(mut step: impl FnMut() -> Result<()>) -> Result<f64> {
+    const MARGIN: u64 = 20_000_000;
+    let started = clock::now();
+    let mut longest = 0;
+    while clock::now() - started < MARGIN {
+        let before = clock::thread_cpu();
+        step()?;
+        longest = longest.max(clock::thread_cpu() - before);
+        std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+    Ok(longest as f64)
+}
+
 /// This process, which sends and measures.
 pub(super) struct Host {
     channels: Channels,
@@ -96,7 +110,6 @@ impl Host {
 
     /// Has one more subscriber join, or one leave: returns the CPU time of the longest publish in the meantime, in nanoseconds.
     pub(super) fn change(&mut self, joins: bool) -> Result<f64> {
-        const MARGIN: u64 = 20_000_000;
         let work = Work::new(self.size, 1);
         let publisher = self.publisher.as_mut().context("a publisher")?;
         self.line.send(&if joins {
@@ -104,17 +117,12 @@ impl Host {
         } else {
             Order::Unsubscribe
         })?;
-        let started = clock::now();
-        let mut longest = 0;
-        while clock::now() - started < MARGIN {
-            let before = clock::thread_cpu();
+        let longest = longest_of(|| {
             send_batch!(publisher, work, 0, 1);
-            longest = longest.max(clock::thread_cpu() - before);
-            // Few messages: nobody reads them.
-            std::thread::sleep(std::time::Duration::from_micros(100));
-        }
+            Ok(())
+        })?;
         let _: Answer = self.line.receive()?;
-        Ok(longest as f64)
+        Ok(longest)
     }
 
     /// Drops all channels, or all subscriptions, on both sides, and returns the seconds that took.

@@ -4,24 +4,32 @@
 mod host;
 mod side;
 
-use anyhow::{Result, bail};
+use std::num::NonZero;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::driver::Usage;
-use host::{Host, alone};
+use crate::driver::{Usage, pin};
+use host::{Host, alone, longest_of};
 pub use side::{peer, raise_descriptor_limit};
 
 #[derive(Deserialize)]
 struct Job {
     /// The table: channels, subscribers, sizes or capacities.
     measure: String,
+    #[serde(default)]
+    contender: String,
     /// The number of channels or subscribers, or of bytes of a message or of a ring.
     size: usize,
     seconds: f64,
     /// Names sockets and addresses of this run alone.
     tag: String,
 }
+
+/// Bytes of a page of memory.
+const PAGE: usize = 4096;
 
 /// Bytes of the ring of a publisher that many read.
 const RING_OF_MANY: usize = 1 << 20;
@@ -38,6 +46,7 @@ pub fn step(job: &str) -> Result<Value> {
         "channels" => channels(host(64 * 1024, 64)?, job.size, job.seconds),
         "subscribers" => subscribers(host(RING_OF_MANY, 64)?, job.size, job.seconds),
         "joins" => joins(host(64 * 1024, 64)?, job.size),
+        "changes" if job.contender == "pages" => pages(job.size),
         "changes" => changes(host(RING_OF_MANY, 64)?, job.size),
         "sizes" => {
             let mut host = host(4 << 20, job.size)?;
@@ -93,6 +102,29 @@ fn changes(mut host: Host, count: usize) -> Result<Value> {
     let times = (0..CHANGES).map(|change| host.change(change % 2 == 0));
     let (p50, p99) = curve(times.collect::<Result<Vec<_>>>()?);
     host.quit()?;
+    Ok(json!({ "p50_ns": p50, "p99_ns": p99 }))
+}
+
+/// What a publish to `count` subscribers cannot avoid, since each of them writes memory of its own: a load from a page of each.
+fn pages(count: usize) -> Result<Value> {
+    pin(0)?;
+    let size = NonZero::new(count * PAGE).context("no subscriber")?;
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping, which is never undone.
+    let base = unsafe { mmap_anonymous(None, size, access, MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE) }?;
+    let load = |page: usize| {
+        // A different line of each page, as subscribers have.
+        let at = page * PAGE + page % (PAGE / 64) * 64;
+        // SAFETY: the word lies in the mapping, and is aligned.
+        unsafe { base.as_ptr().cast::<u8>().add(at).cast::<u64>().read_volatile() }
+    };
+    let times = (0..CHANGES).map(|_| {
+        longest_of(|| {
+            ensure!((0..count).map(load).sum::<u64>() == 0, "nobody wrote the pages");
+            Ok(())
+        })
+    });
+    let (p50, p99) = curve(times.collect::<Result<Vec<_>>>()?);
     Ok(json!({ "p50_ns": p50, "p99_ns": p99 }))
 }
 
