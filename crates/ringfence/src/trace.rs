@@ -41,8 +41,8 @@ mod on {
     const CALL: &str = "ringfence::call";
 
     /// Calls the subscriber. The panic hook has already reported a panic.
-    fn notify(call: impl FnOnce()) {
-        let _ = catch_unwind(AssertUnwindSafe(call));
+    fn notify<T: Default>(call: impl FnOnce() -> T) -> T {
+        catch_unwind(AssertUnwindSafe(call)).unwrap_or_default()
     }
 
     /// The span of one handshake.
@@ -53,25 +53,18 @@ mod on {
 
     impl Handshake {
         pub(crate) fn begin(address: &impl Display, role: &'static str, peer: Option<Credentials>) -> Self {
-            let span = catch_unwind(AssertUnwindSafe(|| {
+            Self(notify(|| {
                 let span = debug_span!(target: HANDSHAKE, "handshake", %address, role, peer_pid = Empty, peer_uid = Empty);
                 if let Some(peer) = peer {
                     span.record("peer_pid", peer.pid).record("peer_uid", peer.uid);
                 }
-                span
-            }));
-            Self(span.ok())
+                Some(span)
+            }))
         }
 
         pub(crate) fn within<T>(&self, steps: impl FnOnce() -> T) -> T {
-            let _entered = EnteredSpan::enter(self.0.as_ref());
+            let _entered = EnteredSpan(notify(|| self.0.as_ref().map(Span::enter)));
             steps()
-        }
-    }
-
-    impl Clone for Handshake {
-        fn clone(&self) -> Self {
-            Self(catch_unwind(AssertUnwindSafe(|| self.0.clone())).unwrap_or_default())
         }
     }
 
@@ -83,13 +76,7 @@ mod on {
     }
 
     /// Keeps a span entered until it is dropped.
-    struct EnteredSpan<'span>(Option<Entered<'span>>);
-
-    impl<'span> EnteredSpan<'span> {
-        fn enter(span: Option<&'span Span>) -> Self {
-            Self(catch_unwind(AssertUnwindSafe(|| span.map(Span::enter))).unwrap_or_default())
-        }
-    }
+    struct EnteredSpan<'a>(Option<Entered<'a>>);
 
     impl Drop for EnteredSpan<'_> {
         fn drop(&mut self) {
@@ -219,7 +206,7 @@ mod off {
         identity::{Credentials, Identity},
     };
 
-    #[derive(Debug, Clone)]
+    #[derive(Debug)]
     pub(crate) struct Handshake;
 
     impl Handshake {

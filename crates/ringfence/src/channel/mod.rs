@@ -31,7 +31,7 @@ pub(crate) mod waiting;
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     time::Duration,
 };
 
@@ -50,8 +50,7 @@ use crate::{
     handshake::parts::{Parts, Role},
     identity::Identity,
     options::Options,
-    ring::spsc::SpscReader,
-    ring::spsc::SpscWriter,
+    ring::spsc::{SpscReader, SpscWriter},
     wake::attachments::MAX_COUNT,
     wake::parking::ParkingSpot,
 };
@@ -78,10 +77,6 @@ impl Channel {
         let (shared, known) = (opened.shared, opened.known);
         let mut ring = SpscWriter::new(own.clone(), peer.clone(), terms.own_capacity);
         ring.count_in(&shared.counters.sent);
-        shared
-            .counters
-            .capacity
-            .store(terms.own_capacity, Ordering::Relaxed);
         let mut consumer = SpscReader::new(own, peer, terms.peer_capacity, terms.longest_in);
         let accepts = options.attachments;
         if accepts.any() {

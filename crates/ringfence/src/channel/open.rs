@@ -55,7 +55,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         role: parts.role,
         peer: parts.identity.pid,
         subscribes,
-        counters: Counters::new(doorbell.wakeups_sent()),
+        counters: Counters::new(doorbell.wakeups_sent(), parts.terms.own_capacity),
         doorbell: Arc::new(doorbell),
         state: AtomicState(objects.mark),
         sending_ended: AtomicBool::new(false),

@@ -77,12 +77,13 @@ pub(crate) struct Counters {
     /// Unread bytes in this side's ring.
     pub(crate) used: AtomicU64,
     /// Bytes of this side's ring.
-    pub(crate) capacity: AtomicU64,
+    capacity: u64,
 }
 
 impl Counters {
-    pub(crate) fn new(wakeups: &Arc<AtomicU64>) -> Arc<Self> {
+    pub(crate) fn new(wakeups: &Arc<AtomicU64>, capacity: u64) -> Arc<Self> {
         Arc::new(Self {
+            capacity,
             wakeups: Arc::clone(wakeups),
             ..Self::default()
         })
@@ -111,7 +112,7 @@ impl Counters {
             bells_rung: self.wakeups.load(Ordering::Relaxed),
             sleeps: self.sleeps.load(Ordering::Relaxed),
             ring_used: self.used.load(Ordering::Relaxed),
-            ring_capacity: self.capacity.load(Ordering::Relaxed),
+            ring_capacity: self.capacity,
             staged: 0,
         }
     }
@@ -152,8 +153,7 @@ mod tests {
     #[test]
     fn snapshot_returns_the_counts_of_both_halves() {
         let rung = Arc::new(AtomicU64::new(6));
-        let counters = Counters::new(&rung);
-        counters.capacity.store(4096, Ordering::Relaxed);
+        let counters = Counters::new(&rung, 4096);
         counters.used.store(72, Ordering::Relaxed);
         counters.sleeps.store(3, Ordering::Relaxed);
         let since = Instant::now().checked_sub(Duration::from_secs(100)).unwrap();

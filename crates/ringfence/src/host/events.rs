@@ -11,8 +11,7 @@ use nix::poll::PollFlags;
 use crate::{
     error::{Error, Result},
     fork::{OwnerProcess, ProcessMutex},
-    wait::deadline::Deadline,
-    wait::deadline::Wakeup,
+    wait::deadline::{Deadline, Wakeup},
 };
 
 /// A queue of events. Threads of this crate add events, and the program takes them.

@@ -11,8 +11,7 @@ use std::{
 use crate::{
     error::Result,
     region::copy::{LINE, Readable, Writable},
-    region::layout,
-    region::layout::as_offset,
+    region::layout::{self, as_offset},
     ring::message::{Progress, too_small},
     ring::read::{Limit, Packed, Reader, STREAM, WantedLengths, pause},
     ring::record::{FIRST, LAST, Record, Tag, WHOLE, corrupt, header, largest_record, packed_size, split},

@@ -6,8 +6,7 @@ use std::sync::atomic::Ordering;
 
 use crate::{
     error::Result,
-    region::copy::LINE,
-    region::copy::Writable,
+    region::copy::{LINE, Writable},
     region::layout::{self, as_offset},
     ring::record::{
         ALIGNED, HEADER, LONG, PADDING, Tag, WHOLE, header, packed_header, packed_size, padded, record_size,

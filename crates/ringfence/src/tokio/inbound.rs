@@ -13,16 +13,14 @@ use tokio::task::coop;
 
 use crate::{
     channel::end::CloseReason,
-    channel::inbound::Inlet,
+    channel::inbound::{self, Inlet},
     channel::merge::source::{Reading, Source},
-    channel::merge::{Merged, MergedVec},
+    channel::merge::{self, Merged, MergedVec},
     channel::receiver::{self, PairInlet},
     channel::subscription::BroadcastInlet,
     channel::waiting::{SpinThenPark, Waits},
-    channel::{inbound, merge},
     error::Result,
-    tokio::line::Watched,
-    tokio::line::{Half, Line},
+    tokio::line::{Half, Line, Watched},
 };
 
 /// The receiving half of a channel, for tasks. See [`Inbound`].

@@ -18,8 +18,9 @@ use std::{
 };
 
 use crate::{
-    channel::calls::envelope::{CallError, RemoteError},
-    channel::calls::envelope::{FrameKind, HEAD, Head, MIN_MESSAGE, corrupt, error_frame, read_error},
+    channel::calls::envelope::{
+        CallError, FrameKind, HEAD, Head, MIN_MESSAGE, RemoteError, corrupt, error_frame, read_error,
+    },
     error::{Error, Result},
     ring::record::Tag,
 };

@@ -27,8 +27,7 @@ use std::sync::atomic::Ordering;
 
 use crate::{
     region::copy::{Readable, Writable},
-    region::layout,
-    region::layout::{MARKS, mark_of},
+    region::layout::{self, MARKS, mark_of},
 };
 
 pub(crate) mod floor;
