@@ -185,7 +185,7 @@ impl Receiver {
     /// The message that was gathered is whole.
     #[inline]
     pub(super) fn mark_gathered(&mut self) {
-        if self.reader.tag().attachments() > 0 {
+        if self.reader.limit.tag.attachments() > 0 {
             self.incoming.end = Some(self.reader.position());
         }
     }

@@ -262,7 +262,7 @@ impl<R: Inlet> Inbound<R> {
     /// Wakes the peer only if there is much room since it was last checked.
     #[inline]
     pub(super) fn wake_if_worthwhile(&mut self) {
-        if self.reader.position().saturating_sub(self.woken_at) >= self.reader.capacity() / 4 {
+        if self.reader.position().saturating_sub(self.woken_at) >= self.reader.capacity / 4 {
             self.wake_if_parked();
         }
     }
@@ -456,12 +456,12 @@ impl<R: Inlet> Inbound<R> {
     /// Starts a round, for callers that read until nothing is there: it has the messages that are there now, however fast the peer
     /// sends. [`is_round_over`](Inbound::is_round_over) returns when it is over.
     pub fn begin_round(&mut self) {
-        self.round_start = self.reader.tail_loads();
+        self.round_start = self.reader.tail_loads;
     }
 
     /// Returns whether everything was read that was there when the round began. Does not check whether more has arrived.
     pub fn is_round_over(&self) -> bool {
-        self.reader.is_drained() && self.reader.tail_loads() != self.round_start
+        self.reader.is_drained() && self.reader.tail_loads != self.round_start
     }
 
     /// Wakes a peer that sleeps until there is room, if anything was read since it parked.

@@ -76,14 +76,14 @@ impl Channel {
         let (own, peer, terms) = (opened.own, opened.peer, opened.terms);
         let (shared, known) = (opened.shared, opened.known);
         let mut ring = SpscWriter::new(own.clone(), peer.clone(), terms.own_capacity);
-        ring.count_in(&shared.counters.sent);
+        ring.room.tally = Arc::clone(&shared.counters.sent);
         let mut consumer = SpscReader::new(own, peer, terms.peer_capacity, terms.longest_in);
         let accepts = options.attachments;
         if accepts.any() {
-            consumer.accept_attachments(MAX_COUNT.min(accepts.max_count as usize));
+            consumer.limit.attachments = MAX_COUNT.min(accepts.max_count as usize);
         }
-        consumer.count_in(&shared.counters.received);
-        consumer.accept_calls(false);
+        consumer.limit.tally = Arc::clone(&shared.counters.received);
+        consumer.limit.accepts_calls = false;
         let tokens = Tokens::new(&shared, opened.inbox);
         let writing = Writing {
             ring,

@@ -108,19 +108,19 @@ impl Receiver {
     #[doc(hidden)]
     pub fn next_tag(&mut self) -> Result<Option<Tag>> {
         let size = self.next_size()?;
-        Ok(size.map(|_| self.reader.tag()))
+        Ok(size.map(|_| self.reader.limit.tag))
     }
 
     /// From now on this half receives frames of calls, and the caller handles them. Before, they are refused.
     #[doc(hidden)]
     pub fn accept_calls(&mut self) {
-        self.reader.accept_calls(true);
+        self.reader.limit.accepts_calls = true;
     }
 
     /// Returns the tag of the message that [`receive_part`](Receiver::receive_part) has begun last.
     #[doc(hidden)]
     pub fn tag(&self) -> Tag {
-        self.reader.tag()
+        self.reader.limit.tag
     }
 
     #[inline]
@@ -135,7 +135,7 @@ impl Receiver {
     #[inline]
     fn copy_whole(&mut self, record: Record, place: &mut [u8]) -> Result<()> {
         self.collect(record)?;
-        self.reader.peer().copy_out_ahead(record.at, place, record.end);
+        self.reader.peer.copy_out_ahead(record.at, place, record.end);
         self.check_copies()?;
         self.reader.deliver(record);
         self.publish_and_wake();
@@ -247,7 +247,7 @@ impl Receiver {
             return Ok(false);
         };
         let message = Message::gathered(self.ring.scratch.bytes(length));
-        visit(message.tagged(self.reader.tag()));
+        visit(message.tagged(self.reader.limit.tag));
         self.shrink(SCRATCH_LIMIT);
         Ok(true)
     }
@@ -269,14 +269,14 @@ impl Inlet for PairInlet {
 
     #[inline]
     fn phase_word(half: &Receiver) -> u64 {
-        half.reader.peer().load(layout::PHASE, Ordering::Acquire)
+        half.reader.peer.load(layout::PHASE, Ordering::Acquire)
     }
 
     #[inline]
     fn check_copies(half: &Receiver) -> Result<()> {
         fence(Ordering::Acquire);
-        let peers = half.reader.peer().load(layout::PHASE, Ordering::Relaxed);
-        let own = half.reader.own().load(layout::PHASE, Ordering::Relaxed);
+        let peers = half.reader.peer.load(layout::PHASE, Ordering::Relaxed);
+        let own = half.reader.own.load(layout::PHASE, Ordering::Relaxed);
         check_phases::<false>(&half.shared, peers, own)
     }
 
@@ -285,7 +285,7 @@ impl Inlet for PairInlet {
     }
 
     fn release_all(half: &mut Receiver) {
-        if !half.reader.peer().is_detached() {
+        if !half.reader.peer.is_detached() {
             half.reader.detach(OwnRegion::detached(), PeerRegion::detached());
             half.ring.scratch.release();
         }
@@ -357,10 +357,10 @@ impl Inlet for PairInlet {
         let start = half.reader.position();
         let mut count = 0;
         let mut empty = false;
-        let loads = half.reader.tail_loads();
+        let loads = half.reader.tail_loads;
         while count < max {
             let consumer = &mut half.reader;
-            let is_over = consumer.is_drained() && consumer.tail_loads() != loads;
+            let is_over = consumer.is_drained() && consumer.tail_loads != loads;
             if bytes == ALL_AVAILABLE && is_over {
                 break;
             }
@@ -408,7 +408,7 @@ impl Inlet for PairInlet {
                     empty = true;
                     break;
                 }
-                attached = half.reader.tag().attachments() > 0;
+                attached = half.reader.limit.tag.attachments() > 0;
                 count += 1;
             }
             *whole = count;

@@ -160,18 +160,18 @@ impl Subscription {
 
     /// Returns which messages arrive.
     pub fn delivery(&self) -> Delivery {
-        self.reader.delivery()
+        self.reader.limit.delivery
     }
 
     /// Returns the size of the publisher's ring in bytes.
     pub fn capacity(&self) -> u64 {
-        self.reader.capacity()
+        self.reader.capacity
     }
 
     /// Returns how many messages were published since the subscription began and will never be handed out. A lost message counts once a
     /// later one is handed out.
     pub fn lost(&self) -> u64 {
-        self.reader.lost()
+        self.reader.limit.lost
     }
 
     /// Returns the number of the last message that was handed out, as the publisher counts; the first is 1. Before that, the number of
@@ -185,18 +185,18 @@ impl Subscription {
         if self.shared.is_inherited() {
             return 0;
         }
-        let tail = self.reader.peer().load(layout::TAIL, Ordering::Acquire);
+        let tail = self.reader.peer.load(layout::TAIL, Ordering::Acquire);
         tail.saturating_sub(self.reader.position())
     }
 
     /// Returns what was received so far. The last figures stay after the end.
     pub fn stats(&self) -> SubscriptionStats {
         let (messages_received, bytes_received) = self.reader.counted();
-        let over = self.reader.validity().publishers.is_detached();
+        let over = self.reader.limit.validity.publishers.is_detached();
         SubscriptionStats {
             messages_received,
             bytes_received,
-            lost: self.reader.lost(),
+            lost: self.reader.limit.lost,
             lag: if over { self.ring.last_lag } else { self.lag() },
             sleeps: self.shared.counters.sleeps.load(Ordering::Relaxed),
             attachments_received: self.shared.counters.attachments_received.load(Ordering::Relaxed),
@@ -254,16 +254,14 @@ impl Inlet for BroadcastInlet {
 
     #[inline]
     fn phase_word(half: &Subscription) -> u64 {
-        half.reader
-            .validity()
-            .publishers
-            .load(layout::PHASE, Ordering::Acquire)
+        let Controls { publishers, .. } = &half.reader.limit.validity;
+        publishers.load(layout::PHASE, Ordering::Acquire)
     }
 
     #[inline]
     fn check_copies(half: &Subscription) -> Result<()> {
         fence(Ordering::Acquire);
-        half.reader.validity().check()
+        half.reader.limit.validity.check()
     }
 
     /// A disconnected subscription reads up to the position where the publisher ended it, though the publisher continues.
@@ -278,11 +276,8 @@ impl Inlet for BroadcastInlet {
     fn end_at_announced(half: &mut Subscription) {
         half.ring.end_known = true;
         half.ring.ended |= Phase::from_word(Self::phase_word(half)).is_some_and(|phase| phase.ended);
-        let word = half
-            .reader
-            .validity()
-            .publishers
-            .load(layout::TAIL, Ordering::Acquire);
+        let Controls { publishers, .. } = &half.reader.limit.validity;
+        let word = publishers.load(layout::TAIL, Ordering::Acquire);
         if word & END_ANNOUNCED != 0 {
             half.reader.end_at(word & !END_ANNOUNCED);
         }
@@ -296,16 +291,16 @@ impl Inlet for BroadcastInlet {
     fn release_own(half: &mut Subscription) {
         Self::end_at_announced(half);
         half.reader.freeze_tail(OwnRegion::detached());
-        half.reader.validity_mut().own = OwnRegion::detached();
+        half.reader.limit.validity.own = OwnRegion::detached();
     }
 
     fn release_all(half: &mut Subscription) {
-        if half.reader.validity().publishers.is_detached() {
+        if half.reader.limit.validity.publishers.is_detached() {
             return;
         }
         half.ring.last_lag = half.lag();
         half.reader.detach(OwnRegion::detached(), PeerRegion::detached());
-        let controls = half.reader.validity_mut();
+        let controls = &mut half.reader.limit.validity;
         controls.own = OwnRegion::detached();
         controls.publishers = PeerRegion::detached();
     }

@@ -204,12 +204,12 @@ pub(super) enum Parsed {
 /// The reading end: `P` is the ring, which the peer owns, `O` is this side's region, which holds its head.
 #[derive(Debug)]
 pub(crate) struct Reader<O, P, L> {
-    own: O,
-    pub(super) peer: P,
-    pub(super) limit: L,
+    pub(crate) own: O,
+    pub(crate) peer: P,
+    pub(crate) limit: L,
     /// The offset of the head in this side's region.
     head_at: usize,
-    pub(super) capacity: u64,
+    pub(crate) capacity: u64,
     /// The longest message that may come in one record.
     pub(super) longest: u64,
     /// The position up to which everything was read.
@@ -223,7 +223,7 @@ pub(crate) struct Reader<O, P, L> {
     /// The last loaded tail of the writer.
     pub(super) tail: u64,
     /// The number of loads of the tail.
-    pub(super) tail_loads: u64,
+    pub(crate) tail_loads: u64,
     /// A record at the head that ends here or before is published, and its position is valid. At most the end and overhang of the head's lap.
     /// 0: unknown.
     pub(super) until: u64,
@@ -279,12 +279,6 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         self.tail = tail;
         self.tail_loads += 1;
         Ok(())
-    }
-
-    /// The number of loads of the writer's tail.
-    #[inline]
-    pub(crate) fn tail_loads(&self) -> u64 {
-        self.tail_loads
     }
 
     /// The position up to which there is something to read, as far as is known.
@@ -712,16 +706,6 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         Ok(run.bytes)
     }
 
-    #[inline]
-    pub(crate) fn own(&self) -> &O {
-        &self.own
-    }
-
-    #[inline]
-    pub(crate) fn peer(&self) -> &P {
-        &self.peer
-    }
-
     /// The end of the message that was read last: the position without padding behind that message.
     #[inline]
     pub(crate) fn end_of_last(&self) -> u64 {
@@ -735,11 +719,6 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     #[inline]
     pub(crate) fn position(&self) -> u64 {
         self.head
-    }
-
-    #[inline]
-    pub(crate) fn capacity(&self) -> u64 {
-        self.capacity
     }
 
     /// The writer is gone: loads its tail for the last time, and publishes the head nowhere. The leftovers are read in its memory. A child

@@ -35,7 +35,7 @@ pub(crate) struct PeerHead<P> {
     starved: bool,
     /// Messages since the tally was last updated.
     sum: Sum,
-    tally: Arc<Tally>,
+    pub(crate) tally: Arc<Tally>,
 }
 
 impl<P> Drop for PeerHead<P> {
@@ -130,11 +130,6 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
         Self::with_room(own, room, capacity)
     }
 
-    /// Counts in this tally from now on, which counts for no other ring.
-    pub(crate) fn count_in(&mut self, tally: &Arc<Tally>) {
-        self.room.tally = Arc::clone(tally);
-    }
-
     /// Returns the number of messages that were written, and the bytes of their payloads. A message in fragments counts once it is whole.
     pub(crate) fn counted(&mut self) -> (u64, u64) {
         let PeerHead { sum, tally, .. } = &mut self.room;
@@ -198,13 +193,13 @@ pub(crate) struct PeerTail {
     /// The longest message that this side takes, in one record or in fragments.
     longest: u64,
     /// The most attachments that one message may have.
-    attachments: usize,
+    pub(crate) attachments: usize,
     /// The message whose fragments are being read: its size, and how much of it has been read.
     gathering: Option<(usize, usize)>,
     /// The tag of that message, or of the last one that was gathered.
-    tag: Tag,
+    pub(crate) tag: Tag,
     /// Whether the caller handles frames of calls.
-    accepts_calls: bool,
+    pub(crate) accepts_calls: bool,
     /// The size that was returned for the message at this position, and for which the caller has made room.
     reported_size: Option<(u64, usize)>,
     /// Messages that were read since the tally was updated, and their bytes.
@@ -212,7 +207,7 @@ pub(crate) struct PeerTail {
     bytes: u64,
     /// Messages that the last call has read and the caller has not counted, and their bytes: see [`SpscReader::count`].
     unchecked: (u64, u64),
-    tally: Arc<Tally>,
+    pub(crate) tally: Arc<Tally>,
     /// The counts before the retained messages: see [`SpscReader::pull_retained`].
     counts_before: (u64, u64),
 }
@@ -326,11 +321,6 @@ impl<O: Writable, P: Readable> Limit<O, P> for PeerTail {
 }
 
 impl<O: Writable, P: Readable> SpscReader<O, P> {
-    /// Sets whether the caller handles frames of calls. Otherwise they are refused, and stay in the ring.
-    pub(crate) fn accept_calls(&mut self, accepts: bool) {
-        self.limit.accepts_calls = accepts;
-    }
-
     /// `longest`: of the messages that this side takes.
     pub(crate) fn new(own: O, peer: P, capacity: u64, longest: u64) -> Self {
         let limit = PeerTail {
@@ -348,11 +338,6 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
         };
         let longest = longest.min(largest_record(capacity));
         Self::with_limit((own, layout::HEAD), peer, limit, capacity, longest, 0)
-    }
-
-    /// Counts in this tally from now on, which counts for no other ring.
-    pub(crate) fn count_in(&mut self, tally: &Arc<Tally>) {
-        self.limit.tally = Arc::clone(tally);
     }
 
     /// Returns the number of messages that were read, and the bytes of their payloads. One in fragments counts once it is whole.
@@ -496,16 +481,6 @@ impl<O: Writable, P: Readable> SpscReader<O, P> {
     #[inline]
     pub(crate) fn is_gathering(&self) -> bool {
         self.limit.gathering.is_some()
-    }
-
-    /// Accepts messages with up to this number of attachments.
-    pub(crate) fn accept_attachments(&mut self, max: usize) {
-        self.limit.attachments = max;
-    }
-
-    /// The tag of the message that [`Reader::next_size`] has found or [`SpscReader::gather`] has begun last.
-    pub(crate) fn tag(&self) -> Tag {
-        self.limit.tag
     }
 
     /// Bytes of the message under way that were read.

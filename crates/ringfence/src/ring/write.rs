@@ -122,7 +122,7 @@ impl<O> Written<O> {
 #[derive(Debug)]
 pub(crate) struct Writer<O, R> {
     pub(super) ring: Written<O>,
-    pub(super) room: R,
+    pub(crate) room: R,
     /// A record that ends at this position or before it has room where it is. At most the end of the known room, and the end of this
     /// lap and its overhang.
     until: u64,

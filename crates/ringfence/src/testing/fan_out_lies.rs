@@ -54,7 +54,7 @@ type Victim = FanOutReader<Liar, OwnRegion>;
 
 /// Makes one call. `Ok`: nothing, or messages within the limits.
 fn call(victim: &mut Victim, call: Call) -> Result<()> {
-    victim.peer().begin();
+    victim.peer.begin();
     match call {
         Call::Begin(from) => victim.begin(from, u64::MAX)?,
         Call::Receive(room) => {
@@ -152,11 +152,11 @@ pub(crate) fn read_lies(
         }
         if !matches!(each, Call::Begin(_)) {
             assert!(
-                victim.sequence() >= sequence && victim.lost() >= lost,
+                victim.sequence() >= sequence && victim.limit.lost >= lost,
                 "both only grow"
             );
         }
-        (sequence, lost) = (victim.sequence(), victim.lost());
+        (sequence, lost) = (victim.sequence(), victim.limit.lost);
     }
     None
 }
@@ -276,7 +276,7 @@ impl Stage {
             number += 1;
         });
         count.expect("an honest publisher");
-        assert_eq!((self.honest.sequence(), self.honest.lost()), (self.sent, 0));
+        assert_eq!((self.honest.sequence(), self.honest.limit.lost), (self.sent, 0));
         let (held, visited) = &self.truth;
         visited.set_truth(layout::head_of(held.slot), self.honest.position());
     }

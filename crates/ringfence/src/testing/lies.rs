@@ -190,7 +190,7 @@ fn check_pulled(into: &[u8], pulled: &Packed) -> Option<usize> {
 /// Makes one call as [`crate::Receiver`] does. `Ok`: nothing, or a message (or part of one) within the
 /// limits.
 fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Error> {
-    victim.peer().begin();
+    victim.peer.begin();
     match read {
         Read::Receive | Read::Strides => {
             let Some(record) = victim.next_record()? else {
@@ -208,7 +208,7 @@ fn call(victim: &mut Victim, read: Read, buffer: &mut Vec<u8>) -> Result<(), Err
                 let max = 3;
                 assert!((1..=max).contains(&victim.visit_in_row(record, max, copy)));
             } else {
-                copy(victim.peer(), record);
+                copy(&victim.peer, record);
                 victim.skip(record.size);
                 victim.publish();
             }

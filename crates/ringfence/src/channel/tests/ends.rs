@@ -207,7 +207,7 @@ fn final_phase_of_the_peer_determines_the_state() {
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
 fn receiver_unmaps_after_reporting_the_end() {
-    let keeps = |receiver: &Receiver| !receiver.reader.peer().is_detached();
+    let keeps = |receiver: &Receiver| !receiver.reader.peer.is_detached();
     let none = |receiver: &mut Receiver| {
         assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
     };

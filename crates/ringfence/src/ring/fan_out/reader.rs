@@ -75,14 +75,14 @@ pub(crate) type FanOutReader<R, C, V = ()> = Reader<C, R, FloorLimit<V>>;
 /// The limit in a publisher's ring: its tail, its floor, and the end of this subscription.
 #[derive(Debug)]
 pub(crate) struct FloorLimit<V> {
-    validity: V,
-    delivery: Delivery,
+    pub(crate) validity: V,
+    pub(crate) delivery: Delivery,
     /// The end of reading, though the publisher may go on for others.
     end: u64,
     /// Messages before the head.
     head_sequence: u64,
     /// Messages that were lost, up to the last delivered one.
-    lost: u64,
+    pub(crate) lost: u64,
     /// Messages that were skipped since.
     skipped: u64,
     /// Messages before the first delivered one.
@@ -232,12 +232,6 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
     #[inline]
     pub(crate) fn sequence(&self) -> u64 {
         self.limit.head_sequence - self.limit.skipped
-    }
-
-    /// Messages since this reader began that will never be handed out: up to the last that was.
-    #[inline]
-    pub(crate) fn lost(&self) -> u64 {
-        self.limit.lost
     }
 
     /// Messages that were handed out, and the bytes of their payloads.
@@ -611,20 +605,6 @@ impl<R: Readable, C: Writable, V: Validity> FanOutReader<R, C, V> {
             return Err(corrupt("a record changed while it was read".into()));
         }
         Ok(as_offset(count))
-    }
-
-    #[inline]
-    pub(crate) fn validity(&self) -> &V {
-        &self.limit.validity
-    }
-
-    pub(crate) fn validity_mut(&mut self) -> &mut V {
-        &mut self.limit.validity
-    }
-
-    #[inline]
-    pub(crate) fn delivery(&self) -> Delivery {
-        self.limit.delivery
     }
 
     /// Ends reading at this position, which the publisher has announced. It may continue for others.

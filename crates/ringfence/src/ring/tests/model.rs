@@ -369,7 +369,7 @@ impl Rig {
             return self.gather();
         }
         let mut into = vec![0; record.length];
-        self.pair.consumer.peer().copy_out(record.at, &mut into);
+        self.pair.consumer.peer.copy_out(record.at, &mut into);
         assert!(into == front.bytes, "the oldest message, byte by byte");
         self.pair.consumer.deliver(record);
         self.pair.consumer.publish();

@@ -41,7 +41,7 @@ fn receive(reader: &mut Reader) -> u64 {
         if let Some(record) = reader.next_record().unwrap() {
             assert_eq!((record.length, record.flags), (8, WHOLE));
             let mut bytes = [0; 8];
-            reader.peer().copy_out(record.at, &mut bytes);
+            reader.peer.copy_out(record.at, &mut bytes);
             reader.skip(record.size);
             return u64::from_le_bytes(bytes);
         }

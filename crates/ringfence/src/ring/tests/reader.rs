@@ -24,19 +24,19 @@ impl Pair {
 #[test]
 fn tail_loads_are_counted_and_correct() {
     let mut pair = pair(SMALLEST, SMALLEST);
-    assert_eq!(pair.consumer.tail_loads(), 0);
+    assert_eq!(pair.consumer.tail_loads, 0);
     assert_eq!(pair.take(), None);
-    assert_eq!(pair.consumer.tail_loads(), 1);
+    assert_eq!(pair.consumer.tail_loads, 1);
     assert!(pair.consumer.is_still_empty() && pair.consumer.is_still_empty());
-    assert_eq!(pair.consumer.tail_loads(), 3);
+    assert_eq!(pair.consumer.tail_loads, 3);
     assert!(pair.send(b"one") && pair.send(b"two"));
     assert!(!pair.consumer.is_still_empty());
-    assert_eq!(pair.consumer.tail_loads(), 3, "the next call loads the tail");
+    assert_eq!(pair.consumer.tail_loads, 3, "the next call loads the tail");
     assert!(pair.take().is_some());
-    assert_eq!(pair.consumer.tail_loads(), 4);
+    assert_eq!(pair.consumer.tail_loads, 4);
     assert!(!pair.consumer.is_drained() && pair.consumer.available().unwrap());
     assert!(pair.take().is_some());
-    assert_eq!(pair.consumer.tail_loads(), 4, "known records need no load");
+    assert_eq!(pair.consumer.tail_loads, 4, "known records need no load");
     assert!(pair.consumer.is_drained());
 }
 
@@ -114,7 +114,7 @@ fn head_is_published_after_each_stride() {
     pair.consumer.publish_stride();
     assert_eq!((pair.consumer.head, pair.consumer.published), (264, 0));
     assert_eq!(
-        (pair.consumer.position(), pair.consumer.capacity()),
+        (pair.consumer.position(), pair.consumer.capacity),
         (264, 16 * SMALLEST)
     );
 }
@@ -154,7 +154,7 @@ fn row_ends_at_the_rings_end() {
 fn counts_are_published_on_empty_poll_and_at_end() {
     let mut pair = pair(SMALLEST, SMALLEST);
     let tally = Arc::<Tally>::default();
-    pair.consumer.count_in(&tally);
+    pair.consumer.limit.tally = Arc::clone(&tally);
     let deliver = |pair: &mut Pair| {
         let record = pair.consumer.next_record().unwrap().expect("a message");
         pair.consumer.deliver(record);

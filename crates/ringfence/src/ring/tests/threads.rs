@@ -121,7 +121,7 @@ fn two_threads_exchange_messages_without_a_race() {
             continue;
         };
         assert_eq!(record.flags, WHOLE);
-        consumer.peer().copy_out(record.at, &mut into[..record.length]);
+        consumer.peer.copy_out(record.at, &mut into[..record.length]);
         assert!(
             into[..record.length] == bytes(number, length(number)),
             "message {number}"

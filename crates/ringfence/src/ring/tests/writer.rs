@@ -18,7 +18,7 @@ fn every_write_counts_messages_and_bytes() {
     let (own, peer) = (OwnRegion::private(SMALLEST), OwnRegion::private(SMALLEST));
     let mut producer = SpscWriter::new(own, peer.peer_view(), SMALLEST);
     let tally = Arc::new(Tally::default());
-    producer.count_in(&tally);
+    producer.room.tally = Arc::clone(&tally);
     assert!(producer.push(&[7; 100], Tag::NONE).unwrap());
     assert!(producer.push_now(&[7; 50], Tag::NONE).unwrap());
     assert_eq!(producer.counted(), (2, 150));
@@ -44,7 +44,7 @@ fn every_write_counts_messages_and_bytes() {
 fn dropped_producer_publishes_its_counts() {
     let tally = Arc::new(Tally::default());
     let Pair { mut producer, .. } = pair(SMALLEST, SMALLEST);
-    producer.count_in(&tally);
+    producer.room.tally = Arc::clone(&tally);
     for _ in 0..3 {
         assert!(producer.push_now(&[7; 10], Tag::NONE).unwrap());
     }

@@ -98,7 +98,7 @@ fn stream(region: &Region, reader: &Region, writer: &Region, messages: u64, barr
         sleep_until(&mut sleeper, &line, || consumer.available().unwrap());
         let record = consumer.next_record().unwrap().expect("an available message");
         let mut bytes = [0; 8];
-        consumer.peer().copy_out(record.at, &mut bytes);
+        consumer.peer.copy_out(record.at, &mut bytes);
         assert_eq!(u64::from_le_bytes(bytes), word);
         consumer.skip(record.size);
     }

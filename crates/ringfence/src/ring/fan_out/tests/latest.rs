@@ -89,7 +89,7 @@ fn single_mark_at_the_tail_is_valid() {
         assert_eq!((reader.position(), reader.sequence()), (256, 0));
         assert!(hub.send(&bytes(9, 24)));
         assert_eq!(receive(&mut reader), Some(bytes(9, 24)));
-        assert_eq!((reader.sequence(), reader.lost()), (9, 8));
+        assert_eq!((reader.sequence(), reader.limit.lost), (9, 8));
     }
 }
 
@@ -107,7 +107,7 @@ fn latest_start_finds_the_message_before_padding() {
     for delivery in Delivery::ALL {
         let (_, mut reader) = hub.join(delivery, StartFrom::Latest);
         assert_eq!(receive(&mut reader), Some(bytes(120, 24)), "{delivery}");
-        assert_eq!((reader.sequence(), reader.lost()), (120, 0));
+        assert_eq!((reader.sequence(), reader.limit.lost), (120, 0));
     }
 }
 

@@ -239,7 +239,7 @@ impl Rig {
             StartFrom::Latest => assert_eq!(began, self.published.saturating_sub(1)),
             StartFrom::Oldest => self.held_at_least(began, reader.position()),
         }
-        assert_eq!(reader.lost(), 0);
+        assert_eq!(reader.limit.lost, 0);
         self.cases.push(Case {
             number,
             reader,
@@ -323,7 +323,7 @@ impl Rig {
             }
             Err(error) => panic!("{error}"),
         };
-        let before = case.began + case.handed_out + case.reader.lost();
+        let before = case.began + case.handed_out + case.reader.limit.lost;
         case.handed_out += messages.len() as u64;
         assert_eq!(
             case.reader.sequence(),
@@ -341,7 +341,7 @@ impl Rig {
             assert!(number <= last);
         }
         match case.delivery {
-            Delivery::Reliable => assert_eq!(case.reader.lost(), 0),
+            Delivery::Reliable => assert_eq!(case.reader.limit.lost, 0),
             Delivery::BestEffort => {}
             Delivery::Latest => {
                 assert!(messages.len() <= 1, "the last is one");

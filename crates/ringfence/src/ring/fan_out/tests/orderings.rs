@@ -105,7 +105,7 @@ fn room_is_reused_only_after_the_reliable_read() {
                 thread::yield_now();
             }
         }
-        assert_eq!((reader.sequence(), reader.lost()), (5, 0));
+        assert_eq!((reader.sequence(), reader.limit.lost), (5, 0));
         thread.join().unwrap();
     });
 }
@@ -128,7 +128,7 @@ fn overtaken(
         let thread = thread::spawn(move || send(&mut writer, 5));
         if let Some(number) = receive(&mut reader) {
             assert_eq!(number, reader.sequence(), "whole, and counted");
-            assert_eq!(reader.lost() + 1, number);
+            assert_eq!(reader.limit.lost + 1, number);
         }
         thread.join().unwrap();
     });

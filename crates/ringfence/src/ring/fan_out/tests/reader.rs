@@ -61,7 +61,10 @@ fn overtaken_reader_resumes_at_a_mark_in_the_newer_half() {
     let middle = 400 * 32 - SMALLEST / 2;
     assert_eq!(receive(&mut reader), Some(bytes(middle / 32 + 1, 24)));
     assert_eq!(reader.position(), middle + 32);
-    assert_eq!((reader.sequence(), reader.lost()), (middle / 32 + 1, middle / 32));
+    assert_eq!(
+        (reader.sequence(), reader.limit.lost),
+        (middle / 32 + 1, middle / 32)
+    );
 }
 
 #[test]
@@ -74,13 +77,13 @@ fn losses_count_once_a_later_message_is_returned() {
     assert!(matches!(refused, Err(Error::InvalidArgument(_))), "{refused:?}");
     assert!(reader.position() > 5 * 32, "it was overtaken");
     assert_eq!(
-        (reader.sequence(), reader.lost(), reader.counted()),
+        (reader.sequence(), reader.limit.lost, reader.counted()),
         (5, 0, (0, 0))
     );
     let (first, second) = (receive(&mut reader).unwrap(), receive(&mut reader).unwrap());
     let number = reader.sequence();
     assert_eq!((first, second), (bytes(number - 1, 24), bytes(number, 24)));
-    assert_eq!((reader.lost(), reader.counted()), (number - 7, (2, 48)));
+    assert_eq!((reader.limit.lost, reader.counted()), (number - 7, (2, 48)));
 }
 
 #[test]
@@ -88,12 +91,12 @@ fn tail_loads_are_counted_and_empty_ones_publish_the_head() {
     let mut hub = Hub::new(SMALLEST);
     let (number, mut reader) = hub.join(Delivery::Reliable, StartFrom::Now);
     assert!(reader.is_drained());
-    let before = reader.tail_loads();
+    let before = reader.tail_loads;
     assert!(!reader.available().unwrap());
-    assert_eq!(reader.tail_loads(), before + 1);
+    assert_eq!(reader.tail_loads, before + 1);
     send(&mut hub, 1..=2);
     assert!(reader.available().unwrap());
-    assert_eq!(reader.tail_loads(), before + 2);
+    assert_eq!(reader.tail_loads, before + 2);
     assert!(!reader.is_drained());
     for _ in 0..2 {
         assert_eq!(
@@ -230,7 +233,7 @@ fn detached_reader_finds_nothing_and_keeps_its_counts() {
     let mut hub = Hub::new(SMALLEST);
     let (_, mut reader) = hub.join(Delivery::BestEffort, StartFrom::Now);
     assert_eq!(
-        (reader.capacity(), reader.delivery()),
+        (reader.capacity, reader.limit.delivery),
         (SMALLEST, Delivery::BestEffort)
     );
     send(&mut hub, 1..=3);
@@ -239,7 +242,7 @@ fn detached_reader_finds_nothing_and_keeps_its_counts() {
     assert_eq!(receive(&mut reader), None);
     assert!(reader.is_drained());
     assert_eq!(
-        (reader.sequence(), reader.lost(), reader.counted()),
+        (reader.sequence(), reader.limit.lost, reader.counted()),
         (1, 0, (1, 24))
     );
 }
@@ -384,15 +387,15 @@ fn repeatedly_overtaken_call_stops_after_its_tries() {
     let mut into = vec![0; 8192];
     let mut reader = RunsAhead::reader(SMALLEST, 0);
     assert_eq!(reader.visit(9, |_| panic!("none was whole")).unwrap(), 0);
-    assert_eq!(reader.peer().copies(), tries);
+    assert_eq!(reader.peer.copies(), tries);
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Nothing);
-    assert_eq!(reader.peer().copies(), 2 * tries);
+    assert_eq!(reader.peer.copies(), 2 * tries);
     assert_eq!(reader.receive(&mut into).unwrap(), None);
-    assert_eq!(reader.peer().copies(), 3 * tries);
+    assert_eq!(reader.peer.copies(), 3 * tries);
     assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Packed::Large(24));
-    reader.peer().at_headers.set(true);
+    reader.peer.at_headers.set(true);
     assert_eq!(reader.pull_packed(&mut into[..8]).unwrap(), Packed::Nothing);
-    assert_eq!(reader.peer().copies(), 4 * tries);
+    assert_eq!(reader.peer.copies(), 4 * tries);
 }
 
 #[test]
@@ -400,9 +403,9 @@ fn pull_ends_where_messages_were_lost() {
     let mut reader = RunsAhead::reader(1 << 16, 1);
     let mut into = vec![0; 1 << 16];
     assert_eq!(reader.pull_packed(&mut into).unwrap(), Packed::Bytes(8192));
-    assert_eq!((reader.sequence(), reader.lost()), (256, 0));
+    assert_eq!((reader.sequence(), reader.limit.lost), (256, 0));
     // The second copy was overtaken, and so was the one that tried again.
-    assert_eq!(reader.peer().copies(), 3);
+    assert_eq!(reader.peer.copies(), 3);
 }
 
 /// The result of each way of reading a ring whose first record is sound, and whose second is not.
@@ -514,7 +517,10 @@ fn invalid_copy_is_not_returned_or_counted() {
     for (read, length) in reads {
         let (_hub, mut reader) = judged(3, length, u32::from(length > 500));
         assert!(matches!(read(&mut reader), Err(Error::Evicted)));
-        assert_eq!((reader.position(), reader.sequence(), reader.lost()), (0, 0, 0));
+        assert_eq!(
+            (reader.position(), reader.sequence(), reader.limit.lost),
+            (0, 0, 0)
+        );
         assert_eq!(reader.counted(), (0, 0));
     }
 }

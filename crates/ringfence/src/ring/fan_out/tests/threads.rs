@@ -54,14 +54,14 @@ fn read_all(mut reader: Reader, by: By, ended: &AtomicBool) -> (Reader, u64) {
     loop {
         let over = ended.load(Ordering::Acquire);
         let before = reader.sequence();
-        let lost = reader.lost();
+        let lost = reader.limit.lost;
         let found = read_some(&mut reader, by);
         count += found.len() as u64;
-        assert_eq!(reader.lost() + count, reader.sequence(), "counted");
+        assert_eq!(reader.limit.lost + count, reader.sequence(), "counted");
         // If some were lost within the call, only the numbers of the last ones are known.
         let first = reader.sequence() - found.len() as u64;
-        let known = if reader.lost() == lost { before } else { first };
-        if reader.lost() == lost || found.len() == 1 {
+        let known = if reader.limit.lost == lost { before } else { first };
+        if reader.limit.lost == lost || found.len() == 1 {
             for (number, message) in (known + 1..).zip(&found) {
                 assert!(
                     *message == bytes(number, length(number)),
@@ -116,8 +116,8 @@ fn run(kinds: &[(Delivery, By)]) {
     for (reader, (delivery, _)) in readers.into_iter().zip(kinds) {
         let (reader, count) = reader.join().expect("a reader");
         assert_eq!(reader.sequence(), MESSAGES);
-        assert_eq!(reader.lost() + count, MESSAGES);
-        assert!(*delivery != Delivery::Reliable || reader.lost() == 0);
+        assert_eq!(reader.limit.lost + count, MESSAGES);
+        assert!(*delivery != Delivery::Reliable || reader.limit.lost == 0);
     }
 }
 
