@@ -18,13 +18,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::PollFlags;
 
 use crate::{
-    error::{Error, HELD_BY_SELF, OrSystem, Result, SILENT_CHILD},
+    error::{Check, Error, HELD_BY_SELF, OrSystem, Refusal, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
     handshake::line::{prepare_socket, refuse},
     handshake::parts::{Connection, ExpectedChild, PeerSession, Side},
     handshake::parts::{Parts, Role},
-    handshake::steps::{NEW_LINE, check_child, check_line, exactly, second_child},
+    handshake::steps::{NEW_LINE, check_child, check_line, exactly},
     identity::Credentials,
     peer::process::{Peer, creator_pidfd},
     sys, trace,
@@ -177,7 +177,12 @@ impl Side<'_> {
         })();
         let session = result.map_err(|error| refuse(&stream, error))?;
         // A further process that answers reads the refusal after it has found its own line closed.
-        refuse(&stream, second_child(session.peer.credentials));
+        let answered = session.peer.credentials.pid;
+        let wanted = format!("pid {answered}, which has already answered on this line");
+        refuse(
+            &stream,
+            Refusal::new(Check::Child, wanted, "another process").into(),
+        );
         drop(stream);
         let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
         Ok(parts)

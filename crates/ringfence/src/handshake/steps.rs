@@ -41,7 +41,7 @@ use crate::{
         layout::{TAIL, as_offset, head_of, region_size, round_capacity},
         peer::PeerRegion,
     },
-    signal::inbox::{OpenInbox, TokenSender},
+    signal::inbox::{OpenInbox, TokenAddress, TokenSender},
     sys::{self, uninterrupted},
     trace::TraceContext,
     wake::{attachments::Attachments, parking::Barriers},
@@ -390,7 +390,7 @@ pub(super) fn check_child(
     record: &mut EvidenceLog,
 ) -> Result<()> {
     let found = format!("pid {}", sender.pid);
-    let (passed, wanted) = match expected {
+    let (passed, wanted, advice) = match expected {
         ExpectedChild::Unknown => {
             record.not_asked("credentials", "child", found);
             return Ok(());
@@ -398,34 +398,21 @@ pub(super) fn check_child(
         ExpectedChild::Process(pid, _) => (
             sender.pid == pid,
             format!("pid {pid}, the process that was started"),
+            "; `admit` can be 'descendant' if the command is a launcher that forks",
         ),
         // This process has made sockets for its children's output, too, and a child could pass one of those.
         ExpectedChild::Descendant => (
             sender.pid != getpid().as_raw(),
             "the first process that answers, other than this one".to_owned(),
+            "",
         ),
     };
     if passed {
         record.passed("credentials", "child", wanted, found);
         return Ok(());
     }
-    let found = match expected {
-        ExpectedChild::Process(..) => {
-            format!("{found}; `admit` can be 'descendant' if the command is a launcher that forks")
-        }
-        ExpectedChild::Descendant | ExpectedChild::Unknown => found,
-    };
-    Err(Refusal::new(Check::Child, wanted, found).about(sender).into())
-}
-
-/// The refusal for a further process that answers on a line.
-pub(super) fn second_child(first: Credentials) -> Error {
-    Refusal::new(
-        Check::Child,
-        format!("pid {}, which has already answered on this line", first.pid),
-        "another process",
-    )
-    .into()
+    let refusal = Refusal::new(Check::Child, wanted, found + advice);
+    Err(refusal.about(sender).into())
 }
 
 /// Checks that the guest has passed one end of a pair of connected stream sockets that the guest itself
@@ -716,13 +703,12 @@ fn missing_object() -> Error {
 }
 
 fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {
-    let sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
-    // In another pid namespace, the number of the peer's thread would name a different thread here.
-    Ok(if peer.shares_pid_ns() {
-        sender
-    } else {
-        sender.without_address()
-    })
+    let mut sender = TokenSender::new(peer.credentials.pid, offer.tokens)?;
+    if !peer.shares_pid_ns() {
+        // The number of the peer's thread would name a different thread here.
+        sender.address = TokenAddress::default();
+    }
+    Ok(sender)
 }
 
 fn descriptors_text(count: usize) -> &'static str {

@@ -116,7 +116,8 @@ pub(super) enum Storage {
 impl Storage {
     /// Makes private memory, all zeros.
     pub(super) fn private(bytes: usize) -> Self {
-        Self::Private(PrivateWords::zeroed(bytes))
+        let words = vec![0_u64; bytes.div_ceil(8)].into_boxed_slice();
+        Self::Private(PrivateWords(NonNull::from(Box::leak(words))))
     }
 
     pub(super) fn base(&self) -> *mut u8 {
@@ -147,13 +148,6 @@ impl Storage {
 /// does. A box would assert, with each move or access, that no other pointer to the memory exists.
 #[derive(Debug)]
 pub(super) struct PrivateWords(NonNull<[u64]>);
-
-impl PrivateWords {
-    fn zeroed(bytes: usize) -> Self {
-        let words = vec![0_u64; bytes.div_ceil(8)].into_boxed_slice();
-        Self(NonNull::from(Box::leak(words)))
-    }
-}
 
 // SAFETY: this value owns the memory behind the pointer, and the memory is valid on every thread. It is
 // written only atomically, or by the single producer, as a mapping is.

@@ -290,7 +290,8 @@ impl Drop for OpenInbox {
 #[derive(Debug)]
 pub(crate) struct TokenSender {
     process: libc::pid_t,
-    address: TokenAddress,
+    /// The default if the peer cannot be reached.
+    pub(crate) address: TokenAddress,
     sent: u64,
 }
 
@@ -311,12 +312,6 @@ impl TokenSender {
             address,
             sent: 0,
         })
-    }
-
-    /// Makes a sender whose peer cannot be reached, whatever address the peer has stated.
-    pub(crate) fn without_address(mut self) -> Self {
-        self.address = TokenAddress::default();
-        self
     }
 
     /// Sends a token, and returns the number of tokens sent so far. `is_there` checks whether the peer still
