@@ -25,26 +25,12 @@ export type ErrorName =
 /** The code of a {@link RingfenceError}. An abort by a signal has the same code as in Node. */
 export type ErrorCode = `ERR_RINGFENCE_${ErrorName}` | 'ABORT_ERR'
 
+type DetailName = 'check' | 'wanted' | 'found' | 'identity' | 'exitCode' | 'signalCode' | 'stderr' | 'bytes'
+
 /** The properties of a {@link RingfenceError} beyond its code and sentence. */
-export interface ErrorDetails {
+export interface ErrorDetails extends Pick<RingfenceError, DetailName> {
   /** The error or reason behind it. */
   cause?: unknown
-  /** The check that failed. */
-  check?: string | undefined
-  /** The value that the check required. */
-  wanted?: string | undefined
-  /** The value that the check found. */
-  found?: string | undefined
-  /** The refused peer, as far as it is known. */
-  identity?: Identity | undefined
-  /** The exit code of the child; null if a signal ended it, or if a tracer conceals how it exited. */
-  exitCode?: number | null | undefined
-  /** The signal that ended the child; null if it exited, or if a tracer conceals how. */
-  signalCode?: string | null | undefined
-  /** The last 4 KiB of the child's standard error, if it is piped. */
-  stderr?: string | undefined
-  /** The message that could not be decoded. */
-  bytes?: Buffer | undefined
 }
 
 /**

@@ -154,7 +154,11 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     const input = mergeInputOf(source)
     if (input === undefined) throw invalid(`a merge reads channels and subscriptions, not ${showSource(source)}`)
     const entry = new Entry(source, input)
-    input.buffer.attachMerge(() => this.#wakeEntry(entry))
+    // Called when the source was woken or has ended.
+    input.buffer.attachMerge(() => {
+      this.#turns.wake(entry)
+      this.#schedule()
+    })
     this.#entries.set(source, entry)
     this.#hadSource = true
     if (this.#refMode !== null) (source as MergeSource)[this.#refMode]()
@@ -507,12 +511,6 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     this.#turns.remove(entry)
     this.#entries.delete(entry.source)
     entry.input.buffer.detachMerge()
-  }
-
-  /** Called when a source was woken or has ended. */
-  #wakeEntry(entry: Entry<Source>): void {
-    this.#turns.wake(entry)
-    this.#schedule()
   }
 
   /** Runs in a microtask, because the source is still in the middle of its own event. */

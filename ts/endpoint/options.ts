@@ -108,10 +108,7 @@ const OPTIONS = declare({
   maxPeers: { calls: SERVICE_CALLS, native: count },
   maxPeersPerProcess: { calls: SERVICE_CALLS, native: count },
   maxPeersPerUser: { calls: SERVICE_CALLS, native: count },
-  stall: {
-    calls: ['publish'],
-    native: duration,
-  },
+  stall: { calls: ['publish'], native: duration },
   deliveries: {
     calls: ['publish'],
     native: (name, value) => {
@@ -157,7 +154,10 @@ export function checkOptions(call: Call, options: Options): NativeOptions {
     const advice = isChildProcessOption ? `; write spawn: { ${name}: … } for the option of child_process.spawn` : ''
     return `${call} takes no option ${name}${validFor}${advice}`
   })
-  const checked: Partial<Record<OptionName, unknown>> & NativeOptions = { useLibuv: usesLibuv() }
+  // Bun and Deno export libuv's functions without their behaviour, which only the runtime's name reveals: Bun terminates the process when
+  // they are called, and Deno's poll handle calls back only once.
+  const useLibuv = process.versions.bun === undefined && process.versions.deno === undefined
+  const checked: Partial<Record<OptionName, unknown>> & NativeOptions = { useLibuv }
   for (const name of known) {
     const value: unknown = (options as Record<string, unknown>)[name]
     if (value === undefined) continue
@@ -397,12 +397,4 @@ function checkPolicy(policy: Policy): NonNullable<NativeOptions['policy']> {
     namespace: namespace === undefined ? undefined : oneOf('namespace', namespace, ['same', 'any']),
     confined: confined === undefined ? undefined : confinement(confined),
   }
-}
-
-/**
- * Whether the runtime implements libuv. Bun and Deno export libuv's functions without their behaviour, which only the runtime's name
- * reveals: Bun terminates the process when they are called, and Deno's poll handle calls back only once.
- */
-function usesLibuv(): boolean {
-  return process.versions.bun === undefined && process.versions.deno === undefined
 }
