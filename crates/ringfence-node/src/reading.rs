@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use napi::bindgen_prelude::*;
 use ringfence::{
     CloseReason, Inbound, Packed, Verifier,
-    binding::{self, AnyInlet},
+    binding::{self, AnyInlet, Waits},
 };
 
 use crate::{
@@ -174,13 +174,13 @@ pub(crate) fn arm_reader<R: ReadEndpoint>(endpoint: &mut R, _call: &mut Call) ->
 /// The first half of `arm_reader`, for a merge that arms many readers. Answers 1 if the merge must issue one
 /// barrier for all of them before the second half.
 pub(crate) fn park_reader<R: ReadEndpoint>(endpoint: &mut R, _call: &mut Call) -> Answer {
-    let announced = endpoint.reader().and_then(binding::announce);
+    let announced = endpoint.reader().and_then(Waits::announce);
     parked_answer(endpoint, announced)
 }
 
 /// The second half; answers as `arm_reader`.
 pub(crate) fn check_parked<R: ReadEndpoint>(endpoint: &mut R, _call: &mut Call) -> Answer {
-    let armed = endpoint.reader().and_then(binding::check_parked);
+    let armed = endpoint.reader().and_then(|reader| reader.check_parked(()));
     parked_answer(endpoint, armed)
 }
 

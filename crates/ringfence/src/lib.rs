@@ -64,12 +64,13 @@ pub mod binding {
     pub use crate::api::member::destroy_on_drop;
     pub use crate::api::pair::join_reporting;
     pub use crate::channel::inbound::AnyInlet;
-    pub use crate::channel::merge::source::{announce, check_parked, line, spin, was_closed_by_peer};
+    pub use crate::channel::merge::source::{line, spin, was_closed_by_peer};
     pub use crate::channel::outbound::AnyOutlet;
     pub use crate::channel::receiver::PairInlet;
     pub use crate::channel::receiver::{Retain, pull_again, pull_calls, pull_retained, release};
     pub use crate::channel::reserve::{Keeper, Reserved};
     pub use crate::channel::subscription::BroadcastInlet;
+    pub use crate::channel::waiting::Waits;
     pub use crate::harden::ignore_sigusr1;
     pub use crate::region::copy::barrier;
     pub use crate::region::sealed::{Draft, DraftMemory, copy_on_write};

@@ -283,8 +283,8 @@ fn use_receiver(receiver: &mut Receiver) {
     assert_inert(binding::pull_retained(receiver, &mut room, 0..=8, Retain::Each));
     assert_inert(binding::pull_again(receiver, &mut room, 0));
     binding::release(receiver);
-    assert_inert(binding::announce(receiver));
-    assert_inert(binding::check_parked(receiver));
+    assert_inert(binding::Waits::announce(receiver));
+    assert_inert(binding::Waits::check_parked(receiver, ()));
     assert_inert(receiver.receive_each(|_| {}, 1));
     assert_inert(receiver.next_size());
     assert_inert(receiver.has_message());

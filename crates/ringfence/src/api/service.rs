@@ -209,7 +209,7 @@ impl EndpointKind for Service {
 
     fn ready(endpoint: &Arc<Endpoint<Self>>, parts: Parts, slot: SlotGuard<Self>, options: &Options) {
         let channel = Channel::assemble(parts, Some(Box::new(Some(slot))), options);
-        endpoint.count_accepted(&channel);
+        endpoint.ledger.lock().accepted(&channel);
         endpoint.events.add(Arrival::Accepted(channel));
     }
 }

@@ -181,7 +181,7 @@ impl AtomicState {
 #[derive(Debug)]
 pub(crate) struct OwnPhase {
     region: OwnRegion,
-    current: Phase,
+    pub(super) current: Phase,
 }
 
 impl OwnPhase {
@@ -191,10 +191,6 @@ impl OwnPhase {
             region: region.clone(),
             current: Phase::OPEN,
         }
-    }
-
-    pub(crate) fn step(&self) -> Step {
-        self.current.step
     }
 
     /// Announces that nothing more will be sent. Returns `false` if that was announced before or may not follow.
@@ -269,7 +265,7 @@ pub(crate) struct Resources {
 impl Resources {
     /// Whether this side has left and waits for the peer's answer. After any other end, the lock holds nothing.
     pub(super) fn has_left(&self) -> bool {
-        self.phase.step() != Step::Open
+        self.phase.current.step != Step::Open
     }
 
     /// Keeps what the peer has not read. The head that it shows never runs ahead of its reading.

@@ -21,11 +21,12 @@ use crate::{
     wake::parking::Sleeper,
 };
 
-/// A half that sleeps on a channel's line. In a private module, so that no other crate implements it.
+/// A half that sleeps on a channel's line. No other crate can make the [`Parking`] that an implementation returns.
 pub trait Waits {
     /// The thing that it sleeps for: a message, or room for a number of bytes.
     type For: Copy;
 
+    /// Returns the parts that it needs to sleep.
     fn parking(&mut self) -> Parking<'_>;
 
     /// Errors if the channel has ended or is corrupt.
@@ -41,6 +42,7 @@ pub trait Waits {
     /// both to the other half of the channel.
     fn counted(&mut self) -> (u64, u64);
 
+    /// Whether a wait for the thing is over.
     #[inline]
     fn is_ready(&mut self, what: Self::For) -> Result<bool> {
         Ok(self.is_available(what)? || self.is_over()?)

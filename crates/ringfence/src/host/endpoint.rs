@@ -26,7 +26,6 @@ use std::{
 use crate::{
     address::bound::BoundAddress,
     address::{Address, election},
-    channel::Channel,
     channel::end::{Partner, Shared},
     error::{Error, Result},
     evidence::EvidenceLog,
@@ -120,7 +119,7 @@ pub(crate) struct Endpoint<K: EndpointKind> {
     limits: SlotLimits,
     state: Mutex<K::State>,
     pub(crate) slots: Mutex<TakenSlots>,
-    ledger: Mutex<Ledger>,
+    pub(crate) ledger: Mutex<Ledger>,
     pub(crate) events: Events<K::Event>,
     /// Woken when the worker must check again.
     pub(crate) wakeup: Wakeup,
@@ -172,11 +171,6 @@ impl<K: EndpointKind> Endpoint<K> {
     fn check_slots_in(&self, slots: &TakenSlots, peer: Credentials) -> Result<()> {
         let refusal = slots.refusal(&self.limits, peer, K::NAME);
         refusal.map_or(Ok(()), |by| Err(self.address.occupied(by)))
-    }
-
-    /// Counts a client that has received this channel.
-    pub(crate) fn count_accepted(&self, channel: &Channel) {
-        self.ledger.lock().accepted(channel);
     }
 
     /// The channels that were accepted and are not dropped.

@@ -198,7 +198,7 @@ impl Endpoint<Member> {
     }
 
     fn set_channel(&self, channel: Channel) {
-        self.count_accepted(&channel);
+        self.ledger.lock().accepted(&channel);
         self.state().partner = Some(Partner::of(channel.shared()));
         self.slot_changed.notify_all();
         self.events.add(Change::Channel(channel));

@@ -37,7 +37,7 @@ impl Channel {
     /// # Panics
     /// See [the module](crate::tokio#panics).
     pub fn into_calls(self) -> Result<Calls> {
-        let (line, channel) = self.into_parts();
+        let Self { line, inner: channel } = self;
         let core = Arc::new(Core::new(channel)?);
         let receiver = core.lock()?.receiver.take().expect("no driver has it");
         tokio::spawn(Driver {

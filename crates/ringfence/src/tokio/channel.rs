@@ -25,8 +25,8 @@ use crate::{
 /// Dropping it closes it. The peer can still read what is in the ring.
 #[derive(Debug)]
 pub struct Channel {
-    line: Arc<Line>,
-    inner: channel::Channel,
+    pub(super) line: Arc<Line>,
+    pub(super) inner: channel::Channel,
 }
 
 impl Channel {
@@ -80,8 +80,16 @@ impl Channel {
     ///
     /// A message whose [`Channel::send`] was cancelled half way must be finished first: until then writes
     /// fail.
-    pub fn into_stream(self) -> ByteStream {
-        ByteStream::new(self.line, self.inner)
+    pub fn into_stream(mut self) -> ByteStream {
+        let sender = self.inner.sender();
+        // The size of a fragment, so that the peer reads one piece while the next is written.
+        let piece = as_offset((sender.capacity() / 8).min(sender.max_at_once()));
+        ByteStream {
+            line: self.line,
+            inner: self.inner,
+            unread: Unread::default(),
+            piece: piece.max(1),
+        }
     }
 
     /// Splits the channel into its halves, which can be used on two tasks. The channel closes once both are
@@ -102,10 +110,6 @@ impl Channel {
     /// Returns the channel itself, for calls that do not wait. Blocking calls hold up the runtime's thread.
     pub fn get_mut(&mut self) -> &mut channel::Channel {
         &mut self.inner
-    }
-
-    pub(super) fn into_parts(self) -> (Arc<Line>, channel::Channel) {
-        (self.line, self.inner)
     }
 
     /// Returns the channel, and removes it from the runtime.
@@ -241,18 +245,6 @@ impl Unread {
 }
 
 impl ByteStream {
-    pub(super) fn new(line: Arc<Line>, mut inner: channel::Channel) -> Self {
-        let sender = inner.sender();
-        // The size of a fragment, so that the peer reads one piece while the next is written.
-        let piece = as_offset((sender.capacity() / 8).min(sender.max_at_once()));
-        Self {
-            line,
-            inner,
-            unread: Unread::default(),
-            piece: piece.max(1),
-        }
-    }
-
     /// Returns the channel: the peer's identity, the evidence, tokens, the reason of its end.
     pub fn get_ref(&self) -> &channel::Channel {
         &self.inner

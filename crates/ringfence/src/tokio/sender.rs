@@ -419,7 +419,9 @@ where
         // a copy of it.
         inner.has_room(message.len())?;
         // A message that cannot be buffered must not wait.
-        let copy = copy_of(message).inspect_err(|_| R::give_up(inner))?;
+        let mut copy = Vec::new();
+        make_room(&mut copy, message.len()).inspect_err(|_| R::give_up(inner))?;
+        copy.extend_from_slice(message);
         if let Progress::Part(written) = R::send_part(inner, &copy, Tag::NONE, 0)? {
             buffered.message = Some((copy, written));
         }
@@ -436,14 +438,6 @@ where
         this.inner.end();
         Poll::Ready(Ok(()))
     }
-}
-
-/// Copies a message that a sink keeps while there is no room.
-fn copy_of(message: &[u8]) -> Result<Vec<u8>> {
-    let mut copy = Vec::new();
-    make_room(&mut copy, message.len())?;
-    copy.extend_from_slice(message);
-    Ok(copy)
 }
 
 /// Sends a message from the byte `written` on: the earlier bytes are in the ring.

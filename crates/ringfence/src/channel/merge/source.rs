@@ -180,14 +180,3 @@ pub fn was_closed_by_peer(source: &mut impl Source) -> bool {
 pub fn spin(source: &mut impl Source) -> Result<bool> {
     source.spin_until((), None)
 }
-
-/// For the binding, whose sources are many objects: the first half of parking. Returns whether this source needs a barrier before
-/// the second half ([`check_parked`]); one serves all sources.
-pub fn announce(source: &mut impl Source) -> Result<bool> {
-    source.announce()
-}
-
-/// See [`announce`]. `true`: nothing is there, and the peer will send a wakeup.
-pub fn check_parked(source: &mut impl Source) -> Result<bool> {
-    source.check_parked(())
-}

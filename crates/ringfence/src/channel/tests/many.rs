@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::{
-    channel::merge::source::{announce, check_parked},
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
+    channel::waiting::Waits,
     region::copy::Writable,
     wake::parking::Barriers,
 };
@@ -156,9 +156,9 @@ fn barrier_is_needed_until_the_peer_issues_fences() {
     let mut parts = without_a_peer(line, own, peer.peer_view(), CAPACITY, LONGEST);
     parts.barriers = Barriers::Sleeper;
     let (_sender, mut receiver) = Channel::assemble(parts, None, &Options::new()).split();
-    assert!(announce(&mut receiver).expect("open"));
+    assert!(receiver.announce().expect("open"));
     peer.store(layout::TAIL_FENCED, 1, Ordering::Release);
-    assert!(!announce(&mut receiver).expect("open"));
+    assert!(!receiver.announce().expect("open"));
 }
 
 /// For the binding, which keeps its sources in many objects.
@@ -168,12 +168,12 @@ fn two_step_parking_detects_new_messages() {
     let (mut source, mut receiver) = source();
     for _ in 0..3 {
         // Both sides issue fences, so no barrier is needed.
-        assert!(!announce(&mut receiver).expect("open"));
-        assert!(check_parked(&mut receiver).expect("open"), "nothing was sent");
-        assert!(!announce(&mut receiver).expect("open"));
+        assert!(!receiver.announce().expect("open"));
+        assert!(receiver.check_parked(()).expect("open"), "nothing was sent");
+        assert!(!receiver.announce().expect("open"));
         send(&mut source, 1);
         assert!(
-            !check_parked(&mut receiver).expect("open"),
+            !receiver.check_parked(()).expect("open"),
             "something came meanwhile"
         );
         assert_eq!(receiver.try_receive(&mut [0; 8]).expect("open"), Some(8));
