@@ -221,6 +221,11 @@ impl Error {
         }
     }
 
+    pub(crate) fn occupied(address: impl Into<String>, by: impl Into<String>) -> Self {
+        let (address, by) = (address.into(), by.into());
+        Self::AddressOccupied { address, by }
+    }
+
     pub(crate) const fn too_large(size: usize, limit: u64, reason: &'static str) -> Self {
         Self::MessageTooLarge { size, limit, reason }
     }
@@ -581,30 +586,16 @@ impl Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            check,
-            wanted,
-            found,
-            by_peer,
-            identity,
-            ..
-        } = self;
-        let (check, wanted, found) = (Shown(check.as_str()), Shown(wanted), Shown(found));
-        if *by_peer {
-            f.write_str("the peer refused this process: ")?;
+        let [check, wanted, found] = [self.check.as_str(), &self.wanted, &self.found].map(Shown);
+        if self.by_peer {
+            write!(f, "the peer refused this process: its policy checks {check}")?;
             return if wanted.0 == HIDDEN {
-                write!(
-                    f,
-                    "its policy checks {check}; the details are hidden from other users"
-                )
+                f.write_str("; the details are hidden from other users")
             } else {
-                write!(
-                    f,
-                    "its policy checks {check}, requires {wanted} and found {found}"
-                )
+                write!(f, ", requires {wanted} and found {found}")
             };
         }
-        match identity {
+        match &self.identity {
             Some(peer) => write!(f, "process {} was refused", peer.pid)?,
             None => f.write_str("the peer was refused")?,
         }

@@ -156,10 +156,7 @@ impl Address {
     }
 
     pub(crate) fn occupied(&self, by: impl Into<String>) -> Error {
-        Error::AddressOccupied {
-            address: self.to_string(),
-            by: by.into(),
-        }
+        Error::occupied(self.to_string(), by)
     }
 }
 

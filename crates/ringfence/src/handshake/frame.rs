@@ -399,10 +399,7 @@ impl Refuse {
     /// Converts the peer's refusal into this side's error.
     pub(crate) fn into_error(self, address: &str) -> Error {
         match self.code {
-            Code::Occupied => Error::AddressOccupied {
-                address: address.to_owned(),
-                by: self.found,
-            },
+            Code::Occupied => Error::occupied(address, self.found),
             Code::Peer => Refusal::by_peer(self.check, self.wanted, self.found).into(),
             Code::Protocol => Error::Protocol(format!("the peer reports: {}", self.found)),
             Code::Object => Error::PeerLost(format!(

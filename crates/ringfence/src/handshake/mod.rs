@@ -52,7 +52,7 @@ impl Side<'_> {
         let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
-                return Err(self.occupied(HELD_BY_SELF));
+                return Err(Error::occupied(&self.address, HELD_BY_SELF));
             }
             let policy = &self.options.policy;
             let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;

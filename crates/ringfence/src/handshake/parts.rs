@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     address::{Address, bound::Inheritance},
-    error::{Error, Result},
+    error::Result,
     evidence::{Evidence, EvidenceLog},
     fork::ForkMark,
     handshake::{
@@ -270,13 +270,6 @@ impl<'a> Side<'a> {
             sender,
             deadline: self.deadline,
             address: &self.address,
-        }
-    }
-
-    pub(super) fn occupied(&self, by: &str) -> Error {
-        Error::AddressOccupied {
-            address: self.address.clone(),
-            by: by.into(),
         }
     }
 }

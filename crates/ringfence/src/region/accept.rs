@@ -44,7 +44,7 @@ pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut Evidenc
     let mut checks = Checks { record: Some(record) };
     let stat = stat_of(descriptor)?;
     checks.kind(descriptor, &stat, TMPFS)?;
-    checks.size(&stat, agreed)?;
+    checks.size(&stat, agreed.capacity, agreed.stated)?;
     checks.owner(&stat, agreed.owner)?;
     match agreed.backing {
         Backing::Memfd => checks.seals(descriptor, wanted_seals(), "a sealed memfd")?,
@@ -78,14 +78,8 @@ pub(crate) fn accept_blank(
     .map_err(|errno| unsound("seals", WANTED, errno))?;
     let (file, other) = (stat_of(&reopened)?, stat_of(&raw)?);
     checks.kind(&reopened, &file, TMPFS)?;
-    let agreed = Agreed {
-        backing: Backing::Memfd,
-        capacity,
-        stated: region_size(capacity),
-        owner: geteuid().as_raw(),
-    };
-    checks.size(&file, &agreed)?;
-    checks.owner(&file, agreed.owner)?;
+    checks.size(&file, capacity, region_size(capacity))?;
+    checks.owner(&file, geteuid().as_raw())?;
     let [wanted, found] =
         [&file, &other].map(|stat| format!("device {}, inode {}", stat.st_dev, stat.st_ino));
     let is_same = wanted == found;
@@ -151,8 +145,8 @@ impl Checks<'_> {
         )
     }
 
-    fn size(&mut self, stat: &FileStat, agreed: &Agreed) -> Result<()> {
-        let (wanted, stated) = (region_size(agreed.capacity), agreed.stated);
+    fn size(&mut self, stat: &FileStat, capacity: u64, stated: u64) -> Result<()> {
+        let wanted = region_size(capacity);
         let size = stat.st_size.cast_unsigned();
         self.require(
             "size",
@@ -199,8 +193,8 @@ impl Checks<'_> {
     }
 
     pub(super) fn access(&mut self, descriptor: &OwnedFd) -> Result<()> {
-        let flags =
-            fcntl(descriptor, FcntlArg::F_GETFL).map_err(|errno| unsound("access", "O_RDWR", errno))?;
+        let flags = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GETFL))
+            .map_err(|errno| unsound("access", "O_RDWR", errno))?;
         self.require(
             "access",
             || "O_RDWR".into(),
