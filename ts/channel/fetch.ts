@@ -262,6 +262,7 @@ export interface FetchOwner {
 
 /** The events that the receive buffer handles. */
 interface FetchEvents {
+  readonly owner: FetchOwner
   /**
    * A call frame of `length` bytes has arrived at `at`, in memory that is never overwritten. Must not call the program.
    *
@@ -291,7 +292,6 @@ export class Fetched {
   endState: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly busy: boolean
-  readonly #owner: FetchOwner
   readonly #events: FetchEvents
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
@@ -307,17 +307,10 @@ export class Fetched {
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
-  constructor(
-    native: NativeReader,
-    busy: boolean,
-    owner: FetchOwner,
-    events: FetchEvents,
-    accepts?: AttachmentOptions,
-  ) {
+  constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
     this.backlog = new Backlog(accepts)
     this.#native = native
     this.busy = busy
-    this.#owner = owner
     this.#events = events
   }
 
@@ -545,7 +538,7 @@ export class Fetched {
       return true
     } catch (error) {
       this.endState = () => error as RingfenceError
-      this.#owner.failed(error as RingfenceError)
+      this.#events.owner.failed(error as RingfenceError)
       this.releaseRing()
       return false
     }
@@ -656,7 +649,7 @@ export class Fetched {
     if (answer === ENDED) {
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
-      this.endState = this.#owner.handleEnd() ?? 'ended'
+      this.endState = this.#events.owner.handleEnd() ?? 'ended'
     } else if (answer === FAILED) return this.#fail(fromFailure(this.#native.failure()))
     if (this.endState !== null) this.releaseRing()
     return false
@@ -664,7 +657,7 @@ export class Fetched {
 
   #fail(error: RingfenceError): false {
     this.endState = () => error
-    this.#owner.failed(error)
+    this.#events.owner.failed(error)
     this.releaseRing()
     return false
   }

@@ -39,7 +39,7 @@ const MAX_FRAMES_PER_TURN = 1 << 18
 export class ReceiveBuffer {
   /** The calls of the channel; null until there are some. */
   calls: Calls | null = null
-  readonly #owner: BufferOwner
+  readonly owner: BufferOwner
   readonly #native: NativeReader
   readonly #fetched: Fetched
   readonly #waiters = new Waiters<Buffer>()
@@ -68,15 +68,15 @@ export class ReceiveBuffer {
   /** @param attachments - The attachments that this side accepts. */
   constructor(native: NativeReader, busy: boolean, owner: BufferOwner, attachments?: AttachmentOptions) {
     this.#native = native
-    this.#owner = owner
-    this.#fetched = new Fetched(native, busy, owner, this, attachments)
+    this.owner = owner
+    this.#fetched = new Fetched(native, busy, this, attachments)
   }
 
   // The events of the fetched messages.
 
   called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     this.#count(1, length)
-    this.#owner.calls!.handleFrame(memory, words, at, length)
+    this.owner.calls!.handleFrame(memory, words, at, length)
   }
 
   backlogHasRoom(): void {
@@ -207,7 +207,7 @@ export class ReceiveBuffer {
 
   /** Reports the end to the owner: the caller that found nothing now knows it. */
   #reportCleanEnd(): void {
-    if (this.#fetched.endState === 'ended') this.#owner.endWithPeer()
+    if (this.#fetched.endState === 'ended') this.owner.endWithPeer()
   }
 
   /** Does the same as {@link receiveNow}, for a loop: it ends if this side has closed the channel. */
@@ -484,7 +484,7 @@ export class ReceiveBuffer {
   #endWaiters(): void {
     const endState = this.#fetched.endState!
     if (endState === 'ended') {
-      if (this.#waiters.hasConsumer) this.#owner.endWithPeer()
+      if (this.#waiters.hasConsumer) this.owner.endWithPeer()
       this.#waiters.end()
     } else this.#waiters.fail(endState)
   }
