@@ -24,10 +24,10 @@ const USUAL = {
   rust: { seconds: 0.15, subscribers: [1, 2, 4, 8, 16], sizes: [64, 1024, 65_536] },
   node: { seconds: 1, subscribers: [1, 4, 8, 16], sizes: [64, 1024] },
 }
-const HARMS = ['killed', 'stopped', 'zombie']
+const FAILURES = ['killed', 'stopped', 'zombie']
 
 /** The steps for each rival: sizes and subscribers, idle subscribers in addition to one, and a kill or stop of one of two. */
-function* steps({ id, blocked }, { subscribers, idle, sizes, harms }) {
+function* steps({ id, blocked }, { subscribers, idle, sizes, failures }) {
   for (const size of sizes) {
     for (const batch of size === 64 ? [false, true] : [false]) {
       for (const count of subscribers) yield { subscribers: count, idle: 0, size, batch }
@@ -35,13 +35,13 @@ function* steps({ id, blocked }, { subscribers, idle, sizes, harms }) {
       for (const others of idle) if (others > 0) yield { subscribers: 1, idle: others, size, batch }
     }
   }
-  if (blocked) for (const harm of harms) yield { subscribers: 2, idle: 0, size: 64, batch: false, harm }
+  if (blocked) for (const failure of failures) yield { subscribers: 2, idle: 0, size: 64, batch: false, failure }
 }
 
-function broadcastInRust({ only, subscribers, idle, sizes, harms, ...job }) {
+function broadcastInRust({ only, subscribers, idle, sizes, failures, ...job }) {
   const chosen = listed().broadcast.filter(({ id }) => only?.includes(id) ?? true)
   const tasks = chosen.flatMap((rival) =>
-    [...steps(rival, { subscribers, idle, sizes, harms })].map((step) =>
+    [...steps(rival, { subscribers, idle, sizes, failures })].map((step) =>
       task({ contender: rival.id, ...step }, { command: [program, 'publish'], job }),
     ),
   )
@@ -54,7 +54,7 @@ export async function run(values) {
   const [only, sizes, subscribers] = [list(values.only), list(values.sizes, Number), list(values.subscribers, Number)]
   checkSizes(sizes)
   const cpus = list(values.cpus, Number)
-  const inRust = { idle: list(values.idle, Number), harms: values.blocked ? HARMS : [] }
+  const inRust = { idle: list(values.idle, Number), failures: values.blocked ? FAILURES : [] }
   const made = halves.map((name) => {
     const usual = USUAL[name]
     const job = {

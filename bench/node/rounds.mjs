@@ -56,7 +56,7 @@ async function measure(task, probe) {
 
 /** A cell may fail once. After a second failure or a timeout it is not repeated, since it would take its time limit again. */
 const isOver = ({ skipped, failures, runs }) =>
-  Boolean(skipped) || failures.length > 1 || runs.some((one) => one.goes_on === false)
+  Boolean(skipped) || failures.length > 1 || runs.some((one) => one.continues === false)
 
 /**
  * Runs every cell once in each round, so that disturbances of the machine affect all cells alike. Returns the distances of the cores

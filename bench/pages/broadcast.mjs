@@ -20,7 +20,7 @@ function figureTables(half, placement) {
     JSON.parse(work),
   )
   return works.flatMap(({ size, batch }) => {
-    const cells = half.cells.filter((cell) => cell.size === size && cell.batch === batch && !cell.idle && !cell.harm)
+    const cells = half.cells.filter((cell) => cell.size === size && cell.batch === batch && !cell.idle && !cell.failure)
     const tables = FIGURES.flatMap(([what, figure, show]) => {
       const of = { column: 'subscribers', head: 'subscribers', show: (summary) => show(summary[figure]) }
       return block(what, grid(half, cells, of, placement))
@@ -34,7 +34,7 @@ function figureTables(half, placement) {
 /** The cost of a subscriber that never reads, beside one that does. */
 function idleTable({ cells }, placement) {
   const found = cells.filter(
-    (cell) => cell.contender === 'ringfence' && cell.size === 64 && cell.subscribers === 1 && !cell.harm,
+    (cell) => cell.contender === 'ringfence' && cell.size === 64 && cell.subscribers === 1 && !cell.failure,
   )
   const counts = [...new Set(found.map(({ idle }) => idle))].sort((a, b) => a - b)
   if (!counts.some((idle) => idle > 0)) return ''
@@ -54,19 +54,19 @@ function idleTable({ cells }, placement) {
 }
 
 function blockedTable({ cells }) {
-  const blocked = cells.filter(({ harm }) => harm)
+  const blocked = cells.filter(({ failure }) => failure)
   if (blocked.length === 0) return ''
-  const harms = ['killed', 'stopped', 'zombie']
+  const kinds = ['killed', 'stopped', 'zombie']
   const shown = ({ runs, failures } = { runs: [], failures: [] }) => {
     if (runs.length === 0) return failures.length > 0 ? 'failed' : '–'
     const times = runs.map(({ milliseconds }) => milliseconds).sort((a, b) => a - b)
-    return `${duration(times[times.length >> 1] * 1e6)}${runs.some((run) => !run.goes_on) ? ' and more' : ''}`
+    return `${duration(times[times.length >> 1] * 1e6)}${runs.some((run) => !run.continues) ? ' and more' : ''}`
   }
   const ids = [...new Set(blocked.map(({ contender }) => contender))]
-  const of = (id, harm) => blocked.find((cell) => cell.contender === id && cell.harm === harm)
+  const of = (id, failure) => blocked.find((cell) => cell.contender === id && cell.failure === failure)
   return table(
-    ['one of two subscribers is', ...harms],
-    ids.map((id) => [id].concat(harms.map((harm) => shown(of(id, harm))))),
+    ['one of two subscribers is', ...kinds],
+    ids.map((id) => [id].concat(kinds.map((failure) => shown(of(id, failure))))),
   )
 }
 

@@ -127,8 +127,8 @@ function credits({ contenders, cells }) {
 }
 
 /** The keys of a cell, as text. */
-const keyOf = ({ contender, measure, subscribers, size, harm }) =>
-  [contender, measure, subscribers && `${subscribers} subscribers`, size && bytes(size), harm]
+const keyOf = ({ contender, measure, subscribers, size, failure }) =>
+  [contender, measure, subscribers && `${subscribers} subscribers`, size && bytes(size), failure]
     .filter(Boolean)
     .join(', ')
 

@@ -74,12 +74,12 @@ pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
         }
     }
     say(&format!("asked {}", sizes.len()));
-    say(&told(ask(b"fail")));
-    say(&told(ask(b"due")));
+    say(&text_of(ask(b"fail")));
+    say(&text_of(ask(b"due")));
     let soon = Instant::now() + Duration::from_millis(50);
-    say(&told(calls.call_until(b"hang", soon)));
+    say(&text_of(calls.call_until(b"hang", soon)));
     let pending = calls.start(b"hang", None)?;
-    say(&told(ask(b"the first hangs")));
+    say(&text_of(ask(b"the first hangs")));
     drop(pending);
     let many: Vec<_> = (0..2000_u32)
         .map(|number| calls.start(&number.to_le_bytes(), None))
@@ -90,11 +90,11 @@ pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
         }
     }
     say("asked 2000");
-    say(&told(calls.call(b"hang")));
+    say(&text_of(calls.call(b"hang")));
     Ok(())
 }
 
-fn told(outcome: Result<Vec<u8>, CallError>) -> String {
+fn text_of(outcome: Result<Vec<u8>, CallError>) -> String {
     match outcome {
         Ok(reply) => String::from_utf8_lossy(&reply).into_owned(),
         Err(CallError::Remote(error)) => format!("{error} {}", error.code().unwrap_or("-")),
@@ -127,5 +127,5 @@ pub(crate) fn call_and_serve(channel: Channel) -> ringfence::Result<String> {
             _ => Ok([&request[..], &request[..]].concat()),
         })
     })?;
-    Ok(format!("closed, asked {}", told(asked.wait())))
+    Ok(format!("closed, asked {}", text_of(asked.wait())))
 }

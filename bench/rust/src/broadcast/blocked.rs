@@ -56,10 +56,10 @@ pub struct Blocked {
     /// The longest time between two publishes after the failure.
     pub milliseconds: f64,
     /// The publisher continued within the limit.
-    pub goes_on: bool,
+    pub continues: bool,
 }
 
-/// When the last publish returned, and the longest time between two since the harm; in nanoseconds.
+/// When the last publish returned, and the longest time between two since the failure; in nanoseconds.
 struct Pulse {
     last: AtomicU64,
     longest: AtomicU64,
@@ -72,7 +72,7 @@ pub fn blocked<P: Publish>(job: &Job) -> Result<()> {
         last: AtomicU64::new(0),
         longest: AtomicU64::new(0),
     };
-    let harm = job.harm.context("a harm")?;
+    let failure = job.failure.context("a failure")?;
     let mut publisher = P::open(job)?;
     pin(job.cpus[0])?;
     let mut crowd = Crowd::start(&mut publisher, job)?;
@@ -83,7 +83,7 @@ pub fn blocked<P: Publish>(job: &Job) -> Result<()> {
     let cpu = job.cpus[1];
     PULSE.last.store(clock::now(), Ordering::Relaxed);
     std::thread::spawn(move || {
-        let found = pin(cpu).and_then(|()| watch(&PULSE, harm, victim));
+        let found = pin(cpu).and_then(|()| watch(&PULSE, failure, victim));
         match found.and_then(|found| Ok(serde_json::to_string(&found)?)) {
             Ok(text) => println!("{text}"),
             Err(error) => eprintln!("{error:#}"),
@@ -100,10 +100,10 @@ pub fn blocked<P: Publish>(job: &Job) -> Result<()> {
     }
 }
 
-fn watch(pulse: &Pulse, harm: Failure, victim: Pid) -> Result<Blocked> {
+fn watch(pulse: &Pulse, failure: Failure, victim: Pid) -> Result<Blocked> {
     std::thread::sleep(MARGIN);
     pulse.longest.store(0, Ordering::Relaxed);
-    harm.inject(victim)?;
+    failure.inject(victim)?;
     let done = clock::now();
     let quiet = || Duration::from_nanos(clock::now().saturating_sub(pulse.last.load(Ordering::Relaxed)));
     let since = || Duration::from_nanos(clock::now() - done);
@@ -112,13 +112,13 @@ fn watch(pulse: &Pulse, harm: Failure, victim: Pid) -> Result<Blocked> {
     while quiet() > MARGIN / 4 && since() < LIMIT {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let goes_on = since() < LIMIT;
-    if goes_on {
+    let continues = since() < LIMIT;
+    if continues {
         std::thread::sleep(MARGIN);
     }
     let longest = Duration::from_nanos(pulse.longest.load(Ordering::Relaxed)).max(quiet());
     Ok(Blocked {
         milliseconds: longest.as_secs_f64() * 1e3,
-        goes_on,
+        continues,
     })
 }

@@ -28,7 +28,7 @@ pub struct Job {
     pub capacity: usize,
     #[serde(default)]
     /// The fate of the first subscriber, in a run that measures how long the publisher is blocked by it.
-    pub harm: Option<Failure>,
+    pub failure: Option<Failure>,
     /// Names sockets, services and files of this run alone.
     pub tag: String,
 }

@@ -31,7 +31,7 @@ fn rival(id: &str) -> Result<Rival> {
 pub fn publish(job: &str) -> Result<()> {
     let job: Job = serde_json::from_str(job)?;
     let rival = rival(&job.contender)?;
-    match ((rival.takes)(job.size, job.batch), job.harm) {
+    match ((rival.takes)(job.size, job.batch), job.failure) {
         (Err(why), _) => println!("{}", json!({ "skipped": why })),
         (_, None) => println!("{}", serde_json::to_string(&(rival.publish)(&job)?)?),
         (_, Some(_)) => (rival.blocked)(&job)?,
