@@ -65,7 +65,7 @@ pub enum StartFrom {
 
 /// Whether new readers sleep, and the side that makes the fences in that case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wakeups {
+pub enum WakeScheme {
     /// They poll.
     None,
     /// The publisher makes a fence after each publication.
@@ -90,7 +90,7 @@ pub struct Admission {
     /// The starting point of the new readers.
     pub from: StartFrom,
     /// Whether new readers sleep.
-    pub wakeups: Wakeups,
+    pub wake_scheme: WakeScheme,
     /// The fault, if any.
     pub fault: Option<Fault>,
 }
@@ -479,7 +479,7 @@ impl Admission {
             SenderStep::StoreTail => {
                 me.sent += 1;
                 words.store(SENDER, word::TAIL, me.sent, Order::AcqRel);
-                if self.wakeups == Wakeups::None {
+                if self.wake_scheme == WakeScheme::None {
                     self.next_message(me)
                 } else if self.has(Fault::ListCheckBeforeFence) {
                     SenderStep::CheckList
@@ -515,7 +515,7 @@ impl Admission {
                 me.candidates = (0..MAX_READERS).filter(active).map(|at| 1 << at).sum();
                 // Wake all of them once more instead of tracking whether each is the same reader as before.
                 me.woken = [0; MAX_READERS];
-                let needs = self.wakeups == Wakeups::FencesSinceAdmission && me.candidates != 0;
+                let needs = self.wake_scheme == WakeScheme::FencesSinceAdmission && me.candidates != 0;
                 if needs && !me.always_fences {
                     me.always_fences = true;
                     SenderStep::FenceAfterList
@@ -544,14 +544,14 @@ impl Admission {
             }
             other => other,
         };
-        if me.next == SenderStep::Done && self.wakeups != Wakeups::None {
+        if me.next == SenderStep::Done && self.wake_scheme != WakeScheme::None {
             me.next = self.next_message(me);
         }
         Self::retire_if_done(state);
     }
 
     fn fence(self, me: &Sender) -> SenderStep {
-        if self.wakeups == Wakeups::PublisherFences || me.always_fences {
+        if self.wake_scheme == WakeScheme::PublisherFences || me.always_fences {
             SenderStep::Fence
         } else if self.has(Fault::ListCheckBeforeFence) {
             Self::next_candidate(me, 0)
@@ -671,7 +671,7 @@ impl Admission {
                     ReaderStep::Done
                 } else if self.has(Fault::ActiveBeforeHead) {
                     ReaderStep::StoreFirstHead
-                } else if self.wakeups == Wakeups::FencesSinceAdmission
+                } else if self.wake_scheme == WakeScheme::FencesSinceAdmission
                     && !self.has(Fault::NoAdmissionBarrier)
                 {
                     ReaderStep::AdmitBarrier
@@ -735,7 +735,7 @@ impl Admission {
                     ReaderStep::Recheck if me.tail > me.head => ReaderStep::Unpark,
                     ReaderStep::Recheck => ReaderStep::Sleep,
                     _ if me.tail > me.head => self.read_next(),
-                    _ if self.wakeups == Wakeups::None => ReaderStep::Poll,
+                    _ if self.wake_scheme == WakeScheme::None => ReaderStep::Poll,
                     _ => ReaderStep::Park,
                 }
             }
@@ -791,7 +791,7 @@ impl Admission {
                 words.store(thread, word::parked(at), me.park_number, Order::AcqRel);
                 ReaderStep::Barrier
             }
-            ReaderStep::Barrier if self.wakeups != Wakeups::ReaderMembarrier => {
+            ReaderStep::Barrier if self.wake_scheme != WakeScheme::ReaderMembarrier => {
                 words.full_fence(thread);
                 ReaderStep::Recheck
             }
@@ -957,7 +957,7 @@ impl Model for Admission {
                 |model: &Self, state: &State| state.readers[0].head == model.messages,
             ),
         ];
-        if self.wakeups != Wakeups::None {
+        if self.wake_scheme != WakeScheme::None {
             properties.push(Property::sometimes(
                 "a sleeping new reader is woken",
                 |_, state: &State| {

@@ -3,7 +3,7 @@
 
 use ringfence_model::{
     admission::{
-        Admission, COMPLETE, Fault, NO_FALSE_ACCUSATION, NOT_OVERWRITTEN, StartFrom, WOKEN, Wakeups,
+        Admission, COMPLETE, Fault, NO_FALSE_ACCUSATION, NOT_OVERWRITTEN, StartFrom, WOKEN, WakeScheme,
     },
     check,
 };
@@ -14,14 +14,14 @@ fn one(from: StartFrom, messages: u8) -> Admission {
         messages,
         before: 0,
         from,
-        wakeups: Wakeups::None,
+        wake_scheme: WakeScheme::None,
         fault: None,
     }
 }
 
-fn sleeps(wakeups: Wakeups, messages: u8) -> Admission {
+fn sleeps(wake_scheme: WakeScheme, messages: u8) -> Admission {
     Admission {
-        wakeups,
+        wake_scheme,
         ..one(StartFrom::Now, messages)
     }
 }
@@ -29,7 +29,7 @@ fn sleeps(wakeups: Wakeups, messages: u8) -> Admission {
 fn holds(model: Admission) {
     let form = format!(
         "new readers: {}, from: {:?}, messages: {}, wakeups: {:?}",
-        model.new_readers, model.from, model.messages, model.wakeups
+        model.new_readers, model.from, model.messages, model.wake_scheme
     );
     check::holds("admission", &form, model);
 }
@@ -43,19 +43,19 @@ fn first_message_of_a_new_reader_is_kept() {
 
 #[test]
 fn sleeping_new_reader_is_woken() {
-    for wakeups in [
-        Wakeups::PublisherFences,
-        Wakeups::ReaderMembarrier,
-        Wakeups::FencesSinceAdmission,
+    for wake_scheme in [
+        WakeScheme::PublisherFences,
+        WakeScheme::ReaderMembarrier,
+        WakeScheme::FencesSinceAdmission,
     ] {
-        holds(sleeps(wakeups, 2));
+        holds(sleeps(wake_scheme, 2));
     }
 }
 
 #[test]
 fn checker_finds_each_fault() {
     use Fault::*;
-    let fences_since_admission = sleeps(Wakeups::FencesSinceAdmission, 2);
+    let fences_since_admission = sleeps(WakeScheme::FencesSinceAdmission, 2);
     let entry: &[Fault] = &[
         NoFenceAfterEntry,
         IntentCheckedBeforeEntry,
@@ -69,10 +69,10 @@ fn checker_finds_each_fault() {
         (NOT_OVERWRITTEN, one(StartFrom::Now, 4), &[HeadBeforeCopy]),
         (NO_FALSE_ACCUSATION, one(StartFrom::Now, 5), &[ActiveBeforeHead]),
         (COMPLETE, one(StartFrom::Now, 4), &[StartAtFirstCheck]),
-        (WOKEN, sleeps(Wakeups::PublisherFences, 4), &[SharedGeneration]),
+        (WOKEN, sleeps(WakeScheme::PublisherFences, 4), &[SharedGeneration]),
         (
             WOKEN,
-            sleeps(Wakeups::PublisherFences, 2),
+            sleeps(WakeScheme::PublisherFences, 2),
             &[ListCheckBeforeFence],
         ),
         (
