@@ -76,6 +76,8 @@ pub(crate) struct Peer {
 /// Values that the inspections of one handshake read once, because nothing that the peer does can change them.
 #[derive(Debug, Default)]
 struct Fixed {
+    /// This process's own executable.
+    own: OnceLock<KernelResult<Executable>>,
     namespaces: FixedNamespaces,
     /// The peer's cgroup: its number and its name. The name of a number does not change.
     cgroup: OnceLock<(u64, String)>,
@@ -439,8 +441,8 @@ impl Peer {
         let fresh = Fixed::default();
         let fixed = self.fixed.as_ref().unwrap_or(&fresh);
         let directory = self.open_directory(fixed)?;
-        let own = known_executable();
-        let (executable, executable_readable) = self.executable(directory.as_ref(), &own, deadline)?;
+        let own = fixed.own.get_or_init(own_executable);
+        let (executable, executable_readable) = self.executable(directory.as_ref(), own, deadline)?;
         let info = self.pidfd_info()?;
         let namespaces = namespace::compare(
             self.credentials.pid,
@@ -839,18 +841,6 @@ pub(crate) fn own_executable() -> KernelResult<Executable> {
     Ok(Executable::of(path, &file))
 }
 
-/// As [`own_executable`], which each process reads once: it executes another program only by execve(2), which ends this one.
-fn known_executable() -> KernelResult<Executable> {
-    static CACHE: PerProcess<OnceLock<Executable>> = PerProcess::new();
-    let Ok(cache) = CACHE.get() else {
-        return own_executable();
-    };
-    if cache.get().is_none() {
-        let _ = cache.set(own_executable()?);
-    }
-    cache.get().cloned().ok_or(Errno::ENODATA)
-}
-
 /// Returns the executable at a path that the policy names. Waits until `deadline`, because each directory of
 /// the path may lie on a mount whose server is gone.
 pub(crate) fn named_executable(path: &Path, deadline: &Deadline) -> Result<KernelResult<Executable>> {
@@ -1053,22 +1043,18 @@ mod tests {
         let first = me.inspect(&time()).unwrap();
         // What is known is used, so a wrong value is found again. The handshake's end forgets it.
         let fixed = me.fixed.take().unwrap();
-        // Before Linux 6.13 a cgroup has no number.
-        let Some((number, _)) = fixed.cgroup.get().cloned() else {
-            return;
-        };
-        let wrong = "/wrong".to_owned();
+        assert!(fixed.own.get().is_some());
         me.fixed = Some(Fixed {
-            cgroup: OnceLock::from((number, wrong.clone())),
+            own: OnceLock::from(Err(Errno::EACCES)),
             ..fixed
         });
         let second = me.inspect(&time()).unwrap();
-        assert_eq!(second.identity.cgroup, Some(wrong));
+        assert_eq!(second.own, Err(Errno::EACCES));
         assert_eq!(second.identity.executable, first.identity.executable);
+        assert_eq!(second.identity.cgroup, first.identity.cgroup);
         let open = me.into_open();
         assert!(open.fixed.is_none());
-        let third = open.inspect(&time()).unwrap();
-        assert_eq!(third.identity.cgroup, first.identity.cgroup);
+        assert_eq!(open.inspect(&time()).unwrap().own, first.own);
         assert!(open.fixed.is_none());
     }
 
