@@ -73,7 +73,10 @@ fn as_hostile(arguments: &[String]) {
         "sends a parcel without descriptors" => {
             wire::send_with(&peer.line, &[2, 1, 255, 255, 255, 255, 255, 255, 255, 255], &[]);
         }
-        "sends an out-of-band byte" => {
+        what @ ("sends an out-of-band byte" | "sends one behind a wakeup") => {
+            if what == "sends one behind a wakeup" {
+                (&peer.line).write_all(&[1]).unwrap();
+            }
             let sent = nix::sys::socket::send(peer.line.as_raw_fd(), b"x", MsgFlags::MSG_OOB);
             assert_eq!(sent, Ok(1));
         }
@@ -678,10 +681,9 @@ fn out_of_band_byte_ends_the_channel() {
     if nix::sys::socket::send(one.as_raw_fd(), b"x", MsgFlags::MSG_OOB).is_err() {
         return;
     }
-    expect_corrupt(
-        "sends an out-of-band byte",
-        Attachments::none().sealed(true).descriptors(true),
-    );
+    for what in ["sends an out-of-band byte", "sends one behind a wakeup"] {
+        expect_corrupt(what, Attachments::none().sealed(true).descriptors(true));
+    }
 }
 
 #[test]

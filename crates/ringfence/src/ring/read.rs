@@ -736,7 +736,8 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
         (self.own, self.peer, self.head_at) = (own, peer, layout::HEAD);
         (self.head, self.published, self.tail, self.until) = (0, 0, 0, 0);
         self.fetched = 0;
-        (self.stream, self.last, self.is_close) = (0, None, false);
+        (self.stream, self.last) = (0, None);
+        (self.is_close, self.was_empty) = (false, false);
     }
 }
 

@@ -264,8 +264,8 @@ impl Parcels {
     /// Reads some of the line, as recv(2) does. Returns the number of bytes, 0 at its end.
     ///
     /// It peeks first, and has descriptors installed only for a parcel that this side accepts. A parcel for which there are no
-    /// descriptor numbers (EMFILE) stays on the line whole. `is_first`: nothing was read since the line was reported readable.
-    pub(super) fn read(&mut self, line: BorrowedFd<'_>, is_first: bool) -> Result<usize, Errno> {
+    /// descriptor numbers (EMFILE) stays on the line whole.
+    pub(super) fn read(&mut self, line: BorrowedFd<'_>) -> Result<usize, Errno> {
         if self.violation.is_some() {
             return Ok(0);
         }
@@ -273,7 +273,7 @@ impl Parcels {
         let peeked = sys::socket::peek_with_descriptors(line, &mut bytes, 0);
         let peeked = match peeked {
             // Only this function reads the line, so a line that was readable before is not empty now.
-            Err(Errno::EAGAIN) if is_first && sys::is_ready(&line, PollFlags::POLLIN)? => {
+            Err(Errno::EAGAIN) if sys::is_ready(&line, PollFlags::POLLIN)? => {
                 match sys::socket::peek_with_descriptors(line, &mut bytes, 0) {
                     Err(Errno::EAGAIN) => {
                         self.violation = Some("bytes on the line that no read returns (MSG_OOB)".into());

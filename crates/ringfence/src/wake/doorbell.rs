@@ -439,7 +439,7 @@ impl Doorbell {
         for _ in 0..MAX_READS {
             let read = match &mut state.arrived {
                 None => sys::socket::receive_bytes(&*self.line, &mut bytes),
-                Some(arrived) => arrived.read(self.line.as_fd(), drained.bytes == 0),
+                Some(arrived) => arrived.read(self.line.as_fd()),
             };
             match read {
                 Ok(0) => drained.ended = true,
@@ -890,7 +890,7 @@ fn poll_for_token(polled: &mut [PollFd<'_>], deadline: Option<Instant>) -> Resul
 #[derive(Debug, Default)]
 struct DrainResult {
     bytes: usize,
-    /// The last read found no byte.
+    /// The reading ended with EAGAIN: all was read.
     emptied: bool,
     ended: bool,
     /// The local error that ended the reading.

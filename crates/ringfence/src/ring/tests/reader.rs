@@ -41,6 +41,20 @@ fn tail_loads_are_counted_and_correct() {
 }
 
 #[test]
+fn streaming_reader_looks_before_it_pauses_after_an_empty_check() {
+    // A quarter of the ring is far enough. Otherwise it pauses, and loads the tail again.
+    for (unread, loads) in [(1024, 1), (72, 2)] {
+        let mut pair = pair(SMALLEST, SMALLEST);
+        // Half of the stream is left after an empty check.
+        pair.pass(2 * 57);
+        assert_eq!(pair.take(), None);
+        let before = pair.consumer.tail_loads;
+        assert!(pair.send(&vec![0; unread - 8]) && pair.take().is_some());
+        assert_eq!(pair.consumer.tail_loads - before, loads, "{unread} bytes");
+    }
+}
+
+#[test]
 fn streaming_reader_skips_the_empty_shortcut() {
     let mut pair = pair(SMALLEST, SMALLEST);
     // The messages take 72 bytes with their header, so 56 of them are one less than 4096 bytes.

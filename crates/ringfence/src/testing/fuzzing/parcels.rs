@@ -100,7 +100,7 @@ fn run(script: &mut Unstructured<'_>) -> Result<()> {
 impl Line {
     fn read(&mut self) -> Result<usize, Errno> {
         let (before, violation) = (self.unread(), self.arrived.violation.clone());
-        let read = self.arrived.read(self.ours.as_fd(), true);
+        let read = self.arrived.read(self.ours.as_fd());
         let after = self.unread();
         if violation.is_some() {
             assert_eq!((read, after), (Ok(0), before), "a read after a violation");
