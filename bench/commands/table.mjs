@@ -148,7 +148,7 @@ function shown(figure, value) {
   return figure.endsWith('percent') ? `${Number(value.toPrecision(2))} %` : String(Number(value.toFixed(2)))
 }
 
-/** A row of the page. All fields except the last two are text; fields without a figure are missing. `forbidden`: no floor reaches the goal. */
+/** A row of the page. All fields except the last two are text; fields without a figure are missing. `forbidden`: the best floor does not reach the goal. */
 function rowOf(what, row, { halves }, isQuick) {
   const [{ figure, half }, [limit, beside]] = row
   const { cells } = halves.find(({ name }) => name === half) ?? { cells: [] }
@@ -159,23 +159,25 @@ function rowOf(what, row, { halves }, isQuick) {
       cells.find((cell) => Object.entries(key).every(([name, value]) => cell[name] === value)),
       placement,
     )?.summary
+  const isBetter = (one, other) => (isRate(figure) ? one > other : one < other)
   const withFigure = (list) =>
     list
       .map((key) => ({ id: key.contender, value: summaryOf(key)?.[figure]?.median }))
       .filter(({ value }) => value !== undefined)
+      .sort((a, b) => (isBetter(a.value, b.value) ? -1 : 1))
   const show = (value) => shown(figure, value)
   const named = ({ id, value }) => `${id} ${show(value)}`
   const summary = summaryOf(keys.own)
   const value = summary?.[figure]?.median
-  const rivals = withFigure(keys.rivals).sort((a, b) => (isRate(figure) ? b.value - a.value : a.value - b.value))
+  const rivals = withFigure(keys.rivals)
   const [best] = rivals
   const ids = keys.rivals.map(({ contender }) => contender)
   const missing = ids.filter((id) => rivals.every((rival) => rival.id !== id))
   // A rival that did not run could be the best.
   const [asked] = keys.reference ? withFigure([keys.reference]) : missing.length === 0 ? rivals : []
   const required = limit * (beside === undefined ? 1 : asked?.value)
-  const reaches = (found) => (isRate(figure) ? found >= required : found <= required)
   const floors = withFigure(keys.floors)
+  const limits = (floor) => isBetter(required, floor) && isBetter(floor, value)
   const sign = isRate(figure) ? '≥' : '≤'
   return {
     what,
@@ -185,8 +187,9 @@ function rowOf(what, row, { halves }, isQuick) {
     rival: [...(best ? [named(best)] : []), ...missing.map((id) => `${id} did not run`)].join('; ') || undefined,
     ratio: best && asTimes(value / best.value),
     floor: floors.map(named).join(', ') || undefined,
-    reached: Number.isFinite(value / required) ? reaches(value) : undefined,
-    forbidden: floors.length > 0 && !floors.some((floor) => reaches(floor.value)),
+    reached: Number.isFinite(value / required) ? !isBetter(required, value) : undefined,
+    // A rival shows that a goal beside the best of them is possible. A floor that did not run could be the best.
+    forbidden: beside !== 'rivals' && floors.length === keys.floors.length && limits(floors[0]?.value),
   }
 }
 

@@ -16,7 +16,7 @@ export function page(results) {
   const rows = results.rows.map((row) => [
     row.what,
     ...Object.values(COLUMNS).map((name) => row[name] ?? '–'),
-    row.forbidden && row.reached === false ? 'its floor forbids it' : verdict[row.reached],
+    row.forbidden ? 'its floor forbids it' : verdict[row.reached],
   ])
   const isEmpty = results.rows.every((row) => row.value === undefined)
   return render(results, {

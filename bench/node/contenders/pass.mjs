@@ -114,6 +114,7 @@ export const pass = [
   own('sealed', 'a SealedBuffer, attached to a message', sealed(false), { measures }),
   own('announced', 'limit: a bare message, sent once the SealedBuffer is written; the buffer follows', sealed(true), {
     measures: ['pass'],
+    alone: true,
   }),
   own('ring', 'a message: copied into the ring and out of it; to several, in messages of 1 MiB', copied, { measures }),
   contender('transfer', 'node:worker_threads', 'MessagePort, two threads of one process', posted(true), {

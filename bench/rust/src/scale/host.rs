@@ -45,7 +45,7 @@ pub(super) fn alone(capacity: usize, size: usize, seconds: f64) -> Result<f64> {
     stretch((rate * seconds) as u64 + 1)
 }
 
-/// The CPU time of the longest of the steps that follow each other for 20 ms, in nanoseconds. Few steps, since nobody reads their messages.
+/// The CPU time of the longest of the steps that follow each other for 20 ms, in nanoseconds. Few steps: what they publish must fit the ring.
 pub(super) fn longest_of(mut step: impl FnMut() -> Result<()>) -> Result<f64> {
     const MARGIN: u64 = 20_000_000;
     let started = clock::now();
