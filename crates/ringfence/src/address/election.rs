@@ -95,11 +95,22 @@ fn pause(attempts: u32, deadline: &Deadline) -> Result<()> {
     deadline.pause(Duration::from_millis(u64::from(attempts.min(ATTEMPTS)) * 2))
 }
 
-/// Binds the address for a service, which never connects to another process. Tries a name that is taken up to
-/// [`ATTEMPTS`] times: while another thread of a process starts a program (posix_spawn(3)), the child has that
-/// process's listening sockets until it executes, so a name may become free a moment after its host has closed
-/// it. A path is free immediately, because unlocking its lock file applies to all processes that have it.
+/// Binds the address for a service, which never connects to another process.
 pub(crate) fn bind_alone(
+    address: &Address,
+    access: Access,
+    deadline: &Deadline,
+    record: &mut EvidenceLog,
+) -> Result<BoundAddress> {
+    bind_within(ATTEMPTS, address, access, deadline, record)
+}
+
+/// Tries up to `max` times to bind a name that is taken. While another thread of a process starts a program
+/// (posix_spawn(3)), the child has that process's listening sockets until it executes. So a name may become
+/// free a moment after its host has closed it. A path is free immediately, because unlocking its lock file
+/// applies to all processes that have it.
+fn bind_within(
+    max: u32,
     address: &Address,
     access: Access,
     deadline: &Deadline,
@@ -113,9 +124,7 @@ pub(crate) fn bind_alone(
                 record.met(SERVICE_BINDS, "host: bound");
                 return Ok(place);
             }
-            BindOutcome::Busy if attempts < ATTEMPTS && address.place().is_none() => {
-                pause(attempts, deadline)?;
-            }
+            BindOutcome::Busy if attempts < max && address.place().is_none() => pause(attempts, deadline)?,
             BindOutcome::Busy => {
                 return Err(address.occupied("another process, or another call of this one, has bound it"));
             }
@@ -336,15 +345,15 @@ mod tests {
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
         let copy = copy(&place);
         drop(place);
-        let error = bind_alone(&address, ACCESS, &deadline, record).unwrap_err();
+        let error = bind_within(2, &address, ACCESS, &deadline, record).unwrap_err();
         assert_eq!(error.code(), "ADDRESS_OCCUPIED");
         // It keeps trying until it is cancelled.
         let token = CancelToken::new().unwrap();
         token.cancel();
         let called_off = Deadline::endless(vec![token], Duration::from_secs(60));
-        let error = bind_alone(&address, ACCESS, &called_off, record).unwrap_err();
+        let error = bind_within(3, &address, ACCESS, &called_off, record).unwrap_err();
         assert_eq!(error.code(), "ABORTED");
         drop(copy);
-        bind_alone(&address, ACCESS, &deadline, record).unwrap();
+        bind_within(2, &address, ACCESS, &deadline, record).unwrap();
     }
 }

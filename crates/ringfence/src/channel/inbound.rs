@@ -628,6 +628,8 @@ impl<R: Inlet> Drop for Inbound<R> {
         self.shared.doorbell.drop_attachments();
         // The thread may have meant to receive more, and the peer must not take the end of the other half for a clean end.
         if thread::panicking() {
+            // Reports the last counts before the program is notified of the end.
+            R::counted(self);
             self.shared.finish(ChannelState::DestroyedHere);
         }
     }

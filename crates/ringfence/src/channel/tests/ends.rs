@@ -3,7 +3,7 @@
 
 use std::{
     os::fd::AsRawFd,
-    sync::{Mutex, atomic::Ordering},
+    sync::{Mutex, atomic::Ordering, mpsc},
     thread,
 };
 
@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     channel::end::{CloseReason, END_ANNOUNCED, Handover, OnEnd, OwnPhase, Shared},
     channel::receiver::{Retain, pull_retained},
+    channel::stats::Counters,
     region::copy::Writable,
     region::phase::{Phase, Step},
     wait::deadline::Deadline,
@@ -444,6 +445,37 @@ fn resources_are_released_before_the_peer_sees_the_end() {
             "it has no successor"
         );
     }
+}
+
+/// Reports the counts at the end.
+#[derive(Debug)]
+struct CountsAtEnd(Arc<Counters>, mpsc::Sender<(u64, u64)>);
+
+impl OnEnd for CountsAtEnd {
+    fn end(&mut self, _state: ChannelState) -> bool {
+        self.1.send(self.0.received.get()).unwrap();
+        false
+    }
+}
+
+/// A service adds the figures of a channel up once the channel has ended.
+#[test]
+fn last_counts_of_a_panicking_receiver_precede_the_end() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let (report, reports) = mpsc::channel();
+    let counters = Arc::clone(&receiver.shared.counters);
+    receiver
+        .shared
+        .set_on_end(Box::new(CountsAtEnd(counters, report)));
+    assert!(sender.try_send(b"the last").unwrap());
+    assert_eq!(receiver.try_receive(&mut [0; 8]).unwrap(), Some(8));
+    let panicking = thread::spawn(move || {
+        let _receiver = receiver;
+        panic!("on purpose");
+    });
+    assert!(panicking.join().is_err());
+    assert_eq!(reports.recv(), Ok((1, 8)));
 }
 
 #[test]
