@@ -77,13 +77,14 @@ const MAX_TEXT: usize = 1000;
 
 pub(crate) type Nonce = [u8; 32];
 
-pub(super) fn check_echo(found: &Nonce, own: &Nonce) -> Result<()> {
+/// `frame` is the name of the frame with the echo, for the error.
+pub(super) fn check_echo(frame: &str, found: &Nonce, own: &Nonce) -> Result<()> {
     if found == own {
         Ok(())
     } else {
-        Err(Error::Protocol(
-            "a frame with a wrong echo of this side's nonce".into(),
-        ))
+        Err(Error::Protocol(format!(
+            "{frame} with a wrong echo of this side's nonce"
+        )))
     }
 }
 
@@ -593,8 +594,10 @@ mod tests {
 
     #[test]
     fn echo_must_equal_our_nonce() {
-        check_echo(&[7; 32], &[7; 32]).unwrap();
-        assert_eq!(check_echo(&[7; 32], &[8; 32]).unwrap_err().code(), "PROTOCOL");
+        check_echo("a HELLO", &[7; 32], &[7; 32]).unwrap();
+        let error = check_echo("a HELLO", &[7; 32], &[8; 32]).unwrap_err();
+        assert_eq!(error.code(), "PROTOCOL");
+        assert!(error.to_string().contains("a HELLO with a wrong echo"), "{error}");
     }
 
     #[test]

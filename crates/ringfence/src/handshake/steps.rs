@@ -223,7 +223,7 @@ impl Side<'_> {
         let Frame::Hello(hello) = frame else {
             return Err(Error::Protocol("expected a HELLO, received another frame".into()));
         };
-        check_echo(&hello.echo, &echo)?;
+        check_echo("a HELLO", &hello.echo, &echo)?;
         agree_on_meeting(self.meeting, role, hello.meeting)?;
         let own = self.options.backing;
         agree_on_backing(own, hello.backing)?;
@@ -461,17 +461,21 @@ impl Side<'_> {
 
     /// Makes this side's object.
     fn prepare(&self, peer: &Peer) -> Result<OwnObject> {
-        self.own_object(peer, |wanted, record| {
+        self.own_object(peer, self.open_inbox()?, |wanted, record| {
             SharedObject::create(wanted, self.deadline, record)
         })
+    }
+
+    fn open_inbox(&self) -> Result<OpenInbox> {
+        OpenInbox::open(self.options.realtime_signal)
     }
 
     fn own_object(
         &self,
         peer: &Peer,
+        inbox: OpenInbox,
         make: impl FnOnce(&ObjectSpec<'_>, &mut EvidenceLog) -> Result<SharedObject>,
     ) -> Result<OwnObject> {
-        let inbox = OpenInbox::open(self.options.realtime_signal)?;
         let mut record = EvidenceLog::default();
         // A control object is as large as the smallest ring: its name tells them apart.
         let (name, capacity): (&[u8], _) = match self.role {
@@ -503,11 +507,13 @@ impl Side<'_> {
         let mut object = match session.prepared.take() {
             Some(prepared) => prepared?,
             None if self.lacks_memory => {
+                // A signal that is in use fails here, not once the peer has sent its OFFER.
+                let inbox = self.open_inbox()?;
                 let (offer, mut descriptors) = self.receive_offer(session)?;
                 let [raw, mapped] = [descriptors.pop(), descriptors.pop()]
                     .map(|descriptor| descriptor.ok_or_else(missing_object));
                 received = Some((offer, descriptors));
-                self.own_object(&session.peer, |wanted, record| {
+                self.own_object(&session.peer, inbox, |wanted, record| {
                     let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
                     SharedObject::seal(blank, wanted, record)
                 })?
@@ -544,7 +550,7 @@ impl Side<'_> {
             owner: session.peer.credentials.uid,
         };
         let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, &mut session.record)?;
-        // Its descriptor is closed here: the peer has its own.
+        // Its descriptor is closed here: the peer's copy is on the line or with it.
         let OwnObject { object, inbox, .. } = offered.own;
         if let RingPart::Subscriber(_, ReportedStart { start, .. }) = &ring {
             // Before READY, because the publisher reads it from then on.
@@ -651,7 +657,7 @@ impl Side<'_> {
                 "expected an OFFER, received another frame".into(),
             ));
         };
-        check_echo(&offer.echo, &session.own)?;
+        check_echo("an OFFER", &offer.echo, &session.own)?;
         let found = descriptors.len();
         if found != wanted {
             return Err(Error::unsound("descriptors", wanted, found));
@@ -774,7 +780,7 @@ impl Side<'_> {
             let wanted = format!("{count} with READY");
             return Err(Error::unsound("descriptors", wanted, descriptors.len()));
         }
-        check_echo(&echo, &session.own)?;
+        check_echo("a READY", &echo, &session.own)?;
         session.record.met(RECEIVED_LAST, "received");
         Ok(descriptors)
     }
