@@ -95,18 +95,22 @@ impl Core {
 
     /// Queues the answer to a request, and reports the error of its handler. Returns the answer's place, unless it is no longer needed.
     pub(crate) fn answer(&self, id: u64, outcome: Result<&[u8], RemoteError>) -> Result<Option<Place>> {
-        let failed = outcome.as_ref().err().cloned();
-        let mut inner = self.lock()?;
-        let place = inner.state.answer(id, outcome);
-        // A local error leaves the answer in the queue.
-        let _ = inner.flush();
-        drop(inner);
         // The caller reports its own deadline.
-        if let Some(error) = failed.filter(|error| place.is_some() && !error.is_late()) {
+        let failed = outcome.as_ref().err().filter(|error| !error.is_late()).cloned();
+        let mut inner = self.lock()?;
+        let Some(place) = inner.state.answer(id, outcome) else {
+            return Ok(None);
+        };
+        if let Some(error) = failed {
+            // Before the flush, with which the peer has the error. A tracing subscriber runs without the lock.
+            drop(inner);
             let trace = &self.shared.trace;
             trace.call_failed(error.name(), error.code(), error.message());
+            inner = self.lock()?;
         }
-        Ok(place)
+        // A local error leaves the answer in the queue.
+        let _ = inner.flush();
+        Ok(Some(place))
     }
 
     /// Fails in a forked child.
