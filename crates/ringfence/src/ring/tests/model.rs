@@ -386,11 +386,13 @@ impl Rig {
         let gathered = self.pair.consumer.gather(&mut self.gathering).unwrap();
         let Some(front) = self.model.queue.front_mut().filter(|_| self.model.visible > 0) else {
             assert_eq!(gathered, None);
+            assert!(!self.pair.consumer.is_gathering(), "nothing is there");
             return;
         };
         front.read = front.written;
         if front.written < front.bytes.len() {
             assert_eq!(gathered, None);
+            assert!(self.pair.consumer.is_gathering(), "part of it is there");
             assert_eq!(self.pair.consumer.gathered_so_far(), front.written);
             return;
         }
