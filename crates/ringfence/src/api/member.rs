@@ -59,8 +59,11 @@ pub fn member(address: &Address, options: &Options) -> Result<Membership> {
     let run = |(member, position): (MemberWorker, Position)| member.run(position);
     let thread = IdleThread::spawn("ringfence-member", "a thread for the membership", run)?;
     let position = member_worker.join(&deadline);
-    let leave_timeout = timeout.saturating_add(LEAVE_MARGIN);
-    let membership = Membership::new(address, &endpoint, (worker, leave_timeout));
+    let own = MembershipOwn {
+        worker,
+        leave_timeout: timeout.saturating_add(LEAVE_MARGIN),
+    };
+    let membership = Membership::new(address, &endpoint, own);
     match position {
         Ok(position) => thread.start((member_worker, position)),
         Err(error) => {
@@ -181,22 +184,29 @@ pub fn destroy_on_drop(membership: &Membership) {
     }
 }
 
+/// The state of a membership's handle alone.
+#[derive(Debug)]
+pub(crate) struct MembershipOwn {
+    worker: Worker,
+    /// The time limit for the worker's end, after which its accept is taken to hang.
+    leave_timeout: Duration,
+}
+
 impl HandleKind for Member {
-    /// The second is the time limit for the worker's end, after which its accept is taken to hang.
-    type Own = (Worker, Duration);
+    type Own = MembershipOwn;
 
     fn dropped(membership: &mut Membership) {
         // A forked child has neither the place nor the worker.
         let Ok(endpoint) = membership.here() else { return };
-        let (worker, leave_timeout) = &membership.own;
+        let own = &membership.own;
         if thread::panicking() {
             endpoint.destroyed.store(true, Ordering::Release);
         }
-        worker.stop().cancel();
-        if !worker.wait_at_most(*leave_timeout) {
+        own.worker.stop().cancel();
+        if !own.worker.wait_at_most(own.leave_timeout) {
             // The partner can make the listening socket blocking, and so make this side's accept hang.
             endpoint.shut_listener();
-            worker.wait();
+            own.worker.wait();
         }
         // Breaks a cycle: a channel that the program has not taken holds the endpoint, which holds the channel.
         endpoint.events.discard();

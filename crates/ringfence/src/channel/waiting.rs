@@ -21,7 +21,7 @@ use crate::{
     wake::parking::Sleeper,
 };
 
-/// A half that sleeps on a channel's line. No other crate can make the `Parking` that an implementation returns.
+/// A half that sleeps on a channel's line. No API: public for the binding alone, whose halves are those of this crate.
 pub trait Waits {
     /// The thing that it sleeps for: a message, or room for a number of bytes.
     type For: Copy;

@@ -388,7 +388,7 @@ impl BoundAlone {
     }
 }
 
-/// The handle of an address at which this process accepts clients: a [`Listener`](crate::Listener), a
+/// The handle of an address that this process serves or shares: a [`Listener`](crate::Listener), a
 /// [`Membership`](crate::Membership) or the [`Audience`](crate::Audience) of a publisher.
 #[derive(Debug)]
 pub struct EndpointHandle<K: HandleKind> {
@@ -483,7 +483,8 @@ impl<K: HandleKind> Drop for EndpointHandle<K> {
 }
 
 impl<K: HandleKind> AsFd for EndpointHandle<K> {
-    /// Readable when there is an event, or the end.
+    /// Readable when [`Listener::try_accept`](crate::Listener::try_accept), [`Membership::try_next`](crate::Membership::try_next) or
+    /// [`Audience::try_next`](crate::Audience::try_next) has an event, or the end.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.endpoint.events.as_fd()
     }

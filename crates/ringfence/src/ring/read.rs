@@ -529,7 +529,7 @@ impl<O: Writable, P: Readable, L: Limit<O, P>> Reader<O, P, L> {
     /// Copies like [`Reader::pull_packed`], messages of the lengths that are wanted, and does not publish the head.
     pub(super) fn pull(&mut self, into: &mut [u8], wanted: &WantedLengths) -> Result<Packed> {
         let (mut end, mut overtaken) = (0, 0);
-        // Loads the tail at most once: a second load that finds nothing would publish the head, but the copied records may be held.
+        // Reloads the tail at most once: a second reload that finds nothing would publish the head, but the copied records may be held.
         // Padding can be the last known record.
         while (end == 0 || !self.is_drained()) && overtaken < TRIES {
             let pulled = match self.next(end == 0) {

@@ -35,6 +35,7 @@ pub(crate) struct PeerHead<P> {
     starved: bool,
     /// Messages since the tally was last updated.
     sum: Sum,
+    /// Counts for no other ring.
     pub(crate) tally: Arc<Tally>,
 }
 
@@ -196,7 +197,7 @@ pub(crate) struct PeerTail {
     pub(crate) attachments: usize,
     /// The message whose fragments are being read: its size, and how much of it has been read.
     gathering: Option<(usize, usize)>,
-    /// The tag of that message, or of the last one that was gathered.
+    /// The tag of the message that [`Reader::next_size`] has found or [`SpscReader::gather`] has begun last.
     pub(crate) tag: Tag,
     /// Whether the caller handles frames of calls.
     pub(crate) accepts_calls: bool,
@@ -207,6 +208,7 @@ pub(crate) struct PeerTail {
     bytes: u64,
     /// Messages that the last call has read and the caller has not counted, and their bytes: see [`SpscReader::count`].
     unchecked: (u64, u64),
+    /// Counts for no other ring.
     pub(crate) tally: Arc<Tally>,
     /// The counts before the retained messages: see [`SpscReader::pull_retained`].
     counts_before: (u64, u64),

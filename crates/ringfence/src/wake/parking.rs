@@ -31,8 +31,10 @@ pub(crate) enum Barriers {
 }
 
 impl Barriers {
-    pub(crate) const fn by_sleeper_if(both_can: bool) -> Self {
-        if both_can { Self::Sleeper } else { Self::Both }
+    /// `has_membarrier`: both processes take membarrier(2). For a publisher's ring: the publisher does, since each reader has a value
+    /// of its own.
+    pub(crate) const fn by_sleeper_if(has_membarrier: bool) -> Self {
+        if has_membarrier { Self::Sleeper } else { Self::Both }
     }
 }
 
