@@ -265,6 +265,44 @@ test.serial('a visitor that receives gets a message that is not visited, even if
   }
 })
 
+test.serial('a visitor that waits cannot stop the event loop: the ring is checked once if a turn is due', async (t) => {
+  const a = new Source('a').send(1)
+  const merged = mergeOf(a)
+  await settleClock()
+  clock.now += 3
+  fairness.readClock()
+  // The peer sends call frames without end: each check of the ring finds more, and no message.
+  let arms = 0
+  a.ring.armReader = () => Number((arms += 1) === 100)
+  let received: ReturnType<typeof merged.receive> | undefined
+  t.is(
+    visits(merged, Infinity, () => void (received = merged.receive())),
+    'a1',
+  )
+  t.is(arms, 1)
+  a.send(1)
+  t.is((await received!)![0], a)
+})
+
+test.serial('a visitor that waits gets the next message of any source, and no more is visited', async (t) => {
+  for (const next of ['a', 'b']) {
+    const [a, b] = named('a', 'b') as [Source, Source]
+    const merged = mergeOf(a.send(1), b)
+    await settleClock()
+    // It is fetched before the visit, so the visit has not asked the ring yet.
+    t.true(a.buffer.hasMessage())
+    const received: ReturnType<typeof merged.receive>[] = []
+    const receives = () => {
+      if (received.length > 0) return
+      received.push(merged.receive())
+      const source = next === 'a' ? a : b
+      source.send(1)
+    }
+    t.is(visits(merged, Infinity, receives), 'a1')
+    t.is((await received[0])![0].name, next)
+  }
+})
+
 test.serial('a visitor may delete the source, close the merge, or throw; unvisited messages stay', async (t) => {
   const [a, b] = named('a', 'b') as [Source, Source]
   const merged = mergeOf(a.send(3), b.send(3))

@@ -203,6 +203,57 @@ test.serial('a visitor that waits is served at once, though it is time for the e
   t.true((await waiting!)!.equals(pattern(1, 10)))
 })
 
+test.serial('a visitor that waits cannot stop the event loop: the ring is checked once if a turn is due', async (t) => {
+  const { ring, buffer } = bufferOver(new RetainingRing())
+  await afterTurn()
+  ring.push(pattern(0, 10))
+  clock.now += 3
+  fairness.readClock()
+  // The peer sends call frames without end: each check of the ring finds more, and no message.
+  let arms = 0
+  ring.armReader = () => Number((arms += 1) === 100)
+  let waiting: Promise<Buffer | null> | undefined
+  t.is(
+    buffer.receiveEach(() => void (waiting = buffer.wait(true).promise), Infinity),
+    1,
+  )
+  t.is(arms, 1)
+  ring.push(pattern(1, 10))
+  t.true((await waiting!)!.equals(pattern(1, 10)))
+})
+
+test.serial('a visitor that waits gets the next message, and no more is visited', async (t) => {
+  for (const isFetched of [false, true]) {
+    const { ring, buffer } = bufferOver(new RetainingRing())
+    await afterTurn()
+    ring.push(pattern(0, 10))
+    t.true(!isFetched || buffer.isReadableNow())
+    const waits: Promise<Buffer | null>[] = []
+    const visitor = () => {
+      if (waits.length > 0) return
+      waits.push(buffer.wait(true).promise)
+      // It arrives during the visit. `isEnded` may fetch it.
+      ring.push(pattern(1, 10))
+      t.false(buffer.isEnded)
+    }
+    t.is(buffer.receiveEach(visitor, Infinity), 1)
+    buffer.handleWakeup()
+    t.true((await waits[0]!)!.equals(pattern(1, 10)))
+  }
+})
+
+test.serial('a listener of the signal that aborts a wait may close the buffer or let a merge read it', async (t) => {
+  const { buffer } = bufferOver(new RetainingRing())
+  const ends = [() => (buffer.attachMerge(() => {}), buffer.detachMerge()), () => buffer.close(closedHere)]
+  for (const end of ends) {
+    const control = new AbortController()
+    control.signal.addEventListener('abort', () => t.notThrows(end))
+    const { promise } = buffer.wait(true, control.signal)
+    control.abort()
+    await t.throwsAsync(promise, { code: 'ABORT_ERR' })
+  }
+})
+
 test.serial('a listener of the signal that aborts a wait may read before the wait ends', async (t) => {
   const { ring, buffer } = bufferOver(new RetainingRing())
   const reads = [

@@ -160,6 +160,23 @@ test('an abort ends its own wait, and every end of a wait removes the listener o
   t.true(list.isEmpty)
 })
 
+test('an aborted wait ends with its own error, even if an earlier listener of the signal ends all waits', async (t) => {
+  const ends = [
+    (list: List<string>) => list.end(),
+    (list: List<string>) => list.fail(() => new Error('of the channel')),
+  ]
+  for (const end of ends) {
+    const list = new Waiters()
+    const control = new AbortController()
+    control.signal.addEventListener('abort', () => end(list))
+    const other = list.add().promise.catch((error: Error) => error.message)
+    const { promise } = list.add(control.signal)
+    control.abort()
+    await t.throwsAsync(promise, { code: 'ABORT_ERR' })
+    t.is(await other, end === ends[0] ? null : 'of the channel')
+  }
+})
+
 test('a loop takes available values, waits for others, and abandons only its own wait', async (t) => {
   const list = new Waiters()
   const there: (string | null | undefined | Error)[] = ['one', null, new Error('of a call')]

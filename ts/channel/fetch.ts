@@ -260,8 +260,9 @@ export interface FetchOwner {
   handleEnd(): (() => RingfenceError) | null
 }
 
-/** The events that the receive buffer handles. */
-interface FetchEvents {
+/** The receive buffer, as the fetched messages see it. */
+interface FetchBuffer {
+  /** Handles failure and end. */
   readonly owner: FetchOwner
   /**
    * A call frame of `length` bytes has arrived at `at`, in memory that is never overwritten. Must not call the program.
@@ -292,7 +293,7 @@ export class Fetched {
   endState: 'ended' | (() => RingfenceError) | null = null
   readonly #native: NativeReader
   readonly busy: boolean
-  readonly #events: FetchEvents
+  readonly #buffer: FetchBuffer
   readonly #chunk = new Chunk()
   readonly #blocks = new Blocks()
   readonly #copies = new Copies()
@@ -307,11 +308,11 @@ export class Fetched {
   /** Releases the ring once nothing is unread. Set after the peer is gone and its messages are still in the ring. */
   release: (() => void) | null = null
 
-  constructor(native: NativeReader, busy: boolean, events: FetchEvents, accepts?: AttachmentOptions) {
+  constructor(native: NativeReader, busy: boolean, buffer: FetchBuffer, accepts?: AttachmentOptions) {
     this.backlog = new Backlog(accepts)
     this.#native = native
     this.busy = busy
-    this.#events = events
+    this.#buffer = buffer
   }
 
   /** Whether fetched messages are unread. */
@@ -481,7 +482,7 @@ export class Fetched {
     const wasFull = backlog.isFull
     large.message = backlog.shift()
     large.isOwned = true
-    if (wasFull && !backlog.isFull) this.#events.backlogHasRoom()
+    if (wasFull && !backlog.isFull) this.#buffer.backlogHasRoom()
     return true
   }
 
@@ -534,11 +535,11 @@ export class Fetched {
 
   #handleCall(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): boolean {
     try {
-      this.#events.called(memory, words, at, length)
+      this.#buffer.called(memory, words, at, length)
       return true
     } catch (error) {
       this.endState = () => error as RingfenceError
-      this.#events.owner.failed(error as RingfenceError)
+      this.#buffer.owner.failed(error as RingfenceError)
       this.releaseRing()
       return false
     }
@@ -649,7 +650,7 @@ export class Fetched {
     if (answer === ENDED) {
       // The remainder of a partial message will not arrive. No call was promised it.
       this.large.partial = null
-      this.endState = this.#events.owner.handleEnd() ?? 'ended'
+      this.endState = this.#buffer.owner.handleEnd() ?? 'ended'
     } else if (answer === FAILED) return this.#fail(fromFailure(this.#native.failure()))
     if (this.endState !== null) this.releaseRing()
     return false
@@ -657,7 +658,7 @@ export class Fetched {
 
   #fail(error: RingfenceError): false {
     this.endState = () => error
-    this.#events.owner.failed(error)
+    this.#buffer.owner.failed(error)
     this.releaseRing()
     return false
   }

@@ -50,8 +50,8 @@ class Entry<Source> extends ListNode {
   }
 }
 
-/** Thrown by the visitor's wrapper to stop the visits of a source that has left the merge. */
-const LEFT_MERGE = Symbol('left')
+/** Thrown by the visitor's wrapper to stop the visits of a source. */
+const STOP = Symbol('stop')
 
 let make: (onClose: (() => void) | null) => Merge<MergeSource>
 
@@ -77,6 +77,7 @@ export let allowEnd: (merged: Merge<any, any>, failure: Error | null) => void
  *
  * `for await (const [source, message] of merge)` ends once every source has ended. Leaving the loop loses no message. Calls that wait are
  * served in order. Other ways to read fail until then, as with a {@link Channel}. `busyPollMicros` of a source has no effect on a merge.
+ * `ref` and `unref` are called on each source, and on each that is added later.
  *
  * A merge without sources stays open, since {@link Merge.add} may add another. It ends when this side closes it; the one of
  * {@link Listener.messages} also ends once the listener has closed and the last channel has left.
@@ -88,7 +89,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   /** Ends of sources that are not reported yet: the readers get the last messages first. */
   #unreported: MergeEvents<Source>['disconnect'][] = []
   /** The number of running calls of `receiveEach`. */
-  #visits = 0
+  #visitors = 0
   /** The sources and callers are attended to in the next microtask. */
   #scheduled = false
   /** The merge has or had a source. It is over once it has none again. */
@@ -257,7 +258,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     const startedAt = timers.now()
     let count = 0
     let payloadBytes = 0
-    this.#visits += 1
+    this.#visitors += 1
     try {
       for (let entry = turns.next; entry !== null && count < (max ?? Infinity); entry = turns.next) {
         const current = entry
@@ -267,16 +268,17 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
           const { values } = current.input
           if (values === null) (visit as MergeVisit<Source>)(bytes, offset, length, current.source)
           else (visit as MergeVisit<Source, unknown>)(values.decodeVisited(bytes, offset, length), current.source)
-          // A visitor may delete the source or close the merge.
-          if (current.list === null) throw LEFT_MERGE
+          // A visitor may delete the source or close the merge. If it waits for a message, the next one is its own.
+          if (current.list === null || this.#waiters.hasConsumer) throw STOP
         }
         const round = visited.has(current) ? MORE : FIRST
         visited.add(current)
         this.#visit(current, visitor, max === undefined ? undefined : max - count, round)
+        if (this.#waiters.hasConsumer) break
         if (max === undefined && fairness.exceedsBudget(startedAt, timers.now())) break
       }
     } finally {
-      this.#visits -= 1
+      this.#visitors -= 1
       this.#messages += count
       this.#bytes += payloadBytes
     }
@@ -295,7 +297,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
       buffer.visit(visitor, max, TURN, round)
     } catch (error) {
       this.#turns.end()
-      if (error === LEFT_MERGE) return
+      if (error === STOP) return
       throw error
     }
     if (entry.list === null) return
@@ -450,7 +452,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
   #wait(consumes: boolean, signal?: AbortSignal, reader: object | null = this): Wait<[Source, In]> {
     const wait = this.#waiters.add(signal, consumes, reader)
     // A visitor that receives gets a message even if the event loop is due. Otherwise its `receiveEach` would visit it.
-    this.#serve(this.#visits > 0)
+    this.#serve(this.#visitors > 0)
     return wait
   }
 
@@ -530,7 +532,11 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
     if (this.#pendingEnd !== null && this.#isOver) this[internal.settle](this.#pendingEnd)
   }
 
-  /** Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait. */
+  /**
+   * Hands available messages to the waiting callers, and asks the sources for a wakeup if more callers wait.
+   *
+   * @param ignoresTurn - Make the first attempt even if the event loop is due. Further ones would let a flood of call frames stop it.
+   */
   #serve(ignoresTurn = false): void {
     const find = (consumes: boolean) => (consumes ? this.#takeNext() : this.#hasNext() ? READABLE : null)
     for (;;) {
@@ -542,6 +548,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
       }
       if (this.#isOver) return this.#endWaiters()
       if (!this.#arm()) return
+      ignoresTurn = false
     }
   }
 

@@ -72,7 +72,7 @@ export class ReceiveBuffer {
     this.#fetched = new Fetched(native, busy, this, attachments)
   }
 
-  // The events of the fetched messages.
+  // Called by the fetched messages, which report failure and end to `owner`.
 
   called(memory: ArrayBuffer, words: Uint32Array, at: number, length: number): void {
     this.#count(1, length)
@@ -281,6 +281,8 @@ export class ReceiveBuffer {
     fetched.visitors += 1
     try {
       while (count < limit && bytes > 0) {
+        // A visitor waits: it has found nothing, and the next message is its own.
+        if (this.#waiters.hasConsumer) break
         if (fetched.at === fetched.end) {
           // Between two visits of the outermost visitor no visitor sees the chunk, so it may be overwritten.
           fetched.visitors -= 1
@@ -365,7 +367,11 @@ export class ReceiveBuffer {
     this.serve()
   }
 
-  /** Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait. `ignoresTurn`: even if the event loop is due. */
+  /**
+   * Hands messages to waiting callers, and asks the peer for a wakeup if more callers wait.
+   *
+   * @param ignoresTurn - Make the first attempt even if the event loop is due. Further ones would let a flood of call frames stop it.
+   */
   serve(ignoresTurn = false): void {
     if (this.#notifyMerge !== null) {
       if (this.calls !== null) this.#readCallFrames(false)
@@ -380,6 +386,7 @@ export class ReceiveBuffer {
       if (this.#fetched.endState !== null) return this.#endWaiters()
       if (this.isArmed || this.#rechecksLater()) return
       this.arm()
+      ignoresTurn = false
     }
     if (this.calls !== null) this.#readCallFrames(false)
   }
@@ -551,6 +558,7 @@ export class ReceiveBuffer {
    */
   attachMerge(notify: () => void): void {
     this.ensureNotMerged()
+    this.#waiters.dropAborted()
     if (!this.#waiters.isEmpty || this.#fetched.visitors > 0)
       throw invalid('the source is being read: a merge takes it once no call waits for its messages')
     this.#notifyMerge = notify

@@ -57,18 +57,23 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
   /** The callers are served once the event loop has turned. */
   isDeferred = false
 
-  /** Whether a caller takes the value. */
+  /** Whether a caller waits for a value to take. Ends aborted waits. */
   get hasConsumer(): boolean {
-    return this.#some((waiter) => waiter.consumes)
+    return this.first !== null && this.#some((waiter) => waiter.consumes)
   }
 
-  /** Whether there is such a caller. Ends those whose signal is aborted: an earlier listener of the signal may be calling. */
-  #some(matches: (waiter: Waiter<Value>) => boolean): boolean {
+  /** Ends the waits whose signal is aborted, if an earlier listener of the signal is calling. Their own listener has not run then. */
+  dropAborted(): void {
     for (let waiter = this.first, next; waiter !== null; waiter = next) {
       next = waiter.next
       if (waiter.signal?.aborted) waiter.abort()
-      else if (matches(waiter)) return true
     }
+  }
+
+  /** Whether the condition holds for a caller that waits. Ends aborted waits first. */
+  #some(matches: (waiter: Waiter<Value>) => boolean): boolean {
+    this.dropAborted()
+    for (let waiter = this.first; waiter !== null; waiter = waiter.next) if (matches(waiter)) return true
     return false
   }
 
@@ -85,7 +90,7 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
   }
 
   /**
-   * Whether the next value belongs to another call of this reader. `null` only watches.
+   * Whether the next value belongs to another call of this reader. `null` only watches. Ends aborted waits.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits.
    */
@@ -94,14 +99,15 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
     return reader !== null && this.hasConsumer
   }
 
-  /** @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits. */
+  /** Ends aborted waits. @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits. */
   ensureNoOther(reader: object | null): void {
     if (reader === null || this.first === null) return
     if (this.#some((other) => other.reader !== null && other.reader !== reader)) throw secondReaderError()
   }
 
   /**
-   * Called by a call that takes values without waiting, on behalf of `reader`. It would overtake a caller that waits for one.
+   * Called by a call that takes values without waiting, on behalf of `reader`. It would overtake a caller that waits for one. Ends aborted
+   * waits.
    *
    * @throws {@link RingfenceError} INVALID_ARGUMENT if another reader waits, or a call of this one that consumes.
    */
@@ -147,13 +153,15 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
     })
   }
 
-  /** Ends all waits with null: no more will arrive. */
+  /** Ends all waits with null: no more will arrive. Aborted ones end with their AbortError. */
   end(): void {
+    this.dropAborted()
     for (const waiter of this.clear()) waiter.resolve(null)
   }
 
-  /** @param error - Called for each waiter, so that each error has its own stack. */
+  /** Fails all waits, aborted ones with their AbortError. @param error - Called for each waiter, so that each error has its own stack. */
   fail(error: () => Error): void {
+    this.dropAborted()
     for (const waiter of this.clear()) waiter.reject(error())
   }
 }
