@@ -86,13 +86,17 @@ class Request extends ListNode {
   #timer: NodeJS.Timeout | undefined
   #reason: RingfenceError | null = null
 
+  /** Dropped when the handler is called: a handler may keep its context, which holds the request. */
+  #body: Buffer
+
   constructor(
     readonly id: number,
-    readonly body: Buffer,
+    body: Buffer,
     remaining: number,
     peer: Identity,
   ) {
     super()
+    this.#body = body
     this.size = HEAD + body.length
     this.#expiresAt = remaining === 0 ? Infinity : timers.now() + remaining
     this.context = new Context(this, remaining === 0 ? undefined : timers.date() + remaining, peer)
@@ -127,9 +131,13 @@ class Request extends ListNode {
     if (this.#timer !== undefined) timers.clearTimeout(this.#timer)
   }
 
-  /** The program has transferred memory that this request shares with others. Node 20 allows that. */
-  get isDetached(): boolean {
-    return HEAD + this.body.length < this.size
+  /** Returns the body for the handler. @throws {@link RingfenceError} INVALID_ARGUMENT if its memory is gone */
+  takeBody(): Buffer {
+    const body = this.#body
+    this.#body = EMPTY
+    // The program has transferred memory that this request shares with others. Node 20 allows that.
+    if (HEAD + body.length < this.size) throw invalid('the server has transferred the memory of this request')
+    return body
   }
 }
 
@@ -396,8 +404,7 @@ export class Calls {
     let reply: Uint8Array | Promise<Uint8Array>
     try {
       if (request.hasExpired) throw deadlineError()
-      if (request.isDetached) throw invalid('the server has transferred the memory of this request')
-      reply = this.#server!.answer(request.body, request.context)
+      reply = this.#server!.answer(request.takeBody(), request.context)
     } catch (thrown) {
       this.#handlerFailed(request, thrown)
       return

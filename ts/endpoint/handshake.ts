@@ -84,7 +84,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     if (signal?.aborted) throw aborted(signal)
     if (checked.harden) closeInspector()
     const authorizer = Authorizer.of(options.policy)
-    const errorOf = (failure: Failure | null) => fromFailure(failure, authorizer?.causeOf(failure))
+    const errorOf = errorsWith(authorizer)
     let timeoutError: RingfenceError | undefined
     const cancelError = () => (signal?.aborted ? aborted(signal) : timeoutError)
     const throwIfCancelled = () => {
@@ -121,7 +121,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
       (reason) => `the handshake cannot be started: ${reason}`,
       () => call(checked, finish, authorizer?.ask, name === 'join' ? refused : undefined),
     )
-    if (authorizer !== undefined) authorizer.answer = (...answer) => joining.answer(...answer)
+    if (authorizer !== undefined) authorizer.answer = joining.answer.bind(joining)
     const cancel = () => joining.cancel()
     const expire = () => {
       const message = `${name} did not succeed within its timeout of ${timeout} ms`
@@ -133,6 +133,11 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
     const cancelExit = address === null || name === 'connect' ? undefined : atExit(address, () => joining.vacate())
     signal?.addEventListener('abort', cancel, { once: true })
   })
+}
+
+/** An endpoint keeps the result as long as it is open. Made here, so that it keeps nothing else of the handshake alive. */
+function errorsWith(authorizer: Authorizer | undefined): Opening['errorOf'] {
+  return (failure) => fromFailure(failure, authorizer?.causeOf(failure))
 }
 
 function adviceOnTimeout(name: Call, { wait }: Options): string {
