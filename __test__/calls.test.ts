@@ -86,6 +86,22 @@ test('a call returns the reply, and thousands in flight in both directions do', 
   t.true(await isPending(own))
 })
 
+test('the end rejects the open calls in their order, also after the first was answered', async (t) => {
+  for (const isFirstAnswered of [false, true]) {
+    const { channel, partner, values } = await serving(t)
+    const rejected: number[] = []
+    const waits = (number: number) => values.call({ waits: true }).catch(() => rejected.push(number))
+    const first = isFirstAnswered ? values.call({ add: 0 }) : waits(0)
+    const calls = [waits(1), waits(2)]
+    if (isFirstAnswered) await first
+    calls.push(waits(3))
+    await reaches(partner, 'waits')
+    await channel.close()
+    await Promise.all([first, ...calls])
+    t.deepEqual(rejected, isFirstAnswered ? [1, 2, 3] : [0, 1, 2, 3])
+  }
+})
+
 test('the stack of an error shows the function that awaits the call', async (t) => {
   const { channel, partner } = await pair(t)
   await partner.run((kit) => {

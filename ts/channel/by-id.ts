@@ -1,41 +1,39 @@
 // Calls and requests by their number.
 
-/**
- * A map for values that are mostly alone in it: the first needs no hashing, which costs a call 90 ns of 2200.
- */
+/** A map for values that are mostly alone in it: a lone one needs no hashing, which costs a call 90 ns of 2200. */
 export class ById<Value extends { readonly id: number }> {
-  #first: Value | null = null
+  #lone: Value | null = null
   readonly #others = new Map<number, Value>()
 
   get size(): number {
-    return this.#others.size + (this.#first === null ? 0 : 1)
+    return this.#others.size + (this.#lone === null ? 0 : 1)
   }
 
   add(value: Value): void {
-    if (this.#first === null) this.#first = value
+    if (this.#lone === null) this.#lone = value
     else this.#others.set(value.id, value)
   }
 
   get(id: number): Value | undefined {
-    return this.#first?.id === id ? this.#first : this.#others.get(id)
+    return this.#lone?.id === id ? this.#lone : this.#others.get(id)
   }
 
   /** Returns whether it was there. */
   delete({ id }: Value): boolean {
-    if (this.#first?.id !== id) return this.#others.delete(id)
-    this.#first = null
+    if (this.#lone?.id !== id) return this.#others.delete(id)
+    this.#lone = null
     return true
   }
 
   /** All values, by their number. */
   values(): Value[] {
     const values = [...this.#others.values()]
-    if (this.#first !== null) values.push(this.#first)
+    if (this.#lone !== null) values.push(this.#lone)
     return values.sort((one, other) => one.id - other.id)
   }
 
   clear(): void {
-    this.#first = null
+    this.#lone = null
     this.#others.clear()
   }
 }
