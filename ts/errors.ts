@@ -27,8 +27,10 @@ export type ErrorCode = `ERR_RINGFENCE_${ErrorName}` | 'ABORT_ERR'
 
 type DetailName = 'check' | 'wanted' | 'found' | 'identity' | 'exitCode' | 'signalCode' | 'stderr' | 'bytes'
 
+type Writable<Type> = { -readonly [Name in keyof Type]: Type[Name] }
+
 /** The properties of a {@link RingfenceError} beyond its code and sentence. */
-export interface ErrorDetails extends Pick<RingfenceError, DetailName> {
+export interface ErrorDetails extends Writable<Pick<RingfenceError, DetailName>> {
   /** The error or reason behind it. */
   cause?: unknown
 }

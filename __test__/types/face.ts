@@ -44,6 +44,7 @@ import {
   type Delivery,
   type EndpointEvents,
   type EndpointStats,
+  type ErrorDetails,
   type Evidence,
   type ExecutableFile,
   type Identity,
@@ -263,6 +264,13 @@ export async function calls(address: string): Promise<void> {
   await using started: Spawned = await spawn('node')
   exactly<ChildProcess>()(started.child)
   exactly<Channel>()(started.channel)
+}
+
+export function errorDetails(): RingfenceError {
+  const details: ErrorDetails = { cause: 'any value' }
+  details.check = 'uid'
+  details.exitCode = null
+  return new RingfenceError('PEER_REFUSED', 'as a test says', details)
 }
 
 async function resource(open: Resource): Promise<void> {
