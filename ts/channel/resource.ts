@@ -66,13 +66,13 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    */
   abstract destroy(error?: Error): void
 
-  /** Keeps the process alive while it is open, which is the default. A merge passes the call on to its sources, and to later ones. */
+  /** Keeps the process alive while it is open, which is the default. */
   ref(): this {
     this[internal.keepAlive](true)
     return this
   }
 
-  /** Lets the process exit while it is open. A merge passes the call on to its sources, and to later ones. */
+  /** Lets the process exit while it is open. */
   unref(): this {
     this[internal.keepAlive](false)
     return this

@@ -165,6 +165,18 @@ export class Subscription<In = Message> extends Source<In> {
     return Readable.from(this, { highWaterMark: 1 })
   }
 
+  /**
+   * Closes the subscription and drops unread messages. Reads that wait end normally. Resolves once everything is released.
+   *
+   * @example
+   * ```js
+   * await subscription.close()
+   * ```
+   */
+  override close(options?: { linger?: number | undefined }): Promise<void> {
+    return super.close(options)
+  }
+
   /** @internal */
   protected override [internal.summary](): string[] {
     return [this.delivery, `peer ${this.peer.pid}`]

@@ -1,4 +1,4 @@
-// The names of methods and properties that the classes of this package share and that programs cannot call, as in Node's own classes.
+// The names of methods and properties that the classes of this package share. Programs cannot reach them by name, as in Node's own classes.
 
 // Of every resource.
 export const ended = Symbol('ended')
