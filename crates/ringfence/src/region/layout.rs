@@ -179,12 +179,7 @@ impl<V> BySlot<V> {
 
     #[inline]
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut V)> {
-        self.values_mut().iter_mut().map(|(slot, value)| (*slot, value))
-    }
-
-    /// Returns the slots and their values, in no order.
-    pub(crate) fn values_mut(&mut self) -> &mut [(usize, V)] {
-        &mut self.values
+        self.values.iter_mut().map(|(slot, value)| (*slot, value))
     }
 }
 

@@ -21,9 +21,6 @@ impl ParkingSpot {
     }
 }
 
-/// How many readers before its turn a reader's word is prefetched: each lies in a page of its own.
-const ROWS_AHEAD: usize = 16;
-
 /// The publisher's record of one reader that may sleep.
 #[derive(Debug)]
 pub(crate) struct SleepingReader<P, B> {
@@ -91,23 +88,15 @@ impl<O: Writable, P: Readable, B> FanWaker<O, P, B> {
         let Self {
             own, fences, readers, ..
         } = self;
-        let rows = readers.values_mut();
-        let many = rows.len().saturating_sub(ROWS_AHEAD);
-        let mut check = |row: &mut ReaderRow<P, B>| {
+        for (_, row) in readers.iter_mut() {
             let word = row.control.load(row.parked, Ordering::Relaxed);
             if word.is_multiple_of(2) || word == row.last_woken {
-                return;
+                continue;
             }
             row.last_woken = word;
             fence_for(own, layout::TAIL_FENCED, fences, FENCE_COUNT);
             wake_reader(&row.waker);
-        };
-        for index in 0..many {
-            let (_, later) = &rows[index + ROWS_AHEAD];
-            later.control.will_read(later.parked);
-            check(&mut rows[index].1);
         }
-        rows[many..].iter_mut().for_each(|(_, row)| check(row));
     }
 
     /// Sets the reader of this slot. `None` means that no reader has finished its handshake.
