@@ -229,9 +229,9 @@ export abstract class Source<In = Message> extends Resource<ResourceEvents> impl
   }
 
   /**
-   * Closes the source and drops unread messages. Messages that a channel has sent have `linger` milliseconds (1,000 by default) to get into
-   * the ring, where the peer can still read them, and then its end. If that is too short, the remaining sends reject with CLOSED, and the peer
-   * finds a lost peer. Reads that wait here end normally.
+   * Closes the source and drops unread messages. A channel first waits up to `linger` milliseconds (1,000 by default) for room in the ring: the
+   * peer can read the messages and the end that get there. If that is too short, the remaining sends reject with CLOSED, and the peer finds a
+   * lost peer. Reads that wait here end normally.
    *
    * @example
    * ```js

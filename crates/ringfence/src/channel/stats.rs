@@ -70,7 +70,7 @@ pub(crate) struct Counters {
     pub(crate) attachments_received: AtomicU64,
     waits: AtomicU64,
     waited_micros: AtomicU64,
-    /// How often a half went to sleep.
+    /// The number of times that a half went to sleep.
     pub(crate) sleeps: AtomicU64,
     /// Counted by the line.
     wakeups: Arc<AtomicU64>,

@@ -82,7 +82,7 @@ impl Wake for HalfWakers {
 impl Line {
     pub(super) fn new(shared: &Arc<Shared>) -> Result<Arc<Self>> {
         let half_wakers = Arc::new(HalfWakers::default());
-        // Not every kernel has pidfds.
+        // Linux before 5.3 has no pidfds.
         let pidfd = shared.doorbell.pidfd();
         Ok(Arc::new(Self {
             bell: Watched::of(shared, shared.doorbell.try_line()?)?,
