@@ -84,13 +84,14 @@ impl Host {
         })
     }
 
-    /// Joins `count` channels and returns the seconds that took.
+    /// Joins `count` channels and returns the seconds from when both sides do until both have.
     pub(super) fn join(&mut self, count: usize) -> Result<f64> {
         self.line.send(&Order::Join(count))?;
         let started = clock::now();
         self.channels.join(count)?;
+        let joined = clock::now();
         let answer: Answer = self.line.receive()?;
-        Ok((answer.finished.max(clock::now()) - started) as f64 / 1e9)
+        Ok((answer.finished.max(joined) - answer.started.max(started)) as f64 / 1e9)
     }
 
     /// Publishes, has the other process subscribe so often, and returns the seconds that the latter took.

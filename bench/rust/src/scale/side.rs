@@ -42,6 +42,7 @@ pub(super) enum Order {
 
 #[derive(Default, Serialize, Deserialize)]
 pub(super) struct Answer {
+    pub(super) started: u64,
     pub(super) finished: u64,
     pub(super) sum: u64,
     pub(super) usage: Usage,
@@ -240,8 +241,11 @@ pub fn peer(tag: &str, capacity: usize, size: usize) -> Result<()> {
     let mut line = Line::connect(tag)?;
     let mut channels = Channels::new(tag, capacity, size)?;
     loop {
-        let mut answer = Answer::default();
         let order: Order = line.receive()?;
+        let mut answer = Answer {
+            started: clock::now(),
+            ..Answer::default()
+        };
         let before = usage(false);
         match order {
             Order::Join(more) => channels.join(more)?,
