@@ -34,6 +34,11 @@ const LARGE = ['iceoryx2', 'shmem-ipc', 'ringfire']
 const SHARED = [...LARGE, 'tachyon']
 const ONE_WAY = ['unix', 'iceoryx2', 'shmem-ipc', 'tachyon']
 const SLEEPERS = [...ONE_WAY, 'tarpc']
+/** A blocking call of each: some spin before they sleep. */
+const BLOCKING = [
+  ...['ringfire', 'tachyon'],
+  ...['unix', 'iceoryx2', 'shmem-ipc', 'tarpc'].map((contender) => ({ contender, measure: 'rtt-parked' })),
+]
 const WAKEUPS = ['eventfd', 'futex']
 const IN_NODE = ['unix', 'child-process', 'child-process-26', 'message-port']
 const THREADS = [...IN_NODE, 'shared-array-buffer']
@@ -60,6 +65,7 @@ const ROWS = {
   '1 MiB in place, Rust': [inPlace(MIB), [1, 'rivals'], SHARED],
   '16 MiB in place, Rust': [inPlace(16 * MIB), [1, 'rivals'], LARGE],
   'round trip, polled, Rust': [roundTrip('rust', 'rtt-polled'), [1.1, 'cache-line'], SHARED, ['cache-line']],
+  'round trip, blocking calls, Rust': [roundTrip('rust', 'rtt-spin'), [1, 'rivals'], BLOCKING],
   'round trip, asleep, Rust': [roundTrip('rust', 'rtt-parked'), [1, 'rivals'], SLEEPERS, WAKEUPS],
   'CPU per message at 1,000/s, Rust': [paced('rust', 'cpu_ns_per_message'), [1, 'unix'], ONE_WAY],
   'wakeups per message at 1,000/s, Rust': [paced('rust', 'wakeups_per_message'), [1, 'unix'], ONE_WAY],
@@ -84,10 +90,10 @@ const SMALLER = { changes: 100, joins: 20, subscribers: 8, [2 ** 30]: MIB, [16 *
 /** The keys of a row's contenders, its own first. A key identifies a cell within its half. */
 function keysOf([cell, [, beside], rivals = [], floors = [], own = 'ringfence'], isQuick) {
   const smaller = (value) => (isQuick ? (SMALLER[value] ?? value) : value)
-  const { half, measure, subscribers } = cell
-  const usual = isQuick ? (SMALLER[measure] ?? smaller(cell.size)) : cell.size
+  const { half, subscribers } = cell
+  const usual = isQuick ? (SMALLER[cell.measure] ?? smaller(cell.size)) : cell.size
   const of = (one) => {
-    const { contender, size = usual } = typeof one === 'string' ? { contender: one } : one
+    const { contender, size = usual, measure = cell.measure } = typeof one === 'string' ? { contender: one } : one
     if (half !== 'publish') return { contender, measure, size }
     return { contender, subscribers: smaller(subscribers), idle: 0, size, batch: false }
   }

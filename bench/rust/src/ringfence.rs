@@ -120,9 +120,6 @@ macro_rules! drain_runs {
 }
 pub(crate) use drain_runs;
 
-/// The time for which a side of the spin-then-park measure spins: longer than a round trip between two awake cores, far
-/// shorter than a time slice.
-const SPIN: std::time::Duration = std::time::Duration::from_micros(50);
 /// Messages that one call to `drain` may hand over.
 pub const DRAIN: usize = 256;
 /// Bytes of a run of records of one size.
@@ -138,8 +135,8 @@ impl Contender for Side {
     fn open(setup: &mut Setup) -> Result<Self> {
         let address = format!("@{}", setup.job.tag).parse::<Address>()?;
         let mut options = Options::new().capacity(setup.job.ring_bytes() as u64);
-        if setup.job.measure == Measure::RttSpin {
-            options = options.busy_poll(SPIN);
+        if setup.job.measure == Measure::RttParked {
+            options = options.busy_poll(std::time::Duration::ZERO);
         }
         let (sender, receiver) = ringfence::join(&address, &options)?.split();
         Ok(Self {

@@ -365,9 +365,9 @@ impl Options {
         if let Some(max) = self.max_peers_per_user {
             options = options.max_peers_per_user(count(max));
         }
-        if let Some(busy_poll) = self.busy_poll_micros {
-            options = options.busy_poll(std::time::Duration::from_micros(to_u64(busy_poll)));
-        }
+        // A JavaScript thread that spins handles no other event, so it spins only if asked to.
+        let busy_poll = self.busy_poll_micros.map_or(0, to_u64);
+        options = options.busy_poll(std::time::Duration::from_micros(busy_poll));
         if let Some(number) = self.realtime_signal {
             options = options.realtime_signal(number);
         }

@@ -19,7 +19,7 @@ use crate::{
     channel::end::{ChannelState, CloseReason, Shared},
     channel::open::{Link, POLLS_PER_LINE_CHECK},
     channel::unread::Incoming,
-    channel::waiting::{Parking, SpinThenPark, Waits},
+    channel::waiting::{Parking, SpinPacer, SpinThenPark, Waits},
     error::{Error, Result},
     region::own::OwnRegion,
     region::peer::PeerRegion,
@@ -107,6 +107,7 @@ pub struct Inbound<R: Inlet> {
     /// The value of [`Reader::tail_loads`] when the caller's round started.
     round_start: u64,
     pub(super) incoming: Incoming,
+    spins: SpinPacer,
     /// Declared after the reader: that of a pair reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
 }
@@ -128,6 +129,7 @@ impl<R: Inlet> Inbound<R> {
             woken_at: 0,
             round_start: 0,
             incoming: Incoming::default(),
+            spins: SpinPacer::default(),
             shared,
         }
     }
@@ -601,6 +603,7 @@ impl<R: Inlet> Waits for Inbound<R> {
         Parking {
             shared: &self.shared,
             sleeper: self.link.as_mut().map(|link| &mut link.sleeper),
+            spins: &mut self.spins,
         }
     }
 

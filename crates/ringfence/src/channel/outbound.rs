@@ -19,7 +19,7 @@ use std::{
 
 use crate::{
     channel::end::{AtomicState, ChannelState, CloseReason},
-    channel::waiting::SpinThenPark,
+    channel::waiting::{SpinPacer, SpinThenPark},
     error::{Error, Result},
     region::layout::as_offset,
     region::own::OwnRegion,
@@ -42,6 +42,7 @@ pub struct Outbound<R: Outlet> {
     pub(super) in_progress: InProgress,
     /// Whether there is a [`Reserved`](crate::channel::reserve::Reserved) that may be written. It stores `false` when it is dropped.
     pub(super) reservation: Arc<AtomicBool>,
+    pub(crate) spins: SpinPacer,
     pub(crate) own: R::Own,
 }
 
@@ -250,6 +251,7 @@ impl<R: Outlet> Outbound<R> {
             limits: Limits::new::<R>(capacity, longest),
             in_progress: InProgress::Nothing,
             reservation: Arc::default(),
+            spins: SpinPacer::default(),
             own,
         }
     }

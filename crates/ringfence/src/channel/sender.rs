@@ -243,6 +243,7 @@ impl Waits for Sender {
         Parking {
             shared: &self.shared,
             sleeper: writing.map(|writing| &mut writing.link.sleeper),
+            spins: &mut self.spins,
         }
     }
 

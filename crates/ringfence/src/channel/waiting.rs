@@ -94,7 +94,7 @@ pub trait Waits {
 
     /// Announces that this side is awake.
     fn unpark(&mut self) {
-        let Parking { shared, sleeper } = self.parking();
+        let Parking { shared, sleeper, .. } = self.parking();
         if let Some(sleeper) = sleeper
             && !shared.is_inherited()
         {
@@ -117,6 +117,7 @@ pub struct Parking<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     /// `None` once the peer is gone, or the channel has ended: no wakeup would arrive.
     pub(crate) sleeper: Option<&'a mut Sleeper<OwnRegion, PeerRegion>>,
+    pub(crate) spins: &'a mut SpinPacer,
 }
 
 /// Checks between two reads of the clock, which costs as much as many of them.
@@ -131,6 +132,9 @@ pub(crate) trait SpinThenPark {
 
     /// The time for which a wait spins before it sleeps.
     fn spin_time(&mut self) -> Duration;
+
+    /// Decides whether this wait spins.
+    fn spin_pacer(&mut self) -> &mut SpinPacer;
 
     /// Whether the thing is there now. Called in a tight loop, so it makes no system call.
     fn spin_check(&mut self, what: Self::For) -> Result<bool>;
@@ -189,16 +193,17 @@ pub(crate) trait SpinThenPark {
     /// The first part of [`SpinThenPark::wait_until`]. `false`: the time for it is over.
     fn spin_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
         let time = self.spin_time();
-        if time.is_zero() {
+        if time.is_zero() || !self.spin_pacer().must_spin() {
             return Ok(false);
         }
         let mut now = Instant::now();
         // A time that overflows the clock has no end.
-        let end = now.checked_add(time).into_iter().chain(deadline).min();
+        let end = now.checked_add(time);
         let mut last_check = now;
         loop {
             for _ in 0..CHECKS_PER_CLOCK {
                 if self.spin_check(what)? {
+                    self.spin_pacer().hit();
                     return Ok(true);
                 }
                 std::hint::spin_loop();
@@ -212,9 +217,45 @@ pub(crate) trait SpinThenPark {
                 return Ok(true);
             }
             if end.is_some_and(|end| now >= end) {
+                self.spin_pacer().missed();
+                return Ok(false);
+            }
+            if deadline.is_some_and(|deadline| now >= deadline) {
                 return Ok(false);
             }
         }
+    }
+}
+
+/// Decides which waits of a half spin. A wait that spun for the whole time and then slept has used CPU for nothing, and so would those after
+/// it while the peer stays slow: the next wait does not spin, after another such wait the next three, up to [`MAX_SKIPS`]. One
+/// that finds something while it spins resets this.
+#[derive(Debug, Default)]
+pub(crate) struct SpinPacer {
+    /// Waits that are still to be skipped.
+    skips: u32,
+    /// Waits that are skipped after the next one that spins for nothing.
+    next_skips: u32,
+}
+
+/// The most waits that do not spin before one tries again.
+const MAX_SKIPS: u32 = 63;
+
+impl SpinPacer {
+    /// Whether this wait spins.
+    fn must_spin(&mut self) -> bool {
+        let must_spin = self.skips == 0;
+        self.skips = self.skips.saturating_sub(1);
+        must_spin
+    }
+
+    fn hit(&mut self) {
+        *self = Self::default();
+    }
+
+    fn missed(&mut self) {
+        self.next_skips = (2 * self.next_skips + 1).min(MAX_SKIPS);
+        self.skips = self.next_skips;
     }
 }
 
@@ -234,6 +275,10 @@ impl<W: Waits> SpinThenPark for W {
 
     fn spin_time(&mut self) -> Duration {
         self.parking().shared.busy_poll
+    }
+
+    fn spin_pacer(&mut self) -> &mut SpinPacer {
+        self.parking().spins
     }
 
     #[inline]
@@ -264,5 +309,86 @@ impl<W: Waits> SpinThenPark for W {
             return Ok(Slept::Ready);
         }
         Ok(if woken? { Slept::Woken } else { Slept::Late })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A half whose peer answers while it spins, or only once it sleeps.
+    struct Half {
+        spin_time: Duration,
+        peer_is_fast: bool,
+        checks: u32,
+        spins: SpinPacer,
+    }
+
+    impl Half {
+        fn spinning_for(spin_time: Duration) -> Self {
+            Self {
+                spin_time,
+                peer_is_fast: false,
+                checks: 0,
+                spins: SpinPacer::default(),
+            }
+        }
+
+        /// Waits once, and returns whether it spun.
+        fn wait(&mut self, peer_is_fast: bool) -> bool {
+            (self.peer_is_fast, self.checks) = (peer_is_fast, 0);
+            assert!(self.wait_until((), None).unwrap());
+            self.checks > 0
+        }
+    }
+
+    impl SpinThenPark for Half {
+        type For = ();
+
+        fn spin_time(&mut self) -> Duration {
+            self.spin_time
+        }
+
+        fn spin_pacer(&mut self) -> &mut SpinPacer {
+            &mut self.spins
+        }
+
+        fn spin_check(&mut self, (): ()) -> Result<bool> {
+            self.checks += 1;
+            Ok(self.peer_is_fast)
+        }
+
+        fn park_until(&mut self, (): (), _deadline: Option<Instant>) -> Result<Slept> {
+            Ok(Slept::Ready)
+        }
+    }
+
+    #[test]
+    fn half_with_a_slow_peer_spins_less_and_less() {
+        let mut half = Half::spinning_for(Duration::from_nanos(1));
+        let spun: Vec<_> = (0..300).filter(|_| half.wait(false)).collect();
+        assert_eq!(spun, [0, 2, 6, 14, 30, 62, 126, 190, 254]);
+    }
+
+    #[test]
+    fn half_spins_at_each_wait_once_its_peer_is_fast() {
+        let mut half = Half::spinning_for(Duration::from_nanos(1));
+        while half.spins.next_skips < MAX_SKIPS {
+            half.wait(false);
+        }
+        let slept = (0..=MAX_SKIPS).take_while(|_| !half.wait(true)).count();
+        assert_eq!(slept, MAX_SKIPS as usize);
+        assert!((0..100).all(|_| half.wait(true)));
+        assert!(half.wait(false) && !half.wait(false) && half.wait(false));
+    }
+
+    #[test]
+    fn wait_that_ends_at_its_deadline_is_no_evidence_of_a_slow_peer() {
+        let mut half = Half::spinning_for(Duration::from_secs(3600));
+        let past = Instant::now();
+        for _ in 0..10 {
+            assert!(!half.spin_until((), Some(past)).unwrap());
+        }
+        assert!(half.wait(true));
     }
 }

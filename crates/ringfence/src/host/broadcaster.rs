@@ -10,7 +10,7 @@ use crate::{
     channel::end::{AtomicState, ChannelState},
     channel::outbound::{Outbound, Outlet, Writing},
     channel::unread::PassedAttachments,
-    channel::waiting::{Slept, SpinThenPark},
+    channel::waiting::{Slept, SpinPacer, SpinThenPark},
     error::{Error, Result},
     fork::inherited,
     handshake::broadcast::ReaderLink,
@@ -383,6 +383,10 @@ impl SpinThenPark for Broadcaster {
 
     fn spin_time(&mut self) -> Duration {
         self.own.busy_poll
+    }
+
+    fn spin_pacer(&mut self) -> &mut SpinPacer {
+        &mut self.spins
     }
 
     fn spin_check(&mut self, size: usize) -> Result<bool> {

@@ -31,7 +31,7 @@ use crate::{
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::Verifier,
-    channel::waiting::{Slept, SpinThenPark},
+    channel::waiting::{Slept, SpinPacer, SpinThenPark},
     error::{Error, Result},
     evidence::Evidence,
     identity::Identity,
@@ -163,6 +163,10 @@ impl SpinThenPark for DriverSpin<'_> {
 
     fn spin_time(&mut self) -> Duration {
         self.receiver.spin_time()
+    }
+
+    fn spin_pacer(&mut self) -> &mut SpinPacer {
+        self.receiver.spin_pacer()
     }
 
     fn spin_check(&mut self, (): ()) -> Result<bool> {

@@ -23,7 +23,7 @@ use crate::{
     channel::end::CloseReason,
     channel::open::POLLS_PER_LINE_CHECK,
     channel::receiver::Receiver,
-    channel::waiting::{Slept, SpinThenPark},
+    channel::waiting::{Slept, SpinPacer, SpinThenPark},
     error::{Error, OrSystem, Result},
     fork::OwnerProcess,
     region::copy::barrier,
@@ -193,6 +193,7 @@ pub struct Merge<S = Receiver> {
     empty_polls: u32,
     /// The source of the message that was received last.
     last: Option<Key>,
+    spins: SpinPacer,
 }
 
 /// A slot for a source.
@@ -222,6 +223,7 @@ impl<S: Source> Merge<S> {
             left_counts: (0, 0),
             empty_polls: 0,
             last: None,
+            spins: SpinPacer::default(),
         })
     }
 
@@ -687,6 +689,10 @@ impl<S: Source> SpinThenPark for Merge<S> {
     fn spin_time(&mut self) -> Duration {
         let sources = self.slots.iter_mut().filter_map(|slot| slot.source.as_mut());
         sources.map(S::spin_time).max().unwrap_or(Duration::ZERO)
+    }
+
+    fn spin_pacer(&mut self) -> &mut SpinPacer {
+        &mut self.spins
     }
 
     fn spin_check(&mut self, (): ()) -> Result<bool> {
