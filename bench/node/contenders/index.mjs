@@ -1,3 +1,4 @@
+import { buffers } from './buffers.mjs'
 import { calls } from './calls.mjs'
 import { childCalls, children } from './child.mjs'
 import { childProcess, childProcess26 } from './child-process.mjs'
@@ -37,7 +38,7 @@ export const contenders = [
   ...of(peers, PEERS),
   ...of(children, ['one', 'rtt-polled', 'rtt-parked']),
   ...of(childCalls, ['rpc']),
-  ...of(singles, ['single']),
+  ...of([...singles, buffers], ['single']),
   ...of(objects, ['objects']),
   ...of(calls, ['rpc']),
   ...of(rpc, ['rpc', 'rpc-stalled']),

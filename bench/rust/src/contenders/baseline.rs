@@ -5,21 +5,12 @@ use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use nix::sys::eventfd::{EfdFlags, EventFd as Event};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::clock;
-use crate::driver::{self, Contender, Job, Measure, Outcome, Setup, Side, Usage, Wait};
+use crate::driver::{Contender, Setup, Side, Wait};
 use crate::work::Work;
-
-pub fn takes_memcpy(measure: Measure, size: usize) -> Result<(), &'static str> {
-    if measure == Measure::One && size >= 1024 {
-        Ok(())
-    } else {
-        Err("only from 1 KiB, one-way")
-    }
-}
 
 #[repr(align(128))]
 struct Lined(AtomicU64);
@@ -183,31 +174,4 @@ impl Contender for Futex {
         self.seen = self.pong.load(Ordering::Acquire);
         Ok(Work::new(words * 8, 0).message_sum(u64::from(self.seen >> 1)))
     }
-}
-
-/// Copies to as many targets as a ring of this run would hold. Bytes copied per second are counted once, as for a message.
-pub fn memcpy(job: &Job) -> Result<Outcome> {
-    let slots = job.slots();
-    driver::pin(job.cpus[0])?;
-    let from = vec![1u8; job.size];
-    let mut to = vec![0u8; slots * job.size];
-    let mut copy = |count: u64| {
-        let started = clock::now();
-        for n in 0..count {
-            let slot = (n as usize % slots) * job.size;
-            to[slot..slot + job.size].copy_from_slice(&from);
-            std::hint::black_box(to.as_mut_ptr());
-        }
-        (clock::now() - started) as f64 / 1e9
-    };
-    let count = driver::warmed_up(job.seconds, 2 * slots as u64, |count| Ok((count, copy(count))))?;
-    let seconds = copy(count);
-    if to[0] != 1 {
-        bail!("nothing was copied");
-    }
-    let usage = Usage {
-        cpu_ns: (seconds * 1e9) as u64,
-        ..Usage::default()
-    };
-    Ok(Outcome::of(job, count, seconds, usage))
 }

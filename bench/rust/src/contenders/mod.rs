@@ -180,13 +180,5 @@ pub fn all() -> Vec<Entry> {
             "limit: the same through a futex in shared memory",
             |measure, _| only(Measure::RttParked, measure, "only a parked round trip"),
         ),
-        Entry {
-            id: "memcpy",
-            version: "machine",
-            note: "limit: one thread copies a buffer of that size to another",
-            takes: baseline::takes_memcpy,
-            a: baseline::memcpy,
-            b: |_| Ok(()),
-        },
     ]
 }
