@@ -120,7 +120,10 @@ fn pages(count: usize) -> Result<Value> {
     };
     let times = (0..CHANGES).map(|_| {
         longest_of(|| {
-            ensure!((0..count).map(load).sum::<u64>() == 0, "somebody has written the pages");
+            ensure!(
+                (0..count).map(load).sum::<u64>() == 0,
+                "somebody has written the pages"
+            );
             Ok(())
         })
     });
