@@ -2,6 +2,7 @@
 
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
+import { existsSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 
@@ -9,7 +10,12 @@ import type { ExecutionContext } from 'ava'
 
 import { within } from './until.js'
 
-const built = (name: string) => fileURLToPath(new URL(`../../../target/debug/${name}`, import.meta.url))
+/** Without the check, a test would wait until its time limit for a program that was never started. */
+function built(name: string): string {
+  const path = fileURLToPath(new URL(`../../../target/debug/${name}`, import.meta.url))
+  if (!existsSync(path)) throw new Error(`${path} is missing: node scripts/build.mjs tests`)
+  return path
+}
 
 export const rustPartner = built('ringfence-partner')
 export const framesProducer = built('ringfence-frames')
