@@ -22,7 +22,8 @@ function open({ job: { size } }) {
         const from = (n % CYCLE) * size
         const { buffer } = Buffer.allocUnsafeSlow(BLOCK * size).fill(bytes.subarray(from, from + BLOCK * size))
         const batch = []
-        for (let end = Math.min(n + BLOCK, count); n < end; n++) {
+        const end = Math.min(n + BLOCK, count)
+        for (; n < end; n++) {
           batch.push(new View(buffer, (n % BLOCK) * size, size))
         }
         for (const one of batch) total = add(total, reader.sum(one, 0, size))
