@@ -228,6 +228,15 @@ test('a signal that is already aborted starts nothing', async (t) => {
   t.is((await t.throwsAsync(aborting, { code: 'ABORT_ERR' }))?.cause, 'before')
 })
 
+test('an abort of `spawn.signal` before the handshake is CHILD_EXITED, and no uncaught error', async (t) => {
+  const over = new AbortController()
+  const onSpawn = () => over.abort()
+  const settings: SpawnOptions = { stdio: 'ignore', signal: over.signal }
+  const spawning = spawn(process.execPath, script(NEVER_ANSWERS), { ...PATIENT, spawn: settings, onSpawn })
+  const error = await t.throwsAsync<RingfenceError>(spawning, { code: 'ERR_RINGFENCE_CHILD_EXITED' })
+  t.is(error?.signalCode, 'SIGTERM')
+})
+
 test('an exception of onSpawn kills the child, and spawn rejects with it', async (t) => {
   let started!: ChildProcess
   const thrown = new Error('of the callback')

@@ -81,6 +81,8 @@ export async function spawn(
     const [cause] = (await once(child, 'error').catch((error: unknown) => [error])) as [Error]
     throw cannotStart(command, cause)
   }
+  // The caller may not have the child yet, so nothing else would handle the abort of `spawn.signal`.
+  child.on('error', ignore)
   // The handshake may fail before the exit is awaited.
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
   const output = bufferOutput(child)
@@ -95,6 +97,7 @@ export async function spawn(
       await settledWithin(EXIT_TIMEOUT, exited)
     }
     let disposed: Promise<void> | undefined
+    child.off('error', ignore)
     return { child, channel, [Symbol.asyncDispose]: () => (disposed ??= dispose()) }
   } catch (error) {
     await killAll(line, child)
