@@ -102,6 +102,7 @@ test('an argument that cannot be parsed is reported, with the valid ones', (t) =
     ['help --verbose', 'help takes no --verbose'],
     ['send @x --capacity', /--capacity/],
     ['send @x --evidence=yes', /--evidence/],
+    ['send @x --timeout -1', /^.*--timeout.*$/], // one line
   ]
   for (const time of ['0', '-1', 'soon', '2000001', 'NaN', 'Infinity', '3 s', '3d', 's', '1e3', '0x10'])
     all.push(

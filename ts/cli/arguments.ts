@@ -76,7 +76,8 @@ function parse(words: string[]) {
   try {
     return parseArgs(config)
   } catch (error) {
-    throw new UsageError((error as Error).message)
+    // Some messages have several lines.
+    throw new UsageError((error as Error).message.replaceAll('\n', ' '))
   }
 }
 
