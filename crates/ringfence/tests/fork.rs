@@ -95,6 +95,12 @@ fn assert_debug<T: std::fmt::Debug>(handle: &T) {
     assert!(!format!("{handle:?}").is_empty());
 }
 
+/// As `assert_debug`, for a handle whose text starts with the name that the program knows.
+fn assert_named<T: std::fmt::Debug>(handle: &T, name: &str) {
+    let text = format!("{handle:?}");
+    assert!(text.starts_with(&format!("{name} {{ address: ")), "{text}");
+}
+
 // Each of the following calls every method of one kind of handle, in a child. The test of the names below
 // ensures that none is missing.
 
@@ -153,7 +159,7 @@ fn use_broadcaster(broadcaster: &mut Broadcaster) {
 }
 
 fn use_audience(audience: &Audience) {
-    assert_debug(audience);
+    assert_named(audience, "Audience");
     let _ = audience.address();
     assert_inert(audience.next());
     assert_inert(audience.next_until(Some(Instant::now())));
@@ -357,7 +363,7 @@ fn use_merge(merge: &mut Merge<AnySource>, key: Key) {
 }
 
 fn use_listener(listener: &Listener) {
-    assert_debug(listener);
+    assert_named(listener, "Listener");
     let _ = listener.address();
     listener.stats();
     assert_inert(listener.accept());
@@ -371,7 +377,7 @@ fn use_listener(listener: &Listener) {
 }
 
 fn use_membership(membership: &Membership) {
-    assert_debug(membership);
+    assert_named(membership, "Membership");
     let _ = membership.address();
     membership.stats();
     assert_inert(membership.next());

@@ -193,6 +193,7 @@ pub(crate) struct MembershipOwn {
 }
 
 impl HandleKind for Member {
+    const HANDLE: &'static str = "Membership";
     type Own = MembershipOwn;
 
     fn dropped(membership: &mut Membership) {

@@ -281,6 +281,7 @@ impl Audience {
 }
 
 impl HandleKind for Broadcast {
+    const HANDLE: &'static str = "Audience";
     /// The thread that watches the subscribers.
     type Own = Option<JoinHandle<()>>;
 

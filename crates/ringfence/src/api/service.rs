@@ -178,6 +178,7 @@ impl Listener {
 pub struct Service;
 
 impl HandleKind for Service {
+    const HANDLE: &'static str = "Listener";
     type Own = Worker;
 
     fn dropped(listener: &mut Listener) {

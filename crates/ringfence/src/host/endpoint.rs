@@ -390,7 +390,6 @@ impl BoundAlone {
 
 /// The handle of an address that this process serves or shares: a [`Listener`](crate::Listener), a
 /// [`Membership`](crate::Membership) or the [`Audience`](crate::Audience) of a publisher.
-#[derive(Debug)]
 pub struct EndpointHandle<K: HandleKind> {
     address: Address,
     /// Accessed through [`EndpointHandle::here`] only: its locks are not for a forked child.
@@ -400,8 +399,10 @@ pub struct EndpointHandle<K: HandleKind> {
 
 /// The kind of an [`EndpointHandle`].
 pub(crate) trait HandleKind: EndpointKind {
+    /// The name of the handle's public type.
+    const HANDLE: &'static str;
     /// The state of the handle alone.
-    type Own: fmt::Debug;
+    type Own;
 
     /// The program has dropped the handle.
     fn dropped(handle: &mut EndpointHandle<Self>);
@@ -473,6 +474,14 @@ impl<K: HandleKind> EndpointHandle<K> {
                 endpoint.wakeup.signal();
             }
         }
+    }
+}
+
+impl<K: HandleKind> fmt::Debug for EndpointHandle<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(K::HANDLE)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
