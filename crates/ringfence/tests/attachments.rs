@@ -586,6 +586,10 @@ fn malformed_attachments_end_the_channel() {
         let found = receiver.receive_vec().unwrap_err();
         assert_eq!(found.code(), code, "{violation}: {found}");
         assert_eq!(receiver.close_reason(), Some(CloseReason::Corrupt), "{violation}");
+        // Each call reports the violation itself.
+        let (found, again) = (found.to_string(), receiver.receive_vec().unwrap_err().to_string());
+        assert!(!found.contains("found before"), "{violation}: {found}");
+        assert!(again.ends_with(&found), "{violation}: {again}");
         hostile.proceed();
         hostile.finish();
     }

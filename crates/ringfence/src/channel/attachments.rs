@@ -7,7 +7,6 @@
 use std::{mem, sync::atomic::Ordering};
 
 use crate::{
-    channel::end::ChannelState,
     channel::inbound::{Inbound, Inlet},
     channel::receiver::Receiver,
     channel::sender::Sender,
@@ -108,8 +107,13 @@ impl<R: Inlet> Inbound<R> {
         }
         let collected = self.shared.doorbell.collect(count, number);
         self.shared.end_if_gone();
-        if let Err(Error::ObjectUnsound { .. } | Error::RingCorrupt(_)) = collected {
-            self.shared.finish(ChannelState::Corrupt);
+        let violation = match &collected {
+            Err(Error::RingCorrupt(what)) => Some(what.clone()),
+            Err(error @ Error::ObjectUnsound { .. }) => Some(error.to_string()),
+            _ => None,
+        };
+        if let Some(what) = violation {
+            self.shared.finish_corrupt(what);
             // A program may keep this half for long without calling it again.
             self.shared.doorbell.drop_attachments();
         }

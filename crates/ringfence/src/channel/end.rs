@@ -10,7 +10,7 @@ use std::{
     fmt,
     os::fd::BorrowedFd,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering, fence},
     },
     thread,
@@ -227,6 +227,8 @@ pub(crate) struct Shared {
     pub(crate) receiving_ended: AtomicBool,
     /// The peer was gone before it had ended its sending. Set once, with the state, under the lock of `resources` and before the state.
     pub(super) lost: AtomicBool,
+    /// The first protocol violation of the peer. Set before [`ChannelState::Corrupt`].
+    pub(super) violation: OnceLock<String>,
     /// Released when the channel ends. Its lock also guards the phase word of this side's region and the number of its tokens.
     pub(crate) resources: ProcessMutex<Option<Resources>>,
     pub(crate) busy_poll: Duration,
@@ -330,7 +332,17 @@ impl Shared {
 
     /// The error of a call on an ended channel.
     pub(crate) fn check(&self) -> Result<()> {
-        self.state.get().check(self.peer, self.is_lost())
+        let checked = self.state.get().check(self.peer, self.is_lost());
+        checked.map_err(|error| match (error, self.violation.get()) {
+            (Error::RingCorrupt(_), Some(what)) => Error::RingCorrupt(what.clone()),
+            (error, _) => error,
+        })
+    }
+
+    /// Ends the channel for a protocol violation of the peer, which each later call then reports.
+    pub(super) fn finish_corrupt(&self, what: String) {
+        let _ = self.violation.set(what);
+        self.finish(ChannelState::Corrupt);
     }
 
     pub(crate) fn close_reason(&self) -> Option<CloseReason> {
@@ -543,8 +555,8 @@ impl Shared {
         if self.is_inherited() || !self.doorbell.is_gone() {
             return;
         }
-        if self.doorbell.is_violated() {
-            self.finish(ChannelState::Corrupt);
+        if let Some(what) = self.doorbell.violation() {
+            self.finish_corrupt(what);
             return;
         }
         // An honest peer announces that it closes before it hangs up. A killed one has announced nothing.
@@ -573,7 +585,7 @@ impl Shared {
 
     /// Ends the channel if the result is a protocol violation of the peer.
     pub(crate) fn judge<T>(&self, result: Result<T>) -> Result<T> {
-        if let Err(Error::RingCorrupt(_)) = &result {
+        if let Err(Error::RingCorrupt(what)) = &result {
             if self.is_inherited() {
                 return Err(inherited());
             }
@@ -588,7 +600,7 @@ impl Shared {
             if !self.peer_is_gone() {
                 self.check()?;
             }
-            self.finish(ChannelState::Corrupt);
+            self.finish_corrupt(what.clone());
         }
         result
     }

@@ -1,6 +1,6 @@
 //! Opens a channel from the parts that a handshake returns. The halves are made from what is opened.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{Arc, OnceLock, atomic::AtomicBool};
 
 use crate::{
     channel::end::{AtomicState, OnEnd, OwnPhase, Resources, Shared},
@@ -61,6 +61,7 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
         sending_ended: AtomicBool::new(false),
         receiving_ended: AtomicBool::new(false),
         lost: AtomicBool::new(false),
+        violation: OnceLock::new(),
         resources: ProcessMutex::new(Some(resources), owner),
         busy_poll: options.busy_poll,
         trace: parts.trace,

@@ -604,9 +604,9 @@ impl Doorbell {
         }
     }
 
-    /// Returns whether the peer has sent what no honest peer sends on the line.
-    pub(crate) fn is_violated(&self) -> bool {
-        self.state.lock().is_ok_and(|state| violation(&state).is_some())
+    /// Returns what the peer has sent that no honest peer sends on the line.
+    pub(crate) fn violation(&self) -> Option<String> {
+        violation(&*self.state.lock().ok()?).cloned()
     }
 
     pub(crate) fn is_gone(&self) -> bool {
