@@ -120,8 +120,10 @@ pub struct Parking<'a> {
     pub(crate) spins: &'a mut SpinPacer,
 }
 
-/// Checks between two reads of the clock, which costs as much as many of them.
-const CHECKS_PER_CLOCK: u32 = 64;
+/// The most checks between two reads of the clock, which costs as much as many of them.
+const MAX_CHECKS_PER_CLOCK: u32 = 64;
+/// Checks that take longer, of many sources or subscribers, are made one between two reads of the clock.
+const SLOW_CHECKS: Duration = Duration::from_micros(5);
 /// The interval at which a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
 const LINE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -196,19 +198,27 @@ pub(crate) trait SpinThenPark {
         if time.is_zero() || !self.spin_pacer().must_spin() {
             return Ok(false);
         }
-        let mut now = Instant::now();
+        let start = Instant::now();
+        let mut now = start;
         // A time that overflows the clock has no end.
-        let end = now.checked_add(time);
-        let mut last_check = now;
+        let end = start.checked_add(time).into_iter().chain(deadline).min();
+        let mut last_check = start;
+        let mut checks = 1;
         loop {
-            for _ in 0..CHECKS_PER_CLOCK {
+            for _ in 0..checks {
                 if self.spin_check(what)? {
                     self.spin_pacer().hit();
                     return Ok(true);
                 }
                 std::hint::spin_loop();
             }
-            now = Instant::now();
+            let took = now.elapsed();
+            now += took;
+            checks = if took > SLOW_CHECKS {
+                1
+            } else {
+                MAX_CHECKS_PER_CLOCK.min(4 * checks)
+            };
             if now.duration_since(last_check) >= LINE_CHECK_INTERVAL {
                 last_check = now;
                 self.check_line()?;
@@ -217,10 +227,7 @@ pub(crate) trait SpinThenPark {
                 return Ok(true);
             }
             if end.is_some_and(|end| now >= end) {
-                self.spin_pacer().missed();
-                return Ok(false);
-            }
-            if deadline.is_some_and(|deadline| now >= deadline) {
+                self.spin_pacer().spun_for_nothing(now - start, time);
                 return Ok(false);
             }
         }
@@ -228,10 +235,12 @@ pub(crate) trait SpinThenPark {
 }
 
 /// Decides which waits of a half spin. A wait that spun for the whole time and then slept has used CPU for nothing, and so would those after
-/// it while the peer stays slow: the next wait does not spin, after another such wait the next three, up to [`MAX_SKIPS`]. One
-/// that finds something while it spins resets this.
+/// it while the peer stays slow: the next wait does not spin, after another such wait the next three, up to [`MAX_SKIPS`]. Waits that
+/// their deadlines end count as one once they have spun for that time together. One that finds something while it spins resets this.
 #[derive(Debug, Default)]
 pub(crate) struct SpinPacer {
+    /// The time of the waits that spun for nothing since the last skips.
+    spent: Duration,
     /// Waits that are still to be skipped.
     skips: u32,
     /// Waits that are skipped after the next one that spins for nothing.
@@ -253,7 +262,13 @@ impl SpinPacer {
         *self = Self::default();
     }
 
-    fn missed(&mut self) {
+    /// Counts a wait that spun for nothing. `whole`: the time for which a wait spins unless its deadline ends it.
+    fn spun_for_nothing(&mut self, time: Duration, whole: Duration) {
+        self.spent += time;
+        if self.spent < whole {
+            return;
+        }
+        self.spent = Duration::ZERO;
         self.next_skips = (2 * self.next_skips + 1).min(MAX_SKIPS);
         self.skips = self.next_skips;
     }
@@ -321,6 +336,7 @@ mod tests {
         spin_time: Duration,
         peer_is_fast: bool,
         checks: u32,
+        check_time: Duration,
         spins: SpinPacer,
     }
 
@@ -330,6 +346,7 @@ mod tests {
                 spin_time,
                 peer_is_fast: false,
                 checks: 0,
+                check_time: Duration::ZERO,
                 spins: SpinPacer::default(),
             }
         }
@@ -355,6 +372,9 @@ mod tests {
 
         fn spin_check(&mut self, (): ()) -> Result<bool> {
             self.checks += 1;
+            if !self.check_time.is_zero() {
+                std::thread::sleep(self.check_time);
+            }
             Ok(self.peer_is_fast)
         }
 
@@ -383,12 +403,33 @@ mod tests {
     }
 
     #[test]
-    fn wait_that_ends_at_its_deadline_is_no_evidence_of_a_slow_peer() {
+    fn wait_that_ends_soon_at_its_deadline_is_no_evidence_of_a_slow_peer() {
         let mut half = Half::spinning_for(Duration::from_secs(3600));
         let past = Instant::now();
         for _ in 0..10 {
             assert!(!half.spin_until((), Some(past)).unwrap());
         }
         assert!(half.wait(true));
+    }
+
+    #[test]
+    fn waits_that_end_at_their_deadlines_spin_less_and_less() {
+        let mut half = Half::spinning_for(Duration::from_micros(50));
+        let past = Instant::now();
+        let waits = 10_000;
+        let mut spun = 0;
+        for _ in 0..waits {
+            half.checks = 0;
+            assert!(!half.spin_until((), Some(past)).unwrap());
+            spun += u32::from(half.checks > 0);
+        }
+        assert!(spun < waits, "{spun}");
+    }
+
+    #[test]
+    fn slow_checks_do_not_spin_for_longer() {
+        let mut half = Half::spinning_for(Duration::from_millis(4));
+        half.check_time = Duration::from_millis(1);
+        assert!(half.wait(false) && half.checks <= 4, "{}", half.checks);
     }
 }
