@@ -558,8 +558,7 @@ export class ReceiveBuffer {
    */
   attachMerge(notify: () => void): void {
     this.ensureNotMerged()
-    this.#waiters.dropAborted()
-    if (!this.#waiters.isEmpty || this.#fetched.visitors > 0)
+    if (this.#waiters.hasReader || this.#fetched.visitors > 0)
       throw invalid('the source is being read: a merge takes it once no call waits for its messages')
     this.#notifyMerge = notify
   }
@@ -567,6 +566,8 @@ export class ReceiveBuffer {
   /** Lets the program read again. */
   detachMerge(): void {
     this.#notifyMerge = null
+    // A web stream may watch for the end, which the merge may have read.
+    if (!this.#waiters.isEmpty) timers.queueMicrotask(() => this.serve())
   }
 
   /** Whether there is something to read. @throws as {@link #fetch} */

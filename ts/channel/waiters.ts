@@ -62,6 +62,11 @@ export class Waiters<Value> extends LinkedList<Waiter<Value>> {
     return this.first !== null && this.#some((waiter) => waiter.consumes)
   }
 
+  /** Whether a reader waits, and not only a web stream that watches for the end. Ends aborted waits. */
+  get hasReader(): boolean {
+    return this.#some((waiter) => waiter.reader !== null)
+  }
+
   /** Ends the waits whose signal is aborted, if an earlier listener of the signal is calling. Their own listener has not run then. */
   dropAborted(): void {
     for (let waiter = this.first, next; waiter !== null; waiter = next) {
