@@ -8,7 +8,7 @@ import { member, subscribe } from 'ringfence'
 
 import { namedAddress, untilBound } from './support/address.js'
 import { urlOf } from './support/internals.js'
-import { joinHere, Partner } from './support/partner.js'
+import { joinHere, pair, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
 
 /** Resources at an address, and whether the test needs a partner. */
@@ -217,4 +217,17 @@ test('a message that a member has filled is in the ring before the exit leaves t
   }, address)
   const { value: channel } = await here[Symbol.asyncIterator]().next()
   t.deepEqual(await channel!.receive(), Buffer.from([7]))
+})
+
+test('messages that are sent right before the exit, or by a listener of it, are in the ring', async (t) => {
+  const { partner, channel } = await pair(t)
+  partner.mayFail()
+  void partner.run((kit) => {
+    process.on('exit', () => void kit.channel.send('by a listener'))
+    void kit.channel.send('right before')
+    process.exit(3)
+  })
+  t.is(String(await channel.receive()), 'right before')
+  t.is(String(await channel.receive()), 'by a listener')
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })

@@ -100,7 +100,7 @@ export class SendQueue {
   #hasEnded = false
   readonly #failed: (error: RingfenceError) => void
   readonly #process = watchExit()
-  /** Cancels the flush at exit, which puts filled messages into the ring as `fill` promises its caller. */
+  /** Cancels the flush at exit, without which messages that were sent or filled right before it would be lost. */
   #cancelExitFlush: (() => void) | null = null
 
   /** @param failed - Called with failures of the binding that are not the caller's fault. */
@@ -147,13 +147,20 @@ export class SendQueue {
 
   /** Makes the promise of the first message in the arena. Later messages with certain room share it. */
   #startBatch(): Promise<void> {
+    const promise = this.#promises.share()
     this.#schedule()
-    return this.#promises.share()
+    return promise
   }
 
+  /** Calls {@link pump} once this turn of the program is over, or at the exit if that comes first. */
   #schedule(): void {
+    if (this.#process.isExiting) {
+      this.pump()
+      return
+    }
     if (this.#scheduled) return
     this.#scheduled = true
+    this.#cancelExitFlush ??= flushAtExit(() => this.pump())
     runInMicrotask(this.#flush)
   }
 
@@ -391,7 +398,7 @@ export class SendQueue {
     arena.finishRecord(length)
     this.bufferedAmount += length
     if (this.#delayedFrames.length > 0) this.#sendDelayedFrames()
-    if (!this.#scheduled || this.#cancelExitFlush === null || this.#process.isExiting) this.#scheduleFlush()
+    this.#schedule()
     return true
   }
 
@@ -402,15 +409,6 @@ export class SendQueue {
     if (!this.isEmpty) return false
     this.#makeRoom(needed)
     return this.#queryRoom(needed)
-  }
-
-  #scheduleFlush(): void {
-    if (this.#process.isExiting) {
-      this.pump()
-      return
-    }
-    this.#cancelExitFlush ??= flushAtExit(() => this.pump())
-    this.#schedule()
   }
 
   /** Fills memory of the ring itself if it can be exposed, or else a scratch buffer that is copied there. */
