@@ -92,7 +92,7 @@ test('each call takes its options, and passes them to the binding', (t) => {
 const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   capacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, Number.MAX_SAFE_INTEGER + 1] },
   maxMessageSize: { from: [1, 2 ** 31], not: [0, 2 ** 31 + 1] },
-  maxPeerCapacity: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, '1'] },
+  maxPeerCapacity: { from: [4096, Number.MAX_SAFE_INTEGER], not: [4095, 4096.5, '4096'] },
   mode: { from: [0, 0o777], not: [-1, 0o1000] },
   group: { from: [0, 2 ** 32 - 2], not: [-1, 2 ** 32 - 1] },
   timeout: { not: [0, -1, 2 ** 31 + 1, NaN, Infinity, '5', null] },
@@ -101,7 +101,7 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   maxPeersPerProcess: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerUser: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   busyPollMicros: { from: [0, 60_000_000], not: [-1, 60_000_001] },
-  realtimeSignal: { from: [1, 64], not: [0, 65, 1.5] },
+  realtimeSignal: { from: [32, 64], not: [31, 65, 40.5] },
   stall: { from: [0, 0.5, Infinity], not: [-1, NaN, '5', null] },
   deliveries: {
     from: [['reliable'], ['reliable', 'best-effort', 'latest']],
