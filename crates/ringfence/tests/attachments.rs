@@ -215,6 +215,17 @@ fn as_limited(role: &str, address: &Address) {
             let found = receiver.receive_vec().unwrap_err();
             assert_eq!(found.code(), "RING_CORRUPT", "{found}");
         }
+        "takes none" => {
+            let (_sender, mut receiver) = join(address, &all_kinds()).unwrap().split();
+            assert_eq!(receiver.receive_vec().unwrap().expect("a message"), b"first");
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 128, hard).unwrap();
+            let files: Vec<_> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+            report("full");
+            wait_for_test();
+            assert_eq!(receiver.try_receive_vec().unwrap().expect("a message"), b"second");
+            drop(files);
+        }
         "fills" => {
             let options = small().attachments(Attachments::none().sealed(true).max_count(64));
             let (mut sender, receiver) = join(address, &options).unwrap().split();
@@ -560,6 +571,17 @@ fn message_is_kept_without_free_descriptors() {
     short.expect("short");
     sender.send_with(b"second", &[(&buffer(2)).into()]).unwrap();
     short.finish();
+}
+
+#[test]
+fn attachments_not_taken_leave_their_descriptors_to_the_next() {
+    let (mut other, channel) = meet("takes none", &all_kinds());
+    let (mut sender, _receiver) = channel.split();
+    sender.send_with(b"first", &[(&buffer(1)).into()]).unwrap();
+    other.expect("full");
+    sender.send_with(b"second", &[(&buffer(2)).into()]).unwrap();
+    other.proceed();
+    other.finish();
 }
 
 #[test]

@@ -105,6 +105,8 @@ impl<R: Inlet> Inbound<R> {
         if self.incoming.at == Some(at) {
             return Ok(());
         }
+        // Those that were not taken may hold the descriptors that these need.
+        self.incoming = Incoming::default();
         let collected = self.shared.doorbell.collect(count, number);
         self.shared.end_if_gone();
         let violation = match &collected {
