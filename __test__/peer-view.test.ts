@@ -89,12 +89,17 @@ test('a check that fails, or finds that the channel is over, changes nothing', a
   fake.callbacks.pop()!(null, { identity: who(2), evidence: [check('late')] })
   t.is(await t.throwsAsync(meanwhile), over)
   t.is(heard, 2)
+  over = undefined
+  const late = look()
+  over = new Failed('PEER_LOST', 'its process has ended')
+  fake.callbacks.pop()!({ code: 'CLOSED', message: 'the channel was dropped' }, null)
+  t.is(await t.throwsAsync(late), over)
   t.is(await t.throwsAsync(look()), over)
   t.is(fake.callbacks.length, 0, 'of what is over nothing is asked')
   over = undefined
   fake.answer = FAILED
   await t.throwsAsync(look(), { code: 'ERR_RINGFENCE_NO_SPACE', message: 'no thread' })
-  t.deepEqual([view.peer, view.evidence, heard], [who(1), evidence, 2])
+  t.deepEqual([view.peer, view.evidence, heard], [who(1), evidence, 3])
 })
 
 test('results that only a check reports must be handled; an end is also reported by closed', (t) => {

@@ -63,7 +63,10 @@ export class PeerView {
         verified.resolve(result.identity)
         return
       }
-      reject(failure === null ? ended! : fromFailure(failure))
+      // The core may have dropped the ended channel, and no longer know why it has ended.
+      const error =
+        failure === null || (ended !== undefined && failure.code === 'CLOSED') ? ended : fromFailure(failure)
+      reject(error!)
       checkLine()
     }
     try {
