@@ -330,6 +330,26 @@ fn dropped_join_is_cancelled() {
 }
 
 #[test]
+fn dropped_join_leaves_the_address_to_the_next() {
+    for is_path in [false, true] {
+        let (address, _keep) = fresh_address(is_path);
+        let options = options();
+        run(async {
+            for _ in 0..100 {
+                let listens = tokio::task::spawn_blocking({
+                    let address = address.clone();
+                    move || wait_for_host(&address)
+                });
+                tokio::select! {
+                    joined = join(&address, &options) => panic!("{joined:?}"),
+                    listens = listens => listens.unwrap(),
+                }
+            }
+        });
+    }
+}
+
+#[test]
 fn member_waits_for_partners() {
     let (address, _keep) = fresh_address(false);
     run(async {

@@ -41,7 +41,8 @@
 //! each function names. A message longer than [`Sender::max_at_once`](crate::Sender::max_at_once) travels in
 //! fragments, and may be under way after its `send` was cancelled: [`Sender::send_rest`] finishes it. The
 //! sink has no such case: it keeps the message until it is whole. [`Sender`] has the whole table. If one of
-//! [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled.
+//! [`join`], [`connect`], [`member`] and [`subscribe`] is dropped, the call is cancelled. The next of these calls at the
+//! same address waits until the cancelled one has ended.
 //!
 //! # Both halves
 //! The halves of a channel may be on two tasks. Both wait on one line, which is registered with the runtime
@@ -64,7 +65,7 @@
 //! channel, which both of its halves share. `channel` (also as a stream of bytes), `sender`, `inbound` (also of a merge),
 //! `calls` and `events` are the types. May import everything; nothing imports it.
 
-use std::panic::resume_unwind;
+use std::{panic::resume_unwind, sync::mpsc};
 
 use tokio::task::spawn_blocking;
 
@@ -72,7 +73,9 @@ use crate::{
     address::Address,
     api,
     error::{Error, Result},
+    fork::PerProcess,
     options::Options,
+    sys::lock::Mutex,
     wait::deadline::CancelToken,
 };
 
@@ -122,12 +125,26 @@ pub async fn subscribe(address: &Address, options: &Options) -> Result<Subscript
     Subscription::new(on_blocking_thread(address, options, api::connect::subscribe).await?)
 }
 
+/// The address of a call, and a receiver that is disconnected once the call has ended.
+type Running = (Address, mpsc::Receiver<()>);
+
+/// Calls whose futures were dropped. A cancelled call may still hold its address.
+static DROPPED: PerProcess<Mutex<Vec<Running>>> = PerProcess::new();
+
 /// Cancels the call when it is dropped.
-struct CancelOnDrop(CancelToken);
+struct CancelOnDrop {
+    cancel_token: CancelToken,
+    call: Option<Running>,
+}
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.cancel_token.cancel();
+        if let (Ok(dropped), Some(call)) = (DROPPED.get(), self.call.take()) {
+            let mut dropped = dropped.lock();
+            dropped.retain(|(_, ended)| ended.try_recv() == Err(mpsc::TryRecvError::Empty));
+            dropped.push(call);
+        }
     }
 }
 
@@ -137,14 +154,31 @@ async fn on_blocking_thread<T: Send + 'static>(
     options: &Options,
     call: fn(&Address, &Options) -> Result<T>,
 ) -> Result<T> {
-    let (address, mut options) = (address.clone(), options.clone());
+    let (address, mut options) = (address.absolute(), options.clone());
+    let earlier: Vec<_> = DROPPED
+        .get()?
+        .lock()
+        .extract_if(.., |(held, _)| *held == address)
+        .collect();
+    let (running, ended) = mpsc::channel();
     let mut cancel_on_drop = None;
     if options.cancel_token.is_none() {
         let cancel_token = CancelToken::new()?;
         options = options.cancel_token(cancel_token.clone());
-        cancel_on_drop = Some(CancelOnDrop(cancel_token));
+        cancel_on_drop = Some(CancelOnDrop {
+            cancel_token,
+            call: Some((address.clone(), ended)),
+        });
     }
-    let called = spawn_blocking(move || call(&address, &options)).await;
+    let called = spawn_blocking(move || {
+        for (_, ended) in earlier {
+            // Only a callback of the program can make it take that long.
+            let _ = ended.recv_timeout(options.handshake_timeout);
+        }
+        // If the future was dropped, the result is dropped before `running`.
+        (call(&address, &options), running)
+    });
+    let called = called.await.map(|(made, _running)| made);
     drop(cancel_on_drop);
     match called.map_err(tokio::task::JoinError::try_into_panic) {
         Ok(made) => made,
