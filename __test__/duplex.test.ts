@@ -376,6 +376,16 @@ test.serial('destroy closes the channel: the peer reads what was written, and th
   t.deepEqual(there, ['written', undefined, 'closed'])
 })
 
+test.serial('a stream that this side destroys has no end: what it has read is not complete', async (t) => {
+  const { channel, partner } = await pair(t)
+  const stream = channel.duplex()
+  await partner.run((kit) => kit.channel.send('part'))
+  const sink = new Writable({ write: (_chunk, _encoding, done) => done(void setImmediate(() => stream.destroy())) })
+  await t.throwsAsync(pipeline(stream, sink), { code: 'ERR_STREAM_PREMATURE_CLOSE' })
+  await channel.closed
+  t.false(stream.readableEnded)
+})
+
 test.serial('destroy with an error closes the channel, and the stream has the error', async (t) => {
   const { channel } = await pair(t, { here: { capacity: 4096 } })
   const stream = channel.duplex()

@@ -232,6 +232,8 @@ class ChannelStream extends Duplex {
 
   /** Pushes a chunk. Returns whether the stream wants more; undefined if a listener has thrown. */
   #tryPush(chunk: Buffer | null): boolean | undefined {
+    // Node would emit 'end' for the end of reading that destroying the stream causes, and what was read would seem complete.
+    if (this.destroyed) return false
     let wantsMore: boolean | undefined
     this.#idleTimer?.refresh()
     throwUncaught(() => {
