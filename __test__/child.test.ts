@@ -577,6 +577,20 @@ test('failed attempts leave no descriptors behind', async (t) => {
   t.pass()
 })
 
+test('a process that escapes a failed attempt does not keep the program running', async (t) => {
+  // Runs in a session of its own, and holds the standard error of the attempt, but not its line.
+  const escapes = `pid=$(setsid sh -c 'echo $$; exec sleep 1000 >&2 3>&-' &); echo $pid >&2; exit 3`
+  const code = `
+    import { spawn } from 'ringfence'
+    const { stderr } = await spawn('sh', ['-c', ${JSON.stringify(escapes)}], { handshakeTimeout: 60_000 }).catch((error) => error)
+    console.log(stderr)`
+  const program = start(process.execPath, script(code), { stdio: ['ignore', 'pipe', 'inherit'] })
+  const pid = await printed(program)
+  t.teardown(() => process.kill(pid, 'SIGKILL'))
+  await once(program, 'exit')
+  t.true(isRunning(pid))
+})
+
 test('a descendant that outlives its channel costs no descriptor, and is killed all the same', async (t) => {
   const partner = await Partner.start(t)
   const code = `

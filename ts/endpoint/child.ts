@@ -102,10 +102,15 @@ export async function spawn(
   } catch (error) {
     await killAll(line, child)
     void exited.then(() => line.release())
-    if ((error as RingfenceError).code !== 'ERR_RINGFENCE_CHILD_EXITED') throw error
-    // A process that traces the child delays the event.
-    await settledWithin(EXIT_TIMEOUT, exited)
-    throw await childExited(child, output.tail, error)
+    let reported = error
+    if ((error as RingfenceError).code === 'ERR_RINGFENCE_CHILD_EXITED') {
+      // A process that traces the child delays the event.
+      await settledWithin(EXIT_TIMEOUT, exited)
+      reported = await childExited(child, output.tail, error)
+    }
+    // The caller does not have the child. A process that has escaped may hold the other ends of the pipes.
+    if (onSpawn === undefined) for (const stream of child.stdio) stream?.destroy()
+    throw reported
   } finally {
     line.close()
     output.release()
