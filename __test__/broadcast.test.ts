@@ -2,6 +2,8 @@
 
 import { chmodSync, copyFileSync, readdirSync, readlinkSync, realpathSync, renameSync } from 'node:fs'
 import { once } from 'node:events'
+import { Writable } from 'node:stream'
+import { pipeline } from 'node:stream/promises'
 
 import test, { type ExecutionContext } from 'ava'
 import {
@@ -240,6 +242,27 @@ test('published messages survive the publisher: a subscriber reads all of them, 
   }
   await t.throwsAsync(within(subscription.receive(), 'the end'), codeOf('PEER_LOST'))
   return t.is((await subscription.closed).reason, 'lost')
+})
+
+test('a stream of a subscription that is destroyed has no end, and leaves the subscription open', async (t) => {
+  const address = abstractAddress()
+  const there = await Partner.start(t)
+  await there.run(async (kit, where) => {
+    kit.keep['publisher'] = await kit.ringfence.publish(where)
+  }, address)
+  const publishThere = (text: string) =>
+    there.run((kit, message) => (kit.keep['publisher'] as Publisher).send(message), text)
+  await using subscription = await subscribe(address)
+  const stream = subscription.stream()
+  const sink = new Writable({
+    objectMode: true,
+    write: (_message, _encoding, done) => done(void setImmediate(() => stream.destroy())),
+  })
+  const piped = pipeline(stream, sink)
+  await Promise.all([publishThere('part'), t.throwsAsync(piped, { code: 'ERR_STREAM_PREMATURE_CLOSE' })])
+  t.false(stream.readableEnded)
+  await publishThere('the next message')
+  t.is(String(await subscription.receive()), 'the next message')
 })
 
 test('a stopped subscriber is evicted after the stall, learns that, and does not affect the others', async (t) => {

@@ -162,7 +162,11 @@ export class Subscription<In = Message> extends Source<In> {
    * ```
    */
   stream(): Readable {
-    return Readable.from(this, { highWaterMark: 1 })
+    const stream = Readable.from(this, { highWaterMark: 1 })
+    const { push } = stream
+    // Destroying the stream ends its loop. Node would emit 'end' for that, and what was read would seem complete.
+    stream.push = (message) => !stream.destroyed && push.call(stream, message)
+    return stream
   }
 
   /**
