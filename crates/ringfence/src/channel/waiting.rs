@@ -413,17 +413,15 @@ mod tests {
     }
 
     #[test]
-    fn waits_that_end_at_their_deadlines_spin_less_and_less() {
+    fn waits_that_end_at_their_deadlines_do_not_spin_forever() {
         let mut half = Half::spinning_for(Duration::from_micros(50));
         let past = Instant::now();
-        let waits = 10_000;
-        let mut spun = 0;
-        for _ in 0..waits {
+        let skips = (0..10_000).any(|_| {
             half.checks = 0;
             assert!(!half.spin_until((), Some(past)).unwrap());
-            spun += u32::from(half.checks > 0);
-        }
-        assert!(spun < waits, "{spun}");
+            half.checks == 0
+        });
+        assert!(skips);
     }
 
     #[test]
