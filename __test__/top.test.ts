@@ -227,6 +227,15 @@ test.serial('top --once prints the traffic of each channel, and disconnects from
   t.deepEqual([input.calls, timers, handshakes.all], [[], [], []])
 })
 
+test.serial('top counts one process in the singular', async (t) => {
+  const { begin } = await openTop(t, one, two)
+  const output = captureOutput(t, 'stdout')
+  const done = top('@1', { once: true, json: false })
+  await begin()
+  await within(done, 'its end')
+  t.regex(output.text, /^1 process, sorted by messages/)
+})
+
 test.serial('top gives a program the same as JSON, for one address if that is given', async (t) => {
   for (const [address, wanted] of [
     [undefined, [40, 50]],

@@ -44,6 +44,8 @@ function fillOf({ ringUsed = 0, ringCapacity = 0 }: Row): number {
   return ringCapacity === 0 ? 0 : ringUsed / ringCapacity
 }
 
+const counted = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
+
 function screen(watched: ObservedProcess[], order: string): string {
   const { by, name } = ORDERS[order]!
   const rows = watched.flatMap(({ pid, channels }) => channels.map((channel): Row => ({ ...channel, pid })))
@@ -51,7 +53,7 @@ function screen(watched: ObservedProcess[], order: string): string {
   const cells = rows.map((row) => [
     String(row.pid),
     String(row.role),
-    row.peer === null ? `${row.open ?? 0} subscribers` : String(row.peer),
+    row.peer === null ? counted(row.open ?? 0, 'subscriber', 'subscribers') : String(row.peer),
     row.messagesSentPerSecond.toFixed(0),
     `${formatBytes(Math.round(row.bytesSentPerSecond))}/s`,
     row.messagesReceivedPerSecond.toFixed(0),
@@ -79,7 +81,8 @@ function screen(watched: ObservedProcess[], order: string): string {
     'address',
   ]
   const keys = Object.entries(ORDERS).map(([key, { name: label }]) => `${key} ${label}`)
-  return `${watched.length} processes, sorted by ${name} (${keys.join(', ')}, q quit)\n${outputTable(headings, cells)}`
+  const processes = counted(watched.length, 'process', 'processes')
+  return `${processes}, sorted by ${name} (${keys.join(', ')}, q quit)\n${outputTable(headings, cells)}`
 }
 
 /** Shows the traffic of this user's observable processes. */
