@@ -33,6 +33,9 @@ pub(super) const ALL_AVAILABLE: u64 = u64::MAX;
 
 /// The reading end of one kind of ring.
 pub(crate) trait Inlet: fmt::Debug + Sized {
+    /// The name of the half's public type.
+    const NAME: &'static str;
+
     /// The limit of the reader of this kind of ring.
     type Limit: Limit<OwnRegion, PeerRegion> + fmt::Debug + Unpin;
 
@@ -93,7 +96,6 @@ pub trait AnyInlet: Inlet {}
 impl<R: Inlet> AnyInlet for R {}
 
 /// The receiving half of a channel ([`Receiver`](crate::Receiver)) or of a broadcast ([`Subscription`](crate::Subscription)).
-#[derive(Debug)]
 pub struct Inbound<R: Inlet> {
     pub(super) reader: Reader<OwnRegion, PeerRegion, R::Limit>,
     pub(super) ring: R,
@@ -110,6 +112,12 @@ pub struct Inbound<R: Inlet> {
     spins: SpinPacer,
     /// Declared after the reader: that of a pair reports its last counts when it is dropped, and they count until this is dropped.
     pub(crate) shared: Arc<Shared>,
+}
+
+impl<R: Inlet> fmt::Debug for Inbound<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct(R::NAME).finish_non_exhaustive()
+    }
 }
 
 impl<R: Inlet> Inbound<R> {

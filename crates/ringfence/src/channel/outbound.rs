@@ -8,7 +8,7 @@
 )]
 
 use std::{
-    fmt::Debug,
+    fmt::{self, Debug, Formatter},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -33,7 +33,6 @@ use crate::{
 ///
 /// "No room" means that the peer, or a reliable subscriber, has not read far enough. At a publisher, time then counts against the
 /// subscribers in the way ([`Options::stall`](crate::Options::stall)), until a message finds room.
-#[derive(Debug)]
 pub struct Outbound<R: Outlet> {
     pub(crate) shared: Arc<R::Shared>,
     /// `None` once this half has ended.
@@ -48,6 +47,8 @@ pub struct Outbound<R: Outlet> {
 
 /// The writing end of one kind of ring.
 pub(crate) trait Outlet: Debug + Sized {
+    /// The name of the half's public type.
+    const NAME: &'static str;
     /// The state that this half shares with the rest of its channel or publisher.
     type Shared: Debug;
     /// The room for new records.
@@ -241,6 +242,12 @@ pub(super) fn closed<R: Outlet>() -> Error {
 fn exposed<R: Outlet>(shared: &R::Shared) -> Error {
     R::wait_for_end(shared);
     refusal::<R>(shared)
+}
+
+impl<R: Outlet> Debug for Outbound<R> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.debug_struct(R::NAME).finish_non_exhaustive()
+    }
 }
 
 impl<R: Outlet> Outbound<R> {

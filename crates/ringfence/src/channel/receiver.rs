@@ -261,6 +261,7 @@ impl Receiver {
 }
 
 impl Inlet for PairInlet {
+    const NAME: &'static str = "Receiver";
     type Limit = PeerTail;
 
     fn counted(half: &mut Receiver) -> (u64, u64) {

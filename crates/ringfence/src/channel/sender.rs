@@ -25,6 +25,7 @@ use crate::{
 pub type Sender = Outbound<Spsc>;
 
 impl Outlet for Spsc {
+    const NAME: &'static str = "Sender";
     type Shared = Shared;
     type Room = PeerHead<PeerRegion>;
     type Link = Link;

@@ -246,6 +246,7 @@ impl Subscription {
 }
 
 impl Inlet for BroadcastInlet {
+    const NAME: &'static str = "Subscription";
     type Limit = FloorLimit<Controls>;
 
     fn counted(half: &mut Subscription) -> (u64, u64) {

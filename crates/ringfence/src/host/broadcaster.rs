@@ -91,6 +91,7 @@ pub(crate) struct Figures {
 }
 
 impl Outlet for FanOut {
+    const NAME: &'static str = "Broadcaster";
     type Shared = Endpoint<Broadcast>;
     type Room = Floor<OwnRegion, PeerRegion, ReaderLink>;
     type Link = FanLink;
