@@ -289,6 +289,25 @@ test('a stopped subscriber is evicted after the stall, learns that, and does not
   t.is((await within(reading, 'the rest')).count, 3000)
 })
 
+test('after its end, a publisher waits for stopped subscribers for the stall, and they can read the rest', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address, { stall: 300 })
+  const readers = await Promise.all([
+    subscriber(t, address),
+    subscriber(t, address, { delivery: 'best-effort' }),
+    subscriber(t, address, { delivery: 'latest' }),
+  ])
+  await Promise.all(readers.map((reader) => reader.stop()))
+  await publisher.send(numbered(1, 200))
+  await publisher.end()
+  t.deepEqual(await within(publisher.closed, 'the end'), { reason: 'closed' })
+  for (const reader of readers) {
+    reader.resume()
+    const { count, error, reason, wrong } = await within(readAll(reader, 'for await'), 'its end')
+    t.deepEqual([count, error, reason, wrong], [1, '', 'closed', ''])
+  }
+})
+
 test('a subscriber that is killed while the publisher waits for it is released', async (t) => {
   const address = abstractAddress()
   const publisher = await publishHere(t, address, { stall: Infinity })

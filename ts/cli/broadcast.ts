@@ -87,8 +87,10 @@ async function waitForAudience(audience: number, publisher: Publisher): Promise<
 }
 
 async function finish(publisher: Publisher, stall: number): Promise<void> {
+  // Starts before the publisher's own time, after which it has no subscribers left to name.
+  const haveRead = settledWithin(stall, reliableHaveRead(publisher))
   await publisher.end()
-  await settledWithin(stall, reliableHaveRead(publisher))
+  await haveRead
   for (const { peer } of reliableSubscribers(publisher))
     printMessage(`process ${peer.pid} has not read everything after ${stall / 1000} s; it can still read the remainder`)
   await publisher.close()

@@ -27,6 +27,8 @@ export interface ChannelSettings {
   readonly busyPollMicros: number
   /** This side continues to send after the peer has ended its sending. */
   readonly allowHalfOpen: boolean
+  /** Milliseconds for which a subscriber may delay its publisher. */
+  readonly stall: number
   /** Converts between messages and values; null: messages are bytes. */
   readonly values: Values<unknown> | null
   /** The attachments that this side accepts. */
@@ -34,9 +36,11 @@ export interface ChannelSettings {
 }
 
 /** The settings in options that were already checked. */
-export function channelSettings(options: Options & { codec?: Codec<unknown> | undefined }): ChannelSettings {
-  const { busyPollMicros = 0, allowHalfOpen = false, codec, attachments } = options
-  return { busyPollMicros, allowHalfOpen, values: codec === undefined ? null : new Values(codec), attachments }
+export function channelSettings(
+  options: Options & { codec?: Codec<unknown> | undefined; stall?: number | undefined },
+): ChannelSettings {
+  const { busyPollMicros = 0, allowHalfOpen = false, stall = 5000, codec, attachments } = options
+  return { busyPollMicros, allowHalfOpen, stall, values: codec === undefined ? null : new Values(codec), attachments }
 }
 
 /** The state of a call that the object it makes needs. */

@@ -12,6 +12,7 @@ import { lingerOf } from './options.js'
 import type { GoneReason } from './peer.js'
 import { closedFor, closedByDestroy } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
+import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import * as internal from '../runtime/symbols.js'
 import type { PublisherStats } from '../channel/stats.js'
 import type { Closed, MessageInput, PublishOptions, Reservation, SendOptions, WaitOptions } from '../types.js'
@@ -36,7 +37,8 @@ const exposedError = () =>
  * Each subscriber passes the same handshake as a client of a service. It can write only its own position, so it can neither see nor
  * disturb another subscriber. A slow 'reliable' subscriber delays the publisher for up to `stall` milliseconds.
  *
- * After {@link Publisher.end}, the publisher closes once the last subscriber has read everything or has disconnected.
+ * After {@link Publisher.end}, the publisher closes once the last subscriber has read everything or has disconnected, at the latest after
+ * `stall`.
  *
  * @example
  * ```js
@@ -54,6 +56,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
   /** The publisher that this one is a view of, or itself. */
   readonly #root: AnyPublisher
   readonly #queue: SendQueue
+  readonly #stall: number
   /** Converts values to messages; null if messages are bytes. */
   readonly #values: Values<unknown> | null
   #streams: WebStreams<never, Out> | null = null
@@ -83,9 +86,11 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     this.#values = values
     if (from instanceof Publisher) {
       this.#queue = from.#queue
+      this.#stall = from.#stall
       return
     }
     this.#queue = new SendQueue(native, from.settings.busyPollMicros > 0, (error) => this.#failed(error))
+    this.#stall = from.settings.stall
     if (native.watchRoom(() => this.#handleRoom()) === FAILED) {
       this[internal.release]()
       throw fromFailure(native.failure())
@@ -251,7 +256,8 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   /**
    * Ends the sending. Each subscriber still gets every message, then its end. Resolves once everything that was sent before is in the ring
-   * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything.
+   * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything, or after `stall`: a stopped
+   * subscriber can still read what is left.
    *
    * @example
    * ```js
@@ -273,9 +279,17 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
         if (this[internal.ended] !== null) return
         this.#native.end()
         this[internal.poll]()
+        this.#closeAfterStall()
       })
     }
     return this.#ending
+  }
+
+  #closeAfterStall(): void {
+    // Longer ones, and Infinity, have no timer.
+    if (this[internal.ended] !== null || this.#stall > LONGEST_TIMER) return
+    const timer = timers.setTimeout(() => void this.close(), this.#stall).unref()
+    void this.closed.then(() => timers.clearTimeout(timer))
   }
 
   /**
