@@ -289,15 +289,16 @@ test('options and a policy are objects', (t) => {
   }
 })
 
-test('a channel keeps its time to spin, whether it is half-open, and the codec', (t) => {
+test('what an object keeps of its options, and the defaults', (t) => {
   t.deepEqual(channelSettings({}), {
     busyPollMicros: 0,
     allowHalfOpen: false,
+    stall: 5000,
     values: null,
     attachments: undefined,
   })
   const codec = json()
-  const settings = { busyPollMicros: 5, allowHalfOpen: true, attachments: { sealed: true } }
+  const settings = { busyPollMicros: 5, allowHalfOpen: true, stall: 300, attachments: { sealed: true } }
   const { values, ...same } = channelSettings({ ...settings, codec })
   t.deepEqual(same, settings)
   t.is((values as { codec: unknown }).codec, codec)
