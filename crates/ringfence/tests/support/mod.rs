@@ -428,12 +428,17 @@ pub fn threads_named(pid: i32, name: &str) -> Vec<i32> {
         .collect()
 }
 
-/// Returns the thread of a process that has this name, as truncated by the kernel.
+/// Returns the thread of a process that has this name, as truncated by the kernel. Waits for it: a thread has its name only
+/// once it runs, and a listing may leave out a thread while another one exits.
 pub fn thread_named(pid: i32, name: &str) -> i32 {
-    let threads = threads_named(pid, name);
-    *threads
-        .first()
-        .unwrap_or_else(|| panic!("process {pid} has no thread {name}"))
+    let end = Instant::now() + TIME_LIMIT;
+    loop {
+        if let Some(thread) = threads_named(pid, name).first() {
+            return *thread;
+        }
+        assert!(Instant::now() < end, "process {pid} has no thread {name}");
+        thread::yield_now();
+    }
 }
 
 /// Counts the running handshakes of a host process: each has a thread.
