@@ -400,7 +400,7 @@ export interface PublishOptions extends Omit<ListenOptions, 'backing' | 'maxPeer
   /**
    * Milliseconds in total for which one reliable subscriber may delay the publisher before it is evicted. The count starts anew once the
    * subscriber has caught up: it has read everything that was published when it last delayed the publisher. Infinity: never evicted.
-   * {@link Publisher.end} waits no longer for the subscribers, which can then still read what is left.
+   * After {@link Publisher.end}, the publisher closes after this time at the latest. Its subscribers can still read the remaining messages.
    *
    * @defaultValue 5000
    */

@@ -8,7 +8,7 @@ import { fairness } from '../runtime/fairness.js'
 import { batchLoop, loop, type Loop } from './loops.js'
 import { FIRST, HEADER, MORE, native } from '../native.js'
 import { checkReceiveEach, lingerOf, signalOf } from '../endpoint/options.js'
-import { Resource, closedByDestroy, errorFactory, type ResourceEvents } from './resource.js'
+import { Resource, closedByDestroy, counted, errorFactory, type ResourceEvents } from './resource.js'
 import { mergeInputOf, type MergeInput } from './sources.js'
 import type { MergeStats } from './stats.js'
 import { ListNode, TURN, Turns } from './turns.js'
@@ -400,8 +400,7 @@ export class Merge<Source, In = Message> extends Resource<MergeEvents<Source>> i
 
   /** @internal */
   protected override [internal.summary](): string[] {
-    const { size } = this.#entries
-    return [size === 1 ? '1 source' : `${size} sources`]
+    return [counted(this.#entries.size, 'source')]
   }
 
   /** Whether no source keeps the process alive, so that reading does not either. False without sources: their end is always reported. */

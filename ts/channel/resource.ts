@@ -175,6 +175,11 @@ export function closedFromStatus(status: number, native: Pick<NativePeer, 'isLos
   return reason === null ? null : closedFor(reason, peer, native.isLost())
 }
 
+/** Returns the number and the name of what is counted. */
+export function counted(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`
+}
+
 /** Returns the end of a resource after `destroy(error)`. */
 export function closedByDestroy(error: Error | undefined): Closed {
   if (error === undefined) return { reason: 'closed' }

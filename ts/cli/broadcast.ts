@@ -2,6 +2,7 @@
 
 import { once } from 'node:events'
 
+import { STALL } from '../endpoint/handshake.js'
 import { publish as bind, type Publisher } from '../endpoint/publisher.js'
 import { subscribe as connect } from '../channel/subscription.js'
 import type { Subscriber } from '../endpoint/subscriber.js'
@@ -33,9 +34,6 @@ interface Subscribing extends Run<SubscribeOptions> {
 }
 
 const NEWLINE = 0x0a
-
-/** The default of `stall`, in milliseconds. */
-const STALL = 5000
 
 /**
  * Publishes each line or chunk. Ends once every reliable subscriber has read the last message, or after `stall`. Published messages stay

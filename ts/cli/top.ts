@@ -1,5 +1,6 @@
 // `ps` and `top`: the processes that have channels, and the traffic of these.
 
+import { counted } from '../channel/resource.js'
 import { seenProcesses } from '../runtime/processes.js'
 import { Sources, type ObservedProcess } from './observed.js'
 import { print, printJson } from './output.js'
@@ -44,8 +45,6 @@ function fillOf({ ringUsed = 0, ringCapacity = 0 }: Row): number {
   return ringCapacity === 0 ? 0 : ringUsed / ringCapacity
 }
 
-const counted = (count: number, one: string, many: string) => `${count} ${count === 1 ? one : many}`
-
 function screen(watched: ObservedProcess[], order: string): string {
   const { by, name } = ORDERS[order]!
   const rows = watched.flatMap(({ pid, channels }) => channels.map((channel): Row => ({ ...channel, pid })))
@@ -53,7 +52,7 @@ function screen(watched: ObservedProcess[], order: string): string {
   const cells = rows.map((row) => [
     String(row.pid),
     String(row.role),
-    row.peer === null ? counted(row.open ?? 0, 'subscriber', 'subscribers') : String(row.peer),
+    row.peer === null ? counted(row.open ?? 0, 'subscriber') : String(row.peer),
     row.messagesSentPerSecond.toFixed(0),
     `${formatBytes(Math.round(row.bytesSentPerSecond))}/s`,
     row.messagesReceivedPerSecond.toFixed(0),

@@ -21,6 +21,9 @@ import type { AttachmentOptions, Options } from '../types.js'
 
 // Runs one handshake from the call to its outcome: options, the policy's callback, abort and exit.
 
+/** The default of `stall`, in milliseconds. */
+export const STALL = 5000
+
 /** The options that a channel keeps in JavaScript. */
 export interface ChannelSettings {
   /** Microseconds that a wait may spin. */
@@ -39,7 +42,7 @@ export interface ChannelSettings {
 export function channelSettings(
   options: Options & { codec?: Codec<unknown> | undefined; stall?: number | undefined },
 ): ChannelSettings {
-  const { busyPollMicros = 0, allowHalfOpen = false, stall = 5000, codec, attachments } = options
+  const { busyPollMicros = 0, allowHalfOpen = false, stall = STALL, codec, attachments } = options
   return { busyPollMicros, allowHalfOpen, stall, values: codec === undefined ? null : new Values(codec), attachments }
 }
 

@@ -10,7 +10,7 @@ import { runHandshakeAt, type Opening } from './handshake.js'
 import { FAILED, REASONS, type NativePublisher } from '../native.js'
 import { lingerOf } from './options.js'
 import type { GoneReason } from './peer.js'
-import { closedFor, closedByDestroy } from '../channel/resource.js'
+import { closedFor, closedByDestroy, counted } from '../channel/resource.js'
 import { SendQueue, type Fill } from '../channel/send-queue.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import * as internal from '../runtime/symbols.js'
@@ -256,8 +256,8 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   /**
    * Ends the sending. Each subscriber still gets every message, then its end. Resolves once everything that was sent before is in the ring
-   * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything, or after `stall`: a stopped
-   * subscriber can still read what is left.
+   * and the address is free. {@link Publisher.closed} resolves once the last subscriber has read everything, or after `stall`: a slower
+   * subscriber can still read the remaining messages.
    *
    * @example
    * ```js
@@ -426,8 +426,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   /** @internal */
   protected override [internal.summary](): string[] {
-    const { size } = this.#subscribers
-    return [size === 1 ? '1 subscriber' : `${size} subscribers`]
+    return [counted(this.#subscribers.size, 'subscriber')]
   }
 }
 

@@ -5,7 +5,7 @@ import { openChannel, type Channel } from '../channel/channel.js'
 import { Acceptor } from './acceptor.js'
 import type { EndpointEvents } from './endpoint.js'
 import { KEY, invalid, type RingfenceError } from '../errors.js'
-import { closedByDestroy } from '../channel/resource.js'
+import { closedByDestroy, counted } from '../channel/resource.js'
 import { runHandshakeAt, type Opening } from './handshake.js'
 import { allowEnd, makePersistent, type Merge } from '../channel/merge.js'
 import type { Failure, NativeListener, RawChannel } from '../native.js'
@@ -183,7 +183,7 @@ export class Listener<In = Message, Out = MessageInput> extends Acceptor<In, Out
 
   /** @internal */
   protected override [internal.summary](): string[] {
-    return [this[internal.openChannels].size === 1 ? '1 channel' : `${this[internal.openChannels].size} channels`]
+    return [counted(this[internal.openChannels].size, 'channel')]
   }
 
   /** Hands channels to the listeners of 'connection' as long as there are any. */

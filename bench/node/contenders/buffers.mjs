@@ -1,4 +1,4 @@
-// The floor of a reader that gets a Buffer for each message: it alone, without a sender.
+// The floor of `batches()`: a reader that gets a Buffer for each message, without a sender.
 
 import { Reader, add, fill, message } from '../work.mjs'
 import { contender } from './contender.mjs'

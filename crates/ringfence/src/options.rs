@@ -330,7 +330,7 @@ setters! { Options {
     /// sleeps adds some 20 µs to a message. Its deadline, the peer's end and the peer's death end the spinning
     /// sooner. After waits that spun for nothing, most waits sleep at once, and one in 64 tries again.
     ///
-    /// Zero, and the thread never spins: for a machine with fewer cores than busy threads. Tasks of the `tokio`
+    /// With zero the thread never spins: for a machine with fewer cores than busy threads. Tasks of the `tokio`
     /// feature never do.
     busy_poll(time: Duration) => busy_poll = time;
 

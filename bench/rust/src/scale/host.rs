@@ -84,7 +84,7 @@ impl Host {
         })
     }
 
-    /// Joins `count` channels and returns the seconds from when both sides do until both have.
+    /// Joins `count` channels. Returns the seconds from the later side's call until both sides have them.
     pub(super) fn join(&mut self, count: usize) -> Result<f64> {
         self.line.send(&Order::Join(count))?;
         let started = clock::now();

@@ -122,7 +122,7 @@ pub struct Parking<'a> {
 
 /// The most checks between two reads of the clock, which costs as much as many of them.
 const MAX_CHECKS_PER_CLOCK: u32 = 64;
-/// Checks that take longer, of many sources or subscribers, are made one between two reads of the clock.
+/// If the checks between two reads of the clock take longer, as with many sources or subscribers, the clock is read after each one.
 const SLOW_CHECKS: Duration = Duration::from_micros(5);
 /// The interval at which a wait that spins asks the kernel whether the peer has died. The call costs a thousandth of that time.
 const LINE_CHECK_INTERVAL: Duration = Duration::from_millis(1);
@@ -234,9 +234,11 @@ pub(crate) trait SpinThenPark {
     }
 }
 
-/// Decides which waits of a half spin. A wait that spun for the whole time and then slept has used CPU for nothing, and so would those after
-/// it while the peer stays slow: the next wait does not spin, after another such wait the next three, up to [`MAX_SKIPS`]. Waits that
-/// their deadlines end count as one once they have spun for that time together. One that finds something while it spins resets this.
+/// Decides which waits of a half spin.
+///
+/// A wait that spun for the whole time and then slept has used CPU for nothing, and so would the next ones while the peer stays slow. So the
+/// next wait does not spin, after another such wait the next three, up to [`MAX_SKIPS`]. A wait that finds something while it spins
+/// resets this. Waits that end at their deadlines count as one once they have spun for the whole time together.
 #[derive(Debug, Default)]
 pub(crate) struct SpinPacer {
     /// The time of the waits that spun for nothing since the last skips.

@@ -142,8 +142,9 @@ impl Drop for CancelOnDrop {
         self.cancel_token.cancel();
         if let (Ok(dropped), Some(call)) = (DROPPED.get(), self.call.take()) {
             let mut dropped = dropped.lock();
-            dropped.retain(|(_, ended)| ended.try_recv() == Err(mpsc::TryRecvError::Empty));
             dropped.push(call);
+            // This one as well, if its future was awaited to the end.
+            dropped.retain(|(_, ended)| ended.try_recv() == Err(mpsc::TryRecvError::Empty));
         }
     }
 }
