@@ -231,3 +231,23 @@ test('messages that are sent right before the exit, or by a listener of it, are 
   t.is(String(await channel.receive()), 'by a listener')
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
+
+test('writes to a duplex right before the exit, or by a listener of it, are in the ring', async (t) => {
+  const { partner, channel } = await pair(t)
+  partner.mayFail()
+  void partner.run((kit) => {
+    const stream = kit.channel.duplex()
+    process.on('exit', () => void stream.write('c'))
+    // The event loop has to turn after one of these.
+    const start = Date.now()
+    while (Date.now() - start < 20) stream.write('a')
+    stream.write('b')
+    process.exit(3)
+  })
+  let text = ''
+  const reading = async () => {
+    for await (const message of channel) text += String(message)
+  }
+  await t.throwsAsync(reading, { code: 'ERR_RINGFENCE_PEER_LOST' })
+  t.regex(text, /^a+bc$/)
+})

@@ -4,6 +4,7 @@ import { closeAttachments } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
 import { ignore, settledWithin } from '../runtime/deferred.js'
 import { throwUncaught } from '../runtime/emit.js'
+import { flushAtExit, watchExit } from '../runtime/exit.js'
 import { fairness } from '../runtime/fairness.js'
 import { LONGEST_TIMER, timers } from '../runtime/timers.js'
 import type { Message } from '../types.js'
@@ -40,6 +41,7 @@ class ChannelStream extends Duplex {
   #failure: Error | undefined
   /** Another reader has the channel, and keeps it when this stream fails. */
   #hasOtherReader = false
+  readonly #process = watchExit()
   /** Runs while nothing is read or written. */
   #idleTimer: NodeJS.Timeout | null = null
 
@@ -162,7 +164,7 @@ class ChannelStream extends Duplex {
         done(toSocketError(error as Error, 'write'))
         return
       }
-      if (next === pieces.length && fairness.due === null) {
+      if (next === pieces.length && (fairness.due === null || this.#process.isExiting)) {
         done()
         return
       }
@@ -173,19 +175,24 @@ class ChannelStream extends Duplex {
   /** Sends pieces that have no room now, or that must wait until the event loop has turned. */
   #sendLater(pieces: readonly Uint8Array[], next: number, done: Callback): void {
     const sending = this.#sendAll(pieces, next, this.#sending ?? fairness.due)
-    this.#sending = sending
     this.#writeCallback = done
     this.#pendingBytes = this.writableLength
-    const clear = () => {
-      if (this.#sending === sending) this.#sending = null
-    }
-    sending.then(clear, clear)
-    callbackWith(sending, (error) => {
+    const finish = (error?: Error | null) => {
       // A stream that is being destroyed has already called it.
       if (this.#writeCallback !== done) return
       this.#writeCallback = null
       done(error && toSocketError(error, 'write'))
-    })
+    }
+    let cancelExitFlush = ignore
+    // The event loop does not turn again at the exit, and Node keeps later writes until this one is done.
+    if (next === pieces.length) cancelExitFlush = flushAtExit(finish)
+    else this.#sending = sending
+    const clear = () => {
+      cancelExitFlush()
+      if (this.#sending === sending) this.#sending = null
+    }
+    sending.then(clear, clear)
+    callbackWith(sending, finish)
   }
 
   async #sendAll(pieces: readonly Uint8Array[], next: number, previous: Promise<void> | null): Promise<void> {
