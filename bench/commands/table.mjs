@@ -42,6 +42,11 @@ const BLOCKING = [
 const WAKEUPS = ['eventfd', 'futex']
 const IN_NODE = ['unix', 'child-process', 'child-process-26', 'message-port']
 const THREADS = [...IN_NODE, 'shared-array-buffer']
+const CHANGES = {
+  id: 'ringfence',
+  version: 'this tree',
+  note: 'the longest publish while a subscriber joins or leaves',
+}
 const PAGES = {
   id: 'pages',
   version: 'machine',
@@ -130,7 +135,7 @@ async function halvesOf(rows, isQuick) {
   const kinds = {
     rust: [peers, rust('one', 0.15)],
     publish: [broadcast, rust('publish', 0.15)],
-    scale: [[{ id: 'ringfence' }, PAGES], rust('step', 0.15)],
+    scale: [[CHANGES, PAGES], rust('step', 0.15)],
     node: [
       inNode,
       ({ contender, measure, size }) =>

@@ -97,7 +97,7 @@ const stateOf = ({ steal, others }, { governor }) =>
 function facts({ machine, date, commit, node, rustc, load, runs, halves, state, disturbed }, more) {
   const all = halves.flatMap(({ cells }) => cells).flatMap((cell) => cell.runs)
   const seconds = unique(halves.map((half) => half.seconds)).join(', ')
-  const placements = halves.map((half) => `${nameOf(half)}: ${usualPlacement(half.cells)}`).join(', ')
+  const placements = halves.map((half) => `${nameOf(half)}: ${usualPlacement(half.cells)}`).join('; ')
   return [
     ['machine', ''],
     ['---', '---'],
