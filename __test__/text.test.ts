@@ -265,6 +265,7 @@ test('the exit code tells a script what has failed', (t) => {
   for (const [name, code] of Object.entries(codes)) t.is(exitCode(new errors.RingfenceError(name, '')), code, name)
   t.is(exitCode(new UsageError('')), 2)
   t.is(exitCode(new errors.RingfenceError('ANOTHER', '')), 1)
+  t.is(exitCode(Object.assign(new Error(''), { code: 'ENOSPC' })), 8)
   for (const other of [
     new Error('ENOSPC'),
     Object.assign(new Error(''), { code: 'ERR_RINGFENCE_PEER_LOST' }),

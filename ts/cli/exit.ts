@@ -28,10 +28,14 @@ const CODES: Record<ErrorName, number> = {
 /** The exit code for an error. */
 export function exitCode(error: unknown): number {
   if (error instanceof UsageError) return 2
-  if (!(error instanceof RingfenceError)) return 1
+  // A write to a file that standard output leads to.
+  if (!(error instanceof RingfenceError)) return isDiskFull(error) ? CODES.NO_SPACE : 1
   if (error.code === 'ABORT_ERR') return 6
   return CODES[error.code.slice('ERR_RINGFENCE_'.length) as ErrorName] ?? 1
 }
+
+const isDiskFull = (error: unknown) =>
+  ['ENOSPC', 'EDQUOT', 'EFBIG'].includes((error as NodeJS.ErrnoException | null)?.code ?? '')
 
 /** Converts the error of a call whose signal was aborted by --timeout. */
 export function asTimeout(what: string): (error: unknown) => never {
