@@ -239,7 +239,8 @@ export function concurrencyOf(handler: unknown, options: ServeOptions = {}): num
 /** Checks the arguments of `receiveEach`. */
 export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
-  if (max !== undefined) must(typeof max === 'number' && max >= 0, 'max', 'a number of messages', max)
+  if (max !== undefined)
+    must(max === Infinity || (Number.isInteger(max) && (max as number) >= 0), 'max', 'a number of messages', max)
 }
 
 /** Checks the options of `batches`, and fills in the default. */
