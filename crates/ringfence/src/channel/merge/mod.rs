@@ -23,7 +23,7 @@ use crate::{
     channel::end::CloseReason,
     channel::open::POLLS_PER_LINE_CHECK,
     channel::receiver::Receiver,
-    channel::waiting::{Slept, SpinPacer, SpinThenPark},
+    channel::waiting::{Parking, Slept, SpinPacer, SpinThenPark},
     error::{Error, OrSystem, Result},
     fork::OwnerProcess,
     region::copy::barrier,
@@ -172,7 +172,7 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 ///
 /// # Closing
 /// A source that has ended leaves after its last message, and [`Merged::Ended`] tells why. So does one whose peer violated the protocol
-/// ([`CloseReason::Corrupt`]): that costs the others nothing. Once every source has ended or was removed, and each end was
+/// ([`CloseReason::Corrupt`]) or has made a call, which no merge answers: that costs the others nothing. Once every source has ended or was removed, and each end was
 /// returned, [`Merge::receive`] returns `None`; a merge that never had a source waits. Dropping a merge drops its sources.
 ///
 /// # After a fork
@@ -610,6 +610,14 @@ impl<S: Source> Merge<S> {
                 Err(error)
             }
             _ if self.source_mut(place).end_reason().is_some() => {
+                self.leave(place);
+                Ok(())
+            }
+            // The call would stay the next message for ever, and an error of the merge does not name its source.
+            Error::Protocol(what) => {
+                let Parking { shared, .. } = self.source_mut(place).parking();
+                // Fails with this very error.
+                let _ = shared.judge::<()>(Err(Error::RingCorrupt(what)));
                 self.leave(place);
                 Ok(())
             }

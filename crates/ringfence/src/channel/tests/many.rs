@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 
 use super::*;
 use crate::{
+    channel::calls::envelope::CallError,
+    channel::end::CloseReason,
     channel::merge::{Merge, Merged, MergedVec, NotAdded},
     channel::waiting::Waits,
     region::copy::Writable,
@@ -77,6 +79,41 @@ fn merge_returns_vecs_until_it_is_empty() {
         "{end:?}"
     );
     assert!(merge.is_empty() && merge.is_ended());
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn source_that_calls_leaves_the_others_alone() {
+    let mut merge = Merge::new().expect("descriptors");
+    let (mut source, receiver) = source();
+    let (caller, other) = pair(&Options::new());
+    let (_unwritten, unanswered) = other.split();
+    let (from, key) = (
+        merge.add(receiver).expect("room"),
+        merge.add(unanswered).expect("room"),
+    );
+    let calls = caller.into_calls().expect("descriptors");
+    calls.send(b"before").expect("open");
+    let pending = calls.start(b"a", None).expect("open");
+    send(&mut source, 2);
+    let mut events = Vec::new();
+    for _ in 0..4 {
+        events.push(merge.try_receive_vec().expect("open").expect("an event"));
+    }
+    let (message, reason) = (vec![7; 8], CloseReason::Corrupt);
+    let message = MergedVec::Message { from, bytes: message };
+    let before = MergedVec::Message {
+        from: key,
+        bytes: b"before".to_vec(),
+    };
+    let end = MergedVec::Ended { from: key, reason };
+    for (wanted, count) in [(message, 2), (before, 1), (end, 1)] {
+        let found = events.iter().filter(|found| **found == wanted).count();
+        assert_eq!(found, count, "{wanted:?} in {events:?}");
+    }
+    // The caller need not wait for the program to drop the other half.
+    let lost = pending.wait().expect_err("no answer");
+    assert!(matches!(lost, CallError::Channel(Error::PeerLost(_))), "{lost:?}");
 }
 
 #[test]
