@@ -19,7 +19,7 @@ use crate::{
     channel::receiver::{self, PairInlet},
     channel::subscription::BroadcastInlet,
     channel::waiting::{SpinThenPark, Waits},
-    error::Result,
+    error::{Error, Result},
     tokio::line::{Half, Line, Watched},
 };
 
@@ -31,9 +31,9 @@ pub type Subscription = Inbound<BroadcastInlet>;
 
 /// The receiving half of a channel ([`Receiver`]) or of a broadcast ([`Subscription`]), for tasks.
 ///
-/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error that
-/// ends the channel is its last item, such as [`Error::PeerLost`](crate::Error::PeerLost) if the peer was
-/// killed; after a local error ([`Error::NoSpace`](crate::Error::NoSpace)) it goes on. For bytes, use
+/// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error is its
+/// last item, such as [`Error::PeerLost`](crate::Error::PeerLost) if the peer was killed, unless it can pass:
+/// after [`Error::NoSpace`](crate::Error::NoSpace) the stream continues. For bytes, use
 /// [`Channel::into_stream`](crate::tokio::Channel::into_stream) rather than a `StreamReader` over this.
 ///
 /// Every method is cancel safe.
@@ -143,10 +143,15 @@ impl<R: Inlet + Unpin> Stream for Inbound<R> {
             return Poll::Ready(None);
         }
         let found = ready!(poll_receive_on(line, inner, cx, Reading::try_receive_vec));
-        // After a local error, unread messages of the peer are still there.
-        *failed = found.as_ref().is_err_and(|error| !error.is_local()) && inner.end_reason().is_some();
+        *failed = found.as_ref().is_err_and(would_repeat);
         Poll::Ready(found.transpose())
     }
+}
+
+/// Whether a stream would return this error again and again.
+fn would_repeat(error: &Error) -> bool {
+    // The message stays in the ring until there is memory for it, or until a `receive_part` has finished it.
+    !matches!(error, Error::NoSpace { .. } | Error::InvalidArgument(_))
 }
 
 /// Like [`poll_receive`], for a half that waits on a line.
@@ -182,11 +187,14 @@ pub(super) fn poll_receive<R: SpinThenPark, T>(
 /// ([`crate::Receiver`] and [`crate::Subscription`]), not those of this module, because the merge itself
 /// waits for them. [`Merge::get_mut`] adds and removes sources.
 ///
-/// It is a [`Stream`], which ends once every source has ended. All calls are safe to cancel.
+/// It is a [`Stream`], which ends once every source has ended, or after an error that cannot pass, as that of
+/// an [`Inbound`]. All calls are safe to cancel.
 #[derive(Debug)]
 pub struct Merge<S = receiver::Receiver> {
     watched: Watched,
     inner: merge::Merge<S>,
+    /// The stream has returned the error that ended it.
+    failed: bool,
 }
 
 impl<S: Source> Merge<S> {
@@ -221,6 +229,7 @@ impl<S: Source> Merge<S> {
         Ok(Self {
             watched: Watched::copy_of(&merge)?,
             inner: merge,
+            failed: false,
         })
     }
 
@@ -246,7 +255,7 @@ impl<S: Source> Merge<S> {
         cx: &mut Context<'_>,
         try_receive: impl FnMut(&mut merge::Merge<S>) -> Result<Option<T>>,
     ) -> Poll<Result<Option<T>>> {
-        let Self { watched, inner } = self;
+        let Self { watched, inner, .. } = self;
         poll_receive(inner, cx, try_receive, |inner, cx| {
             while inner.arm()? {
                 let readable = ready!(watched.poll(cx))?;
@@ -278,7 +287,12 @@ impl<S: Source + Unpin> Stream for Merge<S> {
     type Item = Result<MergedVec>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let found = ready!(self.get_mut().poll_receive(cx, merge::Merge::try_receive_vec));
+        let this = self.get_mut();
+        if this.failed {
+            return Poll::Ready(None);
+        }
+        let found = ready!(this.poll_receive(cx, merge::Merge::try_receive_vec));
+        this.failed = found.as_ref().is_err_and(would_repeat);
         Poll::Ready(found.transpose())
     }
 }
@@ -288,7 +302,9 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
     use tokio::runtime::Builder;
 
-    use crate::{error::Error, options::Options, ring::message::Progress, testing::parts, tokio::Channel};
+    use crate::{
+        error::Error, options::Options, ring::message::Progress, testing::parts, tokio::Channel, tokio::Merge,
+    };
 
     #[test]
     #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
@@ -316,5 +332,36 @@ mod tests {
         let next = receiver.next().now_or_never().unwrap().transpose().unwrap();
         assert_eq!(next.as_deref(), Some(&b"the next"[..]));
         assert!(receiver.next().now_or_never().unwrap().is_none());
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn stream_ends_after_an_error_that_would_repeat() {
+        let pair = || parts::pair(4096, 20_000, &Options::new());
+        let runtime = || Builder::new_current_thread().enable_io().build().unwrap();
+        let (first, second) = (runtime(), runtime());
+        let _inside = first.enter();
+        let (own, peer) = pair();
+        let (_sender, mut receiver) = Channel::new(own).unwrap().split();
+        let calls = peer.into_calls().unwrap();
+        let _call = calls.start(b"a", None).unwrap();
+        let refused = receiver.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(refused, Err(Error::Protocol(_))), "{refused:?}");
+        assert!(receiver.next().now_or_never().unwrap().is_none());
+
+        let inside = second.enter();
+        let ((own, _peer), (merged, _other)) = (pair(), pair());
+        let (_sender, mut receiver) = Channel::new(own).unwrap().split();
+        let mut merge = crate::Merge::new().unwrap();
+        merge.add(merged.split().1).unwrap();
+        let mut merge = Merge::new(merge).unwrap();
+        drop(inside);
+        drop(second);
+        let failed = receiver.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(failed, Err(Error::Unsupported { .. })), "{failed:?}");
+        assert!(receiver.next().now_or_never().unwrap().is_none());
+        let failed = merge.next().now_or_never().unwrap().unwrap();
+        assert!(matches!(failed, Err(Error::Unsupported { .. })), "{failed:?}");
+        assert!(merge.next().now_or_never().unwrap().is_none());
     }
 }
