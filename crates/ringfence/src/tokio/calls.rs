@@ -893,5 +893,10 @@ mod tests {
         drop(runtime);
         let other = Builder::new_current_thread().enable_all().build().unwrap();
         assert_eq!(kind_of(other.block_on(call)), ErrorKind::Unsupported);
+        let again = other.block_on(calls.send(b"b")).unwrap_err();
+        assert_eq!(
+            again.to_string(),
+            "this system does not offer what is needed: a runtime of Tokio, which has ended"
+        );
     }
 }

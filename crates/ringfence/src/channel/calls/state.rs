@@ -802,6 +802,7 @@ fn copy(error: &Error) -> Error {
         Error::ObjectExposed(what) => Error::ObjectExposed(what.clone()),
         Error::Closed(what) => Error::Closed(what),
         Error::NoSpace { what, reason } => Error::no_space(what.clone(), reason.clone()),
+        Error::Unsupported { what, .. } => Error::unsupported(what.clone()),
         other => Error::unsupported(other.to_string()),
     }
 }
