@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
@@ -95,8 +96,11 @@ class ChannelStream extends Duplex {
   }
 
   override _read(): void {
-    if (!this.#reading) void this.#fetch()
+    if (!this.#reading) this.#fetch()
   }
+
+  /** In the async context of the stream, as with a socket, and not of the caller of `resume`. */
+  readonly #fetch = AsyncLocalStorage.bind(() => void this.#fetchAll())
 
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Callback): void {
     this.#write([chunk], done)
@@ -204,7 +208,7 @@ class ChannelStream extends Duplex {
   }
 
   /** Pushes messages until the stream has enough. */
-  async #fetch(): Promise<void> {
+  async #fetchAll(): Promise<void> {
     this.#reading = true
     try {
       while (!this.destroyed) {

@@ -3,6 +3,8 @@
 // Each request is answered exactly once, a cancelled one as well. So each side knows which answers are still to come, and any other answer is
 // a violation of the protocol. Requests are numbered in the order in which they are sent.
 
+import { AsyncLocalStorage } from 'node:async_hooks'
+
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
 import { fairness } from '../runtime/fairness.js'
@@ -83,6 +85,8 @@ class Request extends ListNode {
   readonly #expiresAt: number
   /** Made on first use: most handlers do not need it. */
   #controller: AbortController | null = null
+  /** Aborts the signal. Its listeners run in the async context of the handler. */
+  #abortSignal: ((reason: RingfenceError) => void) | null = null
   #timer: NodeJS.Timeout | undefined
   #reason: RingfenceError | null = null
 
@@ -104,9 +108,10 @@ class Request extends ListNode {
 
   get signal(): AbortSignal {
     if (this.#controller === null) {
-      this.#controller = new AbortController()
+      const controller = (this.#controller = new AbortController())
+      this.#abortSignal = AsyncLocalStorage.bind((reason) => controller.abort(reason))
       const remaining = this.#expiresAt - timers.now()
-      if (this.#reason !== null) this.#controller.abort(this.#reason)
+      if (this.#reason !== null) controller.abort(this.#reason)
       else if (remaining < Infinity) {
         const expire = () => this.abort(deadlineError())
         this.#timer = timers.setTimeout(expire, Math.min(Math.max(remaining, 0), LONGEST_TIMER)).unref()
@@ -124,7 +129,7 @@ class Request extends ListNode {
     if (this.#reason !== null) return
     this.clearTimer()
     this.#reason = reason
-    this.#controller?.abort(reason)
+    this.#abortSignal?.(reason)
   }
 
   clearTimer(): void {

@@ -1,3 +1,4 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
 import type { EventEmitter } from 'node:events'
 import type { Duplex } from 'node:stream'
 
@@ -299,7 +300,10 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
         return isThenable(reply) ? encodeReplyLater(reply) : this.#encodeReply(reply)
       }
       const encodeReplyLater = async (reply: PromiseLike<Out>) => this.#encodeReply(await reply)
-      return this.#core.calls.serve(answer, concurrency, (error) => reportHandlerError(this, error))
+      // A request may be read by any other call of this process.
+      return this.#core.calls.serve(AsyncLocalStorage.bind(answer), concurrency, (error) =>
+        reportHandlerError(this, error),
+      )
     })
   }
 

@@ -1,5 +1,6 @@
 // The life cycle that all resources share.
 
+import { AsyncLocalStorage } from 'node:async_hooks'
 import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
@@ -40,6 +41,10 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   readonly #root: Resource<Events> | null
   /** The views that have had listeners. */
   readonly #views: EventEmitter[] = []
+  /** Calls listeners in the async context of the call that has made the resource, as a socket does, and not in that of a wakeup. */
+  readonly #emit = AsyncLocalStorage.bind((name: string, args: unknown[]) => {
+    for (const emitter of [this as EventEmitter, ...this.#views]) emit(emitter, name, ...args)
+  })
 
   /** @param from - The address; or the resource of which the new one is a view with values as messages. */
   protected constructor(from: string | null | Resource<Events>) {
@@ -112,8 +117,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
    * @internal
    */
   protected [internal.notify]<Name extends keyof Events & string>(name: Name, ...args: Events[Name]): void {
-    emit(this as EventEmitter, name, ...args)
-    for (const view of this.#views) emit(view, name, ...args)
+    this.#emit(name, args)
   }
 
   /**

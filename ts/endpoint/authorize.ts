@@ -1,3 +1,5 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+
 import { messageOf, show } from '../errors.js'
 import type { Failure } from '../native.js'
 import type { Identity, Policy } from '../types.js'
@@ -28,10 +30,10 @@ export class Authorizer {
     return policy?.authorize === undefined ? undefined : new Authorizer(policy, policy.authorize)
   }
 
-  /** Called by the binding. Never throws. */
-  readonly ask = (id: number, identity: Identity): void => {
+  /** Called by the binding. Never throws. Runs in the async context of the call with the policy. */
+  readonly ask = AsyncLocalStorage.bind((id: number, identity: Identity): void => {
     void this.#decideOn(id, identity)
-  }
+  })
 
   async #decideOn(id: number, identity: Identity): Promise<void> {
     let found: string

@@ -1,5 +1,7 @@
 // The base class of everything that peers connect to: its address, its events, and the count of its peers.
 
+import { AsyncLocalStorage } from 'node:async_hooks'
+
 import { Resource, type ResourceEvents } from '../channel/resource.js'
 import { PeerCounts } from '../channel/stats.js'
 import { type RingfenceError, fromFailure } from '../errors.js'
@@ -55,7 +57,9 @@ export abstract class Endpoint<
     super(from instanceof Resource ? from : from.address)
     this.#native = native
     this.#opening = opening
-    if (opening !== null && native.watch(this[internal.poll]) === FAILED) throw fromFailure(native.failure())
+    // The channels that it makes belong to the same async context.
+    if (opening !== null && native.watch(AsyncLocalStorage.bind(this[internal.poll])) === FAILED)
+      throw fromFailure(native.failure())
     this.#cancelExit = opening === null ? ignore : atExit(this.address, vacate)
     opening?.signal?.addEventListener('abort', this.#onAbort, { once: true })
   }

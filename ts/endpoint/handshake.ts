@@ -1,3 +1,5 @@
+import { AsyncLocalStorage } from 'node:async_hooks'
+
 import type { Codec } from '../adapters/codec.js'
 import { Values } from '../channel/values.js'
 import { Authorizer } from './authorize.js'
@@ -98,7 +100,8 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
       const error = cancelError()
       if (error !== undefined) throw error
     }
-    const finish = (failure: Failure | null, raw: Raw | null) => {
+    // What it opens belongs to the async context of this call.
+    const finish = AsyncLocalStorage.bind((failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       timers.clearTimeout(timer)
       cancelExit?.()
@@ -121,7 +124,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
         else void opened[Symbol.asyncDispose]()
         reject(error)
       }
-    }
+    })
     const refused = (refusal: Failure) => reportRefused(address, errorOf(refusal))
     // There may be no thread for it, or no descriptor to cancel it by.
     const joining = orThrowNoSpace(
