@@ -32,8 +32,7 @@ class FakeChannel {
   /** The errors with which calls of these names reject. */
   readonly fails: { send?: Error; end?: Error; destroy?: Error; waitReadable?: Error } = {}
   readonly messages: Buffer[] = []
-  /** Waiting readers, and the highest number at the same time. */
-  waiting: (() => void)[] = []
+  waiting: { reader: object | null; wake(): void }[] = []
   #over = false
 
   // A stream uses these parts of a channel. Here one object is all of them.
@@ -55,13 +54,13 @@ class FakeChannel {
 
   push(...messages: string[]): void {
     this.messages.push(...messages.map((message) => Buffer.from(message)))
-    for (const wake of this.waiting.splice(0)) wake()
+    for (const { wake } of this.waiting.splice(0)) wake()
   }
 
   over(failure?: Error): void {
     this.failure = failure
     this.#over = true
-    for (const wake of this.waiting.splice(0)) wake()
+    for (const { wake } of this.waiting.splice(0)) wake()
   }
 
   trySend(message: Uint8Array): boolean {
@@ -81,10 +80,11 @@ class FakeChannel {
     return this.messages.shift() ?? null
   }
 
-  async waitReadable(): Promise<boolean> {
+  async waitReadable(_signal: undefined, reader: object | null): Promise<boolean> {
     this.calls.push('waitReadable')
     if (this.fails.waitReadable !== undefined) throw this.fails.waitReadable
-    while (this.messages.length === 0 && !this.#over) await new Promise<void>((resolve) => this.waiting.push(resolve))
+    while (this.messages.length === 0 && !this.#over)
+      await new Promise<void>((wake) => this.waiting.push({ reader, wake }))
     if (this.messages.length === 0 && this.failure !== undefined) throw this.failure
     return this.messages.length > 0
   }
@@ -312,7 +312,7 @@ test('only one wait for messages is pending at a time', async (t) => {
     stream.read(0)
     stream.read(0)
     await turn()
-    t.is(fake.waiting.length, 1)
+    t.is(fake.waiting.filter(({ reader }) => reader === stream).length, 1)
     fake.push('x')
   }
   stream.destroy()
@@ -378,6 +378,45 @@ test('a peer that was cut off is an error once everything before it was read', a
     }
     await turn()
     t.deepEqual(found, isSlow ? ['read ECONNRESET: cut off'] : ['one', 'read ECONNRESET: cut off'])
+  }
+})
+
+test('a paused stream ends, if all was read', async (t) => {
+  const { fake, stream } = streamOf()
+  fake.push('one')
+  await once(stream, 'data')
+  stream.pause()
+  fake.over()
+  await once(stream, 'end')
+  t.true(stream.isPaused())
+})
+
+test('a stream that is not read has the end, clean or not, if the program listens and no message is left', async (t) => {
+  const failure = Object.assign(new Error('cut off'), { code: 'ERR_RINGFENCE_PEER_LOST' })
+  for (const [lost, event] of [
+    [undefined, 'end'],
+    [failure, 'error'],
+  ] as const) {
+    const { fake, stream } = streamOf()
+    const found: string[] = []
+    for (const each of ['end', 'error']) stream.on(each, () => found.push(each))
+    await turn()
+    fake.over(lost)
+    await new Promise((resolve) => stream.on('close', resolve))
+    t.deepEqual(found, [event])
+  }
+  for (const [messages, listens] of [
+    [[], false],
+    [['one'], true],
+  ] as const) {
+    const { fake, stream } = streamOf()
+    if (listens) stream.on('error', () => {})
+    fake.push(...messages)
+    fake.over(failure)
+    await turn()
+    t.is(stream.errored, null)
+    t.is(fake.messages.length, messages.length)
+    await t.throwsAsync(stream.toArray(), { code: 'ECONNRESET' } as object)
   }
 })
 

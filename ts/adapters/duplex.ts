@@ -51,6 +51,8 @@ class ChannelStream extends Duplex {
     this.#core = core
     this.#wasOpen = !core.buffer.isClosed
     this.#piece = Math.min(MAX_PIECE, core.native.maxMessageSize, core.native.maxAtOnce)
+    // Most programs read at once, and then reading finds the end.
+    timers.setImmediate(() => void this.#watch())
   }
 
   // The socket methods that agents and servers call.
@@ -207,6 +209,21 @@ class ChannelStream extends Duplex {
     }
   }
 
+  /**
+   * Reads the end, clean or not, of a stream that the program does not read. A socket also reports it to a program that only writes. Messages
+   * stay in the channel.
+   */
+  async #watch(): Promise<void> {
+    if (this.#reading || this.destroyed) return
+    try {
+      if (await this.#core.waitReadable(undefined, null)) return
+    } catch {
+      // Reading fails as well, and reports it.
+    }
+    // Without a listener, the program does not use the stream yet, and an error would end the process.
+    if (this.listenerCount('error') > 0) this.read(0)
+  }
+
   /** Pushes messages until the stream has enough. */
   async #fetchAll(): Promise<void> {
     this.#reading = true
@@ -230,6 +247,8 @@ class ChannelStream extends Duplex {
         }
         if (message !== null || (await this.#core.waitReadable(undefined, this))) continue
         this.#tryPush(null)
+        // A stream that was paused reports its end if all data was read, as a socket does.
+        this.read(0)
         return
       }
     } catch (error) {

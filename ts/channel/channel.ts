@@ -394,6 +394,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    * - The readable side fails with code 'ECONNRESET' if the peer is gone before it ended its sending: its process has exited, or it has
    *   closed the channel without an end. The failure comes after all data that has arrived, and the last data may be missing. A write that
    *   the peer can no longer read fails with 'EPIPE'. The `cause` of both is the channel's PEER_LOST.
+   * - A program that does not read gets the peer's end, and that failure, if it listens for 'error' and no data is unread.
    * - An error that a listener throws is an uncaught exception.
    * - It has the methods that agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
    * - `allowHalfOpen` is the channel's.
