@@ -1,3 +1,5 @@
+import { types } from 'node:util'
+
 import type { Failure } from '../../binding/index.cjs'
 import type { Identity } from './endpoint/peer.js'
 
@@ -182,6 +184,11 @@ export function messageOf(thrown: unknown): string {
   } catch {
     return 'a value that cannot be shown'
   }
+}
+
+/** Whether the value is an error, of any realm. */
+export function isError(value: unknown): value is Error {
+  return types.isNativeError(value) || value instanceof Error
 }
 
 /**

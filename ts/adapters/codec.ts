@@ -1,6 +1,7 @@
 // Codecs: the conversion of values to bytes and back.
 
 import { isAscii, isUtf8 } from 'node:buffer'
+import { types } from 'node:util'
 import v8 from 'node:v8'
 
 import {
@@ -146,9 +147,9 @@ function hasModule(value: unknown): boolean {
     if (partsLeft <= 0) return false
   }
   if (!isEmpty) return false
-  if (value instanceof Map) return hasModule([...value.keys()]) || hasModule([...value.values()])
-  if (value instanceof Set) return hasModule([...value])
-  if (value instanceof Error) return hasModule(value.cause)
+  if (types.isMap(value)) return hasModule([...value.keys()]) || hasModule([...value.values()])
+  if (types.isSet(value)) return hasModule([...value])
+  if (types.isNativeError(value)) return hasModule(value.cause)
   return (value as { [Symbol.toStringTag]?: unknown })[Symbol.toStringTag] === 'WebAssembly.Module'
 }
 

@@ -1,6 +1,6 @@
 // Channels, subscriptions, merges and publishers as web streams, with one chunk for each message.
 
-import type { RingfenceError } from '../errors.js'
+import { isError, type RingfenceError } from '../errors.js'
 import { builtin } from '../native.js'
 import type { ReadableStreamDefaultController } from 'node:stream/web'
 
@@ -126,7 +126,7 @@ export class WebStreams<In, Out> {
         // types lack it.)
         const { signal } = controller as typeof controller & { signal: AbortSignal }
         signal.addEventListener('abort', () => {
-          sink.destroy(signal.reason instanceof Error ? signal.reason : undefined)
+          sink.destroy(isError(signal.reason) ? signal.reason : undefined)
         })
       },
       write: async (chunk) => {
@@ -138,7 +138,7 @@ export class WebStreams<In, Out> {
         }
       },
       close: () => sink.end(),
-      abort: (reason) => sink.destroy(reason instanceof Error ? reason : undefined),
+      abort: (reason) => sink.destroy(isError(reason) ? reason : undefined),
     })
     this.#isFree = () => {
       if (writable.locked) return false

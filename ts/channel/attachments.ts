@@ -4,6 +4,7 @@ import { constants } from 'node:buffer'
 import type { Socket as DatagramSocket } from 'node:dgram'
 import { constants as modes } from 'node:fs'
 import type { Server, Socket } from 'node:net'
+import { types } from 'node:util'
 
 import { KEY, RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
 import { native, type NativeBundle, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
@@ -210,11 +211,12 @@ export function restoreSealed(value: unknown, attachments: readonly Attachment[]
   }
   const restoredValue = restored(value)
   for (let part = pending.pop(); part !== undefined; part = pending.pop()) {
-    if (part instanceof Map) {
+    // The engine may make them in another realm than this file's (node:vm, Jest).
+    if (types.isMap(part)) {
       const entries = [...part]
       part.clear()
       for (const [key, each] of entries) part.set(restored(key), restored(each))
-    } else if (part instanceof Set) {
+    } else if (types.isSet(part)) {
       const entries = [...part]
       part.clear()
       for (const each of entries) part.add(restored(each))
@@ -225,7 +227,7 @@ export function restoreSealed(value: unknown, attachments: readonly Attachment[]
       const after = restored(before)
       if (after !== before) properties[name] = after
     }
-    if (part instanceof Error && 'cause' in part) part.cause = restored(part.cause)
+    if (types.isNativeError(part) && 'cause' in part) part.cause = restored(part.cause)
   }
   return restoredValue
 }

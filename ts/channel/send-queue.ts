@@ -417,7 +417,7 @@ export class SendQueue {
     if (reserved === 0) return false
     let committed = false
     try {
-      const own = reserved instanceof ArrayBuffer ? null : this.#memory.scratchFor(size)
+      const own = typeof reserved === 'object' ? null : this.#memory.scratchFor(size)
       const length = this.#callFill(write, own ?? new Uint8Array(reserved as ArrayBuffer), 0, size)
       committed = true
       if (this.#native.commit(length, own ?? undefined) === FAILED) throw this.#fail()
@@ -468,7 +468,7 @@ export class SendQueue {
     }
     let reservation: Reservation
     try {
-      reservation = new Reserved(reserved instanceof ArrayBuffer ? reserved : null, size, finish)
+      reservation = new Reserved(typeof reserved === 'object' ? reserved : null, size, finish)
     } catch (error) {
       // There is no memory for it. A reservation that the caller never gets would be neither committed nor cancelled.
       this.#native.cancel()

@@ -100,7 +100,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
       const error = cancelError()
       if (error !== undefined) throw error
     }
-    // What it opens belongs to the async context of this call.
+    // The opened resource belongs to the async context of this call.
     const finish = AsyncLocalStorage.bind((failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       timers.clearTimeout(timer)

@@ -280,7 +280,10 @@ function absolute(name: string, value: unknown): string {
 }
 
 function abortSignal(name: string, value: unknown): void {
-  must(value instanceof AbortSignal, name, 'an AbortSignal', value)
+  // Like Node, accepts those of another realm (node:vm, Jest) and of libraries (jsdom).
+  const signal = (value ?? {}) as Partial<AbortSignal>
+  const isSignal = typeof signal.aborted === 'boolean' && typeof signal.addEventListener === 'function'
+  must(isSignal, name, 'an AbortSignal', value)
 }
 
 function object(name: string, value: unknown): asserts value is object {

@@ -1,4 +1,4 @@
-import { RingfenceError } from '../errors.js'
+import { RingfenceError, isError } from '../errors.js'
 
 /** Values of `process.arch` for which there are binaries, each with glibc and musl. */
 const ARCHITECTURES = ['x64', 'arm64']
@@ -54,7 +54,7 @@ function hasPermissions(): boolean {
 /** Whether the binding did not load because of this process's permissions. */
 function isReadDenied(cause: unknown): boolean {
   if (!hasPermissions()) return false
-  for (let error = cause; error instanceof Error; error = error.cause) {
+  for (let error = cause; isError(error); error = error.cause) {
     const { code, message } = error as NodeJS.ErrnoException
     if (code === 'ERR_ACCESS_DENIED' || message.includes('Access to this API has been restricted')) return true
   }
