@@ -50,12 +50,10 @@ pub(crate) struct Access {
 /// An address that this process has bound. Dropping it frees the address and leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct BoundAddress {
-    /// Dropped first: while the socket is open, no other file can get its inode, even if its file was
-    /// removed.
     pub(super) named: Option<SocketFile>,
     pub(super) listener: CloseOnForkFd,
     /// Another process owns the place, and this process holds only a share of it.
-    pub(super) is_shared: bool,
+    is_shared: bool,
 }
 
 impl Drop for BoundAddress {
@@ -63,8 +61,14 @@ impl Drop for BoundAddress {
     /// pthread_atfork(3) handlers), the child has a copy of the socket until it executes that program. The
     /// copy must not accept connections into its queue, because no process would ever accept them.
     fn drop(&mut self) {
-        if !self.is_shared && self.listener.in_owner_process() {
-            Self::shut_down(&self.listener);
+        // A forked child must not remove its parent's files.
+        if self.is_shared || !self.listener.in_owner_process() {
+            return;
+        }
+        Self::shut_down(&self.listener);
+        // Before the socket is closed: until then no other file can get its inode, even if its file was removed.
+        if let Some(named) = &self.named {
+            named.remove();
         }
     }
 }
@@ -78,19 +82,13 @@ pub(super) struct SocketFile {
     /// Held while the address is bound. A process that finds a socket without an answering host learns from
     /// the lock whether a host still exists.
     lock: CloseOnForkFd,
-    /// The same as [`BoundAddress::is_shared`].
-    is_shared: bool,
 }
 
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        // A forked child must not remove its parent's files.
-        if self.is_shared || !self.lock.in_owner_process() {
-            return;
-        }
-        // Remove the files while the lock is held. A file that cannot be removed (for example because its
-        // directory has a new owner) stays: the next host finds it stale. A file that has replaced one of
-        // these belongs to another instance.
+impl SocketFile {
+    /// Removes the files while the lock is held. A file that cannot be removed (for example because its
+    /// directory has a new owner) stays: the next host finds it stale. A file that has replaced one of
+    /// these belongs to another instance.
+    pub(super) fn remove(&self) {
         let Files { socket, lock, .. } = &self.files;
         if let Some(inode) = self.socket {
             let _ = self.files.remove(socket, inode);
@@ -102,28 +100,26 @@ impl Drop for SocketFile {
         // here would not unlock it.
         sys::file::unlock_file(&**self.lock);
     }
-}
 
-impl SocketFile {
     /// Makes the files of an address of which only the lock exists so far.
     pub(super) fn locked(files: Files, lock: OwnedFd) -> Result<Self> {
         Ok(Self {
             files,
             socket: None,
             lock: CloseOnForkFd::new(lock)?,
-            is_shared: false,
         })
     }
 
     /// Makes the share of files that another process has bound and locked.
     pub(super) fn shared(files: Files, lock: OwnedFd) -> Result<Self> {
-        let mut named = Self::locked(files, lock)?;
-        named.is_shared = true;
         let wanted = "the host's socket beside its lock";
-        let socket = named.files.inode_at(&named.files.socket);
-        named.socket =
-            socket.map_err(|errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, wanted, errno))?;
-        Ok(named)
+        let socket = files
+            .inode_at(&files.socket)
+            .map_err(|errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, wanted, errno))?;
+        Ok(Self {
+            socket,
+            ..Self::locked(files, lock)?
+        })
     }
 
     /// Checks that the socket and the lock of a host that has ended are still at their path. If they are not,
@@ -228,18 +224,16 @@ fn inspection_error(address: &Address) -> impl Fn(Errno) -> Error {
 }
 
 impl BoundAddress {
-    /// Starts listening at a socket that this process has made and bound.
-    pub(super) fn open(listener: OwnedFd, named: Option<SocketFile>, backlog: i32) -> Result<Self> {
+    /// Takes a socket that this process has just made, and is about to bind.
+    pub(super) fn unbound(listener: OwnedFd) -> Result<Self> {
         // Accepted sockets inherit this option, so data that a guest sends before it is accepted carries its
         // credentials.
         sys::socket::prepare_new_socket(&listener).or_system("SO_PASSCRED")?;
-        let place = Self {
-            named,
+        Ok(Self {
+            named: None,
             listener: CloseOnForkFd::new(listener)?,
             is_shared: false,
-        };
-        place.start_listening(backlog)?;
-        Ok(place)
+        })
     }
 
     /// Starts listening. From now on the kernel reports this process to a connecting guest.
@@ -309,14 +303,7 @@ impl BoundAddress {
 
     /// Drops the place without changing the address: another process takes over.
     pub(crate) fn hand_over(mut self) {
-        self.set_shared(true);
-    }
-
-    pub(super) fn set_shared(&mut self, is_shared: bool) {
-        self.is_shared = is_shared;
-        if let Some(named) = &mut self.named {
-            named.is_shared = is_shared;
-        }
+        self.is_shared = true;
     }
 
     /// Stops accepting connections, while the address stays bound. From then on the kernel rejects clients
@@ -346,58 +333,6 @@ pub(super) struct Files {
     pub(super) directory: OwnedFd,
     pub(super) socket: OsString,
     pub(super) lock: OsString,
-}
-
-/// The result of trying to lock an address.
-pub(super) enum Lock {
-    /// This process has the lock, through this open file.
-    Acquired(Files, OwnedFd),
-    /// Another process has the lock.
-    Busy,
-    /// Unknown: this process may not open the directory, or the lock file in it.
-    Forbidden(Errno),
-}
-
-impl Lock {
-    /// Tries to lock the file next to a path. Creates the file if it is missing. Fails if a lock on that file
-    /// would have no meaning.
-    pub(super) fn acquire(address: &Address, path: &Path) -> Result<Self> {
-        let files = match Files::of(path) {
-            Ok(files) => files,
-            Err(errno @ (Errno::EACCES | Errno::EPERM)) => return Ok(Self::Forbidden(errno)),
-            Err(errno) => return Err(cannot_open_directory(address, errno)),
-        };
-        loop {
-            let file = match files.open_lock() {
-                Ok(file) => file,
-                Err(errno @ (Errno::EACCES | Errno::EPERM | Errno::EROFS)) => {
-                    return Ok(Self::Forbidden(errno));
-                }
-                Err(errno @ (Errno::ENOENT | Errno::ENOTDIR)) => {
-                    return Err(cannot_open_directory(address, errno));
-                }
-                Err(errno @ Errno::ELOOP) => {
-                    return Err(address.invalid("its lock file is a symbolic link", Some(errno)));
-                }
-                Err(errno) => return Err(address.invalid("its lock file cannot be opened", Some(errno))),
-            };
-            match sys::file::lock_file(&file) {
-                Ok(()) => {}
-                Err(Errno::EWOULDBLOCK) => return Ok(Self::Busy),
-                Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
-            }
-            let inspection_error = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
-            let stat = uninterrupted(|| fstat(&file)).map_err(inspection_error)?;
-            if !is_kind(&stat, SFlag::S_IFREG) {
-                return Err(address.invalid("its lock file is not a regular file", None));
-            }
-            // The previous holder may have removed the file between our open and our lock. Then this lock
-            // protects nothing.
-            if files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat)) {
-                return Ok(Self::Acquired(files, file));
-            }
-        }
-    }
 }
 
 /// Makes the error for a directory that cannot be opened.
@@ -434,7 +369,7 @@ impl Files {
         })
     }
 
-    fn open_lock(&self) -> Result<OwnedFd, Errno> {
+    pub(super) fn open_lock(&self) -> Result<OwnedFd, Errno> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR;
         uninterrupted(|| openat(&self.directory, &*self.lock, flags, mode))
@@ -543,7 +478,7 @@ impl Inheritance {
             named.check_files()?;
         }
         place.start_listening(BACKLOG_OF_A_PAIR)?;
-        place.set_shared(false);
+        place.is_shared = false;
         Ok(place)
     }
 }
@@ -625,7 +560,7 @@ mod tests {
         assert!(before.is_some());
         let error = named.find_socket(&address, &path, before).unwrap_err();
         assert!(error.to_string().contains("its socket was removed"), "{error}");
-        drop(named);
+        named.remove();
         assert!(place.exists());
     }
 

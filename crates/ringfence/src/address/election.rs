@@ -10,17 +10,17 @@ use nix::{
     errno::Errno,
     sys::{
         socket::{AddressFamily, SockFlag, SockType, bind, connect, socket},
-        stat::{SFlag, fchmod, stat},
+        stat::{SFlag, fchmod, fstat, stat},
     },
 };
 
 use crate::{
     address::Address,
     address::bound::{Access, BACKLOG_OF_A_PAIR, BACKLOG_OF_A_SERVICE, BoundAddress, SocketFile, mode_bits},
-    address::bound::{Files, Lock, inode, is_kind},
+    address::bound::{Files, cannot_open_directory, inode, is_kind},
     error::{Error, OrSystem, Result, is_shortage},
     evidence::{EvidenceLog, FIRST_TO_BIND, FOUND_BOUND, SERVICE_BINDS},
-    sys::uninterrupted,
+    sys::{self, uninterrupted},
     wait::deadline::Deadline,
 };
 
@@ -95,22 +95,11 @@ fn pause(attempts: u32, deadline: &Deadline) -> Result<()> {
     deadline.pause(Duration::from_millis(u64::from(attempts.min(ATTEMPTS)) * 2))
 }
 
-/// Binds the address for a service, which never connects to another process.
+/// Binds the address for a service, which never connects to another process. Tries again to bind a name that is taken:
+/// while another thread of a process starts a program (posix_spawn(3)), the child has that process's listening sockets
+/// until it executes. So a name may become free a moment after its host has closed it. A path is free immediately,
+/// because unlocking its lock file applies to all processes that have it.
 pub(crate) fn bind_alone(
-    address: &Address,
-    access: Access,
-    deadline: &Deadline,
-    record: &mut EvidenceLog,
-) -> Result<BoundAddress> {
-    bind_within(ATTEMPTS, address, access, deadline, record)
-}
-
-/// Tries up to `max` times to bind a name that is taken. While another thread of a process starts a program
-/// (posix_spawn(3)), the child has that process's listening sockets until it executes. So a name may become
-/// free a moment after its host has closed it. A path is free immediately, because unlocking its lock file
-/// applies to all processes that have it.
-fn bind_within(
-    max: u32,
     address: &Address,
     access: Access,
     deadline: &Deadline,
@@ -124,7 +113,9 @@ fn bind_within(
                 record.met(SERVICE_BINDS, "host: bound");
                 return Ok(place);
             }
-            BindOutcome::Busy if attempts < max && address.place().is_none() => pause(attempts, deadline)?,
+            BindOutcome::Busy if attempts < ATTEMPTS && address.place().is_none() => {
+                pause(attempts, deadline)?;
+            }
             BindOutcome::Busy => {
                 return Err(address.occupied("another process, or another call of this one, has bound it"));
             }
@@ -204,9 +195,9 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     socket(AddressFamily::Unix, SockType::Stream, flags, None)
 }
 
-/// Makes a socket for listening.
-fn new_listener() -> Result<OwnedFd> {
-    new_socket().or_system("a Unix socket")
+/// Makes a socket for listening. Dropping it undoes what was done to the address since.
+fn new_place() -> Result<BoundAddress> {
+    BoundAddress::unbound(new_socket().or_system("a Unix socket")?)
 }
 
 fn connect_to(address: &Address) -> Result<OwnedFd, Errno> {
@@ -226,26 +217,27 @@ fn try_bind(address: &Address, access: Access, backlog: i32) -> Result<BindOutco
 }
 
 fn try_bind_name(address: &Address, backlog: i32) -> Result<BindOutcome> {
-    let listener = new_listener()?;
-    match bind(listener.as_raw_fd(), &address.to_socket()?) {
-        Ok(()) => BoundAddress::open(listener, None, backlog).map(BindOutcome::Bound),
-        Err(Errno::EADDRINUSE) => Ok(BindOutcome::Busy),
-        Err(errno) => Err(address.invalid("it cannot be bound", Some(errno))),
+    let place = new_place()?;
+    match bind(place.listener.as_raw_fd(), &address.to_socket()?) {
+        Ok(()) => place.start_listening(backlog)?,
+        Err(Errno::EADDRINUSE) => return Ok(BindOutcome::Busy),
+        Err(errno) => return Err(address.invalid("it cannot be bound", Some(errno))),
     }
+    Ok(BindOutcome::Bound(place))
 }
 
 fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -> Result<BindOutcome> {
-    let (files, lock) = match Lock::acquire(address, path)? {
-        Lock::Acquired(files, lock) => (files, lock),
-        Lock::Busy => return Ok(BindOutcome::Busy),
-        Lock::Forbidden(errno) => return Ok(BindOutcome::Forbidden(errno)),
+    let named = match lock(address, path)? {
+        Ok(named) => named,
+        Err(outcome) => return Ok(outcome),
     };
     // From here on every failure removes what was made.
-    let mut named = SocketFile::locked(files, lock)?;
-    let listener = new_listener()?;
+    let mut place = new_place().inspect_err(|_| named.remove())?;
+    let named = place.named.insert(named);
+    let listener = &**place.listener;
     // The mode that the socket's file gets at bind: sockfs passes on the mode of the socket's inode. Only the
     // owner's bits for now, so no other user can connect before the group is set.
-    fchmod(&listener, mode_bits(access.mode & 0o700)).or_system("setting the socket's mode")?;
+    fchmod(listener, mode_bits(access.mode & 0o700)).or_system("setting the socket's mode")?;
     let socket = address.to_socket()?;
     // A file that already has the name is not this socket's file.
     let mut before = named.socket_inode(address)?;
@@ -262,7 +254,48 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
     bound.map_err(|errno| address.invalid("it cannot be bound", Some(errno)))?;
     named.find_socket(address, path, before)?;
     named.admit(address, access)?;
-    BoundAddress::open(listener, Some(named), backlog).map(BindOutcome::Bound)
+    place.start_listening(backlog)?;
+    Ok(BindOutcome::Bound(place))
+}
+
+/// Tries to lock the file next to a path. Creates the file if it is missing. Fails if a lock on that file
+/// would have no meaning.
+fn lock(address: &Address, path: &Path) -> Result<Result<SocketFile, BindOutcome>> {
+    let files = match Files::of(path) {
+        Ok(files) => files,
+        Err(errno @ (Errno::EACCES | Errno::EPERM)) => return Ok(Err(BindOutcome::Forbidden(errno))),
+        Err(errno) => return Err(cannot_open_directory(address, errno)),
+    };
+    loop {
+        let file = match files.open_lock() {
+            Ok(file) => file,
+            Err(errno @ (Errno::EACCES | Errno::EPERM | Errno::EROFS)) => {
+                return Ok(Err(BindOutcome::Forbidden(errno)));
+            }
+            Err(errno @ (Errno::ENOENT | Errno::ENOTDIR)) => {
+                return Err(cannot_open_directory(address, errno));
+            }
+            Err(errno @ Errno::ELOOP) => {
+                return Err(address.invalid("its lock file is a symbolic link", Some(errno)));
+            }
+            Err(errno) => return Err(address.invalid("its lock file cannot be opened", Some(errno))),
+        };
+        match sys::file::lock_file(&file) {
+            Ok(()) => {}
+            Err(Errno::EWOULDBLOCK) => return Ok(Err(BindOutcome::Busy)),
+            Err(errno) => return Err(address.invalid("its lock file cannot be locked", Some(errno))),
+        }
+        let inspection_error = |errno| address.invalid("its lock file cannot be inspected", Some(errno));
+        let stat = uninterrupted(|| fstat(&file)).map_err(inspection_error)?;
+        if !is_kind(&stat, SFlag::S_IFREG) {
+            return Err(address.invalid("its lock file is not a regular file", None));
+        }
+        // The previous holder may have removed the file between our open and our lock. Then this lock
+        // protects nothing.
+        if files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat)) {
+            return SocketFile::locked(files, file).map(Ok);
+        }
+    }
 }
 
 /// Removes the socket of a host that has ended. The caller holds the lock. A program that ignores the lock
@@ -345,15 +378,15 @@ mod tests {
         let place = bind_alone(&address, ACCESS, &deadline, record).unwrap();
         let copy = copy(&place);
         drop(place);
-        let error = bind_within(2, &address, ACCESS, &deadline, record).unwrap_err();
+        let error = bind_alone(&address, ACCESS, &deadline, record).unwrap_err();
         assert_eq!(error.code(), "ADDRESS_OCCUPIED");
         // It keeps trying until it is cancelled.
         let token = CancelToken::new().unwrap();
         token.cancel();
         let called_off = Deadline::endless(vec![token], Duration::from_secs(60));
-        let error = bind_within(3, &address, ACCESS, &called_off, record).unwrap_err();
+        let error = bind_alone(&address, ACCESS, &called_off, record).unwrap_err();
         assert_eq!(error.code(), "ABORTED");
         drop(copy);
-        bind_within(2, &address, ACCESS, &deadline, record).unwrap();
+        bind_alone(&address, ACCESS, &deadline, record).unwrap();
     }
 }
