@@ -168,9 +168,10 @@ impl FrameLine<'_> {
             sender: Some(self.sender),
             deadline: self.deadline,
             step,
+            max,
             descriptors: Vec::new(),
         };
-        let frame = reader.frame(max)?;
+        let frame = reader.frame()?;
         Ok((frame, reader.descriptors))
     }
 }
@@ -188,9 +189,10 @@ pub(crate) fn first_frame(
         sender: None,
         deadline,
         step,
+        max: MAX_DESCRIPTORS,
         descriptors: Vec::new(),
     };
-    match (reader.frame(MAX_DESCRIPTORS)?, reader.sender) {
+    match (reader.frame()?, reader.sender) {
         (Frame::Refuse(refuse), _) => Err(refuse.into_error(address)),
         (frame, Some(sender)) => Ok((sender, frame, reader.descriptors)),
         (_, None) => Err(Error::Protocol("a frame without a sender".into())),
@@ -205,27 +207,20 @@ struct FrameReader<'a> {
     deadline: &'a Deadline,
     /// The awaited frame, for errors.
     step: &'static str,
+    /// The most descriptors that may come with the frame.
+    max: usize,
     /// The descriptors that have arrived with the frame.
     descriptors: Vec<OwnedFd>,
 }
 
 impl FrameReader<'_> {
-    /// Reads the frame, with at most `max` descriptors.
-    fn frame(&mut self, max: usize) -> Result<Frame> {
+    fn frame(&mut self) -> Result<Frame> {
         let mut head = [0_u8; HEAD];
-        self.read_part(&mut head, max)?;
+        self.fill(&mut head)?;
         let (kind, length) = Frame::head(&head)?;
         let mut body = vec![0_u8; length];
-        self.read_part(&mut body, max)?;
+        self.fill(&mut body)?;
         Frame::body(kind, &body)
-    }
-
-    fn read_part(&mut self, buffer: &mut [u8], max: usize) -> Result<()> {
-        self.fill(buffer)?;
-        if self.descriptors.len() > max {
-            return Err(surplus(max));
-        }
-        Ok(())
     }
 
     /// Reads until the buffer is full, and never beyond. A stream does not preserve message boundaries.
@@ -270,12 +265,15 @@ impl FrameReader<'_> {
         ))
     }
 
-    /// Checks that the only control data are credentials, and no more descriptors than a frame may have.
+    /// Checks that the only control data are credentials, and no more descriptors than the frame may have.
     fn check_control(&self, control: &ControlStatus) -> Result<()> {
         let step = self.step;
         match control {
-            ControlStatus::Expected if self.descriptors.len() <= MAX_DESCRIPTORS => Ok(()),
-            ControlStatus::Expected | ControlStatus::Truncated => Err(surplus(MAX_DESCRIPTORS)),
+            ControlStatus::Expected if self.descriptors.len() <= self.max => Ok(()),
+            ControlStatus::Expected | ControlStatus::Truncated => {
+                let wanted = format!("at most {}", self.max);
+                Err(Error::unsound("descriptors", wanted, "more"))
+            }
             ControlStatus::Short => Err(Error::no_space(
                 format!("a descriptor that came with {step}"),
                 "this process has reached its limit (RLIMIT_NOFILE), or a security module denies this descriptor",
@@ -308,10 +306,6 @@ impl FrameReader<'_> {
             }
         }
     }
-}
-
-fn surplus(max: usize) -> Error {
-    Error::unsound("descriptors", format!("at most {max}"), "more")
 }
 
 #[cfg(test)]
@@ -375,7 +369,7 @@ mod tests {
             let (frame, descriptors) = there.next_frame("a frame", max).unwrap();
             assert_eq!((frame, descriptors.len()), (FRAME, max));
         }
-        for (passed, max) in [(1, 0), (2, 1), (3, 2), (4, 3), (4, 4)] {
+        for (passed, max) in [(1, 0), (2, 1), (3, 2), (4, 3)] {
             let (own, peer) = ends();
             send(own.as_fd(), &FRAME, &vec![own.as_fd(); passed]).unwrap();
             let refused = line(&peer, this_process(), &deadline).next_frame("a frame", max);

@@ -128,11 +128,6 @@ impl Decision {
             .is_some_and(|question| question.answered.in_owner_process())
     }
 
-    /// Consumes this decision without answering. Another [`Decision`] answers the question.
-    fn discard(mut self) {
-        self.question = Weak::new();
-    }
-
     fn answer(&self, answer: Answer) {
         // In a forked child no handshake waits, and the child must not answer for its parent.
         let question = self.question.upgrade();
@@ -276,27 +271,21 @@ impl Authorize {
             callback: Arc::clone(&self.0),
             peer,
         };
-        let decision = || Decision {
-            question: Arc::downgrade(question),
-        };
-        let (decision, fallback) = (decision(), decision());
+        let question = Arc::downgrade(question);
         let identity = identity.clone();
         thread::Builder::new()
             .name("ringfence-authorize".into())
             .spawn(move || {
+                let decision = Decision {
+                    question: question.clone(),
+                };
                 IN_CALLBACK.set(true);
                 let outcome = catch_unwind(AssertUnwindSafe(|| (running.callback.call)(identity, decision)));
                 IN_CALLBACK.set(false);
-                match outcome {
-                    // The holder of the other decision answers.
-                    Ok(()) => fallback.discard(),
-                    Err(payload) => {
-                        let text = panic_message(payload);
-                        fallback.fail(
-                            format!("a panic: {text}"),
-                            format!("`authorize` panicked: {text}"),
-                        );
-                    }
+                if let Err(payload) = outcome {
+                    let text = panic_message(payload);
+                    let cause = format!("`authorize` panicked: {text}");
+                    Decision { question }.fail(format!("a panic: {text}"), cause);
                 }
                 drop(running);
             })

@@ -35,22 +35,13 @@ const READING: &str = "the confinement of the peer's threads (/proc/PID/task)";
 const USER: &str = "user";
 const NETWORK: &str = "net";
 
-/// The result of one check: whether it passed, and the value found.
-#[derive(Debug)]
-pub(crate) struct ConfinementCheck {
-    pub(crate) confinement: Confinement,
-    pub(crate) passed: bool,
-    pub(crate) found: String,
-}
+/// A restriction and what was found of it. `Err`: the check has failed.
+pub(crate) type ConfinementCheck = (Confinement, Result<String, String>);
 
-impl ConfinementCheck {
-    pub(crate) fn new(confinement: Confinement, passed: bool, found: String) -> Self {
-        Self {
-            confinement,
-            passed,
-            found,
-        }
-    }
+/// The same reason why no check can be made.
+pub(crate) fn fail_all(wanted: &[Confinement], why: &str) -> Vec<ConfinementCheck> {
+    let fail = |confinement: &Confinement| (*confinement, Err(why.to_owned()));
+    wanted.iter().map(fail).collect()
 }
 
 impl Confinement {
@@ -86,40 +77,45 @@ pub(crate) fn inspect(
     directory: Option<&OwnedFd>,
     deadline: &Deadline,
 ) -> Result<Vec<ConfinementCheck>> {
-    let fail_all = |why: String| {
-        let fail = |confinement: &Confinement| ConfinementCheck::new(*confinement, false, why.clone());
-        Ok(wanted.iter().map(fail).collect())
-    };
     let Some(directory) = directory else {
-        return fail_all("not visible: /proc does not show the peer to this process".into());
+        return Ok(fail_all(
+            wanted,
+            "not visible: /proc does not show the peer to this process",
+        ));
     };
-    let unknown = |confinement: &Confinement| ConfinementCheck::new(*confinement, true, String::new());
-    let mut findings: Vec<_> = wanted.iter().map(unknown).collect();
+    let unknown = |confinement: &Confinement| (*confinement, Ok(String::new()));
+    let mut findings: Vec<ConfinementCheck> = wanted.iter().map(unknown).collect();
     let mut previous = None;
     for _ in 0..PASSES {
         let mut is_complete = true;
         let threads = match unless_short(READING, threads(directory))? {
             Ok(threads) => threads,
-            Err(errno) => return fail_all(format!("not visible in /proc/PID/task: {}", errno.desc())),
+            Err(errno) => {
+                let why = format!("not visible in /proc/PID/task: {}", errno.desc());
+                return Ok(fail_all(wanted, &why));
+            }
         };
-        for thread in &threads {
+        for number in &threads {
             deadline.check_at(READING)?;
-            let Some(thread) = Thread::read(directory, *thread, wanted)? else {
+            let Some(thread) = Thread::read(directory, *number, wanted)? else {
                 is_complete = false;
                 continue;
             };
-            let remaining = findings.iter_mut().filter(|finding| finding.passed);
-            remaining.for_each(|finding| *finding = thread.compare(finding.confinement));
+            for (confinement, found) in findings.iter_mut().filter(|(_, found)| found.is_ok()) {
+                let compared = thread.compare(*confinement);
+                *found = compared.map_err(|found| format!("{found} (thread {number})"));
+            }
         }
         is_complete &= unless_short(READING, count(directory))? == Ok(threads.len());
         let threads = Some(threads);
-        let has_failed = findings.iter().all(|finding| !finding.passed);
+        let has_failed = findings.iter().all(|(_, found)| found.is_err());
         if has_failed || is_complete && threads == previous {
             return Ok(findings);
         }
         previous = threads;
     }
-    fail_all("its threads start and end faster than they can be checked".into())
+    let why = "its threads start and end faster than they can be checked";
+    Ok(fail_all(wanted, why))
 }
 
 /// Returns the number of threads. Besides one link for each of them, their directory has two of its own.
@@ -142,7 +138,6 @@ fn threads(directory: &OwnedFd) -> KernelResult<BTreeSet<i32>> {
 
 /// The confinement of one thread.
 struct Thread {
-    number: i32,
     /// The text of its status file.
     status: KernelResult<String>,
     /// Compared only if required.
@@ -162,85 +157,77 @@ enum Relation {
 impl Thread {
     /// Returns `None` if the thread has ended.
     fn read(directory: &OwnedFd, number: i32, wanted: &[Confinement]) -> Result<Option<Self>> {
-        let requires = |confinement| wanted.contains(&confinement);
-        let unneeded = Err(Errno::ENODATA);
-        let status = unless_short(READING, read_text(directory, &format!("task/{number}/status")))?;
-        let user_namespace = if requires(Confinement::UserNamespace) || requires(Confinement::NoCapabilities)
-        {
-            unless_short(READING, compare(directory, number, USER))?
-        } else {
-            unneeded
+        let status = read_text(directory, &format!("task/{number}/status"));
+        let namespace = |kind, needed_by: &[Confinement]| {
+            if wanted.iter().any(|confinement| needed_by.contains(confinement)) {
+                compare(directory, number, kind)
+            } else {
+                Err(Errno::ENODATA)
+            }
         };
-        let network_namespace = if requires(Confinement::NetworkNamespace) {
-            unless_short(READING, compare(directory, number, NETWORK))?
-        } else {
-            unneeded
-        };
-        let gone = |errno: Option<&Errno>| matches!(errno, Some(Errno::ENOENT | Errno::ESRCH));
+        let needed_by = [Confinement::UserNamespace, Confinement::NoCapabilities];
+        let user_namespace = namespace(USER, &needed_by);
+        let network_namespace = namespace(NETWORK, &[Confinement::NetworkNamespace]);
         let errors = [
             status.as_ref().err(),
             user_namespace.as_ref().err(),
             network_namespace.as_ref().err(),
         ];
-        let has_ended = errors.into_iter().any(gone);
-        Ok((!has_ended).then_some(Self {
-            number,
+        for errno in errors.into_iter().flatten() {
+            if let Err(Errno::ENOENT | Errno::ESRCH) = unless_short::<()>(READING, Err(*errno))? {
+                return Ok(None);
+            }
+        }
+        Ok(Some(Self {
             status,
             user_namespace,
             network_namespace,
         }))
     }
 
-    fn compare(&self, confinement: Confinement) -> ConfinementCheck {
-        let compared = match confinement {
-            Confinement::NoNewPrivs => self.number_in("NoNewPrivs:", 10).map(|set| match set {
-                1 => (true, "set in every thread".to_owned()),
-                _ => (false, "not set".to_owned()),
-            }),
-            Confinement::Seccomp => self.number_in("Seccomp:", 10).map(|mode| match mode {
-                1 | 2 => (true, "a filter in every thread".to_owned()),
-                _ => (false, "no filter".to_owned()),
-            }),
-            Confinement::NoCapabilities => self.capabilities(),
-            Confinement::UserNamespace => visible(self.user_namespace).map(|relation| match relation {
-                Relation::Below => (true, "a user namespace below this process's".to_owned()),
-                Relation::Own => (false, "this process's own".to_owned()),
-                Relation::Other => (
-                    false,
-                    "a user namespace that is not below this process's".to_owned(),
-                ),
-            }),
-            Confinement::NetworkNamespace => visible(self.network_namespace).map(|relation| match relation {
-                Relation::Own => (false, "this process's own".to_owned()),
-                Relation::Below | Relation::Other => (true, "another network namespace".to_owned()),
-            }),
+    fn compare(&self, confinement: Confinement) -> Result<String, String> {
+        let (passed, found) = match confinement {
+            Confinement::NoNewPrivs => match self.number_in("NoNewPrivs:", 10)? {
+                1 => (true, "set in every thread"),
+                _ => (false, "not set"),
+            },
+            Confinement::Seccomp => match self.number_in("Seccomp:", 10)? {
+                1 | 2 => (true, "a filter in every thread"),
+                _ => (false, "no filter"),
+            },
+            Confinement::NoCapabilities => return self.capabilities(),
+            Confinement::UserNamespace => match visible(self.user_namespace)? {
+                Relation::Below => (true, "a user namespace below this process's"),
+                Relation::Own => (false, "this process's own"),
+                Relation::Other => (false, "a user namespace that is not below this process's"),
+            },
+            Confinement::NetworkNamespace => match visible(self.network_namespace)? {
+                Relation::Own => (false, "this process's own"),
+                Relation::Below | Relation::Other => (true, "another network namespace"),
+            },
         };
-        match compared {
-            Ok((true, found)) => ConfinementCheck::new(confinement, true, found),
-            Ok((false, found)) | Err(found) => {
-                ConfinementCheck::new(confinement, false, format!("{found} (thread {})", self.number))
-            }
+        if passed {
+            Ok(found.to_owned())
+        } else {
+            Err(found.to_owned())
         }
     }
 
     /// Compares the permitted capabilities, which include the effective ones: a thread can make each of them
     /// effective at any time.
-    fn capabilities(&self) -> Result<(bool, String), String> {
+    fn capabilities(&self) -> Result<String, String> {
         let effective = self.number_in("CapEff:", 16)?;
         let permitted = self.number_in("CapPrm:", 16)?;
         if permitted | effective == 0 {
-            return Ok((true, "none".to_owned()));
+            return Ok("none".to_owned());
         }
         let shown = format!("CapEff {effective:016x}, CapPrm {permitted:016x}");
-        Ok(match visible(self.user_namespace)? {
-            Relation::Below => {
-                let found = format!(
-                    "{shown} in a user namespace below this process's, which do not count in this process's"
-                );
-                (true, found)
-            }
-            Relation::Own | Relation::Other => (false, shown),
-        })
+        match visible(self.user_namespace)? {
+            Relation::Below => Ok(format!(
+                "{shown} in a user namespace below this process's, which do not count in this process's"
+            )),
+            Relation::Own | Relation::Other => Err(shown),
+        }
     }
 
     /// Returns a number of the status file.
@@ -314,12 +301,9 @@ mod tests {
     #[test]
     fn own_process_is_in_its_own_namespaces() {
         let wanted = [Confinement::UserNamespace, Confinement::NetworkNamespace];
-        for finding in inspect(&wanted, Some(&own()), &time()).unwrap() {
-            assert!(!finding.passed);
-            assert!(
-                finding.found.starts_with("this process's own (thread "),
-                "{finding:?}"
-            );
+        for (_, found) in inspect(&wanted, Some(&own()), &time()).unwrap() {
+            let found = found.unwrap_err();
+            assert!(found.starts_with("this process's own (thread "), "{found}");
         }
     }
 
@@ -330,11 +314,9 @@ mod tests {
         for directory in [None, Some(&elsewhere)] {
             let findings = inspect(&Confinement::ALL, directory, &time()).unwrap();
             assert_eq!(findings.len(), Confinement::ALL.len());
-            for finding in findings {
-                assert!(
-                    !finding.passed && finding.found.starts_with("not visible"),
-                    "{finding:?}"
-                );
+            for (_, found) in findings {
+                let found = found.unwrap_err();
+                assert!(found.starts_with("not visible"), "{found}");
             }
         }
     }
@@ -359,7 +341,7 @@ mod tests {
             drop(writer);
             inspect.join().unwrap().unwrap()
         });
-        assert_eq!(findings[0].found, "not set (thread 1)");
+        assert_eq!(findings[0].1, Err("not set (thread 1)".into()));
     }
 
     #[test]
@@ -369,9 +351,12 @@ mod tests {
         let inspect = |deadline| inspect(&[Confinement::NoNewPrivs], Some(&directory), &deadline);
         let thread = place.path().join("task/1");
         fs::create_dir_all(&thread).unwrap();
-        assert!(!inspect(time()).unwrap()[0].passed, "its thread cannot be read");
+        assert!(
+            inspect(time()).unwrap()[0].1.is_err(),
+            "its thread cannot be read"
+        );
         fs::write(thread.join("status"), "NoNewPrivs:\t1\n").unwrap();
-        assert!(inspect(time()).unwrap()[0].passed);
+        assert!(inspect(time()).unwrap()[0].1.is_ok());
         let late = inspect(time().within(Duration::ZERO)).unwrap_err();
         assert_eq!(late.code(), "HANDSHAKE_TIMEOUT");
     }
@@ -379,7 +364,6 @@ mod tests {
     #[test]
     fn thread_status_is_compared() {
         let thread = |status: &str, user_namespace| Thread {
-            number: 7,
             status: Ok(status.to_owned()),
             user_namespace,
             network_namespace: Err(Errno::EACCES),
@@ -446,9 +430,8 @@ mod tests {
             ("", none, Confinement::UserNamespace, false),
             ("", none, Confinement::NetworkNamespace, false),
         ] {
-            let finding = thread(status, user_namespace).compare(confinement);
-            assert_eq!(finding.passed, passed, "{status:?}: {finding:?}");
-            assert_eq!(finding.found.ends_with(" (thread 7)"), !passed, "{finding:?}");
+            let found = thread(status, user_namespace).compare(confinement);
+            assert_eq!(found.is_ok(), passed, "{status:?}: {found:?}");
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     error::{self, Error, Result, parse_named},
     sys::{
         self,
-        file::{MOUNTS, cgroup_mounts_in},
+        file::{MOUNTS, Mount, cgroup_mounts_in},
         uninterrupted,
     },
 };
@@ -365,7 +365,7 @@ pub(crate) fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, Stri
         Ok(mounts) => mounts,
         Err(errno) => return Ok(Err(format!("{MOUNTS} cannot be read: {}", errno.desc()))),
     };
-    let found = numbers_below(hierarchies_in(&mounts), name);
+    let found = numbers_below(&mounts, name);
     let not_visible = |errno: Errno| {
         let why = errno.desc();
         format!("the cgroup that the policy names cannot be inspected: {why}")
@@ -376,19 +376,10 @@ pub(crate) fn cgroup_numbers(name: &str) -> Result<Result<Option<Vec<u64>>, Stri
 /// Opens the directories of the cgroups with a given name (`O_PATH`).
 pub(crate) fn cgroup_directories(name: &str) -> Result<Vec<OwnedFd>, Errno> {
     let mounts = sys::file::read_whole_text(MOUNTS)?;
-    open_directories_below(hierarchies_in(&mounts), name).map(Option::unwrap_or_default)
+    open_directories_below(&mounts, name).map(Option::unwrap_or_default)
 }
 
-/// Returns the root and the mount point of each mounted hierarchy of version 2.
-fn hierarchies_in(mounts: &str) -> impl Iterator<Item = (String, String)> {
-    let hierarchies = cgroup_mounts_in(mounts).filter(|mount| mount.kind == "cgroup2");
-    hierarchies.map(|mount| (mount.root, mount.point))
-}
-
-fn numbers_below(
-    mounts: impl Iterator<Item = (String, String)>,
-    name: &str,
-) -> Result<Option<Vec<u64>>, Errno> {
+fn numbers_below(mounts: &str, name: &str) -> Result<Option<Vec<u64>>, Errno> {
     let Some(directories) = open_directories_below(mounts, name)? else {
         return Ok(None);
     };
@@ -398,13 +389,10 @@ fn numbers_below(
     Ok(Some(numbers))
 }
 
-fn open_directories_below(
-    mounts: impl Iterator<Item = (String, String)>,
-    name: &str,
-) -> Result<Option<Vec<OwnedFd>>, Errno> {
+fn open_directories_below(mounts: &str, name: &str) -> Result<Option<Vec<OwnedFd>>, Errno> {
     let mut mounted = false;
     let mut found = Vec::new();
-    for (root, point) in mounts {
+    for Mount { root, point, .. } in cgroup_mounts_in(mounts).filter(|mount| mount.kind == "cgroup2") {
         let below = name.strip_prefix(root.trim_end_matches('/'));
         let Some(below) = below.filter(|below| below.is_empty() || below.starts_with('/')) else {
             continue;
@@ -563,29 +551,31 @@ mod tests {
 
     #[test]
     fn cgroup_filesystem_is_found_at_any_mount_point() {
-        let text =
-            "28 23 0:25 / /mnt rw - cgroup cgroup rw,memory\n29 23 0:26 /a /mnt/c rw - cgroup2 cgroup2 rw\n";
-        assert!(hierarchies_in(text).eq([("/a".to_owned(), "/mnt/c".to_owned())]));
-        let nowhere = || [("/a".to_owned(), "/nowhere/at/all".to_owned())].into_iter();
-        // The first name is inside this mount, the second beside it.
-        assert_eq!(numbers_below(nowhere(), "/a/b"), Ok(Some(vec![])));
-        assert_eq!(numbers_below(nowhere(), "/ab"), Ok(None));
+        let nowhere = "28 23 0:25 / /mnt rw - cgroup cgroup rw,memory\n29 23 0:26 /a /nowhere rw - cgroup2 cgroup2 rw\n";
+        // The first name is inside the mount of version 2, the second beside it.
+        assert_eq!(numbers_below(nowhere, "/a/b"), Ok(Some(vec![])));
+        assert_eq!(numbers_below(nowhere, "/ab"), Ok(None));
         // A directory at the mount point that is not a cgroup has no number.
-        let elsewhere = [("/".to_owned(), "/".to_owned())].into_iter();
-        assert_eq!(numbers_below(elsewhere, "/proc"), Ok(Some(vec![])));
+        assert_eq!(numbers_below(&mounted_at("/"), "/proc"), Ok(Some(vec![])));
     }
+
+    /// The line of a hierarchy in [`MOUNTS`].
+    fn mounted_at(point: &str) -> String {
+        format!("29 23 0:26 / {point} rw - cgroup2 cgroup2 rw\n")
+    }
+
     #[test]
     fn cgroup_must_be_a_directory() {
         let mounts = sys::file::read_whole_text("/proc/self/mountinfo").unwrap();
-        let Some((_, point)) =
-            hierarchies_in(&mounts).find(|(_, point)| Path::new(point).join("cgroup.procs").exists())
-        else {
+        let is_cgroup =
+            |mount: &Mount| mount.kind == "cgroup2" && Path::new(&mount.point).join("cgroup.procs").exists();
+        let Some(Mount { point, .. }) = cgroup_mounts_in(&mounts).find(is_cgroup) else {
             eprintln!("skipped: no cgroup filesystem (version 2) is mounted here");
             return;
         };
         let below = |point: &Path, name| {
-            let mount = ("/".to_owned(), point.to_str().unwrap().to_owned());
-            numbers_below([mount].into_iter(), name).unwrap().unwrap()
+            let mounts = mounted_at(point.to_str().unwrap());
+            numbers_below(&mounts, name).unwrap().unwrap()
         };
         let number = nix::sys::stat::stat(point.as_str()).unwrap().st_ino;
         assert_eq!(below(Path::new(&point), "/"), [number]);

@@ -411,10 +411,11 @@ impl Policy {
         note(Check::Gid, explicit(self.compare_groups(inspection)))?;
         note(Check::Cgroup, explicit(self.compare_cgroup(inspection)?))?;
         note(Check::Label, explicit(self.compare_label(inspection)))?;
-        for checked in self.compare_confinement(inspection, deadline)? {
-            let wanted = checked.confinement.wanted();
-            let compared = Comparison::compared(checked.passed, wanted, checked.found);
-            note(Check::Confined(checked.confinement), compared)?;
+        for (confinement, found) in self.compare_confinement(inspection, deadline)? {
+            let passed = found.is_ok();
+            let (Ok(found) | Err(found)) = found;
+            let compared = Comparison::compared(passed, confinement.wanted(), found);
+            note(Check::Confined(confinement), compared)?;
         }
         // Last, because reading a content takes long.
         let executable = self.compare_executable(inspection, deadline)?;
@@ -508,8 +509,7 @@ impl Policy {
         }
         if inspection.named_by != NamedBy::Socket {
             let why = format!("not provable: {}", self.unproven_reason());
-            let fail = |confinement: &Confinement| ConfinementCheck::new(*confinement, false, why.clone());
-            return Ok(self.confined.iter().map(fail).collect());
+            return Ok(confinement::fail_all(&self.confined, &why));
         }
         confinement::inspect(&self.confined, inspection.directory.as_deref(), deadline)
     }
