@@ -197,10 +197,8 @@ impl Side<'_> {
     ) -> Result<(Parts, S)> {
         let result = (|| {
             self.authorize(&mut session)?;
-            let offered = self.offer(&mut session)?;
             // The peer is checked twice: before this side waits for READY, and again after READY has arrived.
-            self.recheck(&mut session)?;
-            let objects = self.accept_offer(&mut session, offered)?;
+            let (objects, _) = self.exchange(&mut session)?;
             self.receive_ready(&mut session, 0)?;
             let identity = self.final_check(&mut session)?;
             if let RingPart::Publisher(start) = &objects.ring {
@@ -226,10 +224,8 @@ impl Side<'_> {
         };
         let result = (|| {
             self.authorize(&mut session)?;
-            let offered = self.offer(&mut session)?;
             // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
-            let before = self.recheck(&mut session)?;
-            let objects = self.accept_offer(&mut session, offered)?;
+            let (objects, before) = self.exchange(&mut session)?;
             self.send_ready(&mut session)?;
             let inheritance = self.receive_inheritance(&mut session)?;
             let identity = match self.final_check(&mut session) {

@@ -274,6 +274,27 @@ impl<'a> Side<'a> {
     }
 }
 
+impl Connection {
+    /// Continues on the private line, and closes the agreed socket.
+    pub(super) fn into_session(
+        self,
+        line: OwnedFd,
+        own: Nonce,
+        hello: Hello,
+        prepared: Option<Result<OwnObject>>,
+    ) -> PeerSession {
+        PeerSession {
+            line,
+            peer: self.peer,
+            identity: self.identity,
+            own,
+            hello,
+            prepared,
+            record: self.record,
+        }
+    }
+}
+
 impl AsFd for Connection {
     /// The agreed socket. It is readable once the guest has sent something or has disconnected.
     fn as_fd(&self) -> BorrowedFd<'_> {

@@ -67,15 +67,7 @@ impl Side<'_> {
             Ok((line, own, hello))
         })();
         let (line, own, hello) = result.map_err(|error| refuse(&connection.stream, map_abort(error)))?;
-        Ok(PeerSession {
-            line,
-            peer: connection.peer,
-            identity: connection.identity,
-            own,
-            hello,
-            prepared: None,
-            record: connection.record,
-        })
+        Ok(connection.into_session(line, own, hello, None))
     }
 
     /// Runs step 4 as the guest. One end of a fresh socketpair is sent over the agreed socket. The answer
@@ -110,50 +102,35 @@ impl Side<'_> {
         })();
         // Otherwise the host would see only that this side has disconnected.
         let (line, own, sent) = sent.map_err(|error| refuse(&connection.stream, error))?;
-        let agreed = self.line(&connection.stream, connection.peer.credentials);
+        let sender = connection.peer.credentials;
+        let agreed = self.line(&connection.stream, sender);
         if !sent {
             return read_rejection(&agreed);
         }
         let prepared = self.may_prepare().then(|| self.prepare(&connection.peer));
-        let (frame, line) = match line {
-            Some(line) => {
-                match self
-                    .line(&line, connection.peer.credentials)
-                    .next_frame("the host's HELLO", 1)
-                {
-                    Ok((frame, descriptors)) => {
-                        let [] = exactly(descriptors)?;
-                        (frame, line)
-                    }
-                    // The host has closed its end of the line, or never received it. If it gave a reason, the reason
-                    // is on the agreed socket.
-                    Err(Error::PeerLost(_)) => return read_rejection(&agreed),
-                    Err(error) => return Err(error),
-                }
-            }
-            None => match receive_answer(&agreed) {
-                Ok((Frame::Refuse(refuse), _)) => return Err(refuse.into_error(agreed.address)),
-                Ok((frame, descriptors)) => {
-                    let [line] = exactly(descriptors)?;
-                    (frame, line)
-                }
-                Err(Error::PeerLost(_)) => return Ok(None),
-                Err(error) => return Err(error),
-            },
+        let answer = match &line {
+            Some(line) => self.line(line, sender).next_frame("the host's HELLO", 1),
+            None => receive_answer(&agreed),
+        };
+        let (frame, descriptors) = match answer {
+            Ok((Frame::Refuse(refuse), _)) => return Err(refuse.into_error(agreed.address)),
+            // The host has closed its end of the line, or never received it. If it gave a reason, the reason
+            // is on the agreed socket.
+            Err(Error::PeerLost(_)) => return read_rejection(&agreed),
+            answer => answer?,
+        };
+        let line = if let Some(line) = line {
+            let [] = exactly(descriptors)?;
+            line
+        } else {
+            let [line] = exactly(descriptors)?;
+            line
         };
         let hello = self.agree(Role::Guest, &frame, own, &mut connection.record)?;
         if is_child && hello.features & LACKS_MEMORY != 0 {
             return Err(Error::Protocol("a parent that asks for memory".into()));
         }
-        Ok(Some(PeerSession {
-            line,
-            peer: connection.peer,
-            identity: connection.identity,
-            own,
-            hello,
-            prepared,
-            record: connection.record,
-        }))
+        Ok(Some(connection.into_session(line, own, hello, prepared)))
     }
 
     /// Checks the guest's HELLO and sends the host's, with these descriptors, over the line that the guest has passed.
@@ -440,15 +417,6 @@ fn nonce() -> Result<Nonce> {
     sys::process::bytes().or_system("random bytes")
 }
 
-/// This side's object after the peer has got it.
-pub(super) struct Offered {
-    own: OwnObject,
-    /// The start of a new subscriber.
-    reserved: Option<ReservedStart>,
-    /// The peer's OFFER, if it had to arrive before this side's.
-    received: Option<(Offer, Vec<CloseOnForkFd>)>,
-}
-
 impl Side<'_> {
     /// Whether a guest makes its object while it waits for the host's HELLO. A larger one takes longer than the host
     /// needs for that, and would delay a refusal. A process that hardens itself does so before it makes its object. One that asks its
@@ -497,14 +465,15 @@ impl Side<'_> {
         })
     }
 
-    /// Runs step 5: makes this side's object, if it is not made yet, and passes it. In a broadcast both objects are
-    /// control objects, and the publisher passes its ring in addition.
-    pub(super) fn offer(&self, session: &mut PeerSession) -> Result<Offered> {
+    /// Runs steps 5 and 6: makes this side's object, if it is not made yet, and passes it; receives the peer's object, checks
+    /// and maps it. The peer is checked again while it makes its object. In a broadcast both objects are control objects, and the
+    /// publisher passes its ring in addition.
+    pub(super) fn exchange(&self, session: &mut PeerSession) -> Result<(Objects, Identity)> {
         session.peer.hardens = session.hello.features & HARDENS != 0;
         self.harden(&mut session.record)?;
         let peers_memory = self.child_memory(session)?;
         let mut received = None;
-        let mut object = match session.prepared.take() {
+        let mut own = match session.prepared.take() {
             Some(prepared) => prepared?,
             None if self.lacks_memory => {
                 // A signal that is in use fails here, not once the peer has sent its OFFER.
@@ -520,26 +489,19 @@ impl Side<'_> {
             }
             None => self.prepare(&session.peer)?,
         };
-        session.record.append(&mut object.record);
+        session.record.append(&mut own.record);
         let reserved = self.reserve_start(&session.hello)?;
         let offer = Offer {
             echo: session.hello.nonce,
             size: region_size(self.own_ring()),
             capacity: self.own_ring(),
-            tokens: object.inbox.address(),
+            tokens: own.inbox.address(),
             start: reserved.as_ref().map(ReservedStart::start).unwrap_or_default(),
         };
-        self.send_offer(session, offer, &object.object, peers_memory.as_ref())?;
-        Ok(Offered {
-            own: object,
-            reserved,
-            received,
-        })
-    }
-
-    /// Runs step 6: receives the peer's object, checks and maps it.
-    pub(super) fn accept_offer(&self, session: &mut PeerSession, offered: Offered) -> Result<Objects> {
-        let (offer, descriptors) = match offered.received {
+        self.send_offer(session, offer, &own.object, peers_memory.as_ref())?;
+        drop(peers_memory);
+        let identity = self.recheck(session)?;
+        let (offer, descriptors) = match received {
             Some(received) => received,
             None => self.receive_offer(session)?,
         };
@@ -551,21 +513,22 @@ impl Side<'_> {
         };
         let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, &mut session.record)?;
         // Its descriptor is closed here: the peer's copy is on the line or with it.
-        let OwnObject { object, inbox, .. } = offered.own;
+        let OwnObject { object, inbox, .. } = own;
         if let RingPart::Subscriber(_, ReportedStart { start, .. }) = &ring {
             // Before READY, because the publisher reads it from then on.
             let at = head_of(as_offset(start.slot.into()));
             object.region.store(at, start.position, Ordering::Release);
         }
         object.check()?;
-        Ok(Objects {
+        let objects = Objects {
             own: Unopened::new(object.region.clone()),
             peer: peers_region,
             inbox,
-            ring: offered.reserved.map_or(ring, RingPart::Publisher),
+            ring: reserved.map_or(ring, RingPart::Publisher),
             token_sender: token_sender(&session.peer, &offer)?,
             mark: ForkMark::new()?,
-        })
+        };
+        Ok((objects, identity))
     }
 
     /// Hardens this process if the options ask for it. Both sides have inspected each other by this point,
@@ -727,7 +690,7 @@ fn descriptors_text(count: usize) -> &'static str {
 
 impl Side<'_> {
     /// Checks the peer again while it makes its object.
-    pub(super) fn recheck(&self, session: &mut PeerSession) -> Result<Identity> {
+    fn recheck(&self, session: &mut PeerSession) -> Result<Identity> {
         let inspected = self.final_check(session);
         self.or_refusal(session, inspected)
     }
