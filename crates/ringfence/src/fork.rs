@@ -11,7 +11,7 @@
 //! that hold an address or an object ([`CloseOnForkFd`]), and fill the holes where the mappings were ([`Hole`]).
 
 use std::{
-    fmt, mem,
+    mem,
     num::NonZeroUsize,
     ops::Deref,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -243,17 +243,10 @@ impl Drop for ForkMark {
     }
 }
 
-impl fmt::Debug for ForkMark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.load(Ordering::Relaxed))
-    }
-}
-
 /// A mutex that belongs to the process that made it.
 ///
 /// A forked child may inherit it locked by a thread that the child does not have. So a child never waits for it:
 /// [`ProcessMutex::lock`] checks first. When it is dropped in a child, a value that some thread was changing is leaked.
-#[derive(Debug)]
 pub(crate) struct ProcessMutex<T: Default> {
     mutex: Mutex<T>,
     owner: OwnerProcess,
@@ -452,7 +445,6 @@ impl Drop for CloseOnForkFd {
 }
 
 /// Registers a mapping that a child does not get, so that the child fills the hole.
-#[derive(Debug)]
 pub(crate) struct Hole {
     entry: &'static (AtomicUsize, AtomicUsize),
     pub(crate) owner: OwnerProcess,

@@ -175,6 +175,17 @@ macro_rules! setters {
     };
 }
 
+/// Prints a handle by the name of its type: what it holds would fill pages.
+macro_rules! opaque {
+    ($([$($generics:tt)*] $kind:ident $(<$($argument:tt),+>)?;)+) => {$(
+        impl<$($generics)*> std::fmt::Debug for $kind $(<$($argument),+>)? {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($kind)).finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+
 mod address;
 mod api;
 mod channel;

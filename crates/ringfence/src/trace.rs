@@ -48,7 +48,6 @@ mod on {
     /// The span of one handshake.
     ///
     /// Cloning, entering, leaving and dropping a span also call the subscriber, so each of them catches its panics.
-    #[derive(Debug)]
     pub(crate) struct Handshake(Option<Span>);
 
     impl Handshake {
@@ -206,7 +205,6 @@ mod off {
         identity::{Credentials, Identity},
     };
 
-    #[derive(Debug)]
     pub(crate) struct Handshake;
 
     impl Handshake {

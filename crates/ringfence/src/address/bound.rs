@@ -422,7 +422,6 @@ const INSPECTING_SOCKET: &str = "inspecting the host's socket";
 
 /// The share of the host's place that the guest of a membership holds, so that it can take over when the host
 /// ends. Dropping it changes nothing at the address.
-#[derive(Debug)]
 pub(crate) struct Inheritance(BoundAddress);
 
 impl Inheritance {

@@ -30,7 +30,6 @@ use crate::{
 const ATTEMPTS: u32 = 12;
 
 /// The result of meeting at an address.
-#[derive(Debug)]
 pub(crate) enum MeetOutcome {
     Host(BoundAddress),
     Guest(OwnedFd),

@@ -185,7 +185,6 @@ pub fn destroy_on_drop(membership: &Membership) {
 }
 
 /// The state of a membership's handle alone.
-#[derive(Debug)]
 pub(crate) struct MembershipOwn {
     worker: Worker,
     /// The time limit for the worker's end, after which its accept is taken to hang.

@@ -7,7 +7,6 @@
 //! - [`Shared::state`]: under that lock, after the phase word. Calls read it without the lock.
 
 use std::{
-    fmt,
     os::fd::BorrowedFd,
     sync::{
         Arc, OnceLock, Weak,
@@ -153,7 +152,6 @@ fn peer_lost(peer: i32, how: &str) -> Error {
 }
 
 /// A [`ChannelState`] in one byte, which every call reads. It reads as [`ChannelState::Inherited`] in a forked child.
-#[derive(Debug)]
 pub(crate) struct AtomicState(pub(crate) ForkMark);
 
 impl AtomicState {
@@ -178,7 +176,6 @@ impl AtomicState {
 /// The only writer of the phase word of this side's region. Of two threads that end the channel in different ways, the second
 /// finds the step of the first, and does not write a step that may not follow it. (Before the channel is open, and after a failed
 /// handshake, the writer is [`Unopened`](crate::handshake::parts::Unopened).)
-#[derive(Debug)]
 pub(crate) struct OwnPhase {
     region: OwnRegion,
     pub(super) current: Phase,
@@ -213,7 +210,6 @@ impl OwnPhase {
 }
 
 /// The state that both halves of a channel share within this process.
-#[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) role: Role,
     /// The number of the peer's process, for messages.
@@ -238,14 +234,14 @@ pub(crate) struct Shared {
 }
 
 /// A resource that a channel reserves until it ends, such as a pair's address or a slot of a service.
-pub(crate) trait OnEnd: fmt::Debug + Send {
+pub(crate) trait OnEnd: Send {
     /// Releases what other processes may have. Called with the final state, before the program and the peer are notified. Returns
     /// whether this side continues in its peer's place. The value is dropped once the peer can see the end.
     fn end(&mut self, state: ChannelState) -> bool;
 }
 
 /// A value that is dropped, however the channel ends.
-impl<T: fmt::Debug + Send> OnEnd for Option<T> {
+impl<T: Send> OnEnd for Option<T> {
     fn end(&mut self, _state: ChannelState) -> bool {
         *self = None;
         false
@@ -253,7 +249,6 @@ impl<T: fmt::Debug + Send> OnEnd for Option<T> {
 }
 
 /// The resources that a channel releases when it ends.
-#[derive(Debug)]
 pub(crate) struct Resources {
     pub(crate) own: OwnRegion,
     pub(crate) phase: OwnPhase,
@@ -287,7 +282,6 @@ impl Resources {
 }
 
 /// An end that is not reported yet. Dropping it notifies the tracing subscriber first, and then the program.
-#[derive(Debug)]
 pub(crate) struct UnreportedEnd {
     trace: TraceContext,
     reason: Option<CloseReason>,

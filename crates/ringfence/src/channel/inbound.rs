@@ -32,12 +32,12 @@ use crate::{
 pub(super) const ALL_AVAILABLE: u64 = u64::MAX;
 
 /// The reading end of one kind of ring.
-pub(crate) trait Inlet: fmt::Debug + Sized {
+pub(crate) trait Inlet: Sized {
     /// The name of the half's public type.
     const NAME: &'static str;
 
     /// The limit of the reader of this kind of ring.
-    type Limit: Limit<OwnRegion, PeerRegion> + fmt::Debug + Unpin;
+    type Limit: Limit<OwnRegion, PeerRegion> + Unpin;
 
     /// Messages that were handed out, and the bytes of their payloads.
     fn counted(half: &mut Inbound<Self>) -> (u64, u64);

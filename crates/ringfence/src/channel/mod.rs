@@ -59,13 +59,14 @@ use crate::{
 ///
 /// Dropping it closes it: the peer reads what is in the ring, and then a clean end. If it is dropped while its
 /// thread panics, it is destroyed ([`Channel::destroy`]).
-#[derive(Debug)]
 pub struct Channel {
     sender: Sender,
     receiver: Receiver,
     known: KnownPeer,
     tokens: Tokens,
 }
+
+opaque! { [] Channel; }
 
 impl Channel {
     pub(crate) fn assemble(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Options) -> Self {

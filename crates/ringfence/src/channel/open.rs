@@ -21,7 +21,6 @@ use crate::{
 pub(crate) const POLLS_PER_LINE_CHECK: u32 = 4096;
 
 /// An open channel, and what its halves are made of.
-#[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) shared: Arc<Shared>,
     pub(crate) known: KnownPeer,
@@ -82,7 +81,6 @@ pub(crate) fn open(parts: Parts, on_end: Option<Box<dyn OnEnd>>, options: &Optio
 }
 
 /// One half's means to sleep, and to wake the peer's other half.
-#[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) sleeper: Sleeper<OwnRegion, PeerRegion>,
     pub(crate) waker: Waker<OwnRegion, PeerRegion>,

@@ -46,17 +46,17 @@ pub struct Outbound<R: Outlet> {
 }
 
 /// The writing end of one kind of ring.
-pub(crate) trait Outlet: Debug + Sized {
+pub(crate) trait Outlet: Sized {
     /// The name of the half's public type.
     const NAME: &'static str;
     /// The state that this half shares with the rest of its channel or publisher.
-    type Shared: Debug;
+    type Shared;
     /// The room for new records.
-    type Room: Room<OwnRegion> + Debug;
+    type Room: Room<OwnRegion>;
     /// Wakes the readers, and waits for them.
-    type Link: Debug;
+    type Link;
     /// State of this half alone, also after its end.
-    type Own: Debug;
+    type Own;
 
     /// The error after the end of this half.
     const ENDED: &'static str;
@@ -177,7 +177,6 @@ pub(crate) enum InProgress {
 }
 
 /// The ring, and everything that a [`Reservation`](crate::Reservation) and a [`Batch`](crate::Batch) need: they have no other pointer.
-#[derive(Debug)]
 pub(crate) struct Writing<R: Outlet> {
     pub(crate) ring: Writer<OwnRegion, R::Room>,
     pub(crate) link: R::Link,

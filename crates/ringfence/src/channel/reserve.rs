@@ -193,7 +193,6 @@ impl<R: Outlet> Outbound<R> {
 }
 
 /// Room in the ring for one message: dereferences to its bytes. Dropping it sends nothing.
-#[derive(Debug)]
 pub struct Reservation<'a, R: Outlet = Spsc> {
     /// Has the ring, and holds these bytes of it.
     writing: &'a mut Writing<R>,
@@ -201,6 +200,8 @@ pub struct Reservation<'a, R: Outlet = Spsc> {
     at: usize,
     size: usize,
 }
+
+opaque! { [R: Outlet] Reservation<'_, R>; }
 
 impl<R: Outlet> Reservation<'_, R> {
     /// Sends the first `length` bytes.
@@ -284,7 +285,6 @@ fn too_long(length: usize, size: usize) -> Error {
 
 /// Room in the ring that is not tied to its sending half by a borrow. The region stays mapped while this lives. Dropping it
 /// without a commit sends nothing, on whatever thread.
-#[derive(Debug)]
 pub struct Reserved {
     region: OwnRegion,
     /// The range, which is claimed and held for this alone.
@@ -292,6 +292,8 @@ pub struct Reserved {
     size: usize,
     open: Arc<AtomicBool>,
 }
+
+opaque! { [] Reserved; }
 
 impl Reserved {
     /// The bytes to fill.
@@ -324,17 +326,18 @@ impl Drop for Reserved {
 }
 
 /// Keeps the memory of a [`Reserved`] mapped.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Keeper {
     _region: OwnRegion,
 }
 
 /// Messages that become visible to the readers together, at [`Batch::publish`] or when this is dropped.
-#[derive(Debug)]
 pub struct Batch<'a, R: Outlet = Spsc> {
     writing: &'a mut Writing<R>,
     limits: Limits,
 }
+
+opaque! { [R: Outlet] Batch<'_, R>; }
 
 impl<R: Outlet> Batch<'_, R> {
     /// Adds a message. `false`: there is no room now. At a publisher, what was added so far is published then.

@@ -68,7 +68,6 @@ pub struct SubscriptionStats {
 }
 
 /// The ring of a publisher.
-#[derive(Debug)]
 pub struct BroadcastInlet {
     /// The publisher's phase was not [`Phase::OPEN`] at the last check, and this side knows where reading ends.
     end_known: bool,
@@ -85,7 +84,6 @@ pub struct BroadcastInlet {
 }
 
 /// The control objects of both sides. Their phases tell whether the ring still holds what was sent.
-#[derive(Debug)]
 pub(crate) struct Controls {
     shared: Arc<Shared>,
     /// Mapped while the publisher is there.

@@ -39,13 +39,15 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Tokens {
     shared: Weak<Shared>,
     /// Weak, since a `Doorbell` holds the line open.
     doorbell: Weak<Doorbell>,
     inbox: Arc<TokenInbox>,
 }
+
+opaque! { [] Tokens; }
 
 impl Tokens {
     pub(crate) fn new(shared: &Arc<Shared>, inbox: Arc<TokenInbox>) -> Self {

@@ -17,11 +17,12 @@ use crate::{
 };
 
 /// Checks a channel's peer again, on any thread. Does not keep the channel open.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Verifier(pub(crate) Arc<Verification>);
 
+opaque! { [] Verifier; }
+
 /// What is known of the peer of an open channel: from the handshake, and from the last verification.
-#[derive(Debug)]
 pub(crate) struct KnownPeer {
     pub(crate) verifier: Verifier,
     pub(crate) identity: Arc<Identity>,
@@ -50,7 +51,6 @@ impl KnownPeer {
 }
 
 /// The state that a verification needs, including a descriptor of the peer's process.
-#[derive(Debug)]
 pub(crate) struct Verification {
     peer: Peer,
     policy: Policy,

@@ -112,13 +112,14 @@ pub trait Waits {
 }
 
 /// The parts of a half that it needs to sleep.
-#[derive(Debug)]
 pub struct Parking<'a> {
     pub(crate) shared: &'a Arc<Shared>,
     /// `None` once the peer is gone, or the channel has ended: no wakeup would arrive.
     pub(crate) sleeper: Option<&'a mut Sleeper<OwnRegion, PeerRegion>>,
     pub(crate) spins: &'a mut SpinPacer,
 }
+
+opaque! { [] Parking<'_>; }
 
 /// The most checks between two reads of the clock, which costs as much as many of them.
 const MAX_CHECKS_PER_CLOCK: u32 = 64;

@@ -1,7 +1,6 @@
 //! The additions of a broadcast to a handshake: the ring that all subscribers of a publisher read.
 
 use std::{
-    fmt,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -41,23 +40,14 @@ pub(crate) type RingReaders = Readers<OwnRegion, PeerRegion, ReaderLink>;
 const DESCRIPTOR_PAUSE: Duration = Duration::from_millis(5);
 
 /// A publisher's ring, as handshakes pass it on.
-#[derive(Debug)]
 pub(crate) struct PublishedRing {
     pub(crate) readers: Arc<RingReaders>,
     /// `None` once no more subscribers are accepted.
     fd: Mutex<Option<Arc<InFlightDescriptor>>>,
     /// In a forked child, a thread that does not exist there may hold the lock of the readers.
     owner: OwnerProcess,
-    on_release: OnRelease,
-}
-
-/// Wakes the sending thread, which may wait for the room that a released position kept.
-struct OnRelease(Box<dyn Fn() + Send + Sync>);
-
-impl fmt::Debug for OnRelease {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("OnRelease")
-    }
+    /// Wakes the sending thread, which may wait for the room that a released position kept.
+    on_release: Box<dyn Fn() + Send + Sync>,
 }
 
 impl PublishedRing {
@@ -71,7 +61,7 @@ impl PublishedRing {
             readers,
             fd: Mutex::new(Some(Arc::new(fd))),
             owner: OwnerProcess::current()?,
-            on_release: OnRelease(Box::new(on_release)),
+            on_release: Box::new(on_release),
         })
     }
 
@@ -118,7 +108,6 @@ impl PublishedRing {
 
 /// The starting position of a new subscriber. While this value exists, the ring is not overwritten from there
 /// on, unless the subscriber is evicted before its handshake is complete.
-#[derive(Debug)]
 pub(crate) struct ReservedStart {
     pub(crate) slot: ReaderSlot,
     pub(crate) delivery: Delivery,
@@ -156,13 +145,12 @@ impl Drop for ReservedStart {
     fn drop(&mut self) {
         if self.ring.owner.is_current() {
             self.ring.readers.release(self.slot.number);
-            (self.ring.on_release.0)();
+            (self.ring.on_release)();
         }
     }
 }
 
 /// The ring of a broadcast, as part of a handshake's result.
-#[derive(Debug)]
 pub(crate) enum RingPart {
     /// No broadcast: each side has its own ring.
     PerSide,

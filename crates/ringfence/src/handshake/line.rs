@@ -26,7 +26,6 @@ use crate::{
 pub(super) const MAX_DESCRIPTORS: usize = 3;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
-#[derive(Debug)]
 pub(crate) struct FrameLine<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     /// The process at the other end. Every part of every frame must carry these credentials.

@@ -71,7 +71,6 @@ pub(crate) struct ChannelTerms {
 }
 
 /// The result of a handshake.
-#[derive(Debug)]
 pub(crate) struct Parts {
     pub(crate) role: Role,
     pub(crate) line: OwnedFd,
@@ -89,7 +88,6 @@ pub(crate) struct Parts {
 }
 
 /// The objects that both sides have exchanged, and what belongs to them.
-#[derive(Debug)]
 pub(crate) struct Objects {
     pub(crate) own: Unopened,
     pub(crate) peer: PeerRegion,
@@ -107,7 +105,6 @@ pub(crate) struct Objects {
 /// This side's region while no channel is open over it. If none will be, dropping it marks the region as
 /// closed. Otherwise a peer that has received READY could have a channel already, and would take this process
 /// for dead.
-#[derive(Debug)]
 pub(crate) struct Unopened(Option<OwnRegion>);
 
 impl Unopened {

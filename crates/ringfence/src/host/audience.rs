@@ -51,7 +51,6 @@ use crate::{
 const MAX_PENDING: usize = 4096;
 
 /// The kind of endpoint that a [`Publisher`](crate::Publisher) is the handle of.
-#[derive(Debug)]
 pub struct Broadcast {
     pub(crate) ring: Arc<PublishedRing>,
     /// The ring object, mapped by its owner.
@@ -84,7 +83,7 @@ impl Drop for Broadcast {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct AudienceState {
     /// By number.
     list: BTreeMap<u64, ConnectedSubscriber>,
@@ -95,7 +94,6 @@ pub(crate) struct AudienceState {
 }
 
 /// A subscriber whose channel has not ended.
-#[derive(Debug)]
 struct ConnectedSubscriber {
     member: Arc<SubscriberRecord>,
     link: Arc<channel::Shared>,
@@ -104,7 +102,6 @@ struct ConnectedSubscriber {
 }
 
 /// The properties of a subscriber, also after its end.
-#[derive(Debug)]
 struct SubscriberRecord {
     /// Unique among the publisher's subscribers.
     number: u64,
@@ -122,11 +119,13 @@ struct SubscriberRecord {
 }
 
 /// A subscriber, as its publisher sees it. Clones are the same subscriber. It keeps neither the subscriber nor the publisher open.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Subscriber {
     member: Arc<SubscriberRecord>,
     publisher: Weak<Endpoint<Broadcast>>,
 }
+
+opaque! { [] Subscriber; }
 
 impl Subscriber {
     /// Its identity at the last check: at [`Subscriber::verify`], or in the handshake. In a forked child: in the handshake.
@@ -635,7 +634,6 @@ pub(crate) fn watch(watches: &Watches, publisher: &Weak<Endpoint<Broadcast>>) {
 }
 
 /// Everything that the publisher has of a subscriber while its channel is open.
-#[derive(Debug)]
 struct SubscriberGuard {
     publisher: Arc<Endpoint<Broadcast>>,
     member: Arc<SubscriberRecord>,

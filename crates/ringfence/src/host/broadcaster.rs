@@ -66,7 +66,6 @@ const CHARGE_INTERVAL: Duration = Duration::from_millis(5);
 pub type Broadcaster = Outbound<FanOut>;
 
 /// Wakes the subscribers that sleep, and charges those that are in the way.
-#[derive(Debug)]
 pub(crate) struct FanLink {
     waker: FanWaker<OwnRegion, PeerRegion, Weak<Doorbell>>,
     sleeper: RoomSleeper<OwnRegion>,

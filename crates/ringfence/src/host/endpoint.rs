@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// A kind of endpoint. The value is what the kind has in addition to its locked state.
-pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
+pub(crate) trait EndpointKind: Send + Sync + Sized + 'static {
     const MEETING: Meeting;
     /// The name in errors: "service".
     const NAME: &'static str;
@@ -57,9 +57,9 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
     const CANCELLED: &'static str;
 
     /// The state under the lock of [`Endpoint::state`].
-    type State: Default + fmt::Debug + Send;
+    type State: Default + Send;
     /// The events that the program takes.
-    type Event: From<Refused> + fmt::Debug + Send;
+    type Event: From<Refused> + Send;
 
     /// Checks whether there is a slot for this process now. If not, the handshake need not start.
     fn check_free(endpoint: &Endpoint<Self>, peer: Credentials) -> Result<()> {
@@ -113,7 +113,6 @@ pub(crate) trait EndpointKind: fmt::Debug + Send + Sync + Sized + 'static {
 }
 
 /// The part of an endpoint that its threads and channels share. It derefs to its kind.
-#[derive(Debug)]
 pub(crate) struct Endpoint<K: EndpointKind> {
     pub(crate) address: Address,
     limits: SlotLimits,
@@ -215,12 +214,6 @@ impl<K: EndpointKind> Drop for EndWithWorker<K> {
 pub(crate) struct SlotGuard<K: EndpointKind> {
     endpoint: Arc<Endpoint<K>>,
     peer: Credentials,
-}
-
-impl<K: EndpointKind> fmt::Debug for SlotGuard<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SlotGuard({})", self.endpoint.address)
-    }
 }
 
 impl<K: EndpointKind> Drop for SlotGuard<K> {
@@ -500,7 +493,6 @@ impl<K: HandleKind> AsFd for EndpointHandle<K> {
 }
 
 /// The thread that keeps the address, as the handle sees it.
-#[derive(Debug)]
 pub(crate) struct Worker {
     stop: CancelToken,
     /// Receives nothing: it is disconnected when the worker drops its [`ReleaseGuard`].
@@ -508,7 +500,6 @@ pub(crate) struct Worker {
 }
 
 /// Dropped by the worker when it has released the address.
-#[derive(Debug)]
 pub(crate) struct ReleaseGuard(
     #[expect(dead_code, reason = "dropping it disconnects the worker's handle")] mpsc::Sender<()>,
 );

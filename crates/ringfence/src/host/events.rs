@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     os::fd::{AsFd, BorrowedFd},
 };
 
@@ -33,7 +32,6 @@ struct EventQueue<T> {
 }
 
 /// The reason why no further events follow.
-#[derive(Debug)]
 pub(crate) enum End {
     Closed,
     Failed(Error),
@@ -46,15 +44,6 @@ impl<T> Default for EventQueue<T> {
             wants_room: false,
             end: None,
         }
-    }
-}
-
-impl<T> fmt::Debug for Events<T> {
-    /// Takes no lock: the calling thread may hold it, and the threads that add events must not wait for what it writes to.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Events")
-            .field("wakeup", &self.wakeup)
-            .finish_non_exhaustive()
     }
 }
 

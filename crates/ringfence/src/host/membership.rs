@@ -10,7 +10,6 @@
 //! worker, by handshakes, and by the end of the channel, which [`Successor`] handles on a guest.
 
 use std::{
-    fmt,
     os::fd::{AsFd, OwnedFd},
     sync::{
         Arc, Weak,
@@ -79,7 +78,7 @@ pub struct Member {
     pub(crate) destroyed: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct MemberState {
     /// `None` until there is a place.
     pub(crate) role: Option<Role>,
@@ -94,7 +93,6 @@ pub(crate) struct MemberState {
 }
 
 /// The situation of a guest whose channel has ended.
-#[derive(Debug)]
 enum GuestOutcome {
     /// Its host is gone, and the guest has the host's place.
     Successor(BoundAddress),
@@ -477,12 +475,6 @@ struct Successor {
     inheritance: Option<Inheritance>,
     /// The place of a host that is gone, or the reason why this process could not take it.
     place: Option<Result<BoundAddress>>,
-}
-
-impl fmt::Debug for Successor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Successor({})", self.endpoint.address)
-    }
 }
 
 impl OnEnd for Successor {

@@ -24,7 +24,6 @@ pub(crate) type Position = (u64, u64);
 
 /// The accounts, and the memory for the positions that a check compares them with: under one lock, so that two positions of one
 /// subscriber are compared in the order in which they were read.
-#[derive(Debug)]
 pub(crate) struct Charging {
     pub(crate) stalls: Stalls,
     pub(crate) positions: Vec<Position>,

@@ -51,7 +51,6 @@ impl Deref for SubscriberNumbers {
 }
 
 /// An epoll instance, and a descriptor that wakes it.
-#[derive(Debug)]
 struct EpollWatch {
     epoll: Epoll,
     /// Signalled by threads of this process.
@@ -105,7 +104,6 @@ impl EpollWatch {
 }
 
 /// Both epoll instances of a publisher.
-#[derive(Debug)]
 pub(crate) struct Watches {
     ends: EpollWatch,
     room: EpollWatch,

@@ -78,7 +78,6 @@ pub struct Decision {
     question: Weak<Question>,
 }
 
-#[derive(Debug)]
 struct Question {
     answer: Mutex<Option<Answer>>,
     answered: Wakeup,
@@ -94,7 +93,6 @@ impl Question {
     }
 }
 
-#[derive(Debug)]
 enum Answer {
     Yes,
     No { found: String, cause: Option<Cause> },

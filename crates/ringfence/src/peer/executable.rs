@@ -78,7 +78,6 @@ fn version_of(stat: &FileStat) -> Option<Version> {
 pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
 
 /// The result of reading an executable's content.
-#[derive(Debug)]
 pub(crate) enum Content {
     Hash(Digest),
     /// The hash is unknown, for this reason.

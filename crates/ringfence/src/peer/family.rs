@@ -32,10 +32,11 @@ use crate::{
 
 /// The processes of a child: the one that was started, the one that answered on the line, and their descendants.
 /// [`ParentLine::processes`](crate::ParentLine::processes) returns it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ChildProcesses(Arc<Family>);
 
-#[derive(Debug)]
+opaque! { [] ChildProcesses; }
+
 struct Family {
     /// The inode number of the child's end of the line.
     line: u64,
@@ -53,7 +54,6 @@ struct Family {
 static IN_CGROUPS: PerProcess<Mutex<Vec<Arc<Family>>>> = PerProcess::new();
 
 /// The process that was started.
-#[derive(Debug)]
 pub(crate) struct Started {
     pub(crate) pid: i32,
     /// `None` before Linux 5.3, and under a filter that denies pidfd_open. Then the child's end shows as the end of the line, unless
@@ -64,7 +64,6 @@ pub(crate) struct Started {
 }
 
 /// The pidfd of a process, until it is released.
-#[derive(Debug)]
 struct Pidfd {
     pidfd: Mutex<Option<Arc<OwnedFd>>>,
     /// Finds the process again if it was released while it ran. `None` if /proc does not show the process.

@@ -45,7 +45,6 @@ pub(crate) enum NamedBy {
 
 /// The peer process. While this value exists, every lookup refers to the process that connected (or
 /// listened), and never to a later process with the same pid.
-#[derive(Debug)]
 pub(crate) struct Peer {
     pub(crate) credentials: Credentials,
     /// A reference to the process itself. It comes from the socket since Linux 6.5, before that from the pid.
@@ -84,7 +83,6 @@ struct Fixed {
 }
 
 /// The result of one inspection of the peer: the values that could be read, and the reasons for the others.
-#[derive(Debug)]
 pub(crate) struct Inspection {
     pub(crate) identity: Identity,
     /// The peer's namespaces, compared with ours.

@@ -36,7 +36,6 @@ use crate::{
 const MAX_ATTEMPTS: u32 = 8;
 
 /// The properties of the object to be made.
-#[derive(Debug)]
 pub(crate) struct ObjectSpec<'a> {
     pub(crate) backing: Backing,
     /// The name of a memfd in /proc/PID/maps: at most 249 bytes (memfd_create(2)). `ringfence ps` reads it there; no
@@ -51,7 +50,6 @@ pub(crate) struct ObjectSpec<'a> {
 }
 
 /// A shared object that this process has made and mapped, and whose descriptor is still open.
-#[derive(Debug)]
 pub(crate) struct SharedObject {
     /// The descriptor that is passed to the peer.
     descriptor: CloseOnForkFd,
@@ -167,7 +165,6 @@ impl SharedObject {
 }
 
 /// A memfd with its memory, which no process has mapped yet.
-#[derive(Debug)]
 pub(crate) struct Blank {
     /// The descriptor that the owner passes to its peer.
     raw: CloseOnForkFd,
@@ -339,7 +336,6 @@ pub(super) fn seal_names(found: SealFlag) -> String {
 // it back could lose it, if no descriptor is available in between.
 
 /// The kept descriptor. Dropping it closes it.
-#[derive(Debug)]
 pub(crate) struct InFlightDescriptor {
     /// Its queue holds one message, which is never received. No other end is open. A forked child closes its
     /// copy.

@@ -113,7 +113,6 @@ const VACANT: usize = usize::MAX;
 
 /// Values by slot. They lie next to each other, so that a walk over all of them touches nothing else, and each is found, added and
 /// removed in a few steps, however many there are.
-#[derive(Debug)]
 pub(crate) struct BySlot<V> {
     values: Vec<(usize, V)>,
     /// By slot: the index in `values`, or [`VACANT`].

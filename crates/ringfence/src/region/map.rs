@@ -17,7 +17,6 @@ use crate::{
 };
 
 /// A mapping of a shared object from its start. Dropping it unmaps the object.
-#[derive(Debug)]
 pub(crate) struct Mapping {
     map: ManuallyDrop<MmapRaw>,
     hole: Hole,
@@ -105,7 +104,6 @@ const _: () = assert!(
     "ringfence needs a 64-bit target"
 );
 
-#[derive(Debug)]
 pub(super) enum Storage {
     /// A mapping of an object, the peer's or this process's own.
     Mapped(Mapping),
@@ -146,7 +144,6 @@ impl Storage {
 
 /// Zeros that use no physical memory until they are touched. The owner holds a raw pointer, as a mapping
 /// does. A box would assert, with each move or access, that no other pointer to the memory exists.
-#[derive(Debug)]
 pub(super) struct PrivateWords(NonNull<[u64]>);
 
 // SAFETY: this value owns the memory behind the pointer, and the memory is valid on every thread. It is

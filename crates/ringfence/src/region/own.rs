@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The region that this process owns. It is mapped for reading and writing here and nowhere else.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct OwnRegion {
     pub(super) base: *mut u8,
     pub(super) memory: Arc<OwnStorage>,

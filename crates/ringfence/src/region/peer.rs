@@ -26,7 +26,7 @@ use crate::{
 
 /// The region that the peer owns, mapped for reading. Its content may change at any time, and must not be
 /// trusted.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct PeerRegion {
     base: *const u8,
     /// That of the mapping, which is there as long as this.

@@ -33,7 +33,7 @@ pub(crate) fn check_room(size: u64) -> Result<()> {
 static CLAIMS: PerProcess<Mutex<Claims>> = PerProcess::new();
 
 /// The memory that this process has claimed, and the last answer on how much is available.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Claims {
     /// The bytes that threads have claimed and not reserved yet, which the kernel still counts as available.
     pending: u64,
@@ -43,7 +43,6 @@ struct Claims {
 /// A reading of the available memory takes up to a third of the CPU time of a handshake. So it also serves the next claims, if
 /// they are small in comparison and follow at once. Whatever other processes take in the meantime, they could also take between
 /// a reading and the reservation.
-#[derive(Debug)]
 struct Available {
     at: Instant,
     /// The bytes that further claims may take without another reading.

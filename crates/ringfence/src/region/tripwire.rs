@@ -23,7 +23,6 @@
 //!   missing line is really missing.
 
 use std::{
-    fmt,
     fs::File,
     io,
     os::{fd::AsFd, unix::fs::FileExt},
@@ -57,7 +56,6 @@ pub(crate) type AfterAlarm = Box<dyn FnOnce() + Send>;
 
 /// A watch on one object of this process, while this value exists. It must be dropped before the mapping.
 /// Otherwise the end of the lease would be taken for an alarm.
-#[derive(Debug)]
 pub(crate) struct Tripwire {
     wire: Arc<Wire>,
     claim: SignalClaim,
@@ -81,17 +79,9 @@ struct Inconclusive {
     since: Option<Instant>,
 }
 
-impl fmt::Debug for Wire {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wire")
-            .field("lock_id", &self.lock_id)
-            .finish_non_exhaustive()
-    }
-}
-
 /// All wires of this process, and the table that shows their leases. [`Tripwire::arm`] opens the table, the signal
 /// thread reads it (`check_wires`), and the drop of the last [`Tripwire`] closes it. All three hold the lock of [`WIRES`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Wires {
     wires: Vec<Arc<Wire>>,
     /// Open while there are wires. `None` if this system has no such table. Then every alarm counts.
@@ -147,7 +137,6 @@ impl Wires {
 }
 
 /// `/proc/locks`, open.
-#[derive(Debug)]
 struct LockTable(File);
 
 /// The content of the table at one time.

@@ -27,7 +27,6 @@ use crate::{
 const NOTHING_UNREAD: u64 = u64::MAX;
 
 /// The memory of a region that this process owns. It is wiped before it is released.
-#[derive(Debug)]
 pub(crate) struct OwnStorage {
     /// The first field, so that it is dropped first: the lease that it watches ends with the mapping.
     tripwire: OnceLock<Tripwire>,

@@ -15,10 +15,12 @@ use crate::{
 /// A message in place: in the peer's region, which the peer may write while it is read. So no slice of it
 /// exists: it yields words and copies. A caller that makes a decision must read once, and decide on the value
 /// that it has read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct Message<'a>(MessageData<'a>, Tag);
 
-#[derive(Debug, Clone, Copy)]
+opaque! { [] Message<'_>; }
+
+#[derive(Clone, Copy)]
 enum MessageData<'a> {
     Ring {
         peer: &'a PeerRegion,

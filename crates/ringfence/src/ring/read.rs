@@ -129,7 +129,6 @@ pub(crate) trait Limit<O, P>: Sized {
 }
 
 /// The lengths of the messages that a caller pulls, and the kind of memory.
-#[derive(Debug)]
 pub(crate) struct WantedLengths {
     /// Bytes of the shortest.
     pub(crate) min: u64,
@@ -202,7 +201,6 @@ pub(super) enum Parsed {
 }
 
 /// The reading end: `P` is the ring, which the peer owns, `O` is this side's region, which holds its head.
-#[derive(Debug)]
 pub(crate) struct Reader<O, P, L> {
     pub(crate) own: O,
     pub(crate) peer: P,
@@ -773,7 +771,6 @@ fn can_be_pulled(record: Record, room: usize, wanted: &WantedLengths) -> bool {
 }
 
 /// A walk over whole messages in a copy, which lie there as packed ones do.
-#[derive(Debug)]
 pub(super) struct Run {
     min: u64,
     max: u64,

@@ -26,7 +26,6 @@ pub struct Spsc;
 pub(crate) type SpscWriter<O, P> = Writer<O, PeerHead<P>>;
 
 /// The room in a pair's ring, which the peer's head limits.
-#[derive(Debug)]
 pub(crate) struct PeerHead<P> {
     pub(super) peer: P,
     /// The head when it was last read.
@@ -189,7 +188,6 @@ impl<O: Writable, P: Readable> SpscWriter<O, P> {
 pub(crate) type SpscReader<O, P> = Reader<O, P, PeerTail>;
 
 /// The limit in a pair's ring: the peer's tail.
-#[derive(Debug)]
 pub(crate) struct PeerTail {
     /// The longest message that this side takes, in one record or in fragments.
     longest: u64,

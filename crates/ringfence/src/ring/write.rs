@@ -64,7 +64,6 @@ pub(crate) trait Room<O> {
 }
 
 /// The part of a ring that is written.
-#[derive(Debug)]
 pub(crate) struct Written<O> {
     pub(super) own: O,
     pub(super) capacity: u64,
@@ -119,7 +118,6 @@ impl<O> Written<O> {
 }
 
 /// The writing end of a ring, in the region that this process owns.
-#[derive(Debug)]
 pub(crate) struct Writer<O, R> {
     pub(super) ring: Written<O>,
     pub(crate) room: R,

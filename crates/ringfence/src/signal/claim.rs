@@ -13,7 +13,6 @@
 
 use std::{
     cell::Cell,
-    fmt,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -66,7 +65,6 @@ fn alarm() -> Option<Instant> {
 }
 
 /// A claim on a number. Dropping the last one restores the number's disposition.
-#[derive(Debug)]
 pub(crate) struct SignalClaim {
     pub(crate) number: c_int,
     /// The id of the signal thread, at which senders direct their signals.
@@ -352,12 +350,6 @@ struct ProgressState {
     reached: u64,
     /// The thread has ended.
     is_over: bool,
-}
-
-impl fmt::Debug for ThreadProgress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ThreadProgress").finish_non_exhaustive()
-    }
 }
 
 impl ThreadProgress {

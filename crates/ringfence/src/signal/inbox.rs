@@ -31,7 +31,6 @@ use crate::{
 const MAX_WAITING: usize = 65_536;
 
 /// The received tokens of one channel. It outlives the channel while a caller still takes tokens.
-#[derive(Debug)]
 pub(crate) struct TokenInbox {
     number: i32,
     /// The inbox's number in this process.
@@ -198,7 +197,6 @@ impl fmt::Debug for Secret {
 }
 
 /// A channel's ownership of its inbox. Dropping it closes the inbox.
-#[derive(Debug)]
 pub(crate) struct OpenInbox {
     inbox: Arc<TokenInbox>,
     claim: Option<Arc<SignalClaim>>,

@@ -221,7 +221,6 @@ pub(crate) fn peer_label(socket: impl AsFd) -> Result<String, Errno> {
 }
 
 /// The result of one `recvmsg`.
-#[derive(Debug)]
 pub(crate) struct Received {
     /// The number of bytes written into the buffer. 0 is the end of the stream.
     pub(crate) bytes: usize,

@@ -176,7 +176,6 @@ impl<B: Into<Vec<u8>>> From<B> for CallRequest {
 
 /// A call that was started: a future of the reply. Dropping it cancels the call.
 #[must_use = "dropping a call cancels it"]
-#[derive(Debug)]
 pub struct PendingCall {
     handle: Arc<CallsHandle<Tasks>>,
     /// The error of a call that could not be started. It is returned once.
@@ -185,6 +184,8 @@ pub struct PendingCall {
     /// Set after the deadline.
     last_read: Option<WaitKey>,
 }
+
+opaque! { [] PendingCall; }
 
 impl Future for PendingCall {
     type Output = Result<Vec<u8>, CallError>;

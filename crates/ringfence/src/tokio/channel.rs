@@ -23,11 +23,12 @@ use crate::{
 /// Both directions between this process and its peer, awaited by tasks.
 ///
 /// Dropping it closes it. The peer can still read what is in the ring.
-#[derive(Debug)]
 pub struct Channel {
     pub(super) line: Arc<Line>,
     pub(super) inner: channel::Channel,
 }
+
+opaque! { [] Channel; }
 
 impl Channel {
     /// Registers the channel with the runtime of the calling task.
@@ -167,7 +168,6 @@ const KEPT: usize = 1 << 20;
 /// `tonic::transport::Server` requires its own trait `Connected`, which no other crate can implement for this
 /// type. Wrap the stream in a type of your own, or serve tonic's `Routes` with hyper. A client accepts the
 /// stream through `Endpoint::connect_with_connector`.
-#[derive(Debug)]
 pub struct ByteStream {
     line: Arc<Line>,
     inner: channel::Channel,
@@ -175,6 +175,8 @@ pub struct ByteStream {
     /// The most bytes that one write puts into the ring.
     piece: usize,
 }
+
+opaque! { [] ByteStream; }
 
 /// The remainder of a message that was longer than the reader's buffer.
 #[derive(Debug, Default)]

@@ -53,13 +53,14 @@ impl EventSource for api::publish::Audience {
 
 /// A [`Listener`], a [`Membership`] or an [`Audience`], whose events are awaited by tasks. It is a [`Stream`] of events, which
 /// ends when the source has closed.
-#[derive(Debug)]
 pub struct Events<S> {
     watched: Watched,
     source: S,
     /// The stream has returned the error that ended the events.
     failed: bool,
 }
+
+opaque! { [S] Events<S>; }
 
 /// A service at its address, whose arrivals are awaited by tasks.
 ///
@@ -220,11 +221,12 @@ impl<S: EventSource + Unpin> Stream for Events<S> {
 /// A publisher whose calls are awaited by tasks.
 ///
 /// Dropping it ends it: see [`crate::Publisher`].
-#[derive(Debug)]
 pub struct Publisher {
     sender: Broadcaster,
     audience: Audience,
 }
+
+opaque! { [] Publisher; }
 
 impl Publisher {
     /// Registers the publisher that [`publish`](crate::publish) returned with the runtime of the calling

@@ -37,13 +37,14 @@ pub type Subscription = Inbound<BroadcastInlet>;
 /// [`Channel::into_stream`](crate::tokio::Channel::into_stream) rather than a `StreamReader` over this.
 ///
 /// Every method is cancel safe.
-#[derive(Debug)]
 pub struct Inbound<R: Inlet> {
     line: Arc<Line>,
     inner: inbound::Inbound<R>,
     /// The stream has returned the error that ended it.
     failed: bool,
 }
+
+opaque! { [R: Inlet] Inbound<R>; }
 
 impl Subscription {
     /// Registers the subscription that [`subscribe`](crate::subscribe) returned with the runtime of the
@@ -189,13 +190,14 @@ pub(super) fn poll_receive<R: SpinThenPark, T>(
 ///
 /// It is a [`Stream`], which ends once every source has ended, or after an error that cannot pass, as that of
 /// an [`Inbound`]. All calls are safe to cancel.
-#[derive(Debug)]
 pub struct Merge<S = receiver::Receiver> {
     watched: Watched,
     inner: merge::Merge<S>,
     /// The stream has returned the error that ended it.
     failed: bool,
 }
+
+opaque! { [S] Merge<S>; }
 
 impl<S: Source> Merge<S> {
     /// Registers a merge with the runtime of the calling task.

@@ -35,7 +35,6 @@ pub(super) enum Half {
 }
 
 /// The line, and the peer's process.
-#[derive(Debug)]
 pub(super) struct Line {
     bell: Watched,
     /// The line alone does not suffice: it stays open while another process holds the peer's end.
@@ -174,7 +173,6 @@ fn ready_now<T>(polled: Poll<Result<T>>) -> Result<Option<T>> {
 }
 
 /// A descriptor, and the value that keeps it open: a copy, or the state of the channel that it belongs to.
-#[derive(Debug)]
 struct RetainedFd {
     number: RawFd,
     _owner: Box<dyn Any + Send + Sync>,
@@ -187,7 +185,6 @@ impl AsRawFd for RetainedFd {
 }
 
 /// A descriptor that the runtime watches.
-#[derive(Debug)]
 pub(super) struct Watched {
     registered: ManuallyDrop<AsyncFd<RetainedFd>>,
     owner: OwnerProcess,
@@ -255,7 +252,6 @@ impl Watched {
 
 /// A descriptor that was readable. The runtime reports changes only, so it considers the descriptor readable
 /// until readiness is cleared.
-#[derive(Debug)]
 pub(super) struct Readable<'a>(AsyncFdReadyGuard<'a, RetainedFd>);
 
 impl Readable<'_> {

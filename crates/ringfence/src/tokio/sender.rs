@@ -5,7 +5,6 @@
 )]
 
 use std::{
-    fmt::Debug,
     future::poll_fn,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
@@ -68,13 +67,14 @@ use crate::{
 /// | `send`, `try_send` and `feed`, and `send_rest` of a message of another length | [`Error::InvalidArgument`]; nothing else changes |
 /// | `flush` | `Ok`: the sink has no buffered message |
 /// | `close`, [`end`](Sender::end) | the sending ends; the peer never gets the message |
-#[derive(Debug)]
 pub struct Outbound<R: TaskOutlet> {
     line: R::Line,
     /// Before `inner`, whose drop would end the sending.
     buffered: Buffered<R>,
     inner: outbound::Outbound<R>,
 }
+
+opaque! { [R: TaskOutlet] Outbound<R>; }
 
 /// The sending half of a channel, for tasks.
 pub type Sender = Outbound<Spsc>;
@@ -85,7 +85,7 @@ pub type Broadcaster = Outbound<FanOut>;
 /// A kind of ring, as a sending task needs it.
 pub(super) trait TaskOutlet: Outlet {
     /// The line that wakes the task.
-    type Line: Debug;
+    type Line;
 
     /// Waits until a message of `size` bytes may find room.
     fn poll_room(
@@ -152,7 +152,6 @@ impl TaskOutlet for FanOut {
 /// The message that the sink has buffered. Only `start_send` sets it, after the crate's half has accepted the
 /// message, so that it refuses no part of it later. Only `poll_buffered` and `try_buffered` put more of it into the
 /// ring and clear this. A message of `send` is never here, and is begun only while there is none here.
-#[derive(Debug)]
 struct Buffered<R: TaskOutlet> {
     /// Its bytes, and how many of them are in the ring.
     message: Option<(Vec<u8>, usize)>,

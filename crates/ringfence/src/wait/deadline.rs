@@ -368,7 +368,6 @@ const MAX_FAILURES: u32 = 100;
 
 /// The retry budget of a call that is repeated, and that may fail from a lack of something that becomes
 /// available again in a moment.
-#[derive(Debug)]
 pub(crate) struct RetryBudget {
     failures: u32,
     pause: Duration,

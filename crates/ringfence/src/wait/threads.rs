@@ -94,11 +94,9 @@ pub(crate) fn run<T: Send + 'static>(
 }
 
 /// A number of permits. Waiting threads have no order. Holds one descriptor.
-#[derive(Debug)]
 pub(crate) struct Permits(Event);
 
 /// A permit, returned when dropped.
-#[derive(Debug)]
 pub(crate) struct Permit<'a>(&'a Event);
 
 impl Permits {

@@ -52,7 +52,6 @@ const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// A forked child must neither read nor end its parent's line. There each method does nothing and reports that the peer is gone, or
 /// fails with [`Error::Closed`].
-#[derive(Debug)]
 pub(crate) struct Doorbell {
     line: Arc<OwnedFd>,
     /// This process may call shutdown(2). Otherwise no waiter may sleep on the line itself, because
@@ -71,7 +70,7 @@ pub(crate) struct Doorbell {
 }
 
 /// Each field is written under the lock.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct DoorbellState {
     /// The mode of the one thread that waits on the line; all others wait for that thread. Only that thread writes it, when
     /// it parks and when it wakes.

@@ -33,7 +33,6 @@ use crate::{
 };
 
 /// A line that ends with its peer, until this is dropped.
-#[derive(Debug)]
 pub(crate) struct ExitWatch {
     key: u64,
     pidfd: Arc<OwnedFd>,

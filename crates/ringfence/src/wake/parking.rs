@@ -68,7 +68,6 @@ impl ParkingSpot {
 }
 
 /// The sleeper's side.
-#[derive(Debug)]
 pub(crate) struct Sleeper<O, P> {
     own: O,
     peer: P,
@@ -123,7 +122,6 @@ impl<O: Writable, P> Sleeper<O, P> {
 }
 
 /// The publisher's side, which reads the sleeper's word.
-#[derive(Debug)]
 pub(crate) struct Waker<O, P> {
     own: O,
     peer: P,

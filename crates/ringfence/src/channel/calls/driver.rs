@@ -5,7 +5,7 @@
 //! or if the driver waits for what has changed.
 
 use std::{
-    fmt, mem,
+    mem,
     ops::{Deref, DerefMut},
     sync::Arc,
     task::Waker,
@@ -41,17 +41,7 @@ pub(crate) struct Core {
     pub(super) shared: Arc<Shared>,
 }
 
-impl fmt::Debug for Core {
-    /// Takes no lock, and shows no messages.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Core")
-            .field("known", &self.known)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The state that one lock guards.
-#[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) state: State,
     pub(crate) sender: Sender,
@@ -120,7 +110,6 @@ impl Core {
 }
 
 /// The locked state. Dropping it calls the wakers, and drops those that were replaced, after it has released the lock.
-#[derive(Debug)]
 pub(crate) struct Locked<'a>(Option<MutexGuard<'a, Option<Inner>>>);
 
 impl Deref for Locked<'_> {

@@ -101,8 +101,9 @@ pub type Calls = DrivenCalls<Threads>;
 
 /// The calls of a channel, whose ring is read by threads ([`Calls`]) or by tasks ([`tokio::Calls`](crate::tokio::Calls)): use it by these
 /// names.
-#[derive(Debug)]
 pub struct DrivenCalls<D>(pub(crate) Arc<CallsHandle<D>>);
+
+opaque! { [D] DrivenCalls<D>; }
 
 impl<D> Clone for DrivenCalls<D> {
     fn clone(&self) -> Self {
@@ -111,7 +112,6 @@ impl<D> Clone for DrivenCalls<D> {
 }
 
 /// The state that clones share. Closes the channel when it is dropped.
-#[derive(Debug)]
 pub(crate) struct CallsHandle<D> {
     pub(crate) core: Arc<Core>,
     driver: D,
@@ -131,13 +131,11 @@ impl<D> Drop for CallsHandle<D> {
 }
 
 /// The threads that wait for one channel.
-#[derive(Debug)]
 pub struct Threads {
     waker: Arc<DriverWaker>,
 }
 
 /// Wakes the thread that drives.
-#[derive(Debug)]
 struct DriverWaker {
     /// Ends its sleep on the line.
     wakeup: Wakeup,
@@ -207,12 +205,13 @@ fn current_thread_waker() -> Waker {
 
 /// A call that was started. Dropping it cancels the call: the handler is notified, and a later reply is dropped.
 #[must_use = "dropping a call cancels it"]
-#[derive(Debug)]
 pub struct PendingCall {
     threads: Arc<CallsHandle<Threads>>,
     ticket: Ticket,
     deadline: Option<Instant>,
 }
+
+opaque! { [] PendingCall; }
 
 impl PendingCall {
     /// Waits for the reply.
@@ -235,12 +234,13 @@ impl Drop for PendingCall {
 }
 
 /// The request that a handler answers.
-#[derive(Debug)]
 pub struct CallContext {
     core: Arc<Core>,
     id: u64,
     deadline: Option<Instant>,
 }
+
+opaque! { [] CallContext; }
 
 impl CallContext {
     pub(crate) fn new(core: Arc<Core>, id: u64, deadline: Option<Instant>) -> Self {

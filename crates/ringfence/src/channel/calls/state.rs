@@ -71,7 +71,6 @@ struct Call {
 }
 
 /// A request of this side that was not answered.
-#[derive(Debug)]
 struct Sent {
     size: usize,
     /// `None`: the caller has stopped waiting.
@@ -79,7 +78,6 @@ struct Sent {
 }
 
 /// A request of the peer whose answer is not in the ring yet.
-#[derive(Debug)]
 struct OpenRequest {
     size: usize,
     is_answered: bool,
@@ -88,7 +86,6 @@ struct OpenRequest {
 }
 
 /// A request of the peer that no handler has.
-#[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) id: u64,
     pub(crate) body: Vec<u8>,
@@ -105,7 +102,6 @@ enum SendKind {
 }
 
 /// A frame or a message that is queued for sending.
-#[derive(Debug)]
 struct QueuedSend {
     place: Place,
     bytes: Vec<u8>,
@@ -115,7 +111,7 @@ struct QueuedSend {
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct State {
     /// Bytes of the longest message that the peer accepts.
     longest: usize,

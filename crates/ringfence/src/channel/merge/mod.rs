@@ -177,7 +177,6 @@ impl<S> From<Box<NotAdded<S>>> for Error {
 ///
 /// # After a fork
 /// In a child each call that can fail fails with [`Error::Closed`], and dropping it does nothing to the parent.
-#[derive(Debug)]
 pub struct Merge<S = Receiver> {
     slots: Vec<SourceSlot<S>>,
     free: Vec<usize>,
@@ -196,8 +195,9 @@ pub struct Merge<S = Receiver> {
     spins: SpinPacer,
 }
 
+opaque! { [S] Merge<S>; }
+
 /// A slot for a source.
-#[derive(Debug)]
 struct SourceSlot<S> {
     source: Option<S>,
     /// Its counts when it was added.

@@ -86,7 +86,6 @@ impl Side {
 }
 
 /// A resource that is released at the end, which records what the peer could see then.
-#[derive(Debug)]
 struct EndRecorder {
     own: OwnRegion,
     line: OwnedFd,
@@ -409,7 +408,6 @@ fn end_position_is_announced_once() {
 }
 
 /// An address or a slot, which is released on drop.
-#[derive(Debug)]
 struct ReleasedOnDrop(EndRecorder);
 
 impl Drop for ReleasedOnDrop {

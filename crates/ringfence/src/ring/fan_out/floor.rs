@@ -24,7 +24,6 @@ use crate::{
 pub(crate) type FanOutWriter<O, P, T> = Writer<O, Floor<O, P, T>>;
 
 /// A reader with an impossible head. The writer no longer waits for it.
-#[derive(Debug)]
 pub(crate) struct Violation {
     /// Its number in the list.
     pub(crate) number: u64,
@@ -32,7 +31,6 @@ pub(crate) struct Violation {
 }
 
 /// A reliable reader, as the writer knows it.
-#[derive(Debug)]
 struct Reliable<P> {
     number: u64,
     /// The position at which it started.
@@ -45,7 +43,6 @@ struct Reliable<P> {
 
 /// The room in a publisher's ring. The writer may overwrite data before the floor, and advances the floor as
 /// far as the reliable readers have read.
-#[derive(Debug)]
 pub(crate) struct Floor<O, P, T> {
     readers: Arc<Readers<O, P, T>>,
     /// Data before this position may be overwritten.

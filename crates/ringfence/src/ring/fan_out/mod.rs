@@ -56,7 +56,6 @@ pub(crate) struct Mark {
 }
 
 /// The writer's own copy of its marks.
-#[derive(Debug)]
 pub(super) struct MarkTable {
     marks: [Mark; MARKS],
     /// The number of marks that were set. The first one marks the start of the ring. It is all zeros, so

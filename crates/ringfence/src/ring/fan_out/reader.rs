@@ -73,7 +73,6 @@ struct Walk {
 pub(crate) type FanOutReader<R, C, V = ()> = Reader<C, R, FloorLimit<V>>;
 
 /// The limit in a publisher's ring: its tail, its floor, and the end of this subscription.
-#[derive(Debug)]
 pub(crate) struct FloorLimit<V> {
     pub(crate) validity: V,
     pub(crate) delivery: Delivery,

@@ -24,7 +24,6 @@ use crate::{
 };
 
 /// A reader whose handshake is complete.
-#[derive(Debug)]
 pub(crate) struct ActiveReader<T> {
     pub(crate) number: u64,
     pub(crate) delivery: Delivery,
@@ -97,14 +96,12 @@ impl<P: Readable, T> Entry<P, T> {
 /// A slot that has changed, and its current reader.
 pub(super) type Change<P, T> = (usize, Option<Entry<P, T>>);
 
-#[derive(Debug)]
 struct Slot<P, T> {
     entry: Option<Entry<P, T>>,
     /// The sending thread has not taken the last change yet.
     changed: bool,
 }
 
-#[derive(Debug)]
 struct List<P, T> {
     slots: Vec<Slot<P, T>>,
     /// The slots without a reader.
@@ -126,7 +123,6 @@ impl<P, T> List<P, T> {
 
 /// The readers of one ring. `O` is the publisher's view of it, `P` that of a reader's control object, and `T`
 /// is the caller's attachment to each reader.
-#[derive(Debug)]
 pub(crate) struct Readers<O, P, T> {
     ring: O,
     /// Memory private to this process, for [`GENERATION`] and [`INTENT`].

@@ -28,7 +28,6 @@ const TRIES: u32 = 16;
 const PAUSES: [Duration; 2] = [Duration::from_micros(100), Duration::from_millis(10)];
 
 /// The sender of wakeups on one line.
-#[derive(Debug)]
 pub(super) struct PeerWaker {
     line: Arc<OwnedFd>,
     /// Written under this lock by a call that failed to send, and by the retry thread.

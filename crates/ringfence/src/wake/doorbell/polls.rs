@@ -54,7 +54,6 @@ fn line_event(edge: bool) -> EpollEvent {
 }
 
 /// The epoll of a thread that leaves every wakeup on the line.
-#[derive(Debug)]
 pub(super) struct ThreadPoll {
     epoll: Epoll,
     /// Written to wake the thread that sleeps here, and never read: each write is an event.
@@ -110,7 +109,6 @@ pub(super) struct LineEvents {
 
 /// The epoll that an event loop polls instead of the line if a thread already sleeps in a read of the line. Only a wakeup
 /// ends that read, which consumes it, and it may be the loop's.
-#[derive(Debug)]
 pub(super) struct LoopPoll {
     epoll: Epoll,
     /// Written by the thread that has consumed a wakeup. It stays readable until the loop reads it.

@@ -22,7 +22,6 @@ impl ParkingSpot {
 }
 
 /// The publisher's record of one reader that may sleep.
-#[derive(Debug)]
 pub(crate) struct SleepingReader<P, B> {
     /// Its control object.
     pub(crate) control: P,
@@ -38,7 +37,6 @@ pub(crate) struct SleepingReader<P, B> {
 /// The list of readers is read after the barrier, as their words are. So if a new reader did not find a publication before it slept, the
 /// publisher reads the new list after that publication. The barrier that the reader issues ensures this. For a reader that issues none, see
 /// [`admit`]: then there is a fence before the new list is read.
-#[derive(Debug)]
 pub(crate) struct FanWaker<O, P, B> {
     own: O,
     /// The barriers that this process can make.
@@ -52,7 +50,6 @@ pub(crate) struct FanWaker<O, P, B> {
     readers: BySlot<ReaderRow<P, B>>,
 }
 
-#[derive(Debug)]
 struct ReaderRow<P, B> {
     control: P,
     parked: usize,
