@@ -96,9 +96,9 @@ macro_rules! listed {
     };
 }
 
-/// Gives a listed enum the numbers with which it travels, and, if it is an option, its parsing.
+/// Gives a listed enum the numbers with which it travels.
 macro_rules! numbered {
-    ($kind:ident as $number:ty $(, $option:literal)?) => {
+    ($kind:ident as $number:ty) => {
         impl $kind {
             pub(crate) const fn number(self) -> $number {
                 self as $number
@@ -108,15 +108,19 @@ macro_rules! numbered {
                 Self::ALL.into_iter().find(|value| value.number() == number)
             }
         }
-        $(
-            impl std::str::FromStr for $kind {
-                type Err = $crate::error::Error;
+    };
+}
 
-                fn from_str(text: &str) -> $crate::error::Result<Self> {
-                    $crate::error::parse_named($option, &Self::ALL, text)
-                }
+/// Parses a named enum from its names. `$option` names it in the error.
+macro_rules! parsed {
+    ($kind:ident, $option:literal) => {
+        impl std::str::FromStr for $kind {
+            type Err = $crate::error::Error;
+
+            fn from_str(text: &str) -> $crate::error::Result<Self> {
+                $crate::error::parse_named($option, &Self::ALL, text)
             }
-        )?
+        }
     };
 }
 

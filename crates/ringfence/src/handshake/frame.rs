@@ -329,19 +329,15 @@ struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
     fn u16(&mut self) -> Result<u16> {
-        let field = self.0.split_first_chunk();
-        let (field, rest) = field.ok_or_else(|| Error::Protocol("a frame ends early".into()))?;
-        self.0 = rest;
-        Ok(u16::from_le_bytes(*field))
+        let field = self.0.split_off(..2);
+        let field = field.ok_or_else(|| Error::Protocol("a frame ends early".into()))?;
+        Ok(u16::from_le_bytes([field[0], field[1]]))
     }
 
     fn text(&mut self) -> Result<String> {
         let length = usize::from(self.u16()?);
-        let (text, rest) = self
-            .0
-            .split_at_checked(length)
-            .ok_or_else(|| Error::Protocol("a text ends early".into()))?;
-        self.0 = rest;
+        let text = self.0.split_off(..length);
+        let text = text.ok_or_else(|| Error::Protocol("a text ends early".into()))?;
         // The text may be shown on a terminal, so it must not contain control characters.
         Ok(String::from_utf8_lossy(text)
             .chars()

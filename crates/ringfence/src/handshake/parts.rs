@@ -1,7 +1,6 @@
 //! The state of one side of a handshake, and the result: everything that a channel is made of.
 
 use std::{
-    fmt,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
 };
@@ -36,21 +35,14 @@ use crate::{
     wake::parking::Barriers,
 };
 
-/// The role of this process at the rendezvous. Both roles have the same rights afterwards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// It bound the address, or took it over from a host that left it.
-    Host,
-    /// It found the address bound, and connected.
-    Guest,
-}
-
-impl fmt::Display for Role {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "host",
-            Self::Guest => "guest",
-        })
+named! {
+    /// The role of this process at the rendezvous. Both roles have the same rights afterwards.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Role {
+        /// It bound the address, or took it over from a host that left it.
+        Host => "host",
+        /// It found the address bound, and connected.
+        Guest => "guest",
     }
 }
 

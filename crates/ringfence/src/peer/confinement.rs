@@ -7,7 +7,6 @@ use std::{
     collections::BTreeSet,
     fs,
     os::fd::{AsRawFd, OwnedFd},
-    str::FromStr,
 };
 
 use nix::{
@@ -17,7 +16,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result, errno, parse_named},
+    error::{Result, errno},
     identity::Confinement,
     peer::namespace::{KernelResult, read_text, unless_short},
     sys::{self, uninterrupted},
@@ -57,14 +56,7 @@ impl Confinement {
     }
 }
 
-impl FromStr for Confinement {
-    type Err = Error;
-
-    /// Parses the name of its check.
-    fn from_str(text: &str) -> Result<Self> {
-        parse_named("a confinement", &Self::ALL, text)
-    }
-}
+parsed! { Confinement, "a confinement" }
 
 /// Checks every thread of the process that this directory in /proc describes. The result counts only if the
 /// process is still alive afterwards.

@@ -77,12 +77,8 @@ fn version_of(stat: &FileStat) -> Option<Version> {
 /// Names the step in errors about a slow read.
 pub(crate) const READING: &str = "the SHA-256 of the peer's executable";
 
-/// The result of reading an executable's content.
-pub(crate) enum Content {
-    Hash(Digest),
-    /// The hash is unknown, for this reason.
-    Unknown(String),
-}
+/// The hash of an executable's content, or why it is unknown.
+pub(crate) type Content = Result<Digest, String>;
 
 /// Reports a content that the kernel does not let this process read. Fails if this process has run out of
 /// descriptors or memory.
@@ -90,17 +86,14 @@ pub(crate) fn unreadable(errno: Errno) -> Result<Content> {
     if error::is_shortage(errno) {
         return Err(Error::system("the content of the peer's executable", errno));
     }
-    Ok(Content::Unknown(format!(
-        "its content cannot be read: {}",
-        errno.desc()
-    )))
+    Ok(Err(format!("its content cannot be read: {}", errno.desc())))
 }
 
 /// Hashes the file by reading it to its end. Fails if the wait was cancelled or the deadline has passed.
 pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Result<Content> {
     match uninterrupted(|| fstatfs(file)).map(|found| found.filesystem_type()) {
         Ok(FUSE_SUPER_MAGIC) => {
-            return Ok(Content::Unknown(
+            return Ok(Err(
                 "it lies on a filesystem that a process serves (FUSE), which may show each reader different content"
                     .into(),
             ));
@@ -111,7 +104,7 @@ pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Resu
     let version = version_of(stat);
     let cached = |map: &mut HashMap<Version, Digest>| version.and_then(|version| map.get(&version).copied());
     if let Some(digest) = with_cache(cached).flatten() {
-        return Ok(Content::Hash(digest));
+        return Ok(Ok(digest));
     }
     let mut sha256 = Sha256::new();
     let mut chunk = vec![0; 1 << 18];
@@ -134,7 +127,7 @@ pub(crate) fn hash(file: &OwnedFd, stat: &FileStat, deadline: &Deadline) -> Resu
             cache.insert(version, digest);
         });
     }
-    Ok(Content::Hash(digest))
+    Ok(Ok(digest))
 }
 
 /// Returns `None` if there is no memory for the map. Then nothing is cached.
@@ -164,8 +157,8 @@ mod tests {
     fn of_path(path: &std::path::Path, time: Duration) -> Result<Digest> {
         let file = open(path);
         match hash(&file, &fstat(&file).unwrap(), &deadline(time))? {
-            Content::Hash(digest) => Ok(digest),
-            Content::Unknown(why) => panic!("{why}"),
+            Ok(digest) => Ok(digest),
+            Err(why) => panic!("{why}"),
         }
     }
 

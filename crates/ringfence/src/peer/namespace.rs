@@ -11,10 +11,8 @@
 
 use std::{
     ffi::OsString,
-    fmt,
     os::fd::{AsRawFd, OwnedFd},
     path::Path,
-    str::FromStr,
     sync::OnceLock,
 };
 
@@ -28,7 +26,7 @@ use nix::{
 };
 
 use crate::{
-    error::{self, Error, Result, parse_named},
+    error::{self, Error, Result},
     sys::{
         self,
         file::{MOUNTS, Mount, cgroup_mounts_in},
@@ -36,34 +34,21 @@ use crate::{
     },
 };
 
-/// The namespaces in which a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Namespace {
-    /// The pid namespace of this process, and its user namespace as far as that is visible.
-    #[default]
-    Same,
-    /// Any namespace, even one whose processes are not visible from here. The kernel's statement of the
-    /// peer's process number then proves nothing: every process of the same user in the peer's pid namespace,
-    /// or above it, can impersonate the peer.
-    Any,
-}
-
-impl fmt::Display for Namespace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Same => "same",
-            Self::Any => "any",
-        })
+named! { all pub(crate),
+    /// The namespaces in which a peer may live ([`Policy::namespace`](crate::Policy::namespace)).
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+    pub enum Namespace {
+        /// The pid namespace of this process, and its user namespace as far as that is visible.
+        #[default]
+        Same => "same",
+        /// Any namespace, even one whose processes are not visible from here. The kernel's statement of the
+        /// peer's process number then proves nothing: every process of the same user in the peer's pid namespace,
+        /// or above it, can impersonate the peer.
+        Any => "any",
     }
 }
 
-impl FromStr for Namespace {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        parse_named("namespace", &[Self::Same, Self::Any], text)
-    }
-}
+parsed! { Namespace, "namespace" }
 
 /// The properties of a peer that may be invisible to this process without a refusal.
 #[derive(Debug, Clone, Copy, Default)]

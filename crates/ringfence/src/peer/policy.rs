@@ -14,7 +14,6 @@ use crate::{
     identity::{Confinement, Digest, Executable, Identity},
     peer::authorize::{self, Authorize, Decision},
     peer::confinement::{self, ConfinementCheck},
-    peer::executable::Content,
     peer::namespace::{self, KernelResult, MayHide, Namespace, NamespaceComparison, unless_short},
     peer::process::{self, Inspection, NamedBy, Peer, SAME_NAMESPACE},
     sys,
@@ -80,6 +79,20 @@ impl Program {
         self
     }
 
+    /// Describes it for the evidence.
+    fn describe(&self, own: &OwnExecutable) -> String {
+        let file = match (&self.file, own) {
+            (ProgramFile::Any, _) => "any file".to_owned(),
+            (ProgramFile::Same, Ok(own)) => format!("this process's own, {own}"),
+            (ProgramFile::Same, Err(_)) => "this process's own".to_owned(),
+            (ProgramFile::Path(path), _) => path.display().to_string(),
+        };
+        match self.sha256 {
+            Some(sha256) => format!("{file} with the SHA-256 {sha256}"),
+            None => file,
+        }
+    }
+
     /// Compares the peer's file with the required one. A path that does not exist matches no peer, and the
     /// policy's other programs still count. Fails if this process lacks the resources for the check. The inner error is the reason
     /// why this process cannot inspect its own executable.
@@ -112,28 +125,7 @@ type OwnExecutable = KernelResult<Executable>;
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        DisplayProgram(self, &process::own_executable()).fmt(f)
-    }
-}
-
-/// Formats a program for the evidence.
-struct DisplayProgram<'a>(&'a Program, &'a OwnExecutable);
-
-impl fmt::Display for DisplayProgram<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(Program { file, sha256 }, own) = self;
-        match file {
-            ProgramFile::Any => f.write_str("any file")?,
-            ProgramFile::Same => match own {
-                Ok(own) => write!(f, "this process's own, {own}")?,
-                Err(_) => f.write_str("this process's own")?,
-            },
-            ProgramFile::Path(path) => write!(f, "{}", path.display())?,
-        }
-        match sha256 {
-            Some(sha256) => write!(f, " with the SHA-256 {sha256}"),
-            None => Ok(()),
-        }
+        f.write_str(&self.describe(&process::own_executable()))
     }
 }
 
@@ -537,8 +529,7 @@ impl Policy {
                 (Ok(true), None) => passed = true,
                 (Ok(true), Some(sha256)) => contents.push(sha256),
                 (Err(why), _) => {
-                    let wanted = DisplayProgram(program, &own).to_string();
-                    return Ok(Comparison::compared(false, wanted, why));
+                    return Ok(Comparison::compared(false, program.describe(&own), why));
                 }
             }
         }
@@ -547,13 +538,11 @@ impl Policy {
             return Ok(Comparison::compared(passed, one_of(wanted, &own), shown));
         }
         Ok(match inspection.content(deadline)? {
-            Content::Hash(digest) => {
+            Ok(digest) => {
                 let shown = format!("{} with the SHA-256 {digest}", found.path.display());
                 Comparison::compared(contents.contains(&digest), one_of(wanted, &own), shown)
             }
-            Content::Unknown(why) => {
-                Comparison::compared(false, one_of(wanted, &own), format!("{found}: {why}"))
-            }
+            Err(why) => Comparison::compared(false, one_of(wanted, &own), format!("{found}: {why}")),
         })
     }
 }
@@ -659,10 +648,7 @@ impl Comparison {
 }
 
 fn one_of(programs: &[Program], own: &OwnExecutable) -> String {
-    let all: Vec<String> = programs
-        .iter()
-        .map(|program| DisplayProgram(program, own).to_string())
-        .collect();
+    let all: Vec<String> = programs.iter().map(|program| program.describe(own)).collect();
     match &*all {
         [one] => one.clone(),
         _ => format!("one of: {}", all.join("; ")),

@@ -727,13 +727,13 @@ impl Inspection {
         };
         // The peer hardened itself after the content was read, so it still executes the same program.
         if let (Err(_), Some(digest)) = (self.executable, executable.sha256) {
-            return Ok(Content::Hash(digest));
+            return Ok(Ok(digest));
         }
         let (directory, within) = (Arc::clone(directory), deadline.clone());
         let wanted = (executable.device, executable.inode);
         let read = move || hash_executable(&directory, wanted, &within);
         let content = threads::run(executable::READING, deadline, read)??;
-        if let Content::Hash(digest) = content {
+        if let Ok(digest) = content {
             executable.sha256 = Some(digest);
         }
         Ok(content)
@@ -774,7 +774,7 @@ fn hash_executable(directory: &OwnedFd, wanted: (u64, u64), deadline: &Deadline)
         };
     if (found.st_dev, found.st_ino) != wanted {
         let why = "it executed another file during the check".into();
-        return Ok(Content::Unknown(why));
+        return Ok(Err(why));
     }
     executable::hash(&file, &found, deadline)
 }
@@ -1183,18 +1183,18 @@ mod tests {
         let own = found.identity.executable.clone().unwrap();
         for wanted in [(own.device + 1, own.inode), (own.device, own.inode + 1)] {
             let content = hash_executable(&directory, wanted, &time()).unwrap();
-            assert!(matches!(content, Content::Unknown(why) if why.contains("another file")));
+            assert!(matches!(content, Err(why) if why.contains("another file")));
         }
-        let Content::Hash(digest) = found.content(&time()).unwrap() else {
+        let Ok(digest) = found.content(&time()).unwrap() else {
             panic!("the content of this process's own executable");
         };
         assert_eq!(found.identity.executable.as_ref().unwrap().sha256, Some(digest));
         // The peer is hardened now, so it still executes the same program.
         found.executable = Err(Errno::EACCES);
         found.directory = Some(Arc::new(std::fs::File::open("/").unwrap().into()));
-        assert!(matches!(found.content(&time()), Ok(Content::Hash(found)) if found == digest));
+        assert!(matches!(found.content(&time()), Ok(Ok(found)) if found == digest));
         found.identity.executable = None;
-        assert!(matches!(found.content(&time()), Ok(Content::Unknown(_))));
+        assert!(matches!(found.content(&time()), Ok(Err(_))));
     }
 
     #[test]

@@ -294,7 +294,8 @@ named! { all pub(crate),
     }
 }
 
-numbered! { Backing as u32, "backing" }
+numbered! { Backing as u32 }
+parsed! { Backing, "backing" }
 
 /// Returns the seals of an object: the owner's mapping stays writable, and no process can make another
 /// writable one.

@@ -178,7 +178,8 @@ named! { all pub,
     }
 }
 
-numbered! { Delivery as u16, "delivery" }
+numbered! { Delivery as u16 }
+parsed! { Delivery, "delivery" }
 
 named! { all pub,
     /// The message at which a subscriber starts.
@@ -194,7 +195,8 @@ named! { all pub,
     }
 }
 
-numbered! { StartFrom as u16, "from" }
+numbered! { StartFrom as u16 }
+parsed! { StartFrom, "from" }
 
 #[cfg(test)]
 mod tests;
