@@ -107,7 +107,8 @@ impl Side<'_> {
         if !sent {
             return read_rejection(&agreed);
         }
-        let prepared = self.may_prepare().then(|| self.prepare(&connection.peer));
+        let prepare = || self.own_object(&connection.peer, self.open_inbox()?, None);
+        let prepared = self.may_prepare().then(prepare);
         let answer = match &line {
             Some(line) => self.line(line, sender).next_frame("the host's HELLO", 1),
             None => receive_answer(&agreed),
@@ -427,22 +428,16 @@ impl Side<'_> {
         is_small && !self.options.harden && !self.options.policy.has_callback()
     }
 
-    /// Makes this side's object.
-    fn prepare(&self, peer: &Peer) -> Result<OwnObject> {
-        self.own_object(peer, self.open_inbox()?, |wanted, record| {
-            SharedObject::create(wanted, self.deadline, record)
-        })
-    }
-
     fn open_inbox(&self) -> Result<OpenInbox> {
         OpenInbox::open(self.options.realtime_signal)
     }
 
+    /// Makes this side's object, in memory that the parent has made if there is any: both descriptors of it.
     fn own_object(
         &self,
         peer: &Peer,
         inbox: OpenInbox,
-        make: impl FnOnce(&ObjectSpec<'_>, &mut EvidenceLog) -> Result<SharedObject>,
+        memory: Option<[CloseOnForkFd; 2]>,
     ) -> Result<OwnObject> {
         let mut record = EvidenceLog::default();
         // A control object is as large as the smallest ring: its name tells them apart.
@@ -457,7 +452,13 @@ impl Side<'_> {
             signal: inbox.number(),
             peer: peer.credentials.uid,
         };
-        let object = make(&wanted, &mut record)?;
+        let object = match memory {
+            Some([raw, mapped]) => {
+                let blank = accept_blank(raw, mapped, wanted.capacity, &mut record)?;
+                SharedObject::seal(blank, &wanted, &mut record)?
+            }
+            None => SharedObject::create(&wanted, self.deadline, &mut record)?,
+        };
         Ok(OwnObject {
             object,
             inbox,
@@ -482,12 +483,9 @@ impl Side<'_> {
                 let [raw, mapped] = [descriptors.pop(), descriptors.pop()]
                     .map(|descriptor| descriptor.ok_or_else(missing_object));
                 received = Some((offer, descriptors));
-                self.own_object(&session.peer, inbox, |wanted, record| {
-                    let blank = accept_blank(raw?, mapped?, wanted.capacity, record)?;
-                    SharedObject::seal(blank, wanted, record)
-                })?
+                self.own_object(&session.peer, inbox, Some([raw?, mapped?]))?
             }
-            None => self.prepare(&session.peer)?,
+            None => self.own_object(&session.peer, self.open_inbox()?, None)?,
         };
         session.record.append(&mut own.record);
         let reserved = self.reserve_start(&session.hello)?;
@@ -500,7 +498,8 @@ impl Side<'_> {
         };
         self.send_offer(session, offer, &own.object, peers_memory.as_ref())?;
         drop(peers_memory);
-        let identity = self.recheck(session)?;
+        let inspected = self.final_check(session);
+        let identity = self.or_refusal(session, inspected)?;
         let (offer, descriptors) = match received {
             Some(received) => received,
             None => self.receive_offer(session)?,
@@ -689,12 +688,6 @@ fn descriptors_text(count: usize) -> &'static str {
 }
 
 impl Side<'_> {
-    /// Checks the peer again while it makes its object.
-    fn recheck(&self, session: &mut PeerSession) -> Result<Identity> {
-        let inspected = self.final_check(session);
-        self.or_refusal(session, inspected)
-    }
-
     /// Runs step 7: checks that the process still exists and still satisfies the policy.
     pub(super) fn final_check(&self, session: &mut PeerSession) -> Result<Identity> {
         let PeerSession { peer, record, .. } = session;
