@@ -260,6 +260,26 @@ test.serial('an exception of a listener stops neither other listeners nor later 
   t.deepEqual(await there, { uncaught: ['at 1', 'at 2'], found: [1, 2] })
 })
 
+test.serial('an uncaught exception of a listener ends the program before the next message', async (t) => {
+  const { channel, partner } = await pair(t)
+  partner.mayFail()
+  await partner.run((kit) => {
+    kit.channel
+      .with(kit.ringfence.json())
+      .port()
+      .on('message', (value: number) => {
+        kit.channel.trySend(String(value))
+        throw new Error('of the listener')
+      })
+  })
+  // The port waits for these messages.
+  void channel.send('1')
+  void channel.send('2')
+  t.is((await partner.exited).code, 1)
+  t.is(String(await channel.receive()), '1')
+  await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
+})
+
 test.serial('messages to a stalled peer are limited, and close drops them after a while', async (t) => {
   const { port, partner, channel } = await ports(t, { options: { maxMessageSize: 2 ** 30 } })
   await partner.stop()

@@ -74,6 +74,8 @@ export class Port<C extends PortChannel> extends EventEmitter {
   /** The channel has ended. */
   #hasEnded = false
   #hasRef = false
+  /** A listener has thrown, and the exception is not raised yet. */
+  #hasThrown = false
   #state: 'open' | 'closing' | 'closed' = 'open'
 
   constructor(core: ChannelCore, codec: Codec<unknown>, channel: C) {
@@ -269,7 +271,8 @@ export class Port<C extends PortChannel> extends EventEmitter {
     this.#event = undefined
     const listeners = this.rawListeners(event) as Listener[]
     for (const [index, listener] of listeners.entries())
-      if (index === 0 || this.#isAdded(event, listener)) throwUncaught(() => listener.apply(this, values))
+      if (index === 0 || this.#isAdded(event, listener))
+        this.#hasThrown = !throwUncaught(() => listener.apply(this, values)) || this.#hasThrown
     this.#event = outer
     return listeners.length > 0
   }
@@ -303,6 +306,10 @@ export class Port<C extends PortChannel> extends EventEmitter {
         }
         const message = this.#core.buffer.tryReceive()
         if (message !== null) this.#emitMessage(message as Message)
+        if (!this.#hasThrown) continue
+        // The exception must be raised before the next message, as with a MessagePort. It may end the program.
+        this.#hasThrown = false
+        await new Promise<void>((resolve) => void timers.setImmediate(resolve))
       } catch (error) {
         const { code } = error as RingfenceError
         // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended,

@@ -6,13 +6,15 @@ export function emit(emitter: EventEmitter, name: string, ...args: unknown[]): v
   for (const listener of emitter.rawListeners(name)) throwUncaught(() => Reflect.apply(listener, emitter, args))
 }
 
-/** Makes the call. Turns an error that it throws into an uncaught exception. */
-export function throwUncaught(call: () => void): void {
+/** Makes the call. Turns an error that it throws into an uncaught exception. Returns whether it has thrown none. */
+export function throwUncaught(call: () => void): boolean {
   try {
     call()
+    return true
   } catch (error) {
     timers.nextTick(() => {
       throw error
     })
+    return false
   }
 }
