@@ -200,6 +200,14 @@ impl Options {
                 self.mode
             )));
         }
+        // The kernel takes it for the wish to leave the group alone.
+        if self.group == Some(Group::Id(u32::MAX)) {
+            return Err(Error::invalid(format!(
+                "group must be 0 to {}, not {}",
+                u32::MAX - 1,
+                u32::MAX
+            )));
+        }
         for (name, count) in [
             ("max_peers", self.max_peers),
             ("max_peers_per_process", self.max_peers_per_process),

@@ -508,6 +508,7 @@ fn out_of_range_options_are_rejected() {
         (Options::new().max_message_size(0), "INVALID_ARGUMENT"),
         (Options::new().max_message_size((1 << 31) + 1), "INVALID_ARGUMENT"),
         (Options::new().mode(0o1777), "INVALID_ARGUMENT"),
+        (Options::new().group(u32::MAX), "INVALID_ARGUMENT"),
         (
             Options::new().handshake_timeout(Duration::ZERO),
             "INVALID_ARGUMENT",
