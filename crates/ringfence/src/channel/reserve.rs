@@ -361,6 +361,8 @@ impl<R: Outlet> Batch<'_, R> {
 
     /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now.
     ///
+    /// Compute the bytes first, if that can panic: the batch is published when it is dropped, with the message as it is then.
+    ///
     /// # Errors
     /// As [`Outbound::try_send`].
     #[inline(always)]
