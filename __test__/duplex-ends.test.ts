@@ -525,6 +525,33 @@ test('a stream has the methods that HTTP agents call on a socket', (t) => {
   stream.destroy()
 })
 
+test('a stream has the state of a socket', async (t) => {
+  const states = ({ stream, fake }: ReturnType<typeof streamOf>) => {
+    const socket = stream as unknown as Socket
+    const ended = new Promise((resolve) => stream.on('end', resolve))
+    return {
+      state: () => socket.readyState,
+      end: () => void socket.end(),
+      async over() {
+        fake.over()
+        stream.resume()
+        await ended
+      },
+    }
+  }
+  const writer = states(streamOf({ allowHalfOpen: true }))
+  t.is(writer.state(), 'open')
+  await writer.over()
+  t.is(writer.state(), 'writeOnly')
+  writer.end()
+  t.is(writer.state(), 'closed')
+  const reader = states(streamOf({ allowHalfOpen: true }))
+  reader.end()
+  t.is(reader.state(), 'readOnly')
+  await reader.over()
+  t.is(reader.state(), 'closed')
+})
+
 test('an error of closing the channel is the error of the stream, unless there is one already', async (t) => {
   for (const error of [undefined, new Error('enough')]) {
     const { fake, stream } = streamOf()

@@ -55,7 +55,12 @@ class ChannelStream extends Duplex {
     timers.setImmediate(() => void this.#watch())
   }
 
-  // The socket methods that agents and servers call.
+  // What agents and servers use of a socket.
+
+  get readyState(): 'open' | 'readOnly' | 'writeOnly' | 'closed' {
+    if (this.readable) return this.writable ? 'open' : 'readOnly'
+    return this.writable ? 'writeOnly' : 'closed'
+  }
 
   /** Emits 'timeout' whenever nothing was read or written for this long, as a socket does. 0: never. */
   setTimeout(milliseconds: number, callback?: () => void): this {

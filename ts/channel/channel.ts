@@ -396,7 +396,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    *   the peer can no longer read fails with 'EPIPE'. The `cause` of both is the channel's PEER_LOST.
    * - A program that does not read gets the peer's end, and that failure, if it listens for 'error' and no data is unread.
    * - An error that a listener throws is an uncaught exception.
-   * - It has the methods that agents and servers call on a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref` and `unref`.
+   * - It has what agents and servers use of a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref`, `unref` and `readyState`.
    * - `allowHalfOpen` is the channel's.
    *
    * @example
