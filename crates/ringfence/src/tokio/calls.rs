@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
     task::{Context, Poll, Waker, ready},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -241,6 +241,8 @@ fn is_over(timer: Option<&mut Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> bool {
 }
 
 fn timer(deadline: Option<Instant>) -> Option<Pin<Box<Sleep>>> {
+    // tokio rounds up to milliseconds, and panics if the clock has no such instant.
+    let deadline = deadline.filter(|deadline| deadline.checked_add(Duration::from_millis(1)).is_some());
     deadline.map(|deadline| Box::pin(sleep_until(deadline.into())))
 }
 
@@ -482,7 +484,6 @@ mod tests {
     use std::{
         future::pending,
         sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
     };
 
     use tokio::{
@@ -618,6 +619,24 @@ mod tests {
             other.serve(|request, _| Ok::<_, RemoteError>(request)).unwrap();
             assert_eq!(call.await.unwrap(), b"a");
             assert_eq!(one.0.core.lock().unwrap().state.count_waits(), 0);
+        });
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no epoll that Tokio takes")]
+    fn last_instant_of_the_clock_is_a_deadline() {
+        run(|one, other| async move {
+            tokio::spawn(async move { other.serve(1, double).await });
+            let mut deadline = Instant::now();
+            for power in (0..64).rev() {
+                let step = Duration::from_secs(1 << power);
+                deadline = deadline.checked_add(step).unwrap_or(deadline);
+            }
+            for power in (0..30).rev() {
+                let step = Duration::from_nanos(1 << power);
+                deadline = deadline.checked_add(step).unwrap_or(deadline);
+            }
+            assert_eq!(one.call_until(b"ab", deadline).await.unwrap(), b"abab");
         });
     }
 
