@@ -5,7 +5,7 @@ mod support;
 use std::{
     io::Read,
     net::Shutdown,
-    os::fd::AsFd,
+    os::{fd::AsFd, unix::net::UnixStream},
     time::{Duration, Instant},
 };
 
@@ -106,8 +106,13 @@ fn role() {
             report("connected again");
         }
         "counts barriers" => count_barriers(address, arguments.get(1).map(String::as_str)),
-        "host with wrong echo" => {
-            let word = wire::host_with_wrong_echo(address, || report("listening"));
+        "host with wrong echo" | "host that is not ready" => {
+            let ready = |line: &UnixStream| match role.as_str() {
+                "host that is not ready" => report("not ready"),
+                // This READY does not echo the guest's nonce.
+                _ => wire::send(line, &wire::good(3, &[0; 32]), None),
+            };
+            let word = wire::host_of_a_guest_that_fails(address, || report("listening"), ready);
             report(format!("phase {word}"));
         }
         other => unreachable!("{other}"),
@@ -218,6 +223,22 @@ fn guest_that_fails_after_ready_reports_a_close() {
     let refused = join(&address, &small()).expect_err("no channel");
     assert!(matches!(refused, Error::Protocol(_)), "{refused}");
     host.expect("phase 2");
+    host.finish();
+}
+
+/// The host may have the channel already, and its READY be on the way.
+#[test]
+fn guest_that_gives_up_after_its_ready_ends_cleanly() {
+    const CLOSED_AND_ENDED: u64 = 2 | 8;
+    let (address, _keep) = fresh_address(false);
+    let host = Actor::start("host that is not ready", &[&address.to_string()]);
+    host.expect("listening");
+    let token = CancelToken::new().unwrap();
+    let guest = join_later(&address, &small().cancel_token(token.clone()));
+    host.expect("not ready");
+    token.cancel();
+    assert!(matches!(guest.join().unwrap(), Err(Error::Aborted)));
+    host.expect(&format!("phase {CLOSED_AND_ENDED}"));
     host.finish();
 }
 

@@ -18,6 +18,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::poll::PollFlags;
 
 use crate::{
+    address::bound::Inheritance,
     error::{Check, Error, HELD_BY_SELF, OrSystem, Refusal, Result, SILENT_CHILD},
     evidence::EvidenceLog,
     handshake::broadcast::RingPart,
@@ -25,7 +26,7 @@ use crate::{
     handshake::parts::{Connection, ExpectedChild, PeerSession, Side},
     handshake::parts::{Parts, Role},
     handshake::steps::{NEW_LINE, check_child, check_line, exactly},
-    identity::Credentials,
+    identity::{Credentials, Identity},
     peer::process::{Peer, creator_pidfd},
     sys, trace,
 };
@@ -225,23 +226,37 @@ impl Side<'_> {
         let result = (|| {
             self.authorize(&mut session)?;
             // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
-            let (objects, before) = self.exchange(&mut session)?;
-            self.send_ready(&mut session)?;
-            let inheritance = self.receive_inheritance(&mut session)?;
-            let identity = match self.final_check(&mut session) {
-                // The host has had the channel since its READY. It may have sent, closed and exited: its messages are in the ring.
-                Err(Error::PeerLost(_)) if session.peer.wait_for_exit(self.deadline)? => {
-                    session
-                        .record
-                        .not_asked("final", "process", "it has ended since it sent READY");
-                    before
-                }
-                inspected => inspected?,
-            };
+            let (mut objects, before) = self.exchange(&mut session)?;
+            let agreed = self.agree_as_guest(&mut session, before);
+            if matches!(agreed, Err(Error::Aborted)) {
+                objects.own.give_up();
+            }
+            let (identity, inheritance) = agreed?;
             Ok((objects, identity, inheritance))
         })();
         let (objects, identity, inheritance) = result.map_err(|error| refuse(&session.line, error))?;
         let parts = self.finish(Role::Guest, session, objects, identity, inheritance);
         Ok(Some(parts))
+    }
+
+    /// Runs step 8 as the guest. `before`: the identity of the host at the check before it.
+    fn agree_as_guest(
+        &self,
+        session: &mut PeerSession,
+        before: Identity,
+    ) -> Result<(Identity, Option<Inheritance>)> {
+        self.send_ready(session)?;
+        let inheritance = self.receive_inheritance(session)?;
+        let identity = match self.final_check(session) {
+            // The host has had the channel since its READY. It may have sent, closed and exited: its messages are in the ring.
+            Err(Error::PeerLost(_)) if session.peer.wait_for_exit(self.deadline)? => {
+                session
+                    .record
+                    .not_asked("final", "process", "it has ended since it sent READY");
+                before
+            }
+            inspected => inspected?,
+        };
+        Ok((identity, inheritance))
     }
 }

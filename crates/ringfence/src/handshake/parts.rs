@@ -97,25 +97,36 @@ pub(crate) struct Objects {
 /// This side's region while no channel is open over it. If none will be, dropping it marks the region as
 /// closed. Otherwise a peer that has received READY could have a channel already, and would take this process
 /// for dead.
-pub(crate) struct Unopened(Option<OwnRegion>);
+pub(crate) struct Unopened {
+    region: Option<OwnRegion>,
+    has_given_up: bool,
+}
 
 impl Unopened {
     pub(crate) fn new(region: OwnRegion) -> Self {
-        Self(Some(region))
+        Self {
+            region: Some(region),
+            has_given_up: false,
+        }
+    }
+
+    /// The program no longer wants the channel. If the peer has it already, it ends cleanly: nothing was sent.
+    pub(super) fn give_up(&mut self) {
+        self.has_given_up = true;
     }
 
     /// Returns the region to a channel, which marks its own end.
     pub(crate) fn open(mut self) -> OwnRegion {
-        self.0.take().expect("it is opened once, and dropped then")
+        self.region.take().expect("it is opened once, and dropped then")
     }
 }
 
 impl Drop for Unopened {
     fn drop(&mut self) {
-        if let Some(region) = &self.0 {
+        if let Some(region) = &self.region {
             let closed = Phase {
                 step: Step::Closed,
-                ended: false,
+                ended: self.has_given_up,
             };
             region.store(layout::PHASE, closed.word(), Ordering::Release);
         }

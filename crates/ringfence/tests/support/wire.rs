@@ -342,9 +342,13 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     stop("READY");
 }
 
-/// Runs a manual host that has a channel once the guest is ready, and then violates the protocol. Returns the
+/// Runs a manual host that has a channel once the guest is ready, and calls `ready` then in place of the last step. Returns the
 /// phase word in the guest's region after the guest has hung up.
-pub fn host_with_wrong_echo(address: &str, listening: impl FnOnce()) -> u64 {
+pub fn host_of_a_guest_that_fails(
+    address: &str,
+    listening: impl FnOnce(),
+    ready: impl FnOnce(&UnixStream),
+) -> u64 {
     let listener = listen(address);
     listening();
     let (stream, _) = listener.accept().expect("a guest");
@@ -357,8 +361,7 @@ pub fn host_with_wrong_echo(address: &str, listening: impl FnOnce()) -> u64 {
     send(&line, &offer(nonce), Some(object.as_fd()));
     let (_, objects) = receive_with_descriptors(&line, 16 + 104);
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
-    // This READY does not echo the guest's nonce.
-    send(&line, &good(3, &[0; 32]), None);
+    ready(&line);
     line.read_to_end(&mut Vec::new()).expect("the line's end");
     let mut word = [0; 8];
     let read = pread(&objects[0], &mut word, 640);
