@@ -89,3 +89,18 @@ test('if Node.js may not load the binding, the error says so, and what to do', a
     t.notRegex(stdout, /install/)
   }
 })
+
+test('in a bundle without require, the error names that, and no missing package', (t) => {
+  for (const message of [
+    'require is not defined',
+    'require.resolve is not a function',
+    'Dynamic require of "fs" is not supported',
+  ]) {
+    const binding = unsupported(new Error('it does not load', { cause: new Error(message) }))
+    t.throws(
+      () => binding['join']!(),
+      { code: 'ERR_RINGFENCE_UNSUPPORTED', message: /no `require`.*createRequire/ },
+      message,
+    )
+  }
+})

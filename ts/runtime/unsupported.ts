@@ -24,6 +24,11 @@ function reason(cause: unknown): string {
     return hasPermissions()
       ? 'this process may not load native addons, which ringfence is: it was started with --permission. Start it with --allow-addons as well'
       : 'this process may not load native addons, which ringfence is: it was started with --no-addons. Start it without that option'
+  if (causesOf(cause).some(({ message }) => NO_REQUIRE.test(message)))
+    return (
+      'the bundle of this program has no `require` that finds packages, and the binary of ringfence is in one: begin the bundle with ' +
+      'one made by `createRequire` of node:module (see Bundle in the guide)'
+    )
   const libc = isMusl() ? 'musl' : 'gnu'
   const name = `linux-${arch}-${libc}`
   const build = 'or build it from the sources, which takes Rust: npm ci && npm run build, in a clone of the repository'
@@ -32,6 +37,15 @@ function reason(cause: unknown): string {
         `(npm leaves it out with --omit=optional), ${build}`
     : `there is no binary of ringfence for ${name}; there are ones for ${ARCHITECTURES.join(' and ')}, each with ` +
         `glibc and musl: use one of these, ${build}`
+}
+
+/** The errors of an ES module without `require`, as Node and esbuild report it, and of a single executable application. */
+const NO_REQUIRE = /^(?:require is not defined|require\.resolve is not a function|Dynamic require of )/
+
+function causesOf(cause: unknown): NodeJS.ErrnoException[] {
+  const causes: NodeJS.ErrnoException[] = []
+  for (let error = cause; isError(error); error = error.cause) causes.push(error)
+  return causes
 }
 
 /**
@@ -54,11 +68,9 @@ function hasPermissions(): boolean {
 /** Whether the binding did not load because of this process's permissions. */
 function isReadDenied(cause: unknown): boolean {
   if (!hasPermissions()) return false
-  for (let error = cause; isError(error); error = error.cause) {
-    const { code, message } = error as NodeJS.ErrnoException
-    if (code === 'ERR_ACCESS_DENIED' || message.includes('Access to this API has been restricted')) return true
-  }
-  return false
+  return causesOf(cause).some(
+    ({ code, message }) => code === 'ERR_ACCESS_DENIED' || message.includes('Access to this API has been restricted'),
+  )
 }
 
 function isMusl(): boolean {
