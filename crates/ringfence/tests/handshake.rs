@@ -112,7 +112,9 @@ fn role() {
                 // This READY does not echo the guest's nonce.
                 _ => wire::send(line, &wire::good(3, &[0; 32]), None),
             };
-            let word = wire::host_of_a_guest_that_fails(address, || report("listening"), ready);
+            let listener = wire::listen(address);
+            report("listening");
+            let word = wire::host_of_a_guest_that_fails(&listener, 0, ready);
             report(format!("phase {word}"));
         }
         other => unreachable!("{other}"),

@@ -33,7 +33,8 @@ use nix::{
     },
 };
 use ringfence::{
-    Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Options, Policy, Role, join, member,
+    Address, CancelToken, Change, Channel, CloseReason, Error, LEAVING, Membership, Options, Policy, Role,
+    join, member,
 };
 use support::{
     Actor, OTHER_UID, OtherUsers, TIME_LIMIT, address_in, forbid, fresh_address, handshakes_of, join_later,
@@ -90,6 +91,7 @@ fn role() {
             obey(&address(), &small());
         }
         "false host" => as_false_host(&arguments),
+        "unready host" => as_unready_host(&arguments),
         // The maximum number of connections per process, each stopped in the middle of its HELLO.
         "stalled handshakes" => {
             let hello = wire::hello(&[0; 32]);
@@ -223,6 +225,23 @@ fn as_false_host(arguments: &[String]) {
         other => unreachable!("{other}"),
     };
     report(wire::member_host(&arguments[0], || report("listening"), passed));
+    wait_for_test();
+}
+
+/// Leaves a place that its guest cannot take over, so that the guest joins again, and then sends no READY.
+fn as_unready_host(arguments: &[String]) {
+    let socket = Path::new(&arguments[0]);
+    let membership = member(&address_in(arguments), &small()).unwrap();
+    report("host");
+    let _channel = membership.partner(None).unwrap();
+    // The guest has seen this place.
+    read_command();
+    fs::remove_file(socket).unwrap();
+    let listener = UnixListener::bind(socket).unwrap();
+    setsockopt(&listener, sockopt::PassCred, &true).unwrap();
+    membership.leave();
+    let word = wire::host_of_a_guest_that_fails(&listener, wire::MEMBERSHIP, |_| report("not ready"));
+    report(format!("phase {word}"));
     wait_for_test();
 }
 
@@ -732,6 +751,29 @@ fn member_that_left_can_rejoin_as_guest_at_once() {
     }
     own.leave();
     assert_free(&address);
+}
+
+/// The partner may have the channel already. Only `leave` promises it a clean end.
+#[test]
+fn member_ends_while_it_joins_again_as_it_was_told() {
+    const CLOSED: u64 = 2;
+    const CLOSED_AND_ENDED: u64 = CLOSED | 8;
+    let endings: [(fn(Membership), u64); 2] = [
+        (Membership::leave, CLOSED_AND_ENDED),
+        (Membership::destroy, CLOSED),
+    ];
+    for (end, phase) in endings {
+        let (address, _keep) = fresh_address(true);
+        let mut host = start("unready host", &address);
+        host.expect("host");
+        let own = member(&address, &small()).unwrap();
+        let _channel = own.partner(None).unwrap().unwrap();
+        host.send_line("leave");
+        host.expect("not ready");
+        end(own);
+        host.expect(&format!("phase {phase}"));
+        host.finish();
+    }
 }
 
 #[test]

@@ -228,7 +228,7 @@ impl Side<'_> {
             // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
             let (mut objects, before) = self.exchange(&mut session)?;
             let agreed = self.agree_as_guest(&mut session, before);
-            if matches!(agreed, Err(Error::Aborted)) {
+            if matches!(agreed, Err(Error::Aborted)) && !self.is_destroyed() {
                 objects.own.give_up();
             }
             let (identity, inheritance) = agreed?;

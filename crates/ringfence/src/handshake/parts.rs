@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -143,6 +146,8 @@ pub(crate) struct Side<'a> {
     pub(super) shares: &'a [Arc<OwnedFd>],
     /// The address for which the guest of a membership receives those descriptors.
     pub(super) inherits: Option<&'a Address>,
+    /// Whether the guest of a membership was destroyed, and must not end cleanly.
+    pub(super) destroyed: Option<&'a AtomicBool>,
     pub(super) role: RingRole<'a>,
     /// This process can issue membarrier(2) and receives it, or will, so a peer that goes to sleep costs no fence in
     /// this side's sends.
@@ -218,6 +223,7 @@ impl<'a> Side<'a> {
             address: address.to_string(),
             shares: &[],
             inherits: None,
+            destroyed: None,
             role: RingRole::PerSide,
             supports_barriers: barriers::is_offered(),
             lacks_memory: false,
@@ -242,6 +248,17 @@ impl<'a> Side<'a> {
     pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
         self.inherits = Some(address);
         self
+    }
+
+    /// Makes this the guest of a membership that is destroyed once this is set.
+    pub(crate) fn unless_destroyed(mut self, destroyed: &'a AtomicBool) -> Self {
+        self.destroyed = Some(destroyed);
+        self
+    }
+
+    pub(super) fn is_destroyed(&self) -> bool {
+        self.destroyed
+            .is_some_and(|destroyed| destroyed.load(Ordering::Acquire))
     }
 
     /// Makes this a publisher with this ring.

@@ -858,6 +858,7 @@ mod tests {
                 address: String::new(),
                 shares: &[],
                 inherits: None,
+                destroyed: None,
                 role,
                 supports_barriers: false,
                 lacks_memory: false,

@@ -275,8 +275,9 @@ impl MemberWorker {
             MeetOutcome::Guest(stream) => stream,
         };
         let within = deadline.within(options.handshake_timeout);
-        let side =
-            Side::new(&endpoint.address, options, &within, Member::MEETING).inheriting(&endpoint.address);
+        let side = Side::new(&endpoint.address, options, &within, Member::MEETING)
+            .inheriting(&endpoint.address)
+            .unless_destroyed(&endpoint.destroyed);
         let Some(mut parts) = side.guest(stream, record)? else {
             return Ok(None);
         };

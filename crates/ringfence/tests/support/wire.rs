@@ -342,21 +342,19 @@ pub fn host(address: &str, stop_at: &str, mut stopped: impl FnMut()) {
     stop("READY");
 }
 
-/// Runs a manual host that has a channel once the guest is ready, and calls `ready` then in place of the last step. Returns the
-/// phase word in the guest's region after the guest has hung up.
+/// Runs a manual host for this purpose that has a channel once the guest is ready, and calls `ready` then in place of the last step.
+/// Returns the phase word in the guest's region after the guest has hung up.
 pub fn host_of_a_guest_that_fails(
-    address: &str,
-    listening: impl FnOnce(),
+    listener: &UnixListener,
+    meeting: u32,
     ready: impl FnOnce(&UnixStream),
 ) -> u64 {
-    let listener = listen(address);
-    listening();
     let (stream, _) = listener.accept().expect("a guest");
     let (hello_of_guest, line) = receive_hello(&stream);
     let nonce = &hello_of_guest[16..48];
     let mut line = UnixStream::from(line);
     line.set_nonblocking(false).expect("blocking mode");
-    send(&line, &hello(nonce), None);
+    send(&line, &hello_for(meeting, nonce), None);
     let (object, _mapping) = self::object();
     send(&line, &offer(nonce), Some(object.as_fd()));
     let (_, objects) = receive_with_descriptors(&line, 16 + 104);
