@@ -351,7 +351,9 @@ test('the arguments of receiveEach, close and waiting calls are checked', (t) =>
   t.is(signalOf({}), undefined)
   t.is(signalOf({ signal: undefined }), undefined)
   t.is(signalOf({ signal }), signal)
-  for (const wrong of [null, {}, 'signal', new EventTarget()])
+  // Without a way to remove the listener, a wait could not end.
+  const endless = { aborted: false, addEventListener() {} }
+  for (const wrong of [null, {}, 'signal', new EventTarget(), endless])
     t.throws(() => signalOf({ signal: wrong }), { ...invalid, message: /^signal must be an AbortSignal/ })
   t.throws(() => signalOf(null), invalid)
   t.throws(() => signalOf({ sginal: signal }), {

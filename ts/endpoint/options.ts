@@ -282,7 +282,10 @@ function absolute(name: string, value: unknown): string {
 function abortSignal(name: string, value: unknown): void {
   // Like Node, accepts those of another realm (node:vm, Jest) and of libraries (jsdom).
   const signal = (value ?? {}) as Partial<AbortSignal>
-  const isSignal = typeof signal.aborted === 'boolean' && typeof signal.addEventListener === 'function'
+  const isSignal =
+    typeof signal.aborted === 'boolean' &&
+    typeof signal.addEventListener === 'function' &&
+    typeof signal.removeEventListener === 'function'
   must(isSignal, name, 'an AbortSignal', value)
 }
 
