@@ -280,6 +280,29 @@ test.serial('an uncaught exception of a listener ends the program before the nex
   await t.throwsAsync(channel.receive(), { code: 'ERR_RINGFENCE_PEER_LOST' })
 })
 
+test.serial('an exception precedes the next message, also if that has another listener', async (t) => {
+  const { channel, partner } = await pair(t)
+  const there = partner.run(async (kit) => {
+    const found: unknown[] = []
+    process.on('uncaughtException', (error) => found.push(error.message))
+    const port = kit.channel.with(kit.ringfence.json()).port()
+    const listen = () => {
+      port.once('message', (value: number) => {
+        found.push(value)
+        listen()
+        throw new Error(`at ${value}`)
+      })
+    }
+    listen()
+    port.on('close', () => found.push('close'))
+    await kit.until.until(() => found.includes('close'), 'the port has closed')
+    return found
+  })
+  for (const value of [1, 2, 3]) void channel.send(String(value))
+  await channel.close()
+  t.deepEqual(await there, [1, 'at 1', 2, 'at 2', 3, 'at 3', 'close'])
+})
+
 test.serial('messages to a stalled peer are limited, and close drops them after a while', async (t) => {
   const { port, partner, channel } = await ports(t, { options: { maxMessageSize: 2 ** 30 } })
   await partner.stop()

@@ -74,8 +74,8 @@ export class Port<C extends PortChannel> extends EventEmitter {
   /** The channel has ended. */
   #hasEnded = false
   #hasRef = false
-  /** A listener has thrown, and the exception is not raised yet. */
-  #hasThrown = false
+  /** Settles once the exceptions of listeners were raised; null if there are none. */
+  #raising: Promise<void> | null = null
   #state: 'open' | 'closing' | 'closed' = 'open'
 
   constructor(core: ChannelCore, codec: Codec<unknown>, channel: C) {
@@ -272,9 +272,14 @@ export class Port<C extends PortChannel> extends EventEmitter {
     const listeners = this.rawListeners(event) as Listener[]
     for (const [index, listener] of listeners.entries())
       if (index === 0 || this.#isAdded(event, listener))
-        this.#hasThrown = !throwUncaught(() => listener.apply(this, values)) || this.#hasThrown
+        if (!throwUncaught(() => listener.apply(this, values))) this.#raising ??= this.#raised()
     this.#event = outer
     return listeners.length > 0
+  }
+
+  async #raised(): Promise<void> {
+    await new Promise<void>((resolve) => void timers.setImmediate(resolve))
+    this.#raising = null
   }
 
   start(): void {
@@ -296,6 +301,11 @@ export class Port<C extends PortChannel> extends EventEmitter {
   async #read(messages: AsyncIterator<unknown, undefined>): Promise<void> {
     while (this.#loop === messages) {
       try {
+        if (this.#raising !== null) {
+          // The exception must be raised before the next message, as with a MessagePort. It may end the program.
+          await this.#raising
+          continue
+        }
         const { done } = await messages.next()
         if (this.#loop !== messages) return
         if (done) {
@@ -306,10 +316,6 @@ export class Port<C extends PortChannel> extends EventEmitter {
         }
         const message = this.#core.buffer.tryReceive()
         if (message !== null) this.#emitMessage(message as Message)
-        if (!this.#hasThrown) continue
-        // The exception must be raised before the next message, as with a MessagePort. It may end the program.
-        this.#hasThrown = false
-        await new Promise<void>((resolve) => void timers.setImmediate(resolve))
       } catch (error) {
         const { code } = error as RingfenceError
         // Without memory for a message, it is still in the channel. Otherwise another reader has the channel, or the channel has ended,
