@@ -420,13 +420,29 @@ test('a stream that is not read has the end, clean or not, if the program listen
   }
 })
 
-test('this side closing the channel ends the stream', async (t) => {
-  const { fake, stream } = streamOf()
-  fake.fails.waitReadable = new Error('closed')
-  fake.isClosed = true
-  stream.resume()
-  await once(stream, 'end')
-  t.is(stream.errored, null)
+test('a stream that is not read stays open while a merge reads its channel, or there is no memory for a message', async (t) => {
+  for (const code of ['ERR_RINGFENCE_INVALID_ARGUMENT', 'ERR_RINGFENCE_NO_SPACE']) {
+    const { fake, stream } = streamOf()
+    stream.on('error', (error) => t.fail(error.message))
+    fake.fails.waitReadable = Object.assign(new Error('not now'), { code })
+    await turn()
+    t.deepEqual(fake.calls, ['waitReadable'])
+    await written(stream, Buffer.from('x'))
+    t.is(fake.sent.length, 1)
+    stream.destroy()
+  }
+})
+
+test('this side closing the channel ends the stream, also one that is not read', async (t) => {
+  for (const isRead of [true, false]) {
+    const { fake, stream } = streamOf()
+    fake.fails.waitReadable = new Error('closed')
+    fake.isClosed = true
+    stream.on('error', (error) => t.fail(error.message))
+    if (isRead) stream.resume()
+    await once(stream, 'end')
+    t.is(stream.errored, null)
+  }
 })
 
 test('a read that fails destroys the stream with its error', async (t) => {

@@ -3,6 +3,7 @@ import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
+import type { RingfenceError } from '../errors.js'
 import { ignore, settledWithin } from '../runtime/deferred.js'
 import { throwUncaught } from '../runtime/emit.js'
 import { flushAtExit, watchExit } from '../runtime/exit.js'
@@ -15,6 +16,9 @@ export const LINGER = 5000
 
 /** A larger chunk is sent in pieces, so that the peer reads the first while the next is written. */
 const MAX_PIECE = 256 * 1024
+
+/** The errors of waiting that do not say that the channel has ended. */
+const NOT_THE_END: ReadonlySet<string> = new Set(['ERR_RINGFENCE_INVALID_ARGUMENT', 'ERR_RINGFENCE_NO_SPACE'])
 
 /** Returns the channel as a byte stream. */
 export function toDuplex(core: ChannelCore): Duplex {
@@ -222,7 +226,9 @@ class ChannelStream extends Duplex {
     if (this.#reading || this.destroyed) return
     try {
       if (await this.#core.waitReadable(undefined, null)) return
-    } catch {
+    } catch (error) {
+      // A merge reads the channel, or there is a message but no memory for it: the stream may still be written to.
+      if (NOT_THE_END.has((error as RingfenceError).code)) return
       // Reading fails as well, and reports it.
     }
     // Without a listener, the program does not use the stream yet, and an error would end the process.
@@ -251,14 +257,12 @@ class ChannelStream extends Duplex {
           if (wantsMore === undefined) await new Promise<void>((resolve) => void timers.setImmediate(resolve))
         }
         if (message !== null || (await this.#core.waitReadable(undefined, this))) continue
-        this.#tryPush(null)
-        // A stream that was paused reports its end if all data was read, as a socket does.
-        this.read(0)
+        this.#pushEnd()
         return
       }
     } catch (error) {
       // This side's close ends the reading as it ends a loop. A stream that was made after the close fails.
-      if (this.#core.buffer.isClosed && this.#wasOpen) this.#tryPush(null)
+      if (this.#core.buffer.isClosed && this.#wasOpen) this.#pushEnd()
       else this.#fail(error as NodeJS.ErrnoException)
     } finally {
       this.#reading = false
@@ -275,6 +279,12 @@ class ChannelStream extends Duplex {
       wantsMore = this.push(chunk)
     })
     return wantsMore
+  }
+
+  #pushEnd(): void {
+    this.#tryPush(null)
+    // A stream that was paused reports its end if all data was read, as a socket does.
+    this.read(0)
   }
 
   #fail(error: NodeJS.ErrnoException): void {
