@@ -29,7 +29,7 @@ const ofInstances = [new EventEmitter(), new Duplex(), new Error('any')].flatMap
 )
 const ofConstructors = ['length', 'name', 'prototype']
 /** `duplex()` documents these, and Node calls the last one. */
-const ofSockets = ['setTimeout', 'setKeepAlive', 'setNoDelay', 'ref', 'unref', '_final']
+const ofSockets = ['readyState', 'setTimeout', 'setKeepAlive', 'setNoDelay', 'ref', 'unref', '_final']
 
 /** The public names of a type. */
 function namesOf(type: ts.Type): string[] {

@@ -71,7 +71,10 @@ async function play(
       const message = way === 0 ? await channel.receive() : way === 1 ? channel.tryReceive() : undefined
       if (message !== undefined) note(message)
       if (way === 2)
-        channel.receiveEach((all, offset, length) => note(all.subarray(offset, offset + length)), next() * 20)
+        channel.receiveEach(
+          (all, offset, length) => note(all.subarray(offset, offset + length)),
+          Math.ceil(next() * 20),
+        )
       if (way === 3) await channel.waitReadable()
       if (way === 4) await turn()
       if (way === 5) {
