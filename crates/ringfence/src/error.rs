@@ -253,6 +253,13 @@ impl Error {
                 "too many descriptors of this user are on their way to other processes (RLIMIT_NOFILE)";
             return Self::no_space(what, reason);
         }
+        // Of mmap(2): mlockall(2) has locked all memory to come. Of madvise(2): the kernel lacks something at the moment.
+        if errno == Errno::EAGAIN {
+            return Self::no_space(
+                what,
+                "a limit is reached, such as that of locked memory (RLIMIT_MEMLOCK)",
+            );
+        }
         if is_shortage(errno) || matches!(errno, Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) {
             return Self::no_space(what, errno.desc());
         }

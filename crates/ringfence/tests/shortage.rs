@@ -7,7 +7,7 @@ use std::{
     fs,
     io::Error as SystemError,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
         unix::{fs::FileExt, process::CommandExt},
     },
     path::Path,
@@ -28,7 +28,7 @@ use nix::{
 };
 use ringfence::{
     Address, Arrival, CancelToken, Change, Channel, Channels, Error, Options, PublisherEvent, Refused, Role,
-    Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
+    SealedBuffer, Status, connect, doctor, from_parent, join, listen, member, publish, spawn, subscribe,
 };
 use support::{
     Actor, POLL, TIME_LIMIT, fresh_address, report, small, threads_named, wait_for_host, wait_for_test,
@@ -113,6 +113,23 @@ fn verify(address: &Address) {
     );
     channel.close();
     report("verified");
+}
+
+/// After mlockall(2), mmap(2) fails with EAGAIN at the limit of locked memory.
+#[test]
+fn memory_that_may_not_be_locked_is_a_shortage() {
+    // The filter applies to one thread.
+    let accepting = thread::spawn(|| {
+        let object = SealedBuffer::from_bytes(b"abc")
+            .unwrap()
+            .as_fd()
+            .try_clone_to_owned()
+            .unwrap();
+        let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+        support::forbid(libc::SYS_mmap, Some((3, flags)), libc::EAGAIN);
+        SealedBuffer::accept(object, 3).unwrap_err().code()
+    });
+    assert_eq!(accepting.join().unwrap(), "NO_SPACE");
 }
 
 #[test]
