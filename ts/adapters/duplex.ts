@@ -1,9 +1,9 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
 import { Duplex } from 'node:stream'
 
 import { closeAttachments } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
 import type { RingfenceError } from '../errors.js'
+import { inThisContext } from '../runtime/context.js'
 import { ignore, settledWithin } from '../runtime/deferred.js'
 import { throwUncaught } from '../runtime/emit.js'
 import { flushAtExit, watchExit } from '../runtime/exit.js'
@@ -111,7 +111,7 @@ class ChannelStream extends Duplex {
   }
 
   /** In the async context of the stream, as with a socket, and not of the caller of `resume`. */
-  readonly #fetch = AsyncLocalStorage.bind(() => void this.#fetchAll())
+  readonly #fetch = inThisContext(() => void this.#fetchAll())
 
   override _write(chunk: Uint8Array, _encoding: BufferEncoding, done: Callback): void {
     this.#write([chunk], done)

@@ -3,10 +3,9 @@
 // Each request is answered exactly once, a cancelled one as well. So each side knows which answers are still to come, and any other answer is
 // a violation of the protocol. Requests are numbered in the order in which they are sent.
 
-import { AsyncLocalStorage } from 'node:async_hooks'
-
 import { RemoteError, RingfenceError, aborted, invalid } from '../errors.js'
 import { callOptions } from '../endpoint/options.js'
+import { inThisContext } from '../runtime/context.js'
 import { fairness } from '../runtime/fairness.js'
 import { Deferred, ignore, rejection, runInMicrotask } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
@@ -109,7 +108,7 @@ class Request extends ListNode {
   get signal(): AbortSignal {
     if (this.#controller === null) {
       const controller = (this.#controller = new AbortController())
-      this.#abortSignal = AsyncLocalStorage.bind((reason) => controller.abort(reason))
+      this.#abortSignal = inThisContext((reason) => controller.abort(reason))
       const remaining = this.#expiresAt - timers.now()
       if (this.#reason !== null) controller.abort(this.#reason)
       else if (remaining < Infinity) {

@@ -1,10 +1,10 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
 import type { EventEmitter } from 'node:events'
 import type { Duplex } from 'node:stream'
 
 import { decodeWith, encodeWith, structured, type Codec } from '../adapters/codec.js'
 import { toDuplex } from '../adapters/duplex.js'
 import { Port, type PortEventListener, type PortMessageEvent } from '../adapters/port.js'
+import { inThisContext } from '../runtime/context.js'
 import { reportClosed, reportOpen, reportHandlerError } from '../runtime/diagnostics.js'
 import { KEY, invalid, messageOf, RingfenceError } from '../errors.js'
 import { isThenable, tryPromise, untilAborted } from '../runtime/deferred.js'
@@ -301,9 +301,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
       }
       const encodeReplyLater = async (reply: PromiseLike<Out>) => this.#encodeReply(await reply)
       // A request may be read by any other call of this process.
-      return this.#core.calls.serve(AsyncLocalStorage.bind(answer), concurrency, (error) =>
-        reportHandlerError(this, error),
-      )
+      return this.#core.calls.serve(inThisContext(answer), concurrency, (error) => reportHandlerError(this, error))
     })
   }
 

@@ -1,11 +1,11 @@
 // The life cycle that all resources share.
 
-import { AsyncLocalStorage } from 'node:async_hooks'
 import { EventEmitter } from 'node:events'
 import { inspect } from 'node:util'
 
 import { RingfenceError, messageOf, type ErrorName } from '../errors.js'
 import { REASONS, type NativePeer } from '../native.js'
+import { inThisContext } from '../runtime/context.js'
 import { Deferred } from '../runtime/deferred.js'
 import { emit } from '../runtime/emit.js'
 import { printable } from '../runtime/printable.js'
@@ -42,7 +42,7 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   /** The views that have had listeners. */
   readonly #views: EventEmitter[] = []
   /** Calls listeners in the async context of the call that has made the resource, as a socket does, and not in that of a wakeup. */
-  readonly #emit = AsyncLocalStorage.bind((name: string, args: unknown[]) => {
+  readonly #emit = inThisContext((name: string, args: unknown[]) => {
     for (const emitter of [this as EventEmitter, ...this.#views]) emit(emitter, name, ...args)
   })
 

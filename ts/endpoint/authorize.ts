@@ -1,7 +1,6 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
-
 import { messageOf, show } from '../errors.js'
 import type { Failure } from '../native.js'
+import { inThisContext } from '../runtime/context.js'
 import type { Identity, Policy } from '../types.js'
 
 type Decide = NonNullable<Policy['authorize']>
@@ -31,7 +30,7 @@ export class Authorizer {
   }
 
   /** Called by the binding. Never throws. Runs in the async context of the call with the policy. */
-  readonly ask = AsyncLocalStorage.bind((id: number, identity: Identity): void => {
+  readonly ask = inThisContext((id: number, identity: Identity): void => {
     void this.#decideOn(id, identity)
   })
 

@@ -1,11 +1,10 @@
 // The base class of everything that peers connect to: its address, its events, and the count of its peers.
 
-import { AsyncLocalStorage } from 'node:async_hooks'
-
 import { Resource, type ResourceEvents } from '../channel/resource.js'
 import { PeerCounts } from '../channel/stats.js'
 import { type RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type Failure, type NativeEndpoint } from '../native.js'
+import { inThisContext } from '../runtime/context.js'
 import { reportRefused } from '../runtime/diagnostics.js'
 import { ignore } from '../runtime/deferred.js'
 import { atExit } from '../runtime/exit.js'
@@ -58,7 +57,7 @@ export abstract class Endpoint<
     this.#native = native
     this.#opening = opening
     // The channels that it makes belong to the same async context.
-    if (opening !== null && native.watch(AsyncLocalStorage.bind(this[internal.poll])) === FAILED)
+    if (opening !== null && native.watch(inThisContext(this[internal.poll])) === FAILED)
       throw fromFailure(native.failure())
     this.#cancelExit = opening === null ? ignore : atExit(this.address, vacate)
     opening?.signal?.addEventListener('abort', this.#onAbort, { once: true })

@@ -1,8 +1,7 @@
-import { AsyncLocalStorage } from 'node:async_hooks'
-
 import type { Codec } from '../adapters/codec.js'
 import { Values } from '../channel/values.js'
 import { Authorizer } from './authorize.js'
+import { inThisContext } from '../runtime/context.js'
 import { reportRefused } from '../runtime/diagnostics.js'
 import { RingfenceError, aborted, fromFailure, invalid, orThrowNoSpace, show } from '../errors.js'
 import { rejection } from '../runtime/deferred.js'
@@ -101,7 +100,7 @@ export function runHandshake<Raw extends Native, Opened extends AsyncDisposable>
       if (error !== undefined) throw error
     }
     // The opened resource belongs to the async context of this call.
-    const finish = AsyncLocalStorage.bind((failure: Failure | null, raw: Raw | null) => {
+    const finish = inThisContext((failure: Failure | null, raw: Raw | null) => {
       signal?.removeEventListener('abort', cancel)
       timers.clearTimeout(timer)
       cancelExit?.()
