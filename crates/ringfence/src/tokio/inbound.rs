@@ -32,8 +32,8 @@ pub type Subscription = Inbound<BroadcastInlet>;
 /// The receiving half of a channel ([`Receiver`]) or of a broadcast ([`Subscription`]), for tasks.
 ///
 /// It is a [`Stream`] of messages in memory of their own, which ends after the last message. An error is its
-/// last item, such as [`Error::PeerLost`](crate::Error::PeerLost) if the peer was killed, unless it can pass:
-/// after [`Error::NoSpace`](crate::Error::NoSpace) the stream continues. For bytes, use
+/// last item, such as [`Error::PeerLost`] if the peer was killed, unless it can pass:
+/// after [`Error::NoSpace`] the stream continues. For bytes, use
 /// [`Channel::into_stream`](crate::tokio::Channel::into_stream) rather than a `StreamReader` over this.
 ///
 /// Every method is cancel safe.
@@ -51,7 +51,7 @@ impl Subscription {
     /// calling task.
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch the descriptors. The
+    /// [`Error::NoSpace`] if the runtime cannot watch the descriptors. The
     /// subscription is closed then.
     ///
     /// # Panics
@@ -222,7 +222,7 @@ impl<S: Source> Merge<S> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSpace`](crate::Error::NoSpace) if the runtime cannot watch one more descriptor. The sources
+    /// [`Error::NoSpace`] if the runtime cannot watch one more descriptor. The sources
     /// are dropped then.
     ///
     /// # Panics
