@@ -1321,7 +1321,7 @@ impl Supervisor {
 /// The number of handovers at each of two addresses.
 fn handovers() -> usize {
     let wanted = std::env::var("RINGFENCE_HANDOVERS").ok();
-    wanted.map_or(1000, |wanted| wanted.parse().expect("a number"))
+    wanted.map_or(500, |wanted| wanted.parse().expect("a number"))
 }
 
 #[test]
