@@ -585,9 +585,11 @@ test('a process that escapes a failed attempt does not keep the program running'
     const { stderr } = await spawn('sh', ['-c', ${JSON.stringify(escapes)}], { handshakeTimeout: 60_000 }).catch((error) => error)
     console.log(stderr)`
   const program = start(process.execPath, script(code), { stdio: ['ignore', 'pipe', 'inherit'] })
+  // May be reported before the output.
+  const exited = once(program, 'exit')
   const pid = await printed(program)
   t.teardown(() => process.kill(pid, 'SIGKILL'))
-  await once(program, 'exit')
+  await exited
   t.true(isRunning(pid))
 })
 
