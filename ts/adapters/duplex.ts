@@ -59,7 +59,7 @@ class ChannelStream extends Duplex {
     timers.setImmediate(() => void this.#watch())
   }
 
-  // What agents and servers use of a socket.
+  // The members of a socket that agents and servers use.
 
   get readyState(): 'open' | 'readOnly' | 'writeOnly' | 'closed' {
     if (this.readable) return this.writable ? 'open' : 'readOnly'

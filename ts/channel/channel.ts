@@ -300,7 +300,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
         return isThenable(reply) ? encodeReplyLater(reply) : this.#encodeReply(reply)
       }
       const encodeReplyLater = async (reply: PromiseLike<Out>) => this.#encodeReply(await reply)
-      // A request may be read by any other call of this process.
+      // Any call that reads the channel may find the request, in a context of its own.
       return this.#core.calls.serve(inThisContext(answer), concurrency, (error) => reportHandlerError(this, error))
     })
   }
@@ -394,7 +394,7 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    *   the peer can no longer read fails with 'EPIPE'. The `cause` of both is the channel's PEER_LOST.
    * - A program that does not read gets the peer's end, and that failure, if it listens for 'error' and no data is unread.
    * - An error that a listener throws is an uncaught exception.
-   * - It has what agents and servers use of a socket: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref`, `unref` and `readyState`.
+   * - It has the members of a socket that agents and servers use: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref`, `unref` and `readyState`.
    * - `allowHalfOpen` is the channel's.
    *
    * @example

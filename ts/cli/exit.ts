@@ -28,7 +28,7 @@ const CODES: Record<ErrorName, number> = {
 /** The exit code for an error. */
 export function exitCode(error: unknown): number {
   if (error instanceof UsageError) return 2
-  // A write to a file that standard output leads to.
+  // Standard output may be a file.
   if (!(error instanceof RingfenceError)) return isDiskFull(error) ? CODES.NO_SPACE : 1
   if (error.code === 'ABORT_ERR') return 6
   return CODES[error.code.slice('ERR_RINGFENCE_'.length) as ErrorName] ?? 1

@@ -6,7 +6,7 @@ export function emit(emitter: EventEmitter, name: string, ...args: unknown[]): v
   for (const listener of emitter.rawListeners(name)) throwUncaught(() => Reflect.apply(listener, emitter, args))
 }
 
-/** Makes the call. Turns an error that it throws into an uncaught exception. Returns whether it has thrown none. */
+/** Makes the call. Turns an error that it throws into an uncaught exception, and returns `false` then. */
 export function throwUncaught(call: () => void): boolean {
   try {
     call()
