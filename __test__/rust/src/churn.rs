@@ -532,14 +532,13 @@ impl Host {
         self.channels.fetch_add(1, SeqCst);
         let reason = receiver.close_reason();
         let Some((id, session)) = from else {
-            // It was killed before it sent anything. And two members reconnect as soon as a channel of theirs has ended, even if
-            // the other one is about to leave.
-            let is_empty = reason == Some(CloseReason::Lost)
-                || is_member && matches!(reason, Some(CloseReason::Closed | CloseReason::Lost));
-            return if is_empty {
-                Ok(())
-            } else {
-                Err(format!("without a message: {reason:?}").into())
+            return match reason {
+                // It was killed before it sent anything.
+                Some(CloseReason::Lost) => Ok(()),
+                // Two members reconnect as soon as a channel of theirs has ended, even if one of them is about to leave. The end of
+                // its sending may be read before the end of the channel is noticed.
+                None | Some(CloseReason::Closed) if is_member => Ok(()),
+                _ => Err(format!("without a message: {reason:?}").into()),
             };
         };
         let session = u64::from(session);
