@@ -44,6 +44,12 @@ import { within, blockUntil, until } from './support/until.js'
 
 const aborted = { ...codeOf('ABORT_ERR'), name: 'AbortError' }
 
+/**
+ * A guest whose channel is made destroys it: the peer may have sent messages that it has not read. The peer has its channel earlier.
+ * Until then the guest gives up its handshake, which is a clean end.
+ */
+const ofGuest = /^(closed|lost)$/
+
 /** Code that runs in the partner. Closing the channel that it opens is up to this side. */
 type There = (kit: Kit, address: string) => Promise<unknown>
 
@@ -118,8 +124,10 @@ for (const [title, there, begin, isHere] of calls)
       if (publisher === undefined) return (await kit.channel.closed).reason
       return publisher.subscribers[0]?.closed.then(({ reason }) => reason) ?? 'closed'
     })
-    // The peer may have sent messages that this side has not read.
-    t.is(await within(end, 'the end over there'), title === 'subscribe' ? 'closed' : 'lost')
+    const reason = await within(end, 'the end over there')
+    if (title === 'subscribe') t.is(reason, 'closed')
+    else if (isHere === 'first') t.is(reason, 'lost')
+    else t.regex(reason, ofGuest)
   })
 
 for (const name of ['listen', 'publish', 'member'] as const)
@@ -191,7 +199,7 @@ test.serial('an abort when the parent has answered rejects fromParent and ends t
   )
   const open = await channel
   writeFileSync(through, '')
-  t.is((await within(open.closed, 'the end')).reason, 'lost')
+  t.regex((await within(open.closed, 'the end')).reason, ofGuest)
   await until(() => output() !== '', 'the child says what it was told')
   t.is(output(), 'ABORT_ERR\n')
   await t.throwsAsync(fromParent({ signal: AbortSignal.abort() }), aborted)
