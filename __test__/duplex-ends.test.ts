@@ -568,6 +568,54 @@ test('a stream has the state of a socket', async (t) => {
   t.is(reader.state(), 'closed')
 })
 
+test('a stream counts its bytes as a socket does', async (t) => {
+  const { fake, stream } = streamOf()
+  const socket = stream as unknown as Socket
+  const counts = () => [socket.bytesRead, socket.bytesWritten]
+  t.deepEqual(counts(), [0, 0])
+  await written(stream, Buffer.alloc(3))
+  t.deepEqual(counts(), [0, 3])
+  fake.room = 0
+  const last = ['ab', 'ä'].map((text) => written(stream, Buffer.from(text)))
+  stream.cork()
+  stream.write('e282ac', 'hex')
+  t.deepEqual(counts(), [0, 10], 'with those that wait')
+  stream.uncork()
+  fake.makeRoom()
+  await Promise.all(last)
+  t.deepEqual(counts(), [0, 10])
+  fake.push('one', '', 'three')
+  stream.resume()
+  await turn()
+  t.deepEqual(counts(), [8, 10])
+  stream.destroy()
+  await once(stream, 'close')
+  t.deepEqual(counts(), [8, 10])
+})
+
+test('destroySoon destroys a stream once it has sent everything', async (t) => {
+  for (const before of [() => {}, (stream: Duplex) => stream.end(), (stream: Duplex) => stream.destroy()]) {
+    const { fake, stream, calls } = streamOf()
+    fake.room = 0
+    stream.write('last')
+    before(stream)
+    ;(stream as unknown as Socket).destroySoon()
+    const closed = once(stream, 'close')
+    await turn()
+    t.deepEqual(calls(), [])
+    fake.makeRoom()
+    await closed
+    t.is(Buffer.concat(fake.sent).toString(), 'last')
+    t.is(calls().at(-1), 'destroy')
+  }
+  const { stream } = streamOf()
+  stream.end()
+  await once(stream, 'finish')
+  ;(stream as unknown as Socket).destroySoon()
+  await once(stream, 'close')
+  t.is(stream.errored, null)
+})
+
 test('an error of closing the channel is the error of the stream, unless there is one already', async (t) => {
   for (const error of [undefined, new Error('enough')]) {
     const { fake, stream } = streamOf()

@@ -29,7 +29,8 @@ const ofInstances = [new EventEmitter(), new Duplex(), new Error('any')].flatMap
 )
 const ofConstructors = ['length', 'name', 'prototype']
 /** `duplex()` documents these, and Node calls the last one. */
-const ofSockets = ['readyState', 'setTimeout', 'setKeepAlive', 'setNoDelay', 'ref', 'unref', '_final']
+const ofSockets = ['bytesRead', 'bytesWritten', 'destroySoon', 'readyState', 'ref', 'unref', '_final']
+ofSockets.push('setTimeout', 'setKeepAlive', 'setNoDelay')
 
 /** The public names of a type. */
 function namesOf(type: ts.Type): string[] {

@@ -42,6 +42,9 @@ class ChannelStream extends Duplex {
   #writeCallback: Callback | null = null
   /** The bytes of that write. */
   #pendingBytes = 0
+  /** Bytes that `_write` was called with, before and now. */
+  #bytesPassed = 0
+  #bytesRead = 0
   /** The error to destroy the stream with, once all earlier data was read. */
   #failure: Error | undefined
   /** Another reader has the channel, and keeps it when this stream fails. */
@@ -64,6 +67,20 @@ class ChannelStream extends Duplex {
   get readyState(): 'open' | 'readOnly' | 'writeOnly' | 'closed' {
     if (this.readable) return this.writable ? 'open' : 'readOnly'
     return this.writable ? 'writeOnly' : 'closed'
+  }
+
+  get bytesRead(): number {
+    return this.#bytesRead
+  }
+
+  /** With the bytes that wait in the stream, as with a socket. */
+  get bytesWritten(): number {
+    return this.#bytesPassed + this.writableLength - (this.#writeCallback === null ? 0 : this.#pendingBytes)
+  }
+
+  /** Destroys the stream once all its writes are in the ring. */
+  destroySoon(): void {
+    this.end(() => this.destroy())
   }
 
   /** Emits 'timeout' whenever nothing was read or written for this long, as a socket does. 0: never. */
@@ -170,6 +187,7 @@ class ChannelStream extends Duplex {
 
   #write(chunks: readonly Uint8Array[], done: Callback): void {
     const pieces = toPieces(chunks, this.#piece)
+    this.#bytesPassed += this.writableLength
     this.#idleTimer?.refresh()
     let next = 0
     if (this.#sending === null) {
@@ -274,6 +292,7 @@ class ChannelStream extends Duplex {
     // Node would emit 'end' for the end of reading that destroying the stream causes, and what was read would seem complete.
     if (this.destroyed) return false
     let wantsMore: boolean | undefined
+    this.#bytesRead += chunk?.length ?? 0
     this.#idleTimer?.refresh()
     throwUncaught(() => {
       wantsMore = this.push(chunk)

@@ -394,7 +394,8 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
    *   the peer can no longer read fails with 'EPIPE'. The `cause` of both is the channel's PEER_LOST.
    * - A program that does not read gets the peer's end, and that failure, if it listens for 'error' and no data is unread.
    * - An error that a listener throws is an uncaught exception.
-   * - It has the members of a socket that agents and servers use: `setTimeout`, `setKeepAlive`, `setNoDelay`, `ref`, `unref` and `readyState`.
+   * - It has the members of a socket that agents and servers use: `bytesRead`, `bytesWritten`, `destroySoon`,
+   *   `readyState`, `ref`, `setKeepAlive`, `setNoDelay`, `setTimeout` and `unref`.
    * - `allowHalfOpen` is the channel's.
    *
    * @example
