@@ -2,12 +2,15 @@
 
 import { AsyncLocalStorage } from 'node:async_hooks'
 import { once } from 'node:events'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 
 import test from 'ava'
-import type { Channel } from 'ringfence'
+import { json, type Channel } from 'ringfence'
 
 import { abstractAddress } from './support/address.js'
 import { joinHere, listenHere, pair, Partner } from './support/partner.js'
+import { until } from './support/until.js'
 
 const storage = new AsyncLocalStorage<string>()
 
@@ -117,4 +120,35 @@ test('an awaited message belongs to the caller', async (t) => {
   })
   await partner.run((kit) => kit.channel.send('hello'))
   t.deepEqual(await received, ['hello', 'receive'])
+})
+
+test('a channel keeps a view, and its context, only while the view has listeners', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const gc = runInNewContext('gc') as () => void
+  const { channel } = await pair(t)
+  const noop = () => {}
+  const ways: Record<string, (view: Channel<unknown, unknown>) => unknown> = {
+    none: noop,
+    off: (view) => view.on('close', noop).off('close', noop),
+    once: (view) => view.once('close', noop).removeListener('close', noop),
+    prepended: (view) => view.prependOnceListener('close', noop).off('close', noop),
+    'the last of two': (view) => view.on('close', noop).on('close', noop).off('close', noop).off('close', noop),
+    all: (view) => view.on('close', noop).removeAllListeners(),
+    'all of an event': (view) => view.addListener('close', noop).removeAllListeners('close'),
+    again: (view) => view.removeAllListeners().on('close', noop),
+  }
+  const contexts = new AsyncLocalStorage<object>()
+  const kept = new Map<string, WeakRef<object>>()
+  for (const [how, listen] of Object.entries(ways))
+    contexts.run({}, () => {
+      const view = channel.with(json())
+      listen(view)
+      kept.set(how, new WeakRef(view)).set(`the context of ${how}`, new WeakRef(contexts.getStore()!))
+    })
+  const left = () => {
+    gc()
+    return [...kept].filter(([, view]) => view.deref() !== undefined).map(([how]) => how)
+  }
+  await until(() => left().length <= 2, 'those without listeners are collected')
+  t.deepEqual(left(), ['again', 'the context of again'])
 })

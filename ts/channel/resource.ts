@@ -39,12 +39,28 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
   #ended: Closed | null = null
   /** The resource that this one is a view of. It holds the state of both. */
   readonly #root: Resource<Events> | null
-  /** The views that have had listeners. */
-  readonly #views: EventEmitter[] = []
+  /** The views that have listeners. A view without listeners may be collected before its root. */
+  readonly #views = new Set<EventEmitter>()
   /** Calls listeners in the async context of the call that has made the resource, as a socket does, and not in that of a wakeup. */
   readonly #emit = inThisContext((name: string, args: unknown[]) => {
     for (const emitter of [this as EventEmitter, ...this.#views]) emit(emitter, name, ...args)
   })
+
+  static {
+    // 'removeListener' would not do: `removeAllListeners` also removes the listeners of that event.
+    for (const name of ['on', 'addListener', 'prependListener', 'off', 'removeListener', 'removeAllListeners'] as const)
+      Object.defineProperty(Resource.prototype, name, {
+        configurable: true,
+        writable: true,
+        value(this: Resource<ResourceEvents>, ...args: unknown[]) {
+          Reflect.apply(EventEmitter.prototype[name], this, args)
+          if (this.#root === null) return this
+          if (this.eventNames().length > 0) this.#root.#views.add(this)
+          else this.#root.#views.delete(this)
+          return this
+        },
+      })
+  }
 
   /** @param from - The address; or the resource of which the new one is a view with values as messages. */
   protected constructor(from: string | null | Resource<Events>) {
@@ -53,9 +69,6 @@ export abstract class Resource<Events extends ResourceEvents & Record<keyof Even
       this.#root = from.#root ?? from
       this.address = from.address
       this.closed = from.closed
-      // A view without listeners may be collected before its root.
-      const emitter = this as EventEmitter
-      emitter.once('newListener', () => this.#root!.#views.push(emitter))
       return
     }
     this.#root = null
