@@ -409,6 +409,19 @@ const habits: Record<
     port.on('message', (value) => found.push(['third', value]))
     await post(1)
   },
+  'a listener of events stops those behind it': async (port, found, post) => {
+    port.on('message', (value) => found.push(['first', value]))
+    let isStopping = true
+    port.addEventListener('message', (event: MessageEvent) => {
+      found.push(['second', event.data])
+      if (isStopping) event.stopImmediatePropagation()
+      isStopping = false
+    })
+    port.once('message', (value) => found.push(['third', value]))
+    port.addEventListener('message', (event: MessageEvent) => found.push(['fourth', event.data]))
+    await post(1)
+    await post(2)
+  },
   'the last listener adds one': async (port, found, post) => {
     port.once('message', (value) => {
       found.push(['first', value])

@@ -6,7 +6,7 @@ import type { ChannelCore } from '../channel/core.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwUncaught } from '../runtime/emit.js'
-import { RingfenceError, invalid, show } from '../errors.js'
+import { RingfenceError, invalid, messageOf, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
 import type { Message } from '../types.js'
 
@@ -62,6 +62,8 @@ export class Port<C extends PortChannel> extends EventEmitter {
   readonly #codec: Codec<unknown>
   /** The event being emitted, for all event listeners. */
   #event: Event | undefined
+  /** The event that the program has stopped last. */
+  #stopped: Event | undefined
   readonly #handlers = new Map<PortEvent, Handler>()
   /** The event listeners that a signal removes, each with what stops watching the signal. */
   readonly #signalListeners = new Map<Wrapper, { event: string; unwatch(): void }>()
@@ -99,12 +101,21 @@ export class Port<C extends PortChannel> extends EventEmitter {
         'neither memory nor a MessagePort can be transferred to another process: without a transfer list, memory is copied',
       )
     if (this.#state !== 'open') return
-    const { message, options } = encodeMessage(this.#codec, value)
+    const { message, options } = this.#encode(value)
     this.#checkSize(message)
     this.#core.queue.send(message, options).catch((error: RingfenceError) => {
       // The end is reported by 'close'. Other errors must not go unnoticed.
       if (!CLOSE_ERRORS.has(error.code)) this.emit('messageerror', error)
     })
+  }
+
+  /** Libraries recognize the error of a MessagePort by its name. */
+  #encode(value: unknown): ReturnType<typeof encodeMessage> {
+    try {
+      return encodeMessage(this.#codec, value)
+    } catch (error) {
+      throw Object.assign(new DOMException(messageOf(error), 'DataCloneError'), { cause: error })
+    }
   }
 
   /** Checks the size now: `send` would report it only later, when the caller can no longer handle it. */
@@ -262,17 +273,20 @@ export class Port<C extends PortChannel> extends EventEmitter {
   #eventOf(name: string, value: unknown): Event {
     const event = name === 'close' ? new Event(name) : new MessageEvent(name, { data: value })
     for (const key of ['target', 'currentTarget', 'srcElement']) Object.defineProperty(event, key, { value: this })
+    Object.defineProperty(event, 'stopImmediatePropagation', { value: () => void (this.#stopped = event) })
     return event
   }
 
-  /** Calls the current listeners, except those that are removed during the dispatch. */
+  /** Calls the current listeners, except those that are removed during the dispatch, until one stops the event. */
   override emit(event: string | symbol, ...values: unknown[]): boolean {
     const outer = this.#event
     this.#event = undefined
     const listeners = this.rawListeners(event) as Listener[]
-    for (const [index, listener] of listeners.entries())
+    for (const [index, listener] of listeners.entries()) {
+      if (this.#event !== undefined && this.#event === this.#stopped) break
       if (index === 0 || this.#isAdded(event, listener))
         if (!throwUncaught(() => listener.apply(this, values))) this.#raising ??= this.#raised()
+    }
     this.#event = outer
     return listeners.length > 0
   }

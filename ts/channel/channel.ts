@@ -461,8 +461,8 @@ export interface MessagePortLike extends EventEmitter {
    * because the program holds a reservation of the channel or is filling a message, 'messageerror' reports it.
    *
    * @param transfer - Nothing, or an empty list: neither memory nor a MessagePort can be transferred to another process.
-   * @throws {@link RingfenceError} INVALID_ARGUMENT for a value that cannot be encoded, and for a list that is not empty;
-   * MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
+   * @throws a DataCloneError (a DOMException) for a value that cannot be encoded; {@link RingfenceError} INVALID_ARGUMENT for a list that is not
+   * empty; MESSAGE_TOO_LARGE; NO_SPACE if 256 MiB are waiting because the peer does not read.
    */
   postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void
   /** Does the same as `on`, for listeners that take an event. */
