@@ -27,6 +27,12 @@ test.serial('objects of another copy of the package are refused, and the error s
   const error = t.throws(() => required.merge([channel as never]), { code: 'ERR_RINGFENCE_INVALID_ARGUMENT' })
   t.regex(error!.message, /not a Channel of another copy of ringfence/)
   t.throws(() => ringfence.merge([new (class Channel {})() as never]), { message: /not an object$/ })
+  const buffer = required.SealedBuffer.from(Buffer.from('hello'))
+  const refused = { code: 'ERR_RINGFENCE_INVALID_ARGUMENT', message: /not one of another copy of ringfence/ }
+  const own = ringfence.SealedBuffer.from(Buffer.from('hello'))
+  await t.throwsAsync(channel.send('x', { attachments: [own, buffer] }), refused)
+  await t.throwsAsync(channel.with(ringfence.structured()).send({ own, buffer }), refused)
+  t.is(buffer.byteLength, 5)
 })
 
 test.serial('import and require export the same names', (t) => {

@@ -191,6 +191,10 @@ export function isError(value: unknown): value is Error {
   return types.isNativeError(value) || value instanceof Error
 }
 
+/** Describes an object of another build or version of this package. */
+export const OF_OTHER_COPY =
+  'of another copy of ringfence: a program that imports and requires it has two, and must use one of them'
+
 /**
  * Like {@link show}, for a value that should be a channel or a subscription. It recognizes one of another copy of this package, which
  * `show` would only call an object.
@@ -199,9 +203,7 @@ export function showSource(value: unknown): string {
   const object = value as { constructor?: { name?: unknown }; evidence?: unknown } | null | undefined
   const name = object?.constructor?.name
   const isForeign = (name === 'Channel' || name === 'Subscription') && Array.isArray(object?.evidence)
-  return isForeign
-    ? `a ${name} of another copy of ringfence: a program that imports and requires it has two`
-    : show(value)
+  return isForeign ? `a ${name} ${OF_OTHER_COPY}` : show(value)
 }
 
 /** Makes a call that fails for lack of threads, descriptors or memory. @throws {@link RingfenceError} NO_SPACE, with the reason as the cause */

@@ -6,7 +6,7 @@ import { constants as modes } from 'node:fs'
 import type { Server, Socket } from 'node:net'
 import { types } from 'node:util'
 
-import { KEY, RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
+import { KEY, OF_OTHER_COPY, RingfenceError, fromFailure, invalid, ok, show } from '../errors.js'
 import { native, type NativeBundle, type NativeDescriptor, type NativeDraft, type NativeSealed } from '../native.js'
 import { allocate, allocateEmpty } from './memory.js'
 import { toBytes } from './arena.js'
@@ -51,7 +51,7 @@ export class SealedBuffer implements Disposable {
     this.#memory = memory
     const { byteLength } = memory
     // A serializer reads it as well, and has no other way to meet an object of a class.
-    const get = () => (collected === null ? byteLength : placeholderOf(collected, this))
+    const get = () => (shared.collected === null ? byteLength : placeholderOf(shared.collected, this))
     Object.defineProperty(this, 'byteLength', { enumerable: true, get })
   }
 
@@ -152,8 +152,13 @@ export class SealedBuffer implements Disposable {
   }
 }
 
-/** The sealed buffers that the current serialization has met; null outside of one. */
-let collected: SealedBuffer[] | null = null
+/**
+ * The sealed buffers that the current serialization has met; null outside of one. The copies of this package in a process share it: a buffer
+ * of another copy must be an error, and not become an object with a length.
+ */
+const shared = ((globalThis as { [key: symbol]: unknown })[Symbol.for('ringfence.sealed')] ??= {
+  collected: null,
+}) as { collected: SealedBuffer[] | null }
 
 /** Stands for a sealed buffer in serialized values, with its number: what its `byteLength` is there. */
 const PLACEHOLDER = '\0ringfence.sealed:'
@@ -166,12 +171,12 @@ function placeholderOf(list: SealedBuffer[], sealed: SealedBuffer): string {
 /** Runs a serializer, and returns the sealed buffers that it has met. {@link restoreSealed} puts them back into the value. */
 export function collectSealed<Made>(serialize: () => Made): { result: Made; sealed: SealedBuffer[] } {
   const sealed: SealedBuffer[] = []
-  const outer = collected
-  collected = sealed
+  const outer = shared.collected
+  shared.collected = sealed
   try {
     return { result: serialize(), sealed }
   } finally {
-    collected = outer
+    shared.collected = outer
   }
 }
 
@@ -352,7 +357,7 @@ function toNative(value: unknown): NativeSealed | number {
   if (typeof fd === 'number' && Number.isInteger(fd) && fd >= 0 && fd < 2 ** 31) return fd
   const { name } = value.constructor ?? {}
   if (name === 'SealedBuffer')
-    throw invalid('a SealedBuffer of another copy of ringfence: a program that imports and requires it has two')
+    throw invalid(`an attachment must be a SealedBuffer of this copy of ringfence, not one ${OF_OTHER_COPY}`)
   throw invalid(`an attachment must be a SealedBuffer or have an open descriptor \`fd\`, unlike ${name ?? show(value)}`)
 }
 
