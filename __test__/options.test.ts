@@ -96,7 +96,7 @@ const edges: Record<string, { from?: unknown[]; not: unknown[] }> = {
   mode: { from: [0, 0o777], not: [-1, 0o1000] },
   group: { from: [0, 2 ** 32 - 2], not: [-1, 2 ** 32 - 1] },
   timeout: { not: [0, -1, 2 ** 31 + 1, NaN, Infinity, '5', null] },
-  handshakeTimeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, '5'] },
+  handshakeTimeout: { from: [Number.MIN_VALUE, 0.5, 2 ** 31], not: [0, -1, 2 ** 31 + 1, NaN, Infinity, '5'] },
   maxPeers: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerProcess: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
   maxPeersPerUser: { from: [1, Number.MAX_SAFE_INTEGER], not: [0, 1.5, null] },
@@ -128,6 +128,12 @@ test('the limits of an option are valid, and values beyond them are refused by n
       t.throws(wrong, { ...invalid, message: new RegExp(`^${name} must be `) }, `${name} ${String(value)}`)
     }
   }
+})
+
+test('a timeout without a limit is refused, and the error says what to write', (t) => {
+  const message =
+    'timeout must be a number of milliseconds above 0 and at most 2147483648, or left out for no limit, not Infinity'
+  t.throws(() => checkOptions('join', { timeout: Infinity }), { ...invalid, message })
 })
 
 test('what attachments are accepted is checked by name', (t) => {

@@ -304,7 +304,8 @@ function duration(name: string, value: unknown): number {
 
 function milliseconds(name: string, value: unknown): number {
   const isValid = typeof value === 'number' && value > 0 && value <= 2 ** 31
-  return must(isValid, name, `a number of milliseconds above 0 and at most ${2 ** 31}`, value as number)
+  const expected = `a number of milliseconds above 0 and at most ${2 ** 31}`
+  return must(isValid, name, name === 'timeout' ? `${expected}, or left out for no limit` : expected, value as number)
 }
 
 export function oneOf<const T extends string>(name: string, value: unknown, allowed: readonly T[]): T {
