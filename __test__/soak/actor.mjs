@@ -303,35 +303,45 @@ async function asks(channel) {
   say('session')
 }
 
-async function serve(each = converse) {
+/** Listens, and closes the listener at the end: the next one would wait for it. */
+async function listening(use) {
   const listener = await listen(address, options)
-  const agents = new Set()
-  signal.addEventListener('abort', () => void listener.close({ channels: 'close' }))
+  const close = () => listener.close({ channels: 'close' })
+  signal.addEventListener('abort', close)
   listener.on('refused', (error) => note(error))
-  for await (const agent of listener) {
-    const one = each(agent)
-      .catch(note)
-      .finally(() => agents.delete(one))
-    agents.add(one)
+  try {
+    await use(listener)
+  } finally {
+    signal.removeEventListener('abort', close)
+    await close()
   }
-  await Promise.all(agents)
 }
 
-async function collect() {
-  const listener = await listen(address, options)
-  const open = new Map()
-  signal.addEventListener('abort', () => void listener.close({ channels: 'close' }))
-  listener.on('refused', (error) => note(error))
-  for await (const [agent, found] of listener.messages()) {
-    if (!open.has(agent)) {
-      const reading = new Reading(sessions++)
-      open.set(agent, reading)
-      void agent.end().catch(() => {})
-      void agent.closed.then(() => say('session'))
+const serve = (each = converse) =>
+  listening(async (listener) => {
+    const agents = new Set()
+    for await (const agent of listener) {
+      const one = each(agent)
+        .catch(note)
+        .finally(() => agents.delete(one))
+      agents.add(one)
     }
-    open.get(agent).account(found)
-  }
-}
+    await Promise.all(agents)
+  })
+
+const collect = () =>
+  listening(async (listener) => {
+    const open = new Map()
+    for await (const [agent, found] of listener.messages()) {
+      if (!open.has(agent)) {
+        const reading = new Reading(sessions++)
+        open.set(agent, reading)
+        void agent.end().catch(() => {})
+        void agent.closed.then(() => say('session'))
+      }
+      open.get(agent).account(found)
+    }
+  })
 
 async function stay() {
   const membership = await member(address, options)
