@@ -28,8 +28,6 @@ import { platforms } from './runtimes.mjs'
 /** The limit for one process. An emulator is slower. */
 const LIMIT = 45_000
 const EMULATED_LIMIT = 120_000
-/** The limit for the whole run: if many tests hang, the table is more useful than a run that was killed. */
-const END = performance.now() + 9 * 60_000
 /** The time for the partners of a failed process to print their errors. */
 const GRACE = 3000
 /** A user who owns nothing here. 65534 stands for every unmapped user, and is refused. */
@@ -58,6 +56,9 @@ const update = process.argv.includes('--update')
 build('--release')
 const untried = new Map(platforms.map((platform) => [platform, platform.cannot()]))
 for (const platform of platforms) if (untried.get(platform) === null) platform.build?.()
+
+/** The limit for all tests, without the builds: if many tests hang, the table is more useful than a run that was killed. */
+const END = performance.now() + 12 * 60_000
 
 /** Process groups to kill when this process exits. */
 const groups = new Set()
