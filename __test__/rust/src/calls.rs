@@ -49,15 +49,15 @@ fn handle(request: Vec<u8>, context: &CallContext) -> Result<Vec<u8>, RemoteErro
             .with_code("E_NO")),
         b"panic" => panic!("expected by the test"),
         b"hang" => {
-            say(if context.deadline().is_some() {
-                "hangs until its deadline"
-            } else {
-                "hangs"
-            });
+            let (begin, end) = match context.deadline() {
+                Some(_) => ("hangs until its deadline", "cancelled at its deadline"),
+                None => ("hangs", "cancelled"),
+            };
+            say(begin);
             while !context.is_cancelled() {
                 thread::sleep(Duration::from_millis(1));
             }
-            say("cancelled");
+            say(end);
             Ok(request)
         }
         _ => Ok([&request[..], &request[..]].concat()),
