@@ -3,13 +3,17 @@
 use std::{
     fmt::{self, Write as _},
     io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
     time::Duration,
 };
 
 use nix::errno::Errno;
 
-use crate::identity::{Confinement, Credentials, Identity};
+use crate::{
+    identity::{Confinement, Credentials, Identity},
+    sys::uninterrupted,
+};
 
 /// The result of every fallible operation in this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -294,6 +298,16 @@ impl Error {
             otherwise(errno)
         }
     }
+
+    /// Makes a system call on a descriptor that the peer has passed. `otherwise` as for [`Error::unless_short`].
+    pub(crate) fn or_local<'a, T>(
+        what: &str,
+        passed: &'a OwnedFd,
+        call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
+        otherwise: impl FnOnce(Errno) -> Self,
+    ) -> Result<T> {
+        uninterrupted(|| call(passed.as_fd())).map_err(|errno| Self::unless_short(what, errno, otherwise))
+    }
 }
 
 named! {
@@ -573,6 +587,18 @@ impl Refusal {
     /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_short`].
     pub(crate) fn of_lookup(what: impl Into<String>, check: Check, wanted: &str, errno: Errno) -> Error {
         Error::unless_short(what, errno, |errno| Self::new(check, wanted, errno.desc()).into())
+    }
+
+    /// Makes a system call on a descriptor that the peer has passed: see [`Error::or_local`].
+    pub(crate) fn or_local<'a, T>(
+        what: &str,
+        check: Check,
+        wanted: &str,
+        passed: &'a OwnedFd,
+        call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
+    ) -> Result<T> {
+        let refuse = |errno: Errno| Self::new(check, wanted, errno.desc()).into();
+        Error::or_local(what, passed, call, refuse)
     }
 
     /// Adds the credentials of the peer, if nothing more is known.

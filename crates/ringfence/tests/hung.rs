@@ -1,5 +1,5 @@
-//! An executable on a filesystem whose server does not answer: a process that runs it is refused or times
-//! out, and nothing hangs.
+//! Files on a filesystem whose server does not answer: a process that runs such a file is refused or times out, one that
+//! passes such a file is refused, and nothing hangs.
 
 mod support;
 
@@ -7,19 +7,31 @@ use std::{
     ffi::CString,
     fs::File,
     io::{Read, Write},
-    os::fd::AsRawFd,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixListener,
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
     time::Duration,
 };
 
-use nix::libc;
-use ringfence::{Address, Arrival, Channels, Digest, Options, Policy, Program, Refused, connect, listen};
-use support::{Actor, fresh_address, report, small, wait_for_test};
+use nix::{
+    libc,
+    sys::{
+        socket::{setsockopt, sockopt},
+        stat::SFlag,
+    },
+};
+use ringfence::{
+    Address, Arrival, Channels, Digest, Options, Policy, Program, Refused, Role, connect, listen, member,
+};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_test, wire};
 
 /// The other processes of these tests.
 #[test]
@@ -36,8 +48,40 @@ fn role() {
             let outcome = connect(&address, &small().policy(Policy::new().any_executable()));
             report(outcome.map_or_else(|error| error.code(), |_| "connected"));
         }
+        "passes line" | "passes object" | "passes lock" => {
+            let file = File::open(&arguments[1]).unwrap().into();
+            report("ready");
+            wait_for_test();
+            pass(&role, &arguments[0], file);
+        }
         other => panic!("no such role: {other}"),
     }
+}
+
+/// Passes a file in place of the line, the object or the lock, and reports the refusal. Returns once the file's filesystem has ended.
+fn pass(role: &str, address: &str, file: OwnedFd) {
+    if role == "passes lock" {
+        let listener = UnixListener::bind(address).unwrap();
+        setsockopt(&listener, sockopt::PassCred, &true).unwrap();
+        report("listening");
+        let passed = |socket: &UnixListener| vec![socket.try_clone().unwrap().into(), file];
+        return report(wire::member_host_at(&listener, passed));
+    }
+    let mut stream = wire::connect(address);
+    let hello = wire::hello_for(wire::SERVICE, &[0; 32]);
+    if role == "passes line" {
+        wire::send(&stream, &hello, Some(file.as_fd()));
+    } else {
+        let (mine, theirs) = wire::line();
+        wire::send(&stream, &hello, Some(theirs.as_fd()));
+        stream = mine;
+        let (_, body) = wire::receive(&mut stream).unwrap();
+        wire::send(&stream, &wire::offer(&body[..32]), Some(file.as_fd()));
+        assert_eq!(wire::receive(&mut stream).unwrap().0, 2, "the host's OFFER");
+    }
+    let (kind, body) = wire::receive(&mut stream).unwrap();
+    let body = String::from_utf8_lossy(&body[2..]).replace(char::is_control, " ");
+    report(format!("{kind}:{body}"));
 }
 
 /// Serves a filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It runs in
@@ -245,4 +289,70 @@ fn unresolvable_path_times_out() {
         return;
     };
     assert_eq!(refused.error.code(), "HANDSHAKE_TIMEOUT", "{}", refused.error);
+}
+
+/// Neither a question about the file nor closing it may hold up the handshake.
+#[test]
+fn hung_file_in_place_of_line_or_object_is_refused() {
+    for (role, check) in [("passes line", "line"), ("passes object", "kind")] {
+        // Dropped after the filesystem, whose end releases its files.
+        let mut guest;
+        let Some(mut filesystem) = Filesystem::new() else {
+            return;
+        };
+        let (address, _keep) = fresh_address(false);
+        let listener = listen(&address, &small().policy(Policy::new().any_executable())).unwrap();
+        let file = filesystem.program();
+        guest = Actor::start(role, &[&address.to_string(), file.to_str().unwrap()]);
+        guest.expect("ready");
+        filesystem.stop_answering();
+        guest.proceed();
+        let refusal = guest.next_line();
+        assert!(refusal.starts_with("4:") && refusal.contains(check), "{refusal}");
+        assert!(matches!(listener.accept(), Ok(Arrival::Refused(_))));
+        listener.close(Channels::Close);
+        drop(filesystem);
+        guest.finish();
+    }
+}
+
+#[test]
+fn kind_of_hung_file_is_known() {
+    // Closed after the filesystem has ended.
+    let file;
+    let Some(mut filesystem) = Filesystem::new() else {
+        return;
+    };
+    file = Arc::new(File::open(filesystem.program()).unwrap());
+    filesystem.stop_answering();
+    let (send, kind) = mpsc::channel();
+    let asked = Arc::clone(&file);
+    thread::spawn(move || send.send(ringfence::binding::file_type(&*asked)));
+    assert_eq!(kind.recv_timeout(TIME_LIMIT).unwrap(), Ok(SFlag::S_IFREG));
+}
+
+#[test]
+fn hung_file_in_place_of_lock_is_refused() {
+    let mut host;
+    let Some(mut filesystem) = Filesystem::new() else {
+        return;
+    };
+    let (address, _keep) = fresh_address(true);
+    let file = filesystem.program();
+    host = Actor::start("passes lock", &[&address.to_string(), file.to_str().unwrap()]);
+    host.expect("ready");
+    filesystem.stop_answering();
+    host.proceed();
+    host.expect("listening");
+    let guest = thread::spawn(move || member(&address, &small().policy(Policy::new().any_executable())));
+    let refusal = host.next_line();
+    assert!(
+        refusal.starts_with("REFUSE") && refusal.contains("lock"),
+        "{refusal}"
+    );
+    drop(filesystem);
+    host.finish();
+    let membership = guest.join().unwrap().unwrap();
+    assert_eq!(membership.role(), Role::Host, "the guest has kept trying");
+    membership.leave();
 }

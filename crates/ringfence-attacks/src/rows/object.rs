@@ -460,7 +460,7 @@ fn unsound_objects(guest: &mut Process, address: &str) -> Result<(usize, Vec<Str
         ("socket", "kind"),
         ("device", "kind"),
         ("path", "kind"),
-        ("file", "filesystem"),
+        ("file", "kind"),
         ("empty", "size"),
         ("short", "size"),
         ("long", "size"),

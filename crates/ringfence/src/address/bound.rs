@@ -30,6 +30,7 @@ use crate::{
     evidence::EvidenceLog,
     fork::CloseOnForkFd,
     sys::{self, uninterrupted},
+    wake::attachments::UncheckedFd,
 };
 
 /// The maximum number of connections that wait for a host. A further client retries a little later.
@@ -433,7 +434,7 @@ impl Inheritance {
     /// Accepts the descriptors that the host has passed, after checking each of them.
     pub(crate) fn accept(
         address: &Address,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<UncheckedFd>,
         record: &mut EvidenceLog,
     ) -> Result<Self> {
         let mut descriptors = descriptors.into_iter();
@@ -441,12 +442,16 @@ impl Inheritance {
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
         let inspection_error = |errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, &wanted, errno);
-        let kind = uninterrupted(|| getsockopt(&listener, sockopt::SockType)).map_err(inspection_error)?;
-        let stream = kind == SockType::Stream;
-        let listens =
-            uninterrupted(|| getsockopt(&listener, sockopt::AcceptConn)).map_err(inspection_error)?;
-        let number = listener.as_raw_fd();
-        let bound = uninterrupted(|| getsockname::<UnixAddr>(number)).map_err(inspection_error)?;
+        let stream = ask(&listener, &wanted, |socket| {
+            getsockopt(&socket, sockopt::SockType)
+        })?;
+        let stream = stream == SockType::Stream;
+        let listens = ask(&listener, &wanted, |socket| {
+            getsockopt(&socket, sockopt::AcceptConn)
+        })?;
+        let bound = ask(&listener, &wanted, |socket| {
+            getsockname::<UnixAddr>(socket.as_raw_fd())
+        })?;
         let here = is_bound_at(&bound, address).map_err(inspection_error)?;
         let found = format!("stream: {stream}, listening: {listens}, bound at {bound}");
         if stream && listens && !here && is_orphaned(&bound).map_err(inspection_error)? {
@@ -463,7 +468,7 @@ impl Inheritance {
         };
         Ok(Self(BoundAddress {
             named,
-            listener: CloseOnForkFd::new(listener)?,
+            listener: CloseOnForkFd::new(listener.into_checked())?,
             is_shared: true,
         }))
     }
@@ -482,35 +487,45 @@ impl Inheritance {
     }
 }
 
+/// Makes a system call on the socket that the host has passed.
+fn ask<'a, T>(
+    listener: &'a OwnedFd,
+    wanted: &str,
+    call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
+) -> Result<T> {
+    Refusal::or_local(INSPECTING_SOCKET, Check::Address, wanted, listener, call)
+}
+
 /// Checks the lock that the host has passed. It must be the file next to the path, and locked through this
 /// same open file.
 fn accept_lock(
     address: &Address,
     path: &Path,
-    lock: OwnedFd,
+    lock: UncheckedFd,
     record: &mut EvidenceLog,
 ) -> Result<SocketFile> {
     let files = Files::of(path).map_err(|errno| cannot_open_directory(address, errno))?;
     let wanted = "the locked file beside the socket";
-    let inspection_error =
-        |errno| Refusal::of_lookup("inspecting the host's lock", Check::Lock, wanted, errno);
-    let stat = uninterrupted(|| fstat(&lock)).map_err(inspection_error)?;
-    let regular = is_kind(&stat, SFlag::S_IFREG);
-    let beside = files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode(&stat));
+    let what = "inspecting the host's lock";
+    let inspection_error = |errno| Refusal::of_lookup(what, Check::Lock, wanted, errno);
+    let (kind, inode) = Refusal::or_local(what, Check::Lock, wanted, &lock, sys::file::identify)?;
+    let regular = kind == SFlag::S_IFREG;
+    let beside = files.inode_at(&files.lock).map_err(inspection_error)? == Some(inode);
     let held = regular
         && beside
-        && match sys::file::lock_file(&lock) {
-            Ok(()) => true,
-            Err(Errno::EWOULDBLOCK) => false,
-            // For example with an `O_PATH` descriptor, which cannot be locked.
-            Err(errno) => return Err(inspection_error(errno)),
-        };
+        // It fails, for example, with an `O_PATH` descriptor, which cannot be locked.
+        && Refusal::or_local(what, Check::Lock, wanted, &lock, |lock| {
+            match sys::file::lock_file(lock) {
+                Err(Errno::EWOULDBLOCK) => Ok(false),
+                locked => locked.map(|()| true),
+            }
+        })?;
     let found = format!("a regular file: {regular}, beside it: {beside}, locked: {held}");
     if !held {
         return Err(Refusal::new(Check::Lock, wanted, found).into());
     }
     record.passed("ready", "lock", wanted, found);
-    SocketFile::shared(files, lock)
+    SocketFile::shared(files, lock.into_checked())
 }
 
 /// Whether a socket was bound at a path and its file has been removed. If the address leads to the same

@@ -20,6 +20,7 @@ use crate::{
         uninterrupted,
     },
     wait::deadline::Deadline,
+    wake::attachments::{UncheckedFd, discard},
 };
 
 /// The maximum for any frame.
@@ -122,6 +123,7 @@ pub(crate) fn is_prepared_by_another(socket: BorrowedFd<'_>) -> Result<bool, Err
         Err(Errno::EAGAIN) => return Ok(false),
         received => received?,
     };
+    discard(received.descriptors);
     let sender = received.credentials.map(|credentials| credentials.pid);
     Ok(found[..received.bytes] == mark && sender.is_some_and(|pid| pid != getpid().as_raw()))
 }
@@ -153,7 +155,7 @@ impl FrameLine<'_> {
     }
 
     /// Receives the next frame, with at most `max` descriptors. A refusal is returned as an error.
-    pub(crate) fn next_frame(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    pub(crate) fn next_frame(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<UncheckedFd>)> {
         match self.receive(step, max)? {
             (Frame::Refuse(refuse), _) => Err(refuse.into_error(self.address)),
             other => Ok(other),
@@ -161,7 +163,7 @@ impl FrameLine<'_> {
     }
 
     /// Receives the next frame, which may be a refusal, with at most `max` descriptors.
-    pub(crate) fn receive(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<OwnedFd>)> {
+    pub(crate) fn receive(&self, step: &'static str, max: usize) -> Result<(Frame, Vec<UncheckedFd>)> {
         let mut reader = FrameReader {
             socket: self.socket,
             sender: Some(self.sender),
@@ -182,7 +184,7 @@ pub(crate) fn first_frame(
     deadline: &Deadline,
     address: &str,
     step: &'static str,
-) -> Result<(Credentials, Frame, Vec<OwnedFd>)> {
+) -> Result<(Credentials, Frame, Vec<UncheckedFd>)> {
     let mut reader = FrameReader {
         socket,
         sender: None,
@@ -209,7 +211,7 @@ struct FrameReader<'a> {
     /// The most descriptors that may come with the frame.
     max: usize,
     /// The descriptors that have arrived with the frame.
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<UncheckedFd>,
 }
 
 impl FrameReader<'_> {
@@ -227,7 +229,8 @@ impl FrameReader<'_> {
         let mut filled = 0;
         while filled < buffer.len() {
             let received = self.read(&mut buffer[filled..])?;
-            self.descriptors.extend(received.descriptors);
+            self.descriptors
+                .extend(received.descriptors.into_iter().map(UncheckedFd::new));
             self.check_control(&received.control)?;
             if received.bytes == 0 {
                 return Err(self.disconnected());

@@ -132,10 +132,9 @@ impl Side<'_> {
             let is_made_by_child = !descriptors.is_empty();
             let (line, child_end, peer);
             if is_made_by_child {
-                [line, child_end] = exactly(descriptors)?;
-                for end in [&line, &child_end] {
-                    check_line(end, sender)?;
-                }
+                let [own, other] = exactly(descriptors)?;
+                line = check_line(own, sender)?;
+                child_end = check_line(other, sender)?;
                 *identified = Some((sender.pid, creator_pidfd(&line)));
                 peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
             } else {

@@ -33,18 +33,21 @@ use crate::{
     harden,
     identity::{Credentials, Identity},
     options::MAX_MESSAGE_SIZE,
-    peer::{namespace::unless_short, process::Peer},
+    peer::process::Peer,
     region::{
-        accept::{Agreed, accept, accept_blank},
+        accept::{Agreed, accept, accept_blank, seals_of},
         copy::{Readable, Writable},
         create::{Backing, Blank, ObjectSpec, SharedObject},
         layout::{TAIL, as_offset, head_of, region_size, round_capacity},
         peer::PeerRegion,
     },
     signal::inbox::{OpenInbox, TokenAddress, TokenSender},
-    sys::{self, uninterrupted},
+    sys,
     trace::TraceContext,
-    wake::{attachments::Attachments, parking::Barriers},
+    wake::{
+        attachments::{Attachments, UncheckedFd},
+        parking::Barriers,
+    },
 };
 
 impl Side<'_> {
@@ -60,7 +63,7 @@ impl Side<'_> {
         let result = (|| {
             let (frame, descriptors) = agreed.next_frame("the guest's HELLO", 1)?;
             let [line] = exactly(descriptors)?;
-            check_line(&line, connection.peer.credentials)?;
+            let line = check_line(line, connection.peer.credentials)?;
             prepare_socket(&line)?;
             let socket = self.line(&line, connection.peer.credentials);
             let (own, hello) = self.answer(&socket, &[], &frame, &mut connection.record)?;
@@ -125,7 +128,7 @@ impl Side<'_> {
             line
         } else {
             let [line] = exactly(descriptors)?;
-            line
+            line.into_checked()
         };
         let hello = self.agree(Role::Guest, &frame, own, &mut connection.record)?;
         if is_child && hello.features & LACKS_MEMORY != 0 {
@@ -329,7 +332,7 @@ fn agree_on_backing(own: Backing, number: u32) -> Result<()> {
 }
 
 /// Receives the host's first frame on the agreed socket.
-fn receive_answer(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<OwnedFd>)> {
+fn receive_answer(agreed: &FrameLine<'_>) -> Result<(Frame, Vec<UncheckedFd>)> {
     const ANSWER: &str = "the host's answer";
     match agreed.receive(ANSWER, 1) {
         // On the line of a child, the mark precedes it.
@@ -354,7 +357,7 @@ fn read_rejection(agreed: &FrameLine<'_>) -> Result<Option<PeerSession>> {
 }
 
 /// Returns the line that came with a HELLO. A child passes its own end as well.
-pub(super) fn exactly<const N: usize>(descriptors: Vec<OwnedFd>) -> Result<[OwnedFd; N]> {
+pub(super) fn exactly<const N: usize>(descriptors: Vec<UncheckedFd>) -> Result<[UncheckedFd; N]> {
     descriptors.try_into().map_err(|found: Vec<_>| {
         Error::Protocol(format!("a HELLO with {} descriptors instead of {N}", found.len()))
     })
@@ -395,23 +398,21 @@ pub(super) fn check_child(
 
 /// Checks that the guest has passed one end of a pair of connected stream sockets that the guest itself
 /// created.
-pub(super) fn check_line(line: &OwnedFd, sender: Credentials) -> Result<()> {
-    const LINE: &str = "the line that the peer has passed";
-    let kind = unless_short(LINE, uninterrupted(|| getsockopt(line, sockopt::SockType)))?;
-    let stream = kind == Ok(SockType::Stream);
-    let number = line.as_raw_fd();
-    let unix = unless_short(LINE, uninterrupted(|| getsockname::<UnixAddr>(number)))?.is_ok();
-    let creator = unless_short(LINE, sys::socket::peer_credentials(line))?;
-    let connected = unless_short(LINE, uninterrupted(|| getpeername::<UnixAddr>(number)))?.is_ok();
-    if stream && unix && connected && creator == Ok(sender) {
-        return Ok(());
+pub(super) fn check_line(line: UncheckedFd, sender: Credentials) -> Result<OwnedFd> {
+    const LINE: &str = "inspecting the line that the peer has passed";
+    const WANTED: &str = "a Unix stream socket pair made by the process that connected";
+    fn ask<'a, T>(line: &'a OwnedFd, call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>) -> Result<T> {
+        Refusal::or_local(LINE, Check::Line, WANTED, line, call)
     }
-    Err(Refusal::new(
-        Check::Line,
-        "a Unix stream socket pair made by the process that connected",
-        format!("stream: {stream}, Unix: {unix}, connected: {connected}, made by {creator:?}"),
-    )
-    .into())
+    let kind = ask(&line, |line| getsockopt(&line, sockopt::SockType))?;
+    ask(&line, |line| getsockname::<UnixAddr>(line.as_raw_fd()))?;
+    ask(&line, |line| getpeername::<UnixAddr>(line.as_raw_fd()))?;
+    let creator = ask(&line, |line| sys::socket::peer_credentials(&line))?;
+    if kind == SockType::Stream && creator == sender {
+        return Ok(line.into_checked());
+    }
+    let found = format!("{kind:?}, made by {creator:?}");
+    Err(Refusal::new(Check::Line, WANTED, found).into())
 }
 
 fn nonce() -> Result<Nonce> {
@@ -624,7 +625,11 @@ impl Side<'_> {
         if found != wanted {
             return Err(Error::unsound("descriptors", wanted, found));
         }
-        let descriptors: Result<_> = descriptors.into_iter().map(CloseOnForkFd::new).collect();
+        let take = |object: UncheckedFd| {
+            seals_of(&object)?;
+            CloseOnForkFd::new(object.into_checked())
+        };
+        let descriptors: Result<_> = descriptors.into_iter().map(take).collect();
         let (capacity, agreed) = (offer.capacity, session.hello.capacity);
         if capacity != agreed {
             return Err(Error::Protocol(format!(
@@ -720,7 +725,7 @@ impl Side<'_> {
         Inheritance::accept(address, descriptors, &mut session.record).map(Some)
     }
 
-    pub(super) fn receive_ready(&self, session: &mut PeerSession, count: usize) -> Result<Vec<OwnedFd>> {
+    pub(super) fn receive_ready(&self, session: &mut PeerSession, count: usize) -> Result<Vec<UncheckedFd>> {
         let line = self.line(&session.line, session.peer.credentials);
         let (frame, descriptors) = line.receive("the peer's READY", count)?;
         let echo = match frame {
@@ -800,7 +805,7 @@ mod tests {
     fn line_must_be_a_unix_stream_pair_made_by_the_sender() {
         let (line, _other) = sys::socket::new_line().unwrap();
         let own = sys::socket::peer_credentials(&line).unwrap();
-        check_line(&line, own).unwrap();
+        let line = check_line(UncheckedFd::new(line), own).unwrap();
         // A listening socket reports its creator like a connected one, but has no other end.
         let listener = socket(
             AddressFamily::Unix,
@@ -823,7 +828,7 @@ mod tests {
             ("that listens", listener, own),
             ("that is a pipe", no_socket, own),
         ] {
-            let refused = check_line(&line, sender).expect_err(what);
+            let refused = check_line(UncheckedFd::new(line), sender).expect_err(what);
             let refusal = refused.refusal().expect(what);
             assert_eq!(refusal.check, Check::Line, "{what}");
         }
@@ -831,7 +836,8 @@ mod tests {
 
     #[test]
     fn hello_must_have_one_descriptor() {
-        let descriptors = |count| (0..count).map(|_| made(SockType::Stream)).collect();
+        let passed = |_| UncheckedFd::new(made(SockType::Stream));
+        let descriptors = |count| (0..count).map(passed).collect();
         assert!(exactly::<1>(descriptors(1)).is_ok());
         for count in [0, 2, 3] {
             assert_eq!(exactly::<1>(descriptors(count)).unwrap_err().code(), "PROTOCOL");

@@ -1,13 +1,13 @@
 //! An object that the peer made: checked without trusting it, then mapped for reading.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use nix::{
     errno::Errno,
     fcntl::{FcntlArg, SealFlag, fcntl},
     libc,
     sys::{
-        stat::{FileStat, SFlag, fstat},
+        stat::{FileStat, fstat},
         statfs::{FsType, TMPFS_MAGIC, fstatfs},
     },
     unistd::geteuid,
@@ -21,7 +21,7 @@ use crate::{
     region::create::{seal_names, wanted_seals},
     region::layout::region_size,
     region::peer::PeerRegion,
-    sys::{self, uninterrupted},
+    sys,
 };
 
 /// The only filesystem of a ring's object.
@@ -42,12 +42,12 @@ pub(crate) struct Agreed {
 /// Checks the object that the peer passed, and maps it for reading.
 pub(crate) fn accept(descriptor: &OwnedFd, agreed: &Agreed, record: &mut EvidenceLog) -> Result<PeerRegion> {
     let mut checks = Checks { record: Some(record) };
+    let seals = checks.kind(descriptor, TMPFS)?;
     let stat = stat_of(descriptor)?;
-    checks.kind(descriptor, &stat, TMPFS)?;
     checks.size(&stat, agreed.capacity, agreed.stated)?;
     checks.owner(&stat, agreed.owner)?;
     match agreed.backing {
-        Backing::Memfd => checks.seals(descriptor, wanted_seals(), "a sealed memfd")?,
+        Backing::Memfd => checks.seals(seals, wanted_seals())?,
         Backing::Shm => checks.lease(descriptor)?,
     }
     PeerRegion::map(descriptor, agreed.capacity)
@@ -64,20 +64,16 @@ pub(crate) fn accept_blank(
 ) -> Result<Blank> {
     const WANTED: &str = "a memfd that is not sealed";
     let mut checks = Checks { record: Some(record) };
-    let found = uninterrupted(|| fcntl(&*reopened, FcntlArg::F_GET_SEALS))
-        .map_err(|errno| unsound("seals", WANTED, errno))?;
-    let found = SealFlag::from_bits_retain(found);
+    let found = checks.kind(&reopened, TMPFS)?;
     let is_open = !found.intersects(wanted_seals() | SealFlag::F_SEAL_WRITE);
     checks.require("seals", || WANTED.into(), || seal_names(found), is_open)?;
-    uninterrupted(|| {
+    ask("seals", WANTED, &reopened, |object| {
         fcntl(
-            &*reopened,
+            object,
             FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW),
         )
-    })
-    .map_err(|errno| unsound("seals", WANTED, errno))?;
+    })?;
     let (file, other) = (stat_of(&reopened)?, stat_of(&raw)?);
-    checks.kind(&reopened, &file, TMPFS)?;
     checks.size(&file, capacity, region_size(capacity))?;
     checks.owner(&file, geteuid().as_raw())?;
     let [wanted, found] =
@@ -87,11 +83,27 @@ pub(crate) fn accept_blank(
     Ok(Blank::of_parent(raw, reopened))
 }
 
-/// Makes the error for a check that could not be made.
-pub(super) fn unsound(check: &'static str, wanted: &str, errno: Errno) -> Error {
-    Error::unless_short("inspecting the peer's shared object", errno, |errno| {
+/// Makes a system call on an object of the peer. If it fails, the check fails, unless the error is local.
+pub(super) fn ask<'a, T>(
+    check: &'static str,
+    wanted: &str,
+    object: &'a OwnedFd,
+    call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
+) -> Result<T> {
+    Error::or_local("inspecting the peer's shared object", object, call, |errno| {
         Error::unsound(check, wanted, errno.desc())
     })
+}
+
+const IN_MEMORY: &str = "a regular file in memory";
+
+/// Returns the seals of an object. Only a file in memory has some, even if it forbids to add any, and the kernel asks no filesystem
+/// for them. The peer may serve the filesystem of another file (FUSE), where other calls on the file, and closing it, may never return.
+pub(crate) fn seals_of(object: &OwnedFd) -> Result<SealFlag> {
+    ask("kind", IN_MEMORY, object, |object| {
+        fcntl(object, FcntlArg::F_GET_SEALS)
+    })
+    .map(SealFlag::from_bits_retain)
 }
 
 /// The checks, and the record of their results, if one is kept.
@@ -117,32 +129,23 @@ impl Checks<'_> {
         Ok(())
     }
 
-    /// Checks that this is a file on one of these filesystems. Any other may answer an access to the mapping late, never, or with a
-    /// signal, and has no seals.
+    /// Checks that this is a file on one of these filesystems, and returns its seals. Any other may answer a question, or an access to
+    /// the mapping, late, never, or with a signal.
     pub(super) fn kind(
         &mut self,
         descriptor: &OwnedFd,
-        stat: &FileStat,
         (filesystems, names): (&[FsType], &str),
-    ) -> Result<()> {
-        const REGULAR: &str = "a regular file";
-        let kind = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
-        let is_regular = kind == SFlag::S_IFREG;
-        let found = || {
-            if is_regular {
-                REGULAR.into()
-            } else {
-                format!("{kind:?}")
-            }
-        };
-        self.require("kind", || REGULAR.into(), found, is_regular)?;
+    ) -> Result<SealFlag> {
+        let seals = seals_of(descriptor)?;
+        self.require("kind", || IN_MEMORY.into(), || IN_MEMORY.into(), true)?;
         let filesystem = filesystem_of(descriptor, names)?;
         self.require(
             "filesystem",
             || names.into(),
             || format!("{:#x}", filesystem.0),
             filesystems.contains(&filesystem),
-        )
+        )?;
+        Ok(seals)
     }
 
     fn size(&mut self, stat: &FileStat, capacity: u64, stated: u64) -> Result<()> {
@@ -180,10 +183,7 @@ impl Checks<'_> {
         self.require("names", || "0".into(), || links.to_string(), links == 0)
     }
 
-    pub(super) fn seals(&mut self, descriptor: &OwnedFd, wanted: SealFlag, description: &str) -> Result<()> {
-        let found = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GET_SEALS))
-            .map_err(|errno| unsound("seals", description, errno))?;
-        let found = SealFlag::from_bits_retain(found);
+    pub(super) fn seals(&mut self, found: SealFlag, wanted: SealFlag) -> Result<()> {
         self.require(
             "seals",
             || seal_names(wanted),
@@ -193,8 +193,9 @@ impl Checks<'_> {
     }
 
     pub(super) fn access(&mut self, descriptor: &OwnedFd) -> Result<()> {
-        let flags = uninterrupted(|| fcntl(descriptor, FcntlArg::F_GETFL))
-            .map_err(|errno| unsound("access", "O_RDWR", errno))?;
+        let flags = ask("access", "O_RDWR", descriptor, |object| {
+            fcntl(object, FcntlArg::F_GETFL)
+        })?;
         self.require(
             "access",
             || "O_RDWR".into(),
@@ -206,8 +207,7 @@ impl Checks<'_> {
     fn lease(&mut self, descriptor: &OwnedFd) -> Result<()> {
         const WANTED: &str = "F_WRLCK, held by the peer";
         self.access(descriptor)?;
-        let leased =
-            sys::file::has_write_lease(descriptor).map_err(|errno| unsound("lease", WANTED, errno))?;
+        let leased = ask("lease", WANTED, descriptor, sys::file::has_write_lease)?;
         let found = if leased { "F_WRLCK" } else { "not held" };
         self.require("lease", || WANTED.into(), || found.into(), leased)
     }
@@ -215,14 +215,12 @@ impl Checks<'_> {
 
 /// Returns the filesystem of an object, which should be one of these.
 pub(super) fn filesystem_of(object: &OwnedFd, names: &str) -> Result<FsType> {
-    uninterrupted(|| fstatfs(object))
-        .map(|found| found.filesystem_type())
-        .map_err(|errno| unsound("filesystem", names, errno))
+    ask("filesystem", names, object, fstatfs).map(|found| found.filesystem_type())
 }
 
 /// Inspects an object.
 pub(super) fn stat_of(object: &OwnedFd) -> Result<FileStat> {
-    uninterrupted(|| fstat(object)).map_err(|errno| unsound("file", "a file that can be inspected", errno))
+    ask("file", "a file that can be inspected", object, fstat)
 }
 
 #[cfg(test)]
@@ -301,10 +299,7 @@ mod tests {
         let mut record = EvidenceLog::default();
         assert!(accept(&sealed, &agreed(Backing::Memfd), &mut record).is_err());
         let kind = &record.into_list()[0];
-        assert_eq!(
-            (&*kind.wanted, &*kind.found),
-            ("a regular file", "a regular file")
-        );
+        assert_eq!((&*kind.wanted, &*kind.found), (IN_MEMORY, IN_MEMORY));
         let passed = [&of_each[..], &["access", "lease"]].concat();
         assert_eq!(looked_at(&leased, agreed(Backing::Shm)), (passed, Some("layout")));
     }
@@ -320,7 +315,7 @@ mod tests {
         for (object, agreed, check) in [
             (pipe().unwrap().0, sound, "kind"),
             (File::open("/dev/shm").unwrap().into(), sound, "kind"),
-            (File::open("/proc/self/maps").unwrap().into(), sound, "filesystem"),
+            (File::open("/proc/self/maps").unwrap().into(), sound, "kind"),
             (memfd(SIZE + 4096, true, wanted_seals()), sound, "size"),
             (
                 sealed(),

@@ -21,7 +21,7 @@ use nix::{
 
 use crate::{
     error::{Error, OrSystem, Result, errno},
-    region::accept::{Checks, filesystem_of, stat_of, unsound},
+    region::accept::{Checks, ask, filesystem_of, stat_of},
     region::create::memfd,
     region::layout::as_offset,
     region::room::reserve,
@@ -88,13 +88,12 @@ impl SealedBuffer {
 
     /// As [`SealedBuffer::accept`], for a caller that keeps the object if this fails for a local reason. Returns its mapping.
     pub(crate) fn inspect(object: &OwnedFd, stated: u64) -> Result<Option<Mmap>> {
-        // The seals first: a filesystem that the peer serves (FUSE) might never answer, and has no seals.
         let mut checks = Checks { record: None };
-        checks.seals(object, seals(), "a sealed object")?;
+        let found = checks.kind(object, FILESYSTEMS)?;
+        checks.seals(found, seals())?;
         // The size is set again through this descriptor.
         checks.access(object)?;
         let found = stat_of(object)?;
-        checks.kind(object, &found, FILESYSTEMS)?;
         let size = found.st_size.cast_unsigned();
         checks.require(
             "size",
@@ -103,8 +102,9 @@ impl SealedBuffer {
             size == stated,
         )?;
         // Blocks behind the end would make up for holes in the count below. The seals forbid to add any later.
-        uninterrupted(|| ftruncate(object, found.st_size))
-            .map_err(|errno| unsound("size", "a size that can be set again", errno))?;
+        ask("size", "a size that can be set again", object, |object| {
+            ftruncate(object, found.st_size)
+        })?;
         checks.memory(&stat_of(object)?, size)?;
         Self::map(object, as_offset(size))
     }
@@ -461,7 +461,7 @@ mod tests {
         let (pipe, _writer) = nix::unistd::pipe().unwrap();
         let file = File::open("/proc/self/exe").unwrap();
         for other in [pipe, file.into()] {
-            assert_eq!(check_of(SealedBuffer::accept(other, 0)), "seals");
+            assert_eq!(check_of(SealedBuffer::accept(other, 0)), "kind");
         }
     }
 }

@@ -1,15 +1,16 @@
 //! Open files: their locks and leases, and reading of the kernel's text files.
 
 use std::{
+    mem::MaybeUninit,
     os::fd::{AsFd, AsRawFd},
     str::FromStr,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, openat},
+    fcntl::{AT_FDCWD, OFlag, openat},
     libc::{self, c_int},
-    sys::stat::{Mode, SFlag, fstatat},
+    sys::stat::{Mode, SFlag},
     unistd::read,
 };
 
@@ -79,11 +80,34 @@ pub(crate) fn unlock_file(file: impl AsFd) {
 /// change, so cached values are correct. The number is the same on every architecture.
 pub(crate) const WITHOUT_SERVER: c_int = 0x4000;
 
+/// Returns the kind, the device and the inode of an open file. Never waits for a server. Not with fstatat: since Linux 6.13 it
+/// ignores [`WITHOUT_SERVER`] if the path is empty.
+pub(crate) fn identify(file: impl AsFd) -> Result<(SFlag, (u64, u64)), Errno> {
+    let mut found = MaybeUninit::<libc::statx>::zeroed();
+    let (number, flags) = (file.as_fd().as_raw_fd(), libc::AT_EMPTY_PATH | WITHOUT_SERVER);
+    let wanted = libc::STATX_TYPE | libc::STATX_INO;
+    // SAFETY: the kernel reads an empty path, and writes one `statx` at most.
+    let result = uninterrupted(|| unsafe {
+        Errno::result(libc::syscall(
+            libc::SYS_statx,
+            number,
+            c"".as_ptr(),
+            flags,
+            wanted,
+            found.as_mut_ptr(),
+        ))
+    });
+    result?;
+    // SAFETY: it consists of integers, so that zeros are valid.
+    let found = unsafe { found.assume_init() };
+    let kind = SFlag::from_bits_truncate(u32::from(found.stx_mode) & SFlag::S_IFMT.bits());
+    let device = libc::makedev(found.stx_dev_major, found.stx_dev_minor);
+    Ok((kind, (device, found.stx_ino)))
+}
+
 /// Returns the kind of an open file. Never waits for a server.
 pub fn file_type(file: impl AsFd) -> Result<SFlag, Errno> {
-    let flags = AtFlags::AT_EMPTY_PATH | AtFlags::from_bits_retain(WITHOUT_SERVER);
-    let stat = uninterrupted(|| fstatat(&file, "", flags))?;
-    Ok(SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()))
+    identify(file).map(|(kind, _)| kind)
 }
 
 /// `F_SETSIG` of fcntl(2), which libc does not define everywhere.

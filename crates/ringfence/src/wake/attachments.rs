@@ -10,6 +10,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::IoSlice,
+    ops::Deref,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -527,7 +528,9 @@ fn parse_parcel(parcel: &[u8], numbered: bool) -> Option<(u64, Vec<u64>)> {
 const MAX_CLOSERS: usize = 16;
 /// The key of [`UNCLOSED`] for descriptors that belong to no line.
 const NO_LINE: u64 = 0;
-static NEXT_LINE: AtomicU64 = AtomicU64::new(NO_LINE + 1);
+/// The key for those of handshakes.
+const HANDSHAKES: u64 = 1;
+static NEXT_LINE: AtomicU64 = AtomicU64::new(HANDSHAKES + 1);
 
 /// Descriptors that no thread has closed yet.
 #[derive(Debug, Default)]
@@ -544,6 +547,35 @@ static UNCLOSED: PerProcess<Mutex<BTreeMap<u64, Unclosed>>> = PerProcess::new();
 /// return. If no thread can be started, the thread of a later call closes them. Never blocks.
 pub fn discard(descriptors: impl IntoIterator<Item = OwnedFd>) {
     close_on_threads(NO_LINE, MAX_CLOSERS, descriptors);
+}
+
+/// A descriptor that a peer has passed in a handshake, and whose kind was not checked. Dropping it never blocks.
+#[derive(Debug)]
+pub(crate) struct UncheckedFd(Option<OwnedFd>);
+
+impl UncheckedFd {
+    pub(crate) const fn new(descriptor: OwnedFd) -> Self {
+        Self(Some(descriptor))
+    }
+
+    /// Returns the descriptor, which the caller closes.
+    pub(crate) fn into_checked(mut self) -> OwnedFd {
+        self.0.take().expect("it is there until this call")
+    }
+}
+
+impl Deref for UncheckedFd {
+    type Target = OwnedFd;
+
+    fn deref(&self) -> &OwnedFd {
+        self.0.as_ref().expect("it is there until `into_checked`")
+    }
+}
+
+impl Drop for UncheckedFd {
+    fn drop(&mut self) {
+        close_on_threads(HANDSHAKES, MAX_CLOSERS, self.0.take());
+    }
 }
 
 /// Returns how many descriptors of this line wait to be closed. 0 if that is not the peer's fault.

@@ -2,6 +2,7 @@
 
 use std::{
     io::{IoSlice, IoSliceMut, Read},
+    mem::ManuallyDrop,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         linux::net::SocketAddrExt,
@@ -424,7 +425,8 @@ pub fn member_host_at(listener: &UnixListener, passed: impl FnOnce(&UnixListener
     send(&line, &offer(nonce), Some(object.as_fd()));
     assert_eq!(receive(&mut line).expect("the guest's OFFER").0, 2);
     assert_eq!(receive(&mut line).expect("the guest's READY").0, 3);
-    let passed = passed(listener);
+    // Not closed: the test may pass a file that does not close.
+    let passed = ManuallyDrop::new(passed(listener));
     let descriptors: Vec<_> = passed.iter().map(AsFd::as_fd).collect();
     send_with(&line, &good(3, nonce), &descriptors);
     match receive(&mut line) {

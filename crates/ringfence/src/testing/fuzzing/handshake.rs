@@ -35,6 +35,7 @@ use crate::{
     signal::inbox::{Secret, TokenAddress},
     sys,
     wait::deadline::Deadline,
+    wake::attachments::UncheckedFd,
 };
 
 pub(super) const OWN: Nonce = [5; 32];
@@ -347,7 +348,7 @@ fn own_pid() -> i32 {
 }
 
 /// Receives the next frame of this process and its descriptors.
-pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<OwnedFd>)> {
+pub(super) fn frame_on(line: &OwnedFd, pid: i32) -> Option<(Frame, Vec<UncheckedFd>)> {
     let own = sys::socket::effective_credentials();
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
     let line = FrameLine {

@@ -233,7 +233,7 @@ fn make(backing: Backing, script: &mut Unstructured<'_>) -> Result<Option<Made>>
         3 => plain(socket().map(|(end, _)| end), "kind"),
         4 => plain(opened("/dev/shm"), "kind"),
         5 => plain(opened("/dev/null"), "kind"),
-        6 => plain(opened("/proc/self/maps"), "filesystem"),
+        6 => plain(opened("/proc/self/maps"), "kind"),
         7 => plain(
             memfd_create("fuzzed", sealable | MFdFlags::MFD_HUGETLB),
             "filesystem",
