@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use nix::errno::Errno;
+use nix::{errno::Errno, fcntl::AT_FDCWD};
 
 use crate::{
     identity::{Confinement, Credentials, Identity},
@@ -299,14 +299,20 @@ impl Error {
         }
     }
 
-    /// Makes a system call on a descriptor that the peer has passed. `otherwise` as for [`Error::unless_short`].
+    /// Makes a system call on a descriptor that the peer has passed. A filter of this process denies the call on every
+    /// descriptor, also on one that is not open: then the error is local. `otherwise` as for [`Error::unless_short`].
     pub(crate) fn or_local<'a, T>(
         what: &str,
         passed: &'a OwnedFd,
         call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
         otherwise: impl FnOnce(Errno) -> Self,
     ) -> Result<T> {
-        uninterrupted(|| call(passed.as_fd())).map_err(|errno| Self::unless_short(what, errno, otherwise))
+        uninterrupted(|| call(passed.as_fd())).map_err(|errno| {
+            if is_denied(errno) && uninterrupted(|| call(AT_FDCWD)).err() == Some(errno) {
+                return Self::system(what, errno);
+            }
+            Self::unless_short(what, errno, otherwise)
+        })
     }
 }
 

@@ -544,6 +544,19 @@ fn child_without_memfd_gets_memory_from_its_parent() {
     }
 }
 
+/// The peer's object is not to blame.
+#[test]
+fn denied_question_about_the_object_of_the_peer_is_a_local_error() {
+    const GET_SEALS: &str = "fcntl if 1&0xffffffff=0x40a";
+    let (child, line) = start("child", Some(Filter::denying(&[GET_SEALS])));
+    line.channel(&small()).unwrap_err();
+    let reply = child.next_line();
+    assert!(
+        reply.starts_with("UNSUPPORTED: ") && reply.contains("inspecting the peer's shared object"),
+        "{reply}"
+    );
+}
+
 /// Whether this process maps the object that the child may write, and for reading alone.
 fn child_inode_is_read_only_here(child: i32) -> bool {
     let mapped = |pid: &str| -> Vec<(String, String)> {
