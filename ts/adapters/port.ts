@@ -24,6 +24,9 @@ const CLOSE_ERRORS: ReadonlySet<string> = new Set([
   'ERR_RINGFENCE_RING_CORRUPT',
 ])
 
+/** The events that a listener has stopped. The set keeps none of them, and so no message. */
+const stopped = new WeakSet<Event>()
+
 /** The events of a port. */
 type PortEvent = 'message' | 'messageerror' | 'close'
 
@@ -62,8 +65,6 @@ export class Port<C extends PortChannel> extends EventEmitter {
   readonly #codec: Codec<unknown>
   /** The event being emitted, for all event listeners. */
   #event: Event | undefined
-  /** The event that the program has stopped last. */
-  #stopped: Event | undefined
   readonly #handlers = new Map<PortEvent, Handler>()
   /** The event listeners that a signal removes, each with what stops watching the signal. */
   readonly #signalListeners = new Map<Wrapper, { event: string; unwatch(): void }>()
@@ -273,7 +274,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
   #eventOf(name: string, value: unknown): Event {
     const event = name === 'close' ? new Event(name) : new MessageEvent(name, { data: value })
     for (const key of ['target', 'currentTarget', 'srcElement']) Object.defineProperty(event, key, { value: this })
-    Object.defineProperty(event, 'stopImmediatePropagation', { value: () => void (this.#stopped = event) })
+    Object.defineProperty(event, 'stopImmediatePropagation', { value: () => void stopped.add(event) })
     return event
   }
 
@@ -283,7 +284,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
     this.#event = undefined
     const listeners = this.rawListeners(event) as Listener[]
     for (const [index, listener] of listeners.entries()) {
-      if (this.#event !== undefined && this.#event === this.#stopped) break
+      if (this.#event !== undefined && stopped.has(this.#event)) break
       if (index === 0 || this.#isAdded(event, listener))
         if (!throwUncaught(() => listener.apply(this, values))) this.#raising ??= this.#raised()
     }
