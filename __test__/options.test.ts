@@ -136,6 +136,19 @@ test('a timeout without a limit is refused, and the error says what to write', (
   t.throws(() => checkOptions('join', { timeout: Infinity }), { ...invalid, message })
 })
 
+test('an error says what was found, and which values are possible', (t) => {
+  for (const [call, options, message] of [
+    [
+      'publish',
+      { deliveries: ['other'] },
+      "deliveries must be a list of one or more of 'reliable', 'best-effort' or 'latest', not an array",
+    ],
+    ['publish', { stall: -1 }, 'stall must be a number of milliseconds of 0 or more, or Infinity, not -1'],
+    ['join', { policy: { uid: [] } }, 'uid must name at least one, or be left out for the default'],
+  ] as const)
+    t.throws(() => checkOptions(call, options), { ...invalid, message })
+})
+
 test('what attachments are accepted is checked by name', (t) => {
   const attachments = { sealed: undefined, descriptors: true, maxBytes: 1, maxCount: 1024 }
   t.deepEqual(given('join', { attachments }), {

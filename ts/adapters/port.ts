@@ -129,7 +129,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
       throw new RingfenceError('MESSAGE_TOO_LARGE', text)
     }
     if (bufferedAmount > MAX_BUFFERED) {
-      const text = `the peer does not read: ${bufferedAmount} bytes of earlier messages are still waiting`
+      const text = `the peer does not read: ${bufferedAmount} bytes of earlier messages are still waiting; \`send\` of the channel waits for it`
       throw new RingfenceError('NO_SPACE', text)
     }
   }

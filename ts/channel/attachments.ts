@@ -83,7 +83,7 @@ export class SealedBuffer implements Disposable {
       bytes = memory === null ? (allocateEmpty(size, 'a sealed buffer') as Uint8Array) : new Uint8Array(memory)
       buffer = bytes.buffer as ArrayBuffer
       await write(bytes)
-      if (bytes.length !== size) throw invalid('the memory that was to be filled was transferred elsewhere')
+      if (bytes.length !== size) throw invalid('the memory to be filled was transferred elsewhere: transfer a copy')
     } catch (error) {
       draft.abandon()
       throw error
@@ -121,7 +121,7 @@ export class SealedBuffer implements Disposable {
    * `buffer.constants.MAX_LENGTH`.
    */
   bytes(): Uint8Array {
-    if (this.#isClosed) throw new RingfenceError('CLOSED', 'the sealed buffer is closed')
+    if (this.#isClosed) throw new RingfenceError('CLOSED', 'the sealed buffer is closed: call `bytes` before `close`')
     return (this.#bytes ??= this.#map())
   }
 

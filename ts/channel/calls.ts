@@ -140,7 +140,8 @@ class Request extends ListNode {
     const body = this.#body
     this.#body = EMPTY
     // The program has transferred memory that this request shares with others. Node 20 allows that.
-    if (HEAD + body.length < this.size) throw invalid('the server has transferred the memory of this request')
+    if (HEAD + body.length < this.size)
+      throw invalid('the memory of this request was transferred by its receiver, which must transfer a copy')
     return body
   }
 }
@@ -219,7 +220,7 @@ export class Calls {
   #checkMaxMessageSize(): void {
     const { maxMessageSize } = this.#transport
     if (maxMessageSize < MIN_MESSAGE_SIZE)
-      throw invalid(`calls need a channel with a maxMessageSize of at least ${MIN_MESSAGE_SIZE}, not ${maxMessageSize}`)
+      throw invalid(`calls need a peer with a maxMessageSize of at least ${MIN_MESSAGE_SIZE}, not ${maxMessageSize}`)
   }
 
   scheduleRead(): void {

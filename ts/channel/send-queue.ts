@@ -448,7 +448,7 @@ export class SendQueue {
       )
     }
     if (this.#makeBlockError !== null) throw (this.#makeBlockError as () => RingfenceError)()
-    if (bytes.length === 0) throw invalid('the memory that was to be filled was transferred elsewhere')
+    if (bytes.length === 0) throw invalid('the memory to be filled was transferred elsewhere: transfer a copy')
     return length
   }
 
@@ -725,7 +725,7 @@ function checkSizeArgument(size: number, what: string): void {
 }
 
 const reservedError = () => invalid('a reservation is open: commit or cancel it first')
-const fillingError = () => invalid('a message is being filled: send once that has returned')
+const fillingError = () => invalid('a message is being filled: send once `fill` has returned')
 
 /** Commits this number of bytes, or cancels. Returns the error if that fails. */
 type Finish = (length: number | null, scratch?: Uint8Array) => RingfenceError | null
@@ -745,7 +745,7 @@ class Reserved implements Reservation {
   }
 
   commit(length = this.#size): void {
-    if (!this.#open) throw invalid('the reservation is not open any more')
+    if (!this.#open) throw invalid('the reservation was committed or cancelled before: reserve again')
     if (!Number.isInteger(length) || length < 0 || length > this.#size) {
       throw invalid(`commit takes a length from 0 to ${this.#size}, not ${show(length)}`)
     }

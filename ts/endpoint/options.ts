@@ -115,11 +115,9 @@ const OPTIONS = declare({
   deliveries: {
     calls: ['publish'],
     native: (name, value) => {
-      if (!Array.isArray(value) || value.length === 0 || !value.every((delivery) => DELIVERIES.includes(delivery)))
-        throw invalid(
-          `${name} must be a list of one or more of ${DELIVERIES.map((delivery) => `'${delivery}'`).join(', ')}`,
-        )
-      return value
+      const isValid =
+        Array.isArray(value) && value.length > 0 && value.every((delivery) => DELIVERIES.includes(delivery))
+      return must(isValid, name, `a list of one or more of ${alternatives(DELIVERIES)}`, value as Delivery[])
     },
   },
   delivery: { calls: ['subscribe'], native: (name, value) => oneOf(name, value, DELIVERIES) },
@@ -240,7 +238,12 @@ export function concurrencyOf(handler: unknown, options: ServeOptions = {}): num
 export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
   if (max !== undefined)
-    must(max === Infinity || (Number.isInteger(max) && (max as number) >= 0), 'max', 'a number of messages', max)
+    must(
+      max === Infinity || (Number.isInteger(max) && (max as number) >= 0),
+      'max',
+      'a whole number of 0 or more, or Infinity',
+      max,
+    )
 }
 
 /** Checks the options of `batches`, and fills in the default. */
@@ -299,7 +302,12 @@ function callback(name: string, value: unknown): void {
 
 /** Milliseconds, which may be 0 or infinite. */
 function duration(name: string, value: unknown): number {
-  return must(typeof value === 'number' && value >= 0, name, 'a number of milliseconds', value as number)
+  return must(
+    typeof value === 'number' && value >= 0,
+    name,
+    'a number of milliseconds of 0 or more, or Infinity',
+    value as number,
+  )
 }
 
 function milliseconds(name: string, value: unknown): number {
@@ -324,7 +332,7 @@ function toArray<T>(value: T | readonly T[]): readonly T[] {
 
 function ids(name: string, value: unknown): number[] {
   const all = toArray(value)
-  if (all.length === 0) throw invalid(`${name} must name at least one`)
+  if (all.length === 0) throw invalid(`${name} must name at least one, or be left out for the default`)
   return all.map((id) => integer(name, id, 0, MAX_ID))
 }
 
