@@ -504,6 +504,23 @@ for (const [what, habit] of Object.entries(habits))
     t.true(own.length > 0)
   })
 
+test('an event that is stopped stays so, whatever other event is stopped during its dispatch', (t) => {
+  const { port } = portOf()
+  const found: unknown[] = []
+  const events: Event[] = []
+  port.addEventListener('message', (event: MessageEvent) => {
+    found.push(event.data)
+    events.push(event)
+    event.stopImmediatePropagation()
+    if (event.data === 'with another') port.emit('message', 'another')
+    if (event.data === 'with an earlier one') events[0]!.stopImmediatePropagation()
+  })
+  port.on('message', (value) => found.push(['second', value]))
+
+  for (const value of ['alone', 'with another', 'with an earlier one']) port.emit('message', value)
+  t.deepEqual(found, ['alone', 'with another', 'another', 'with an earlier one'])
+})
+
 test('a listener that removes all listeners is the last one called', async (t) => {
   const { port, core } = portOf()
   const found: string[] = []
