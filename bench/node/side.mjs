@@ -191,18 +191,18 @@ const outcomeOf = (job, count, { seconds, cpu = 0, preempted = 0 }, more) => ({
  * each message has its own deadline, and an overdue message is sent immediately.
  */
 async function paced(contender, sides, job) {
-  const stretch = (count) =>
+  const stretch = (count, atOnce) =>
     carryOut(sides, { paced: count }, expectedSum(job.size, count), async () => {
       const started = now()
       for (let n = 0; n < count; n++) {
-        const early = n - (now() - started) / 1e6
+        const early = Math.floor(n / atOnce) - (now() - started) / 1e6
         if (early > 0) await pause(early)
         void contender.send(n)
       }
     })
-  await stretch(100)
   const count = Math.ceil(job.seconds * 1000)
-  const found = await stretch(count)
+  await stretch(10 * count, 10)
+  const found = await stretch(count, 1)
   return outcomeOf(job, count, found, { wakeups_per_message: found.reports[0].sleeps / count })
 }
 

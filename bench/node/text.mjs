@@ -1,14 +1,8 @@
 // Medians, and formatted figures for the terminal and the tables.
 
 export function quantity(value, unit = '') {
-  const steps = [
-    [1e9, 'G'],
-    [1e6, 'M'],
-    [1e3, 'k'],
-  ]
-  for (const [step, name] of steps) {
+  for (const [name, step] of Object.entries({ G: 1e9, M: 1e6, k: 1e3 }))
     if (value >= step) return `${digits(value / step)} ${name}${unit}`
-  }
   return `${digits(value)} ${unit}`.trim()
 }
 

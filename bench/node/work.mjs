@@ -131,15 +131,23 @@ export class Reader {
   }
 }
 
+/** V8 has compiled the code of every contender after that many messages. */
+const COMPILED = 10_000
+
 /**
- * Runs stretches, the first of `count` messages, until one was long enough to touch every page and to compile
- * the loops. Returns the number of messages that take `seconds`.
+ * Runs stretches, the first of `count` messages, until one was long enough to touch every page, and all together to compile the loops;
+ * that takes fewer messages if they are large. Returns the number of messages that take `seconds`.
  */
 export async function warmedUp({ seconds: wanted }, count, stretch) {
   const enough = Math.min(Math.max(wanted / 2, 0.1), 0.5)
+  let messages = 0
+  let spent = 0
   for (;;) {
     const { seconds } = await stretch(count)
-    if (seconds >= enough) return Math.ceil((count / seconds) * wanted)
+    messages += count
+    spent += seconds
+    const isCompiled = messages >= COMPILED || spent >= 2.5 * wanted
+    if (seconds >= enough && isCompiled) return Math.ceil((count / seconds) * wanted)
     count = Math.ceil(count * Math.min(Math.max((1.3 * enough) / seconds, 1.5), 16))
   }
 }
