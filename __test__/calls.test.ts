@@ -173,6 +173,21 @@ test('a caller is told that the handler has returned a value that cannot be sent
   })
 })
 
+test('a caller gets the code of a RingfenceError that the codec of the handler throws', async (t) => {
+  const { channel, partner } = await pair(t)
+  await partner.run((kit) => {
+    const encode = () => {
+      throw new kit.ringfence.RingfenceError('NO_SPACE', 'no memory for the bytes')
+    }
+    void kit.channel.with({ encode, decode: String }).serve((request) => request)
+  })
+  await t.throwsAsync(channel.call('x'), {
+    instanceOf: RemoteError,
+    code: 'ERR_RINGFENCE_NO_SPACE',
+    message: 'no memory for the bytes',
+  })
+})
+
 test('values that a handler throws or returns, whatever they are', async (t) => {
   const { channel, partner } = await pair(t)
   const values = channel.with<any>(structured())

@@ -109,15 +109,23 @@ test('a codec must encode to bytes or a string, or the value cannot be sent', (t
     t.true(error!.cause instanceof TypeError)
     t.regex((error!.cause as Error).message, /^a message is bytes or a string, and not /)
   }
+  const { proxy, revoke } = Proxy.revocable({}, {})
+  revoke()
   for (const [thrown, told] of [
     [new RangeError('no'), 'no'],
     ['no', '"no"'],
     [undefined, 'undefined'],
+    [proxy, 'a value that cannot be shown'],
   ] as const) {
     const error = t.throws(() => encodeWith({ encode: throws(thrown), decode: () => 0 }, 1), invalid)
     t.is(error?.message, `the value cannot be encoded: ${told}`)
-    t.is(error?.cause, thrown)
+    t.true(error?.cause === thrown)
   }
+  const full = new RingfenceError('NO_SPACE', 'no memory for the bytes')
+  t.is(
+    t.throws(() => encodeWith({ encode: throws(full), decode: () => 0 }, 1)),
+    full,
+  )
 })
 
 test('the error for bytes that a codec cannot decode has a copy of them', (t) => {

@@ -145,8 +145,16 @@ test.serial('close is emitted without a message listener, too, and to onclose', 
 })
 
 test.serial('values that cannot be posted and transfer lists throw, and nothing is sent', async (t) => {
-  const { port } = await ports(t, { there: { maxMessageSize: 1000 } })
+  const { channel, port } = await ports(t, { there: { maxMessageSize: 1000 } })
   t.throws(() => port.postMessage(() => {}), { any: true, name: 'DataCloneError' })
+  const full = new RingfenceError('NO_SPACE', 'no memory for the bytes')
+  const encode = () => {
+    throw full
+  }
+  t.is(
+    t.throws(() => channel.with({ encode, decode: Number }).port().postMessage(1)),
+    full,
+  )
   const memory = new ArrayBuffer(8)
   t.throws(() => port.postMessage(memory, [memory]), invalid)
   t.throws(() => port.postMessage(memory, { transfer: [memory] }), invalid)

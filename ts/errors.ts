@@ -47,7 +47,7 @@ function brand(Class: abstract new (...given: never[]) => Error, name: string): 
   Object.defineProperty(Class, Symbol.hasInstance, {
     value(this: unknown, value: unknown) {
       if (this !== Class) return Function.prototype[Symbol.hasInstance].call(this, value)
-      return typeof value === 'object' && value !== null && symbol in value
+      return types.isNativeError(value) && symbol in value
     },
   })
 }

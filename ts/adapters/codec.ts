@@ -19,7 +19,8 @@ import type { Message, SendOptions } from '../types.js'
  * Encodes values as messages and decodes them. One codec serves any number of channels. msgpackr, cbor-x and similar codecs can be used
  * directly.
  *
- * Errors from `decode` are reported as MALFORMED, and errors from `encode` as INVALID_ARGUMENT. Neither ends the channel.
+ * Errors from `decode` are reported as MALFORMED, and errors from `encode` as INVALID_ARGUMENT, unless it throws a {@link RingfenceError}.
+ * Neither ends the channel.
  */
 export interface Codec<T> {
   /** Returns the value as a message. The result is copied before the next call. */
@@ -190,7 +191,7 @@ const readHostObject: unknown = hasDeserializer
 /**
  * Encodes a value whose message may have attachments, and adds them to the options of its `send`.
  *
- * @throws {@link RingfenceError} INVALID_ARGUMENT as {@link encodeWith}
+ * @throws {@link RingfenceError} as {@link encodeWith}
  */
 export function encodeMessage<T>(
   codec: Codec<T>,
@@ -208,11 +209,12 @@ function wrapEncodeError<Result>(encode: () => Result): Result {
   try {
     return encode()
   } catch (error) {
+    if (error instanceof RingfenceError) throw error
     throw new RingfenceError('INVALID_ARGUMENT', `the value cannot be encoded: ${messageOf(error)}`, { cause: error })
   }
 }
 
-/** @throws {@link RingfenceError} INVALID_ARGUMENT if the value cannot be a message, with the codec's error as the cause. */
+/** @throws {@link RingfenceError} INVALID_ARGUMENT with the codec's error as the cause; the codec's error if it is a RingfenceError */
 export function encodeWith<T>(codec: Codec<T>, value: T): Uint8Array | string {
   const message: unknown = wrapEncodeError(() => codec.encode(value))
   if (typeof message === 'string' || ArrayBuffer.isView(message)) return message as Uint8Array | string

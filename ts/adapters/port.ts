@@ -115,6 +115,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
     try {
       return encodeMessage(this.#codec, value)
     } catch (error) {
+      if ((error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') throw error
       throw Object.assign(new DOMException(messageOf(error), 'DataCloneError'), { cause: error })
     }
   }

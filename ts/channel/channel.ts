@@ -315,13 +315,9 @@ export class Channel<In = Message, Out = MessageInput> extends Source<In> {
     try {
       return this.#encodeBody(value)
     } catch (cause) {
-      throw new RingfenceError(
-        'INVALID_ARGUMENT',
-        `the handler of this call has returned a value that cannot be sent: ${messageOf(cause)}`,
-        {
-          cause,
-        },
-      )
+      if ((cause as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') throw cause
+      const message = `the handler of this call has returned a value that cannot be sent: ${messageOf(cause)}`
+      throw new RingfenceError('INVALID_ARGUMENT', message, { cause })
     }
   }
 
