@@ -32,7 +32,7 @@ use ringfence::{
     Admit, Channel, Check, CloseReason, LINE_VARIABLE, LinePlace, Outcome, Policy, Role, from_parent,
     private_line, spawn, spawn_with,
 };
-use support::{Actor, POLL, TIME_LIMIT, forbid, report, small, wait_for_test, wire};
+use support::{Actor, POLL, TIME_LIMIT, forbid, report, small, trap, wait_for_test, wire};
 
 /// A copy of the line of this process's channel outlives it, in a process that it starts.
 fn as_leaves_a_copy() {
@@ -55,6 +55,15 @@ fn as_leaves_a_copy() {
     let (_sender, mut receiver) = channel.split();
     let _ = receiver.receive(&mut [0; 16]);
     holder.wait().unwrap();
+}
+
+/// Is killed when it kills the first process of its child.
+fn as_dies_in_kill() {
+    let script = r#"sleep 1000 & first=$!; sleep 1000 & echo "@@ $$ $first $!"; wait"#;
+    let (child, line) = Actor::spawn_command(shell(script), "leaves", &[]);
+    report(child.next_line());
+    trap(libc::SYS_pidfd_send_signal, Some((1, Signal::SIGKILL as i32)));
+    let _ = line.processes().kill();
 }
 
 /// The other processes of these tests.
@@ -157,6 +166,7 @@ fn role() {
             drop(channel);
             panic!("{error}");
         }
+        "dies in kill" => as_dies_in_kill(),
         // Has a channel for as long as it is not killed.
         "stays" => {
             let _channel = from_parent(&small().policy(Policy::new().any_executable())).unwrap();
@@ -664,6 +674,31 @@ fn kill_ends_the_childs_processes_and_no_others() {
     launcher.kill();
     assert!(is_running(other.pid()));
     assert!(processes.kill().unwrap(), "a second kill succeeds");
+}
+
+/// A stopped process cannot notice that its parent is gone.
+#[test]
+fn killed_parent_leaves_at_most_one_process_stopped() {
+    if support::role().is_some() {
+        return;
+    }
+    let parent = Actor::start("dies in kill", &[]);
+    let reply = parent.next_line();
+    let pids = reply.split_whitespace().map(|pid| pid.parse().unwrap());
+    let pids: Vec<i32> = pids.collect();
+    assert_eq!(parent.signal(), Some(libc::SIGSYS));
+    let stopped = || {
+        let is_stopped = |pid: &&i32| {
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") T "))
+        };
+        pids.iter().filter(is_stopped).count()
+    };
+    wait_until("the first is stopped", || stopped() > 0);
+    let stopped = stopped();
+    for pid in &pids {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!((pids.len(), stopped), (3, 1), "{reply}");
 }
 
 /// The child may have passed its line to a process that it did not start.

@@ -98,21 +98,18 @@ impl Pidfd {
     }
 
     fn kill(&self) -> bool {
-        match self.get() {
+        let process = self.process.as_ref();
+        match self.get().or_else(|| process?.open().map(Arc::new)) {
             Some(pidfd) => matches!(
                 sys::signal::pidfd_signal(&*pidfd, Signal::SIGKILL as i32, None),
                 Ok(()) | Err(Errno::ESRCH)
             ),
-            None => self
-                .process
-                .as_ref()
-                .is_none_or(|process| process.signal(Signal::SIGKILL) || !process.is_running()),
+            None => process.is_none_or(|process| !process.is_running()),
         }
     }
 }
 
-/// The most searches of /proc. Each finds the processes that were forked since the last one. Those that were found are stopped, so only
-/// a process that was not found yet can fork.
+/// The most searches of /proc. Each finds the processes whose parent has exited since the last one.
 const SEARCHES: usize = 32;
 
 /// The processor time for all searches. A child with many processes and descriptors cannot delay its end for longer, and by keeping the
@@ -202,22 +199,19 @@ impl ChildProcesses {
         if let Some(start_time) = started.start_time {
             let until = processor_time().saturating_add(SEARCH_TIME);
             family.kill_cgroup(started, start_time, until);
-            // Their pidfds are not kept: a child with many processes could use up the descriptors of this one.
-            let mut stopped = BTreeMap::<i32, Process>::new();
+            let mut found = BTreeSet::new();
             for _ in 0..SEARCHES {
-                let stopped_pids = stopped.keys().copied().collect();
-                let before = stopped.len();
-                for process in family.descendants(started, start_time, &stopped_pids, until) {
-                    if process.signal(Signal::SIGSTOP) {
-                        stopped.insert(process.pid, process);
-                    }
-                }
-                if stopped.len() == before || processor_time() >= until {
+                let mut next = family.descendants(started, start_time, &found, until);
+                if next.is_empty() || processor_time() >= until {
                     break;
                 }
-            }
-            for process in stopped.values() {
-                process.signal(Signal::SIGKILL);
+                while let Some(process) = next.pop()
+                    && processor_time() < until
+                {
+                    if found.insert(process.pid) {
+                        next.extend(process.kill());
+                    }
+                }
             }
         }
         if let Some((pid, pidfd)) = family.peer.get()
@@ -240,12 +234,12 @@ impl Family {
         started || peer
     }
 
-    /// Returns the living processes that belong to the child, except those that are known.
+    /// Returns the living processes that belong to the child, except those that were found before. The youngest come first.
     fn descendants(
         &self,
         started: &Started,
         start_time: u64,
-        stopped_pids: &BTreeSet<i32>,
+        before: &BTreeSet<i32>,
         until: Duration,
     ) -> Vec<Process> {
         let processes: BTreeMap<i32, Process> = Process::all().collect();
@@ -259,7 +253,7 @@ impl Family {
             }
         }
         let mut members = BTreeSet::new();
-        let mut next: Vec<i32> = stopped_pids.iter().copied().collect();
+        let mut next = Vec::new();
         // Both were alive while /proc was read, so the numbers there were theirs.
         if started.pidfd.as_ref().is_some_and(Pidfd::is_alive) {
             next.push(started.pid);
@@ -296,9 +290,9 @@ impl Family {
                 None => break,
             }
         }
-        let found = processes.into_values();
+        let found = processes.into_values().rev();
         found
-            .filter(|process| members.contains(&process.pid) && !stopped_pids.contains(&process.pid))
+            .filter(|process| members.contains(&process.pid) && !before.contains(&process.pid))
             .collect()
     }
 
@@ -467,14 +461,41 @@ impl Process {
             .map(|process| (process.pid, process))
     }
 
-    /// Sends a signal, if its number is still its own.
-    fn signal(&self, signal: Signal) -> bool {
-        let Ok(pidfd) = sys::process::pidfd_open(Pid::from_raw(self.pid)) else {
-            return false;
+    /// Opens it, if its number is still its own.
+    fn open(&self) -> Option<OwnedFd> {
+        let pidfd = sys::process::pidfd_open(Pid::from_raw(self.pid)).ok()?;
+        (self.is_running() && is_alive(&pidfd)).then_some(pidfd)
+    }
+
+    /// Kills it and returns its children.
+    ///
+    /// It is stopped first. A process that is killed at once may have forked since its children were read, and that child then has
+    /// another parent and is not found. A process with a pending signal cannot fork. If this process is itself killed between the two
+    /// signals, the stopped process stays stopped for good. So no more than one is stopped at a time, and only while its children
+    /// are read.
+    fn kill(&self) -> Vec<Self> {
+        let Some(pidfd) = self.open() else {
+            return Vec::new();
         };
-        self.is_running()
-            && is_alive(&pidfd)
-            && sys::signal::pidfd_signal(&pidfd, signal as i32, None).is_ok()
+        let signal = |signal| sys::signal::pidfd_signal(&pidfd, signal as i32, None);
+        if signal(Signal::SIGSTOP).is_err() {
+            return Vec::new();
+        }
+        let children = self.children();
+        let _ = signal(Signal::SIGKILL);
+        children
+    }
+
+    /// Returns its children. Empty if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
+    fn children(&self) -> Vec<Self> {
+        let read = |pid: &str| Self::read(pid.parse().ok()?).filter(|child| child.parent == self.pid);
+        let mut children = Vec::new();
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
+        for thread in threads.into_iter().flatten().flatten() {
+            let list = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            children.extend(list.split_whitespace().filter_map(read));
+        }
+        children
     }
 
     /// Whether no thread of it is left, or only one that is exiting.

@@ -488,7 +488,7 @@ pub fn count_barriers() {
     );
     // SAFETY: the handler only adds to an atomic.
     unsafe { sigaction(Signal::SIGSYS, &action) }.unwrap();
-    trap(libc::SYS_membarrier);
+    trap(libc::SYS_membarrier, None);
 }
 
 /// Returns the number of calls since then.
@@ -502,10 +502,9 @@ pub fn forbid(call: libc::c_long, argument: Option<(u32, i32)>, error: i32) {
     filter(call, argument, libc::SECCOMP_RET_ERRNO | error.cast_unsigned());
 }
 
-/// Blocks a system call from here on, in this thread and those that it starts. The call raises SIGSYS
-/// instead.
-pub fn trap(call: libc::c_long) {
-    filter(call, None, libc::SECCOMP_RET_TRAP);
+/// Makes a system call raise SIGSYS instead from here on, as [`forbid`] makes it fail.
+pub fn trap(call: libc::c_long, argument: Option<(u32, i32)>) {
+    filter(call, argument, libc::SECCOMP_RET_TRAP);
 }
 
 fn filter(call: libc::c_long, argument: Option<(u32, i32)>, verdict: u32) {
