@@ -324,12 +324,8 @@ class Play {
     this.tell(`${actor.id} is killed`)
     totals.kills += 1
     if (!this.signal(actor, 'SIGKILL')) actor.child.kill('SIGKILL')
-    // A parent stops its children before it kills them. Killed in between, it leaves them stopped.
-    const resuming = setInterval(() => this.resumeChildren(), 1000)
     // Its children have its standard output, too.
-    const gone = await within(END_LIMIT, actor.gone)
-    clearInterval(resuming)
-    if (gone === LATE) {
+    if ((await within(END_LIMIT, actor.gone)) === LATE) {
       const { language, role } = actor.part
       this.fail(`${actor.id} (${language} ${role}) is killed, and what it has started does not end: ${this.waits()}`)
       actor.child.stdout.destroy()
@@ -469,18 +465,6 @@ class Play {
       }
     }
     return found.join('; ')
-  }
-
-  /** Continues the children of a parent that was killed. They then notice that it is gone. */
-  resumeChildren() {
-    for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
-      try {
-        const command = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ')
-        if (command.includes(` child ${this.address} `)) process.kill(Number(pid), 'SIGCONT')
-      } catch {
-        // It has exited in the meantime.
-      }
-    }
   }
 
   async finish(actor) {
