@@ -1,16 +1,18 @@
 // A channel as a MessagePort behaves like Node's own.
 
 import { once } from 'node:events'
+import { createRequire } from 'node:module'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { MessageChannel } from 'node:worker_threads'
 
 import test, { type ExecutionContext } from 'ava'
-import { json, RingfenceError, type Codec, type MessagePortLike } from 'ringfence'
+import { json, RingfenceError, SealedBuffer, type Codec, type MessagePortLike } from 'ringfence'
 
 import { pair, type Pair } from './support/partner.js'
 import { isPending, within, until } from './support/until.js'
 
+const require = createRequire(import.meta.url)
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 
 /** A port in the partner that echoes messages. */
@@ -147,6 +149,11 @@ test.serial('close is emitted without a message listener, too, and to onclose', 
 test.serial('values that cannot be posted and transfer lists throw, and nothing is sent', async (t) => {
   const { channel, port } = await ports(t, { there: { maxMessageSize: 1000 } })
   t.throws(() => port.postMessage(() => {}), { any: true, name: 'DataCloneError' })
+  const closed = SealedBuffer.from(Buffer.from('closed'))
+  closed.close()
+  const foreign = (require('ringfence') as typeof import('ringfence')).SealedBuffer.from(Buffer.from('foreign'))
+  for (const buffer of [closed, foreign])
+    t.throws(() => port.postMessage({ buffer }), { any: true, name: 'DataCloneError' })
   const full = new RingfenceError('NO_SPACE', 'no memory for the bytes')
   const encode = () => {
     throw full

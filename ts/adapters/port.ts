@@ -2,6 +2,7 @@
 
 import { EventEmitter } from 'node:events'
 
+import { makeBundle } from '../channel/attachments.js'
 import type { ChannelCore } from '../channel/core.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
@@ -113,7 +114,10 @@ export class Port<C extends PortChannel> extends EventEmitter {
   /** Libraries recognize the error of a MessagePort by its name. */
   #encode(value: unknown): ReturnType<typeof encodeMessage> {
     try {
-      return encodeMessage(this.#codec, value)
+      const encoded = encodeMessage(this.#codec, value)
+      // `send` would report a closed or foreign SealedBuffer only later, when the caller can no longer handle it.
+      if (encoded.options !== undefined) makeBundle(encoded.options.attachments!)?.close()
+      return encoded
     } catch (error) {
       if ((error as RingfenceError).code !== 'ERR_RINGFENCE_INVALID_ARGUMENT') throw error
       throw Object.assign(new DOMException(messageOf(error), 'DataCloneError'), { cause: error })
