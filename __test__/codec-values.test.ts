@@ -2,10 +2,11 @@
 
 import { createSecretKey, webcrypto } from 'node:crypto'
 import { open } from 'node:fs/promises'
+import { createRequire } from 'node:module'
 import v8 from 'node:v8'
 
 import test from 'ava'
-import { json, RingfenceError, structured, type Codec } from 'ringfence'
+import { json, RingfenceError, SealedBuffer, structured, type Codec } from 'ringfence'
 
 import { internals } from './support/internals.js'
 
@@ -18,6 +19,8 @@ interface Insides {
 
 /** Not exported by the package. */
 const { borrows, encodeWith, decodeWith, checkCodec } = await internals<Insides>('adapters/codec.js')
+
+const require = createRequire(import.meta.url)
 
 const invalid = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_INVALID_ARGUMENT' } as const
 const malformed = { instanceOf: RingfenceError, code: 'ERR_RINGFENCE_MALFORMED' } as const
@@ -40,6 +43,20 @@ test('JSON is read as UTF-8 to the byte', (t) => {
 
 /** The number 1 in a given version of the engine's format. */
 const inVersion = (...version: number[]) => Buffer.from([0xff, ...version, 0x49, 2])
+
+test('JSON refuses sealed buffers, of other copies of the package as well, and logs show them', (t) => {
+  const foreign = (require('ringfence') as typeof import('ringfence')).SealedBuffer
+  for (const { from } of [SealedBuffer, foreign]) {
+    const buffer = from(Buffer.from('four'))
+    const refused = { ...invalid, message: /^the value cannot be encoded: JSON has no SealedBuffer: send it in/ }
+    for (const value of [buffer, [{ buffer }]]) t.throws(() => encodeWith(json(), value), refused)
+    t.is(JSON.stringify({ buffer }), '{"buffer":{"byteLength":4}}')
+    const size = { toJSON: () => buffer.byteLength }
+    t.is(encodeWith(json(), { size }), '{"size":4}')
+    const nested = { toJSON: () => encodeWith(json(), 1) }
+    t.throws(() => encodeWith(json(), [nested, buffer]), refused)
+  }
+})
 
 test('of the engine’s own format, only the versions that it writes are decoded', (t) => {
   const codec = structured()

@@ -9,6 +9,7 @@ import {
   mayContainSealed,
   collectSealed,
   restoreSealed,
+  toJson,
   type Attachable,
   type Attachment,
 } from '../channel/attachments.js'
@@ -53,7 +54,7 @@ export function json<T = unknown>(): Codec<T> {
 
 const JSON_CODEC: Codec<unknown> = {
   // Returns undefined for values that JSON cannot represent. The caller checks for that.
-  encode: (value) => JSON.stringify(value),
+  encode: toJson,
   decode: (bytes) => JSON.parse(toText(bytes as Buffer & Slices)) as unknown,
 }
 BORROWING_CODECS.add(JSON_CODEC)

@@ -150,15 +150,41 @@ export class SealedBuffer implements Disposable {
   [Symbol.dispose](): void {
     this.close()
   }
+
+  /** @internal */
+  toJSON(): object {
+    if (shared.isJson)
+      throw new TypeError(
+        'JSON has no SealedBuffer: send it in the option `attachments`, or in a value with structured() as the codec',
+      )
+    return { ...this }
+  }
 }
 
 /**
- * The sealed buffers that the current serialization has met; null outside of one. The copies of this package in a process share it: a buffer
- * of another copy must be an error, and not become an object with a length.
+ * The state of the current serialization. The copies of this package in a process share it: a buffer of another copy must be an error, and
+ * not become an object with a length.
  */
 const shared = ((globalThis as { [key: symbol]: unknown })[Symbol.for('ringfence.sealed')] ??= {
   collected: null,
-}) as { collected: SealedBuffer[] | null }
+  isJson: false,
+}) as {
+  /** The sealed buffers that it has met; null outside of one. */
+  collected: SealedBuffer[] | null
+  /** The codec json() encodes a value. */
+  isJson: boolean
+}
+
+/** Like `JSON.stringify`, but throws for a sealed buffer, whose bytes the text would lack. */
+export function toJson(value: unknown): string {
+  const outer = shared.isJson
+  shared.isJson = true
+  try {
+    return JSON.stringify(value)
+  } finally {
+    shared.isJson = outer
+  }
+}
 
 /** Stands for a sealed buffer in serialized values, with its number: what its `byteLength` is there. */
 const PLACEHOLDER = '\0ringfence.sealed:'
