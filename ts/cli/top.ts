@@ -45,43 +45,33 @@ function fillOf({ ringUsed = 0, ringCapacity = 0 }: Row): number {
   return ringCapacity === 0 ? 0 : ringUsed / ringCapacity
 }
 
+/** The columns: a heading, and the text of a row. */
+const COLUMNS: [heading: string, cell: (row: Row) => string][] = [
+  ['pid', ({ pid }) => String(pid)],
+  ['role', ({ role }) => role],
+  ['peer', ({ peer, open = 0 }) => (peer === null ? counted(open, 'subscriber') : String(peer))],
+  ['sent/s', (row) => row.messagesSentPerSecond.toFixed(0)],
+  ['', (row) => `${formatBytes(Math.round(row.bytesSentPerSecond))}/s`],
+  ['received/s', (row) => row.messagesReceivedPerSecond.toFixed(0)],
+  ['', (row) => `${formatBytes(Math.round(row.bytesReceivedPerSecond))}/s`],
+  ['fill', (row) => `${(fillOf(row) * 100).toFixed(0)} %`],
+  ['lag', ({ lag = 0 }) => formatBytes(lag)],
+  ['lost', ({ lost = 0 }) => String(lost)],
+  ['waits', ({ waits = 0 }) => String(waits)],
+  ['evicted', ({ evicted = 0 }) => String(evicted)],
+  ['address', ({ address }) => address ?? '(a line)'],
+]
+
 function screen(watched: ObservedProcess[], order: string): string {
   const { by, name } = ORDERS[order]!
   const rows = watched.flatMap(({ pid, channels }) => channels.map((channel): Row => ({ ...channel, pid })))
   rows.sort((a, b) => by(b) - by(a))
-  const cells = rows.map((row) => [
-    String(row.pid),
-    String(row.role),
-    row.peer === null ? counted(row.open ?? 0, 'subscriber') : String(row.peer),
-    row.messagesSentPerSecond.toFixed(0),
-    `${formatBytes(Math.round(row.bytesSentPerSecond))}/s`,
-    row.messagesReceivedPerSecond.toFixed(0),
-    `${formatBytes(Math.round(row.bytesReceivedPerSecond))}/s`,
-    `${(fillOf(row) * 100).toFixed(0)} %`,
-    formatBytes(Number(row.lag ?? 0)),
-    String(row.lost ?? 0),
-    String(row.waits ?? 0),
-    String(row.evicted ?? 0),
-    String(row.address ?? '(a line)'),
-  ])
-  const headings = [
-    'pid',
-    'role',
-    'peer',
-    'sent/s',
-    '',
-    'received/s',
-    '',
-    'fill',
-    'lag',
-    'lost',
-    'waits',
-    'evicted',
-    'address',
-  ]
   const keys = Object.entries(ORDERS).map(([key, { name: label }]) => `${key} ${label}`)
   const processes = counted(watched.length, 'process', 'processes')
-  return `${processes}, sorted by ${name} (${keys.join(', ')}, q quit)\n${outputTable(headings, cells)}`
+  return `${processes}, sorted by ${name} (${keys.join(', ')}, q quit)\n${outputTable(
+    COLUMNS.map(([heading]) => heading),
+    rows.map((row) => COLUMNS.map(([, cell]) => cell(row))),
+  )}`
 }
 
 /** Shows the traffic of this user's observable processes. */
