@@ -3,7 +3,6 @@
 
 import { readFileSync, readdirSync, readlinkSync, statSync } from 'node:fs'
 
-import { isResourceShortage } from '../errors.js'
 import { observeAddress, pidOfObserveAddress } from './observe.js'
 import { addressesOf, listeningSockets, nullIfGone, throwIfResourceShortage, type Listening } from './sockets.js'
 
@@ -137,14 +136,7 @@ function describeProcess(pid: number): Omit<SeenProcess, 'channels'> | null {
   return nullIfGone(() => {
     const { uid } = statSync(`/proc/${pid}`)
     const since = startTime(pid)
-    let executable: string | null = null
-    try {
-      executable = readlinkSync(`/proc/${pid}/exe`)
-    } catch (error) {
-      // Any other error means that this user may not read it.
-      if (isResourceShortage((error as NodeJS.ErrnoException).code)) throw error
-    }
-    return { pid, uid, executable, since }
+    return { pid, uid, executable: nullIfGone(() => readlinkSync(`/proc/${pid}/exe`)), since }
   })
 }
 

@@ -62,13 +62,10 @@ export function addressesOf(pid: number, listening: Listening): string[] {
   if (readlinkSync(`/proc/${pid}/ns/net`) !== readlinkSync('/proc/self/ns/net')) return []
   const addresses = new Set<string>()
   for (const descriptor of readdirSync(`/proc/${pid}/fd`)) {
-    try {
-      const address = listening.get(readlinkSync(`/proc/${pid}/fd/${descriptor}`))
-      if (address !== undefined) addresses.add(address)
-    } catch (error) {
-      // Any other error means that the descriptor was closed in the meantime.
-      if (isResourceShortage((error as NodeJS.ErrnoException).code)) throw error
-    }
+    // It may have been closed in the meantime.
+    const link = nullIfGone(() => readlinkSync(`/proc/${pid}/fd/${descriptor}`))
+    const address = link === null ? undefined : listening.get(link)
+    if (address !== undefined) addresses.add(address)
   }
   return [...addresses]
 }
@@ -90,6 +87,8 @@ export function nullIfGone<Result>(read: () => Result): Result | null {
 /** Throws NO_SPACE for an error of this process's own limits, which says nothing about the inspected process. */
 export function throwIfResourceShortage(error: unknown): void {
   const { code, message } = error as NodeJS.ErrnoException
+  // Calls of `nullIfGone` may be nested.
+  if (error instanceof RingfenceError) throw error
   if (isResourceShortage(code))
     throw new RingfenceError('NO_SPACE', `this process cannot read /proc: ${message}`, { cause: error })
 }
