@@ -237,13 +237,8 @@ export function concurrencyOf(handler: unknown, options: ServeOptions = {}): num
 /** Checks the arguments of `receiveEach`. */
 export function checkReceiveEach(visit: unknown, max: unknown): void {
   if (typeof visit !== 'function') throw invalid(`receiveEach takes a function, not ${show(visit)}`)
-  if (max !== undefined)
-    must(
-      max === Infinity || (Number.isInteger(max) && (max as number) >= 0),
-      'max',
-      'a whole number of 0 or more, or Infinity',
-      max,
-    )
+  const isValid = max === undefined || max === Infinity || (Number.isInteger(max) && (max as number) >= 0)
+  must(isValid, 'max', 'a whole number of 0 or more, or Infinity', max)
 }
 
 /** Checks the options of `batches`, and fills in the default. */
@@ -302,12 +297,8 @@ function callback(name: string, value: unknown): void {
 
 /** Milliseconds, which may be 0 or infinite. */
 function duration(name: string, value: unknown): number {
-  return must(
-    typeof value === 'number' && value >= 0,
-    name,
-    'a number of milliseconds of 0 or more, or Infinity',
-    value as number,
-  )
+  const isValid = typeof value === 'number' && value >= 0
+  return must(isValid, name, 'a number of milliseconds of 0 or more, or Infinity', value as number)
 }
 
 function milliseconds(name: string, value: unknown): number {
