@@ -6,9 +6,9 @@ import { runHandshake } from './handshake.js'
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
 import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, orThrowNoSpace, show } from '../errors.js'
-import { builtin, native, type HandshakeArgs, type Joining, type RawChannel, type PrivateLine } from '../native.js'
+import { builtin, native, type PrivateLine } from '../native.js'
 import { ignore, settledWithin } from '../runtime/deferred.js'
-import { checkOptions, type Call } from './options.js'
+import { checkOptions } from './options.js'
 import type { ChildOptions, LineOptions, Message, MessageInput } from '../types.js'
 
 /** A child process and the channel with it. */
@@ -134,15 +134,7 @@ export async function spawn(
 export function fromParent<T>(options: LineOptions & { codec: Codec<T> }): Promise<Channel<T, T>>
 export function fromParent(options?: LineOptions): Promise<Channel>
 export function fromParent(options: LineOptions = {}): Promise<Channel> {
-  return openLine('fromParent', (...args) => native.fromParent(...args), options)
-}
-
-function openLine(
-  name: Call,
-  call: (...args: HandshakeArgs<RawChannel>) => Joining,
-  options: LineOptions,
-): Promise<Channel> {
-  return runHandshake(name, call, options, openChannel)
+  return runHandshake('fromParent', (...args) => native.fromParent(...args), options, openChannel)
 }
 
 function startChild(command: string, args: readonly string[], { spawn: settings = {}, line: option }: ChildOptions) {
@@ -172,7 +164,7 @@ function stdioList(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'],
 function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<Channel> {
   const failure = line.started(pid, options.admit ?? 'child')
   if (failure !== null) return Promise.reject(fromFailure(failure))
-  return openLine('spawn', (...args) => native.adopt(line, ...args), options)
+  return runHandshake('spawn', (...args) => native.adopt(line, ...args), options, openChannel)
 }
 
 /** Kills the child, the process that answered, and their descendants. */
