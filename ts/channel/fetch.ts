@@ -538,10 +538,7 @@ export class Fetched {
       this.#buffer.called(memory, words, at, length)
       return true
     } catch (error) {
-      this.endState = () => error as RingfenceError
-      this.#buffer.owner.failed(error as RingfenceError)
-      this.releaseRing()
-      return false
+      return this.#fail(error as RingfenceError)
     }
   }
 
