@@ -13,8 +13,7 @@ const PERIOD = 20
 
 /** Whether a path leads to a FIFO. False if nothing is there. */
 export async function isFifo(path: string): Promise<boolean> {
-  const found = await stat(path).catch(() => undefined)
-  return found?.isFIFO() === true
+  return (await stat(path).catch(() => undefined))?.isFIFO() === true
 }
 
 /** Opens a FIFO for reading. Its first byte or its end arrives once a process has opened it for writing. */
