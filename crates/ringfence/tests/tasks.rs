@@ -587,3 +587,29 @@ fn child_dropping_a_channel_keeps_the_parents_loop() {
         actor.finish();
     });
 }
+
+/// The call belongs to the parent. The child can itself be its partner.
+#[test]
+fn child_dropping_a_pending_join_can_use_its_address() {
+    for is_path in [false, true] {
+        let (address, _keep) = fresh_address(is_path);
+        // No wait for the inherited call ends before a signal ends the child.
+        let options = options().handshake_timeout(TIME_LIMIT * 10);
+        run(async {
+            let mut joining = Some(Box::pin(join(&address, &options)));
+            assert!(joining.as_mut().unwrap().now_or_never().is_none());
+            wait_for_host(&address);
+            let has_joined = tokio::task::block_in_place(|| {
+                in_child(|| {
+                    drop(joining.take());
+                    let [runtime, _] = runtimes();
+                    let mut channel = runtime.block_on(join(&address, &options)).unwrap();
+                    runtime.block_on(channel.send(b"child")).unwrap();
+                })
+            });
+            assert!(has_joined);
+            let mut channel = joining.unwrap().await.unwrap();
+            assert_eq!(channel.receive_vec().await.unwrap().unwrap(), b"child");
+        });
+    }
+}

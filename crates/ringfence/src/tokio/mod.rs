@@ -139,6 +139,10 @@ struct CancelOnDrop {
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
+        // In a forked child: the call is the parent's, and its end is never seen here.
+        if !self.cancel_token.in_owner_process() {
+            return;
+        }
         self.cancel_token.cancel();
         if let (Ok(dropped), Some(call)) = (DROPPED.get(), self.call.take()) {
             let mut dropped = dropped.lock();

@@ -274,7 +274,7 @@ impl CancelToken {
         self.0.cancelled.load(Ordering::Acquire)
     }
 
-    pub(super) fn in_owner_process(&self) -> bool {
+    pub(crate) fn in_owner_process(&self) -> bool {
         self.0.event.owner.is_current()
     }
 
