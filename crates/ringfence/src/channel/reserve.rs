@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
 };
 
 use bytemuck::Pod;
@@ -188,7 +189,11 @@ impl<R: Outlet> Outbound<R> {
     pub fn batch(&mut self) -> Result<Batch<'_, R>> {
         let limits = self.limits;
         let writing = self.writing()?;
-        Ok(Batch { writing, limits })
+        Ok(Batch {
+            writing,
+            limits,
+            reserved: None,
+        })
     }
 }
 
@@ -332,9 +337,14 @@ pub struct Keeper {
 }
 
 /// Messages that become visible to the readers together, at [`Batch::publish`] or when this is dropped.
+///
+/// If a panic drops it or it is forgotten ([`std::mem::forget`]), the message that was reserved last is not sent: the program may not have
+/// written all of it.
 pub struct Batch<'a, R: Outlet = Spsc> {
     writing: &'a mut Writing<R>,
     limits: Limits,
+    /// The range that was handed out last, and that the program may still write.
+    reserved: Option<(usize, usize)>,
 }
 
 opaque! { [R: Outlet] Batch<'_, R>; }
@@ -361,13 +371,12 @@ impl<R: Outlet> Batch<'_, R> {
 
     /// Adds a message of `size` bytes, to be filled before the next call. `None`: there is no room now.
     ///
-    /// Compute the bytes first, if that can panic: the batch is published when it is dropped, with the message as it is then.
-    ///
     /// # Errors
     /// As [`Outbound::try_send`].
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.limits.check(size, self.limits.at_once)?;
+        self.finish();
         // A channel that has closed wipes the range that was handed out before: its borrow has ended.
         self.writing.check_open().inspect_err(|_| self.release())?;
         let at = match self.writing.ring.claim_fast(size as u64) {
@@ -379,10 +388,9 @@ impl<R: Outlet> Batch<'_, R> {
         };
         // Replaces the range that was handed out before: its borrow has ended.
         self.writing.protect(at, size)?;
-        let ring = &mut self.writing.ring;
-        ring.finish(at, size, size);
+        self.reserved = Some((at, size));
         // SAFETY: the range was just claimed, is published only after this borrow has ended, and is claimed by no other call.
-        Ok(Some(unsafe { ring.own_mut().claimed(at, size) }))
+        Ok(Some(unsafe { self.writing.ring.own_mut().claimed(at, size) }))
     }
 
     #[cold]
@@ -418,9 +426,20 @@ impl<R: Outlet> Batch<'_, R> {
         Ok(found)
     }
 
-    /// The range that was handed out is no longer written: its borrow has ended.
+    /// Adds the message that was handed out to the batch: its borrow has ended. On a channel that has closed, it is dropped.
+    #[inline]
+    fn finish(&mut self) {
+        if let Some((at, size)) = self.reserved.take()
+            && self.writing.is_open()
+        {
+            self.writing.ring.finish(at, size, size);
+        }
+    }
+
+    /// The range that was handed out is no longer written.
     #[inline]
     fn release(&mut self) {
+        self.finish();
         self.writing.ring.own().unprotect();
     }
 
@@ -436,6 +455,9 @@ impl<R: Outlet> Batch<'_, R> {
 
 impl<R: Outlet> Drop for Batch<'_, R> {
     fn drop(&mut self) {
+        if thread::panicking() {
+            self.reserved = None;
+        }
         self.publish();
     }
 }

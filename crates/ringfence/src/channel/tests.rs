@@ -11,6 +11,7 @@ use std::{
     collections::VecDeque,
     mem,
     os::fd::OwnedFd,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -191,6 +192,26 @@ fn batch_of_a_closed_channel_fails_with_closed() {
     assert!(matches!(batch.reserve(1000), Err(Error::Closed(_))));
 }
 
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn panic_sends_no_reserved_message_of_a_batch() {
+    let (one, other) = pair(&Options::new());
+    let ((mut sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let mut batch = sender.batch().expect("open");
+        assert!(batch.push(b"pushed").expect("open"));
+        batch.reserve(64).expect("open").expect("room").fill(1);
+        let room = batch.reserve(64).expect("open").expect("room");
+        room[..32].fill(2);
+        panic!("while a message is written");
+    }));
+    assert!(panic.is_err());
+    assert!(sender.try_send(b"next").expect("open"));
+    for wanted in [&b"pushed"[..], &[1; 64], b"next"] {
+        assert_eq!(receiver.try_receive_vec().expect("open").as_deref(), Some(wanted));
+    }
+}
+
 /// The peer sends as fast as this side visits.
 #[test]
 fn drain_visits_only_messages_present_at_its_start() {
@@ -334,6 +355,10 @@ impl Model {
                         pushed += 1;
                     }
                     if amount.is_multiple_of(7) {
+                        // The range that was handed out last may still be written.
+                        if !amount.is_multiple_of(2) && pushed == messages.len() {
+                            pushed = pushed.saturating_sub(1);
+                        }
                         mem::forget(batch);
                     }
                     pushed
