@@ -8,11 +8,11 @@ use std::{
     time::Duration,
 };
 
-use nix::{errno::Errno, fcntl::AT_FDCWD};
+use nix::errno::Errno;
 
 use crate::{
     identity::{Confinement, Credentials, Identity},
-    sys::uninterrupted,
+    sys::{self, uninterrupted},
 };
 
 /// The result of every fallible operation in this crate.
@@ -299,20 +299,29 @@ impl Error {
         }
     }
 
-    /// Makes a system call on a descriptor that the peer has passed. A filter of this process denies the call on every
-    /// descriptor, also on one that is not open: then the error is local. `otherwise` as for [`Error::unless_short`].
+    /// Makes a system call on a descriptor that the peer has passed. If it fails, see [`Error::unless_local`].
     pub(crate) fn or_local<'a, T>(
         what: &str,
         passed: &'a OwnedFd,
         call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
         otherwise: impl FnOnce(Errno) -> Self,
     ) -> Result<T> {
-        uninterrupted(|| call(passed.as_fd())).map_err(|errno| {
-            if is_denied(errno) && uninterrupted(|| call(AT_FDCWD)).err() == Some(errno) {
-                return Self::system(what, errno);
-            }
-            Self::unless_short(what, errno, otherwise)
-        })
+        let result = uninterrupted(|| call(passed.as_fd()));
+        result.map_err(|errno| Self::unless_local(what, errno, call, otherwise))
+    }
+
+    /// As [`Error::unless_short`], for a call on a descriptor that the peer has passed. A filter of this process denies the call on
+    /// every descriptor, also on one that is not open: then the error is local.
+    pub(crate) fn unless_local<'a, T>(
+        what: &str,
+        errno: Errno,
+        call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
+        otherwise: impl FnOnce(Errno) -> Self,
+    ) -> Self {
+        if is_denied(errno) && uninterrupted(|| call(sys::NOT_OPEN)).err() == Some(errno) {
+            return Self::system(what, errno);
+        }
+        Self::unless_short(what, errno, otherwise)
     }
 }
 
@@ -590,8 +599,12 @@ impl Refusal {
         }
     }
 
-    /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_short`].
+    /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_short`]. A lookup that is denied is local too,
+    /// because it uses no descriptor that the peer has passed.
     pub(crate) fn of_lookup(what: impl Into<String>, check: Check, wanted: &str, errno: Errno) -> Error {
+        if is_denied(errno) {
+            return Error::system(what, errno);
+        }
         Error::unless_short(what, errno, |errno| Self::new(check, wanted, errno.desc()).into())
     }
 

@@ -18,10 +18,10 @@ use std::{
 
 use nix::libc::{self, c_long};
 use ringfence::{
-    Admit, Channel, Check, CloseReason, Confinement, Namespace, Options, Outcome, ParentLine, Policy,
-    Program, from_parent,
+    Address, Admit, Arrival, Attachments, Channel, Check, CloseReason, Confinement, Namespace, Options,
+    Outcome, ParentLine, Policy, Program, SealedBuffer, connect, from_parent, listen,
 };
-use support::{Actor, TIME_LIMIT, report, small, threads_named};
+use support::{Actor, TIME_LIMIT, fresh_address, report, small, threads_named};
 
 /// A program of seccomp(2).
 struct Filter(Vec<libc::sock_filter>);
@@ -211,12 +211,18 @@ fn options() -> Options {
 /// The other processes of these tests.
 #[test]
 fn role() {
-    let Some((role, _)) = support::role() else { return };
+    let Some((role, arguments)) = support::role() else {
+        return;
+    };
+    if let [address, rule] = &arguments[..] {
+        return meet_filtered(&role, &address.parse().unwrap(), rule);
+    }
     if role.starts_with("landlocked") {
         restrict_files(role.ends_with("reads"));
     }
     let options = match role.as_str() {
         "child" | "steady" | "strays" => options(),
+        "attached" => options().attachments(Attachments::none().sealed(true)),
         check => options_naming(check),
     };
     match from_parent(&options) {
@@ -230,6 +236,11 @@ fn role() {
             echo(channel);
         }
         Ok(channel) if role == "steady" => as_steady(channel),
+        Ok(mut channel) if role == "attached" => {
+            Filter::denying(&["fstat", "newfstatat if 3&0x1000=0x1000"]).load(0);
+            let error = channel.receiver().receive(&mut [0; 8]).unwrap_err();
+            report(format!("{}: {error}", error.code()));
+        }
         Ok(channel) if role == "strays" => {
             load_documented_filter();
             let _ = fs::File::open("/dev/null");
@@ -241,6 +252,21 @@ fn role() {
         }
         Err(error) => report(format!("{}: {error}", error.code())),
     }
+}
+
+/// Connects or listens once this process denies itself a call, and reports the error.
+fn meet_filtered(role: &str, address: &Address, denied: &str) {
+    let listener = (role == "listens").then(|| listen(address, &options()).unwrap());
+    Filter::denying(&[denied]).load(libc::SECCOMP_FILTER_FLAG_TSYNC);
+    report("ready");
+    let error = match &listener {
+        None => connect(address, &options()).unwrap_err(),
+        Some(listener) => match listener.accept().unwrap() {
+            Arrival::Refused(refused) => refused.error,
+            other => panic!("{other:?}"),
+        },
+    };
+    report(format!("{}: {error}", error.code()));
 }
 
 /// Denies this thread and those that it starts each access to files, or each one but reading. Does nothing if the kernel
@@ -379,12 +405,19 @@ fn common_sandbox_filters_allow_a_channel() {
 
 #[test]
 fn each_call_with_a_fallback_can_be_denied() {
-    for call in FALLBACKS {
-        let child = start("child", Some(Filter::denying(&[call])));
-        expect_channel(call, child, Policy::new());
+    for error in [libc::EPERM, libc::EACCES, libc::ENOSYS] {
+        let rules = FALLBACKS.map(|call| format!("{call} fails {error}"));
+        let rules: Vec<_> = rules.iter().map(String::as_str).collect();
+        for rule in &rules {
+            expect_channel(
+                rule,
+                start("child", Some(Filter::denying(&[rule]))),
+                Policy::new(),
+            );
+        }
+        let all = start("child", Some(Filter::denying(&rules)));
+        expect_channel(&format!("all of them, {error}"), all, Policy::new());
     }
-    let all = Filter::denying(&FALLBACKS);
-    expect_channel("all of them", start("child", Some(all)), Policy::new());
 }
 
 /// Landlock (5.13), without access to any file, and with the right to read all, as Codex has it. From inside, no process
@@ -547,7 +580,6 @@ fn child_without_memfd_gets_memory_from_its_parent() {
 /// The peer's object is not to blame.
 #[test]
 fn denied_question_about_the_object_of_the_peer_is_a_local_error() {
-    const GET_SEALS: &str = "fcntl if 1&0xffffffff=0x40a";
     let (child, line) = start("child", Some(Filter::denying(&[GET_SEALS])));
     line.channel(&small()).unwrap_err();
     let reply = child.next_line();
@@ -555,6 +587,53 @@ fn denied_question_about_the_object_of_the_peer_is_a_local_error() {
         reply.starts_with("UNSUPPORTED: ") && reply.contains("inspecting the peer's shared object"),
         "{reply}"
     );
+}
+
+const GET_SEALS: &str = "fcntl if 1&0xffffffff=0x40a";
+
+/// The C library may make fstat of a sealed buffer from another system call.
+#[test]
+fn denied_fstat_of_an_attachment_is_a_local_error() {
+    let (child, line) = start("attached", None);
+    let mut channel = line.channel(&options()).unwrap();
+    let buffer = SealedBuffer::from_bytes(b"sealed").unwrap();
+    channel
+        .sender()
+        .send_with(b"message", &[(&buffer).into()])
+        .unwrap();
+    let reply = child.next_line();
+    assert!(
+        reply.starts_with("UNSUPPORTED: ") && reply.contains("inspecting the peer's shared object"),
+        "{reply}"
+    );
+}
+
+/// The peer has met the policy.
+#[test]
+fn denied_call_of_a_handshake_is_a_local_error() {
+    for (rule, what) in [
+        ("getsockopt if 2&0xffffffff=17", "SO_PEERCRED"),
+        ("getsockopt if 2&0xffffffff=77", "SO_PEERPIDFD"),
+        ("fstatfs", "a mounted /proc"),
+        (GET_SEALS, "shared object"),
+        ("recvmsg", "recvmsg"),
+        ("sendmsg", "sendmsg"),
+    ] {
+        for role in ["connects", "listens"] {
+            let (address, _keep) = fresh_address(false);
+            let _listener = (role == "connects").then(|| listen(&address, &options()).unwrap());
+            let filtered = Actor::start(role, &[&address.to_string(), rule]);
+            filtered.expect("ready");
+            if role == "listens" {
+                connect(&address, &options()).unwrap_err();
+            }
+            let reply = filtered.next_line();
+            assert!(
+                reply.starts_with("UNSUPPORTED: ") && reply.contains(what),
+                "{role}, {rule}: {reply}"
+            );
+        }
+    }
 }
 
 /// Whether this process maps the object that the child may write, and for reading alone.

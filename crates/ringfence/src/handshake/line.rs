@@ -137,9 +137,12 @@ impl FrameLine<'_> {
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
             Errno::EAGAIN => Error::PeerLost("it does not read what this side sends".into()),
             // The peer passed this line, so its defects are not the fault of this system.
-            errno => Error::unless_short("writing to the peer's line", errno, |errno| {
-                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
-            }),
+            errno => Error::unless_local(
+                "writing to the peer's line (sendmsg)",
+                errno,
+                |line| send(line, frame, descriptors),
+                |errno| Error::Protocol(format!("its line cannot be written to ({})", errno.desc())),
+            ),
         })
     }
 
@@ -252,9 +255,12 @@ impl FrameReader<'_> {
                 }
                 Err(Errno::ECONNRESET) => return Err(self.disconnected()),
                 Err(errno) => {
-                    return Err(Error::unless_short("reading the peer's line", errno, |errno| {
-                        Error::Protocol(format!("its line cannot be read ({})", errno.desc()))
-                    }));
+                    return Err(Error::unless_local(
+                        "reading the peer's line (recvmsg)",
+                        errno,
+                        |line| sys::socket::receive(line, &mut [0]),
+                        |errno| Error::Protocol(format!("its line cannot be read ({})", errno.desc())),
+                    ));
                 }
             }
         }

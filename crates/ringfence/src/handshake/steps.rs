@@ -99,7 +99,7 @@ impl Side<'_> {
             let sent = match line::send(connection.stream.as_fd(), &hello, &passed) {
                 Ok(()) => true,
                 Err(Errno::EPIPE | Errno::ECONNRESET) => false,
-                Err(errno) => return Err(Error::system("sending on the agreed socket", errno)),
+                Err(errno) => return Err(Error::system("sending on the agreed socket (sendmsg)", errno)),
             };
             Ok((line.map(|(line, _theirs)| line), own, sent))
         })();

@@ -24,7 +24,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, is_denied},
     fork::{OwnerProcess, PerProcess},
     peer::namespace::{FixedNamespaces, InProc, cgroup_directories, proc_number},
     sys::{self, lock::Mutex, uninterrupted},
@@ -348,7 +348,7 @@ impl Started {
         let pid = i32::try_from(pid).map_err(|_| gone(Errno::ESRCH))?;
         let pidfd = match sys::process::pidfd_open(Pid::from_raw(pid)) {
             Ok(pidfd) => Some(pidfd),
-            Err(Errno::ENOSYS | Errno::EPERM) => None,
+            Err(errno) if is_denied(errno) => None,
             Err(errno @ (Errno::ESRCH | Errno::EINVAL)) => return Err(gone(errno)),
             Err(errno) => return Err(Error::system("a descriptor of the child (pidfd_open)", errno)),
         };

@@ -215,7 +215,7 @@ fn pidfd_by_number(pid: i32) -> Result<(Option<OwnedFd>, &'static str)> {
     }
     match sys::process::pidfd_open(Pid::from_raw(pid)) {
         Ok(pidfd) => Ok((Some(pidfd), "pidfd_open")),
-        Err(Errno::ENOSYS | Errno::EPERM) => Ok((None, PID_ONLY)),
+        Err(errno) if is_denied(errno) => Ok((None, PID_ONLY)),
         Err(errno) => {
             let what = "a descriptor of the peer's process (pidfd_open)";
             Err(Error::unless_short(what, errno, |_| ended(pid)))

@@ -9,7 +9,7 @@
 //! May import `identity` (credentials are plain data). Raw `libc` calls are made here and nowhere else. This
 //! module makes no decisions: it returns errors as the kernel reported them.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::{
     errno::Errno,
@@ -32,6 +32,11 @@ pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Re
         }
     }
 }
+
+/// A descriptor that is never open: the kernel allows no number as high (`fs.nr_open`). Unlike `AT_FDCWD`, it reaches the kernel: C
+/// libraries fail fstat(2) of a negative number themselves.
+// SAFETY: no descriptor has this number, so none is closed while this value exists.
+pub(crate) const NOT_OPEN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw(i32::MAX) };
 
 /// Whether the descriptor is ready for one of these events now, or has failed.
 pub(crate) fn is_ready(descriptor: &impl AsFd, events: PollFlags) -> Result<bool, Errno> {
