@@ -150,41 +150,15 @@ export class SealedBuffer implements Disposable {
   [Symbol.dispose](): void {
     this.close()
   }
-
-  /** @internal */
-  toJSON(): object {
-    if (shared.isJson)
-      throw new TypeError(
-        'JSON has no SealedBuffer: send it in the option `attachments`, or in a value with structured() as the codec',
-      )
-    return { ...this }
-  }
 }
 
 /**
- * The state of the current serialization. The copies of this package in a process share it: a buffer of another copy must be an error, and
- * not become an object with a length.
+ * The sealed buffers that the current serialization has met; null outside of one. The copies of this package in a process share it: a buffer
+ * of another copy must be an error, and not become an object with a length.
  */
 const shared = ((globalThis as { [key: symbol]: unknown })[Symbol.for('ringfence.sealed')] ??= {
   collected: null,
-  isJson: false,
-}) as {
-  /** The sealed buffers that it has met; null outside of one. */
-  collected: SealedBuffer[] | null
-  /** The codec json() encodes a value. */
-  isJson: boolean
-}
-
-/** Like `JSON.stringify`, but throws for a sealed buffer, whose bytes the text would lack. */
-export function toJson(value: unknown): string {
-  const outer = shared.isJson
-  shared.isJson = true
-  try {
-    return JSON.stringify(value)
-  } finally {
-    shared.isJson = outer
-  }
-}
+}) as { collected: SealedBuffer[] | null }
 
 /** Stands for a sealed buffer in serialized values, with its number: what its `byteLength` is there. */
 const PLACEHOLDER = '\0ringfence.sealed:'
@@ -204,6 +178,20 @@ export function collectSealed<Made>(serialize: () => Made): { result: Made; seal
   } finally {
     shared.collected = outer
   }
+}
+
+/** Like `JSON.stringify`, but throws for a sealed buffer, whose bytes the text would lack. */
+export function toJson(value: unknown): string {
+  const { result, sealed } = collectSealed(() => JSON.stringify(value))
+  if (sealed.length === 0) return result
+  // A `toJSON` of the program may have read a length alone.
+  return JSON.stringify(value, (_, part: unknown) => {
+    if (sealed.includes(part as SealedBuffer))
+      throw new TypeError(
+        'JSON has no SealedBuffer: send it in the option `attachments`, or in a value with structured() as the codec',
+      )
+    return part
+  })
 }
 
 const NOT_ATTACHED = 'the value has a SealedBuffer that was not attached'
