@@ -82,7 +82,7 @@ impl OwnerProcess {
         Self::try_current().map_err(no_page)
     }
 
-    fn try_current() -> Result<Self, Errno> {
+    pub(crate) fn try_current() -> Result<Self, Errno> {
         let word = match process_word() {
             Some(word) => word,
             None => make_word()?,

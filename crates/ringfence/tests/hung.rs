@@ -1,5 +1,5 @@
-//! Files on a filesystem whose server does not answer: a process that runs such a file is refused or times out, one that
-//! passes such a file is refused, and nothing hangs.
+//! Files and sockets whose kernel calls do not return: a process that runs such a file is refused or times out, one that passes such a
+//! file or socket is refused, and nothing hangs.
 
 mod support;
 
@@ -7,6 +7,7 @@ use std::{
     ffi::CString,
     fs::File,
     io::{Read, Write},
+    net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixListener,
@@ -27,11 +28,15 @@ use nix::{
         socket::{setsockopt, sockopt},
         stat::SFlag,
     },
+    unistd::geteuid,
 };
 use ringfence::{
     Address, Arrival, Channels, Digest, Options, Policy, Program, Refused, Role, connect, listen, member,
 };
 use support::{Actor, TIME_LIMIT, fresh_address, report, small, wait_for_test, wire};
+
+/// More than the threads that carry out handshakes or close descriptors.
+const CONNECTIONS: usize = 40;
 
 /// The other processes of these tests.
 #[test]
@@ -47,6 +52,16 @@ fn role() {
             wait_for_test();
             let outcome = connect(&address, &small().policy(Policy::new().any_executable()));
             report(outcome.map_or_else(|error| error.code(), |_| "connected"));
+        }
+        "leaves sockets" => leave_sockets(&arguments[0]),
+        "serves" => {
+            let policy = Policy::new()
+                .any_executable()
+                .uids([arguments[1].parse().unwrap()]);
+            let listener = listen(&arguments[0].parse().unwrap(), &small().policy(policy)).unwrap();
+            report("ready");
+            wait_for_test();
+            listener.close(Channels::Close);
         }
         "passes line" | "passes object" | "passes lock" => {
             let file = File::open(&arguments[1]).unwrap().into();
@@ -82,6 +97,31 @@ fn pass(role: &str, address: &str, file: OwnedFd) {
     let (kind, body) = wire::receive(&mut stream).unwrap();
     let body = String::from_utf8_lossy(&body[2..]).replace(char::is_control, " ");
     report(format!("{kind}:{body}"));
+}
+
+/// Sends sockets that do not close for ten minutes, over connections that it closes at the test's command.
+fn leave_sockets(address: &str) {
+    let input = std::io::stdin();
+    let left: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut stuck = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let unread = listener.accept().unwrap();
+            stuck.set_nonblocking(true).unwrap();
+            while stuck.write(&[0; 1 << 12]).is_ok() {}
+            let (l_onoff, l_linger) = (1, 600);
+            setsockopt(&stuck, sockopt::Linger, &libc::linger { l_onoff, l_linger }).unwrap();
+            let stream = wire::connect(address);
+            // As many as the kernel passes at once, the one that matters last.
+            let mut passed = vec![input.as_fd(); 252];
+            passed.push(stuck.as_fd());
+            wire::send_with(&stream, &wire::hello_for(wire::SERVICE, &[0; 32]), &passed);
+            (unread, stream)
+        })
+        .collect();
+    report("ready");
+    wait_for_test();
+    drop(left);
 }
 
 /// Serves a filesystem with one file, `program`, which is this executable (fuse(4); linux/fuse.h). It runs in
@@ -313,6 +353,32 @@ fn hung_file_in_place_of_line_or_object_is_refused() {
         listener.close(Channels::Close);
         drop(filesystem);
         guest.finish();
+    }
+}
+
+/// The kernel closes descriptors that were not received together with their socket, and those that a call has no room for within that call.
+#[test]
+fn socket_that_does_not_close_holds_up_no_client() {
+    let own = geteuid().as_raw();
+    for (uid, outcome) in [(own + 1, "PEER_REFUSED"), (own, "connected")] {
+        let (address, _keep) = fresh_address(false);
+        let address = address.to_string();
+        let mut service = Actor::start("serves", &[&address, &uid.to_string()]);
+        service.expect("ready");
+        // So that all of them wait when it refuses the first.
+        service.stop();
+        let mut hostile = Actor::start("leaves sockets", &[&address]);
+        hostile.expect("ready");
+        service.resume();
+        let mut client = Actor::start("knock", &[&address]);
+        client.expect("ready");
+        client.proceed();
+        client.expect(outcome);
+        client.finish();
+        hostile.proceed();
+        hostile.finish();
+        service.proceed();
+        service.finish();
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
     evidence::EvidenceLog,
     fork::CloseOnForkFd,
     sys::{self, uninterrupted},
-    wake::attachments::UncheckedFd,
+    wake::attachments::{PeerSocket, UncheckedFd},
 };
 
 /// The maximum number of connections that wait for a host. A further client retries a little later.
@@ -245,7 +245,7 @@ impl BoundAddress {
 
     /// Accepts the next connection, if one waits. Fails with [`Error::Closed`] if another process that has
     /// the socket has shut it.
-    pub(crate) fn accept(&self) -> Result<Option<OwnedFd>> {
+    pub(crate) fn accept(&self) -> Result<Option<PeerSocket>> {
         match self.next() {
             Ok(stream) => Ok(Some(stream)),
             Err(Errno::EAGAIN) if self.is_shut() => Err(Error::Closed(
@@ -262,7 +262,7 @@ impl BoundAddress {
         sys::is_ready(&self.listener, sys::socket::HUNG_UP) == Ok(true)
     }
 
-    fn next(&self) -> Result<OwnedFd, Errno> {
+    fn next(&self) -> Result<PeerSocket, Errno> {
         // The mode belongs to the open socket, which the peer of a membership shares and can change.
         fcntl(&**self.listener, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         loop {
@@ -271,7 +271,10 @@ impl BoundAddress {
                 Err(errno) => return Err(errno),
                 // The stream inherits the listening socket's options, which the peer of a membership can
                 // change as well.
-                Ok(stream) => return sys::socket::prepare_socket(&stream).map(|()| stream),
+                Ok(stream) => {
+                    let stream = PeerSocket::new(stream)?;
+                    return sys::socket::prepare_socket(&stream).map(|()| stream);
+                }
             }
         }
     }
@@ -310,7 +313,7 @@ impl BoundAddress {
     /// Stops accepting connections, while the address stays bound. From then on the kernel rejects clients
     /// without a thread of ours: connect(2) fails with ECONNREFUSED on a listening socket that was shut down
     /// for reading. `refuse_client` receives the connections that already wait.
-    pub(crate) fn close(&self, refuse_client: impl Fn(OwnedFd)) -> Result<()> {
+    pub(crate) fn close(&self, refuse_client: impl Fn(PeerSocket)) -> Result<()> {
         shutdown(self.listener.as_raw_fd(), Shutdown::Read)
             .or_system("closing the address to new clients (shutdown)")?;
         loop {

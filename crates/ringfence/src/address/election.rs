@@ -22,6 +22,7 @@ use crate::{
     evidence::{EvidenceLog, FIRST_TO_BIND, FOUND_BOUND, SERVICE_BINDS},
     sys::{self, uninterrupted},
     wait::deadline::Deadline,
+    wake::attachments::PeerSocket,
 };
 
 /// The number of attempts before a client concludes that the host accepts no more connections. Between lock
@@ -32,7 +33,7 @@ const ATTEMPTS: u32 = 12;
 /// The result of meeting at an address.
 pub(crate) enum MeetOutcome {
     Host(BoundAddress),
-    Guest(OwnedFd),
+    Guest(PeerSocket),
 }
 
 /// The result of trying to bind an address.
@@ -43,7 +44,7 @@ enum BindOutcome {
     /// Unknown: this process may not open the lock file.
     Forbidden(Errno),
     /// The lock is free, yet a process answers at the socket.
-    Answered(OwnedFd),
+    Answered(PeerSocket),
 }
 
 /// Binds the address, or connects to the process that has bound it.
@@ -135,7 +136,7 @@ pub(crate) fn find(
     address: &Address,
     deadline: &Deadline,
     record: &mut EvidenceLog,
-) -> Result<Option<OwnedFd>> {
+) -> Result<Option<PeerSocket>> {
     let mut attempts = 0;
     loop {
         match connect_to(address) {
@@ -184,7 +185,7 @@ fn queue_full(deadline: &Deadline) -> Error {
     deadline.timed_out("the host accepts no connections, and its queue is full")
 }
 
-fn guest(stream: OwnedFd, record: &mut EvidenceLog) -> OwnedFd {
+fn guest(stream: PeerSocket, record: &mut EvidenceLog) -> PeerSocket {
     record.met(FOUND_BOUND, "guest: connected");
     stream
 }
@@ -199,8 +200,8 @@ fn new_place() -> Result<BoundAddress> {
     BoundAddress::unbound(new_socket().or_system("a Unix socket")?)
 }
 
-fn connect_to(address: &Address) -> Result<OwnedFd, Errno> {
-    let stream = new_socket()?;
+fn connect_to(address: &Address) -> Result<PeerSocket, Errno> {
+    let stream = PeerSocket::new(new_socket()?)?;
     let socket = address.to_socket().map_err(|_| Errno::EINVAL)?;
     match uninterrupted(|| connect(stream.as_raw_fd(), &socket)) {
         Err(Errno::EISCONN) | Ok(()) => Ok(stream),

@@ -41,6 +41,7 @@ use crate::{
     signal::barriers,
     sys::{self, lock::Mutex},
     wait::deadline::Deadline,
+    wake::attachments::PeerSocket,
 };
 
 /// The longest time that the line of a child may stay open after the child has exited: a process that another thread starts has a copy
@@ -424,7 +425,7 @@ pub fn from_parent(options: &Options) -> Result<Channel> {
     record.met(LINE_FROM_PARENT, format!("descriptor {}", line.as_raw_fd()));
     let deadline = deadline(options);
     let side = Side::new(&"the parent's line", options, &deadline, Meeting::Family).of_child();
-    let parts = side.guest(line, record)?;
+    let parts = side.guest(PeerSocket::inherited(line), record)?;
     let parts = parts.ok_or_else(|| Error::PeerLost("the parent has gone without an answer".into()))?;
     Ok(Channel::assemble(parts, None, options))
 }

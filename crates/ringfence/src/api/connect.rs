@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     mem,
-    os::fd::OwnedFd,
     sync::{Arc, Weak},
 };
 
@@ -25,6 +24,7 @@ use crate::{
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
     wait::threads::{Permits, ThreadQuota},
+    wake::attachments::PeerSocket,
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -108,7 +108,7 @@ fn connect_with(
     address: &Address,
     options: &Options,
     (verb, host): (&str, &str),
-    run_handshake: impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
+    run_handshake: impl Fn(PeerSocket, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::register_early();
     let deadline = options.deadline();
@@ -141,7 +141,7 @@ fn try_connect(
     address: &Address,
     options: &Options,
     deadline: &Deadline,
-    run_handshake: &impl Fn(OwnedFd, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
+    run_handshake: &impl Fn(PeerSocket, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<ConnectAttempt> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;

@@ -29,6 +29,7 @@ use crate::{
     identity::{Credentials, Identity},
     peer::process::{Peer, creator_pidfd},
     sys, trace,
+    wake::attachments::PeerSocket,
 };
 
 /// Decides which of the guests that are ready for a channel get one: a pair has one slot, a service has many.
@@ -49,7 +50,7 @@ pub(crate) trait Slots {
 impl Side<'_> {
     /// Runs steps 2 and 3: asks the kernel for the process at the other end, and checks it against the
     /// policy. Waits for no peer.
-    pub(crate) fn inspect(&self, stream: OwnedFd, mut record: EvidenceLog) -> Result<Connection> {
+    pub(crate) fn inspect(&self, stream: PeerSocket, mut record: EvidenceLog) -> Result<Connection> {
         let inspected = (|| {
             let peer = Peer::attest(&stream, self.options.policy.may_hide(), &mut record)?;
             if peer.is_self() {
@@ -95,7 +96,7 @@ impl Side<'_> {
     }
 
     /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
-    pub(crate) fn guest(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
+    pub(crate) fn guest(&self, stream: PeerSocket, record: EvidenceLog) -> Result<Option<Parts>> {
         self.traced("guest", || self.guest_steps(stream, record))
     }
 
@@ -212,7 +213,7 @@ impl Side<'_> {
         Ok((self.finish(Role::Host, session, objects, identity, None), slot))
     }
 
-    fn guest_steps(&self, stream: OwnedFd, record: EvidenceLog) -> Result<Option<Parts>> {
+    fn guest_steps(&self, stream: PeerSocket, record: EvidenceLog) -> Result<Option<Parts>> {
         let connection = match self.inspect(stream, record) {
             Ok(connection) => connection,
             // The socket of the previous host, which has ended.

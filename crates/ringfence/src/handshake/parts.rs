@@ -34,7 +34,7 @@ use crate::{
     sys,
     trace::TraceContext,
     wait::deadline::Deadline,
-    wake::attachments::Attachments,
+    wake::attachments::{Attachments, PeerSocket},
     wake::parking::Barriers,
 };
 
@@ -181,7 +181,7 @@ pub(super) enum RingRole<'a> {
 
 /// The process at the other end of a connection, which has passed the policy's first check.
 pub(crate) struct Connection {
-    pub(super) stream: OwnedFd,
+    pub(super) stream: PeerSocket,
     pub(super) peer: Peer,
     pub(crate) identity: Identity,
     pub(super) record: EvidenceLog,

@@ -35,6 +35,7 @@ use crate::{
     trace::{self, Handshake},
     wait::deadline::{self, CancelToken, Deadline, RETRY_PAUSE, RetryBudget, Wakeup},
     wait::threads::{ThreadQuota, mark_own_thread},
+    wake::attachments::PeerSocket,
 };
 
 /// The number of connections of one process that wait or run a handshake. An honest process stays far below.
@@ -220,7 +221,7 @@ impl Acceptor<'_> {
     }
 
     /// Refuses a connection without a handshake.
-    pub(crate) fn reject<H: Host>(&self, host: &H, stream: OwnedFd, deadline: &Deadline, error: Error) {
+    pub(crate) fn reject<H: Host>(&self, host: &H, stream: PeerSocket, deadline: &Deadline, error: Error) {
         let refused = match Client::new(stream, deadline.clone(), self.address) {
             Ok(client) => client.refuse(error),
             // The client notices the end of its connection.
@@ -366,7 +367,7 @@ impl<H: Host> Accepting<'_, '_, H> {
     }
 
     /// Refuses a process that has too many connections in the queue.
-    fn enqueue(&self, stream: OwnedFd) -> Result<Client, Box<Refused>> {
+    fn enqueue(&self, stream: PeerSocket) -> Result<Client, Box<Refused>> {
         let deadline = self.deadline.within(self.acceptor.options.handshake_timeout);
         let client = Client::new(stream, deadline, self.acceptor.address)
             .map_err(|error| Box::new(Refused::local(error)))?;
@@ -466,7 +467,7 @@ struct Client {
 /// The progress of a client's handshake.
 enum ClientStage {
     /// Its process was not checked yet.
-    Fresh(OwnedFd),
+    Fresh(PeerSocket),
     /// Its process has passed, and its HELLO has not arrived.
     Silent(Box<Connection>),
 }
@@ -482,7 +483,7 @@ impl AsFd for Client {
 
 impl Client {
     /// Asks the kernel for the process at the other end: enough to count its connections.
-    fn new(stream: OwnedFd, deadline: Deadline, address: &Address) -> Result<Self> {
+    fn new(stream: PeerSocket, deadline: Deadline, address: &Address) -> Result<Self> {
         let peer = peer_credentials(&stream).or_system("SO_PEERCRED of a client")?;
         Ok(Self {
             peer,

@@ -256,13 +256,10 @@ pub(crate) fn effective_credentials() -> UnixCredentials {
     })
 }
 
-/// Room for credentials, for a few more descriptors than any frame has, and for messages that the peer may
-/// have enabled on a socket that it also holds, so that they are recognized. The kernel installs as many
-/// descriptors as fit.
-const CONTROL: usize = 256;
-
-/// Room for credentials and for the most descriptors that the kernel passes at once (253).
-const PARCEL_CONTROL: usize = 1280;
+/// Room for credentials, for the most descriptors that the kernel passes at once (253), and for messages that the peer may have enabled
+/// on a socket that it also holds, so that they are recognized. A descriptor without room would be closed within the call, which may
+/// block.
+const CONTROL: usize = 1280;
 
 /// Room for credentials (three numbers of 4 bytes), and for nothing beside them.
 // SAFETY: CMSG_SPACE only calculates.
@@ -270,7 +267,7 @@ const CREDENTIALS_CONTROL: usize = unsafe { libc::CMSG_SPACE(12) } as usize;
 const _: () = assert!(size_of::<libc::ucred>() == 12);
 
 #[repr(align(8))]
-struct ControlBuffer<const SIZE: usize>([u8; SIZE]);
+struct ControlBuffer([u8; CONTROL]);
 
 /// Takes ownership of the descriptors in a control message. The kernel has already installed them, so nothing
 /// else owns them. A descriptor that the kernel could not install has a negative number (`SCM_PIDFD`) and is
@@ -294,13 +291,13 @@ unsafe fn own_descriptors(data: *const u8, size: usize) -> impl Iterator<Item = 
 /// Receives into `buffer` without blocking. nix's `recvmsg` fails if the control data was truncated, and then
 /// the caller cannot close the descriptors that were installed. Hence this function.
 pub(crate) fn receive(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with::<CONTROL>(socket, buffer, CONTROL, 0)
+    receive_with(socket, buffer, CONTROL, 0)
 }
 
 /// Does the same as [`receive`] without consuming the data: descriptors arrive as copies (`MSG_PEEK`,
 /// unix(7)).
 pub(crate) fn peek(socket: impl AsFd, buffer: &mut [u8]) -> Result<Received, Errno> {
-    receive_with::<CONTROL>(socket, buffer, CONTROL, libc::MSG_PEEK)
+    receive_with(socket, buffer, CONTROL, libc::MSG_PEEK)
 }
 
 /// Does the same as [`peek`], with room for this number of descriptors, at most 253. If more are there, the status is not
@@ -316,17 +313,12 @@ pub(crate) fn peek_with_descriptors(
         // SAFETY: CMSG_SPACE only calculates.
         bytes => unsafe { libc::CMSG_SPACE(bytes) as usize },
     };
-    receive_with::<PARCEL_CONTROL>(socket, buffer, CREDENTIALS_CONTROL + space, libc::MSG_PEEK)
+    receive_with(socket, buffer, CREDENTIALS_CONTROL + space, libc::MSG_PEEK)
 }
 
-fn receive_with<const SIZE: usize>(
-    socket: impl AsFd,
-    buffer: &mut [u8],
-    room: usize,
-    more: c_int,
-) -> Result<Received, Errno> {
-    let mut control = ControlBuffer([0; SIZE]);
-    let room = room.min(SIZE);
+fn receive_with(socket: impl AsFd, buffer: &mut [u8], room: usize, more: c_int) -> Result<Received, Errno> {
+    let mut control = ControlBuffer([0; CONTROL]);
+    let room = room.min(CONTROL);
     let mut slice = IoSliceMut::new(buffer);
     // SAFETY: all-zero bytes are a valid msghdr (null pointers, zero lengths).
     let mut header: libc::msghdr = unsafe { mem::zeroed() };

@@ -19,12 +19,15 @@ use std::{
 use nix::{
     errno::Errno,
     poll::PollFlags,
-    sys::socket::{ControlMessage, MsgFlags, sendmsg},
+    sys::socket::{
+        ControlMessage, MsgFlags, Shutdown, SockType, UnixAddr, getsockname, getsockopt, sendmsg, shutdown,
+        sockopt,
+    },
 };
 
 use crate::{
     error::{Error, Result},
-    fork::PerProcess,
+    fork::{OwnerProcess, PerProcess},
     region::sealed::SealedBuffer,
     sys::{
         self,
@@ -576,6 +579,76 @@ impl Drop for UncheckedFd {
     fn drop(&mut self) {
         close_on_threads(HANDSHAKES, MAX_CLOSERS, self.0.take());
     }
+}
+
+/// The socket of a connection. The kernel closes it together with the descriptors that the peer has sent and this side has not received, which
+/// may never return: a TCP socket may linger (`SO_LINGER`, socket(7)). Dropping this never blocks.
+#[derive(Debug)]
+pub(crate) struct PeerSocket {
+    socket: UncheckedFd,
+    /// `None` if other processes use the socket as well.
+    owner: Option<OwnerProcess>,
+}
+
+impl PeerSocket {
+    /// For a socket that only this process uses.
+    pub(crate) fn new(socket: OwnedFd) -> Result<Self, Errno> {
+        let owner = Some(OwnerProcess::try_current()?);
+        let socket = UncheckedFd::new(socket);
+        Ok(Self { socket, owner })
+    }
+
+    /// For the line of a child, which other processes may have too. Only its parent sends on it, and could stop the child anyway.
+    pub(crate) const fn inherited(socket: OwnedFd) -> Self {
+        let socket = UncheckedFd::new(socket);
+        Self { socket, owner: None }
+    }
+}
+
+impl Deref for PeerSocket {
+    type Target = OwnedFd;
+
+    fn deref(&self) -> &OwnedFd {
+        &self.socket
+    }
+}
+
+impl AsFd for PeerSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for PeerSocket {
+    fn drop(&mut self) {
+        if self.owner.is_some_and(OwnerProcess::is_current) && !shut(self) {
+            // An honest guest has sent its HELLO with a line, and may wait for the end of that.
+            let hello = sys::socket::receive(&*self, &mut [0; READ_SIZE]);
+            for descriptor in hello.into_iter().flat_map(|hello| hello.descriptors) {
+                let line = UncheckedFd::new(descriptor);
+                if is_line(&line) && shut(&line) {
+                    drop(line.into_checked());
+                }
+            }
+            if !shut(self) {
+                return;
+            }
+        }
+        drop(self.socket.0.take());
+    }
+}
+
+/// Ends both directions of a Unix stream socket: nothing arrives after this. Returns whether nothing is unread.
+fn shut(socket: &OwnedFd) -> bool {
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+    sys::socket::unread(socket) == Ok(0)
+}
+
+/// Whether this is a Unix stream socket that does not listen.
+fn is_line(socket: &OwnedFd) -> bool {
+    getsockname::<UnixAddr>(socket.as_raw_fd()).is_ok()
+        && getsockopt(socket, sockopt::SockType) == Ok(SockType::Stream)
+        && getsockopt(socket, sockopt::AcceptConn) == Ok(false)
 }
 
 /// Returns how many descriptors of this line wait to be closed. 0 if that is not the peer's fault.

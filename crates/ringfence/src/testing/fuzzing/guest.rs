@@ -36,6 +36,7 @@ use crate::{
     signal::inbox::TokenAddress,
     sys,
     wait::deadline::Deadline,
+    wake::attachments::PeerSocket,
 };
 
 /// The purpose for which a guest connects, and the kind of address.
@@ -90,7 +91,10 @@ pub fn guest(bytes: &[u8]) {
         Purpose::AsMember { .. } => side.inheriting(&address),
         Purpose::Subscribing => side.subscribing(),
     };
-    let made = side.guest(begun.stream, EvidenceLog::default());
+    let made = side.guest(
+        PeerSocket::new(begun.stream).expect("memory"),
+        EvidenceLog::default(),
+    );
     judge(&made, begun.wrong.as_deref(), purpose);
 }
 

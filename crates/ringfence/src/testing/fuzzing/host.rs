@@ -22,6 +22,7 @@ use crate::{
     handshake::{Slots, frame::Meeting, parts::Side},
     identity::Credentials,
     wait::deadline::Deadline,
+    wake::attachments::PeerSocket,
 };
 
 /// The kinds of meeting that a guest can connect for.
@@ -66,7 +67,7 @@ pub fn host(bytes: &[u8]) {
         taken: Cell::new(0),
     };
     let made = side
-        .inspect(stream, EvidenceLog::default())
+        .inspect(PeerSocket::new(stream).expect("memory"), EvidenceLog::default())
         .and_then(|connection| side.host(connection, &slots))
         .map(Some);
     judge(&made, wrong.as_deref(), meeting);
