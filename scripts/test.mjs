@@ -23,7 +23,7 @@
 // Prints one line before each step and one after it. The first step that fails ends the script with the step's exit code.
 // __test__/install/main.mjs tests the installed packages.
 
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
 import { build, buildTests } from './build.mjs'
@@ -52,10 +52,13 @@ const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 
 function testAll() {
   const started = performance.now()
-  build('--release')
-
   // The models have a step of their own, `npm run test:models`, which leaves `npm test` time on slow machines.
-  run('Rust tests', 'cargo', ['test', '--workspace', '--exclude', 'ringfence-model', ...features])
+  const tests = ['test', '--workspace', '--exclude', 'ringfence-model', ...features]
+  // Compiles them beside the binding, the last part of which uses one core. `Rust tests` waits for this, and reports its errors.
+  const compiling = spawn('cargo', [...tests, '--no-run'], { cwd: root, stdio: 'ignore' }).on('error', () => {})
+  process.once('exit', () => compiling.kill())
+  build('--release')
+  run('Rust tests', 'cargo', tests)
   buildTests()
   run('tests in Node', tool('ava'))
   // Like Electron, which forbids external memory. Only the code that copies messages depends on that.
