@@ -205,11 +205,9 @@ impl ChildProcesses {
                 if next.is_empty() || processor_time() >= until {
                     break;
                 }
-                while let Some(process) = next.pop()
-                    && processor_time() < until
-                {
+                while let Some(process) = next.pop() {
                     if found.insert(process.pid) {
-                        next.extend(process.kill());
+                        next.extend(process.kill(until));
                     }
                 }
             }
@@ -467,35 +465,37 @@ impl Process {
         (self.is_running() && is_alive(&pidfd)).then_some(pidfd)
     }
 
-    /// Kills it and returns its children.
+    /// Kills it and returns its children, or none once this thread has run until that time.
     ///
     /// It is stopped first. A process that is killed at once may have forked since its children were read, and that child then has
-    /// another parent and is not found. A process with a pending signal cannot fork. If this process is itself killed between the two
+    /// another parent and is not found. A process with a pending signal starts no fork. If this process is itself killed between the two
     /// signals, the stopped process stays stopped for good. So no more than one is stopped at a time, and only while its children
     /// are read.
-    fn kill(&self) -> Vec<Self> {
+    fn kill(&self, until: Duration) -> Vec<Self> {
         let Some(pidfd) = self.open() else {
             return Vec::new();
         };
         let signal = |signal| sys::signal::pidfd_signal(&pidfd, signal as i32, None);
-        if signal(Signal::SIGSTOP).is_err() {
-            return Vec::new();
+        let mut children = Vec::new();
+        if processor_time() < until && signal(Signal::SIGSTOP).is_ok() {
+            children = self.children();
         }
-        let children = self.children();
         let _ = signal(Signal::SIGKILL);
         children
     }
 
-    /// Returns its children. Empty if the kernel does not list them (`CONFIG_PROC_CHILDREN`).
     fn children(&self) -> Vec<Self> {
-        let read = |pid: &str| Self::read(pid.parse().ok()?).filter(|child| child.parent == self.pid);
-        let mut children = Vec::new();
         let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid));
-        for thread in threads.into_iter().flatten().flatten() {
-            let list = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            children.extend(list.split_whitespace().filter_map(read));
-        }
-        children
+        let list = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("children")).ok();
+        let lists: Option<Vec<_>> = threads.into_iter().flatten().flatten().map(list).collect();
+        let Some(lists) = lists else {
+            // The kernel does not list them (`CONFIG_PROC_CHILDREN`).
+            let all = Self::all().map(|(_, process)| process);
+            return all.filter(|process| process.parent == self.pid).collect();
+        };
+        let pids = lists.iter().flat_map(|list| list.split_whitespace());
+        let children = pids.filter_map(|pid| Self::read(pid.parse().ok()?));
+        children.filter(|child| child.parent == self.pid).collect()
     }
 
     /// Whether no thread of it is left, or only one that is exiting.
