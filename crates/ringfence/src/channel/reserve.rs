@@ -193,6 +193,7 @@ impl<R: Outlet> Outbound<R> {
             writing,
             limits,
             reserved: None,
+            panicking: thread::panicking(),
         })
     }
 }
@@ -338,13 +339,15 @@ pub struct Keeper {
 
 /// Messages that become visible to the readers together, at [`Batch::publish`] or when this is dropped.
 ///
-/// If a panic drops it or it is forgotten ([`std::mem::forget`]), the message that was reserved last is not sent: the program may not have
+/// If a panic interrupts its use or it is forgotten ([`std::mem::forget`]), the message that was reserved last is not sent: the program may not have
 /// written all of it.
 pub struct Batch<'a, R: Outlet = Spsc> {
     writing: &'a mut Writing<R>,
     limits: Limits,
     /// The range that was handed out last, and that the program may still write.
     reserved: Option<(usize, usize)>,
+    /// This was made while a panic unwound, by a destructor.
+    panicking: bool,
 }
 
 opaque! { [R: Outlet] Batch<'_, R>; }
@@ -455,7 +458,7 @@ impl<R: Outlet> Batch<'_, R> {
 
 impl<R: Outlet> Drop for Batch<'_, R> {
     fn drop(&mut self) {
-        if thread::panicking() {
+        if !self.panicking && thread::panicking() {
             self.reserved = None;
         }
         self.publish();

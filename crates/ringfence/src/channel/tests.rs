@@ -212,6 +212,33 @@ fn panic_sends_no_reserved_message_of_a_batch() {
     }
 }
 
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no socketpair with these flags")]
+fn batch_of_a_destructor_is_sent_while_a_panic_unwinds() {
+    struct Goodbye(Sender);
+    impl Drop for Goodbye {
+        fn drop(&mut self) {
+            let mut batch = self.0.batch().expect("open");
+            batch
+                .reserve(3)
+                .expect("open")
+                .expect("room")
+                .copy_from_slice(b"bye");
+        }
+    }
+    let (one, other) = pair(&Options::new());
+    let ((sender, _unread), (_unwritten, mut receiver)) = (one.split(), other.split());
+    let panic = catch_unwind(AssertUnwindSafe(|| {
+        let _goodbye = Goodbye(sender);
+        panic!("of the program");
+    }));
+    assert!(panic.is_err());
+    assert_eq!(
+        receiver.try_receive_vec().expect("a message").as_deref(),
+        Some(&b"bye"[..])
+    );
+}
+
 /// The peer sends as fast as this side visits.
 #[test]
 fn drain_visits_only_messages_present_at_its_start() {
