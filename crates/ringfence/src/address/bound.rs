@@ -444,7 +444,12 @@ impl Inheritance {
         let (listener, lock) = (descriptors.next(), descriptors.next());
         let listener = listener.ok_or_else(|| Error::Protocol("READY without a listening socket".into()))?;
         let wanted = format!("the socket that listens at {address}");
-        let inspection_error = |errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, &wanted, errno);
+        // The host has chosen the path, which this process may not be allowed to follow.
+        let inspection_error = |errno| {
+            Error::unless_short(INSPECTING_SOCKET, errno, |errno| {
+                Refusal::new(Check::Address, &wanted, errno.desc()).into()
+            })
+        };
         let stream = ask(&listener, &wanted, |socket| {
             getsockopt(&socket, sockopt::SockType)
         })?;
@@ -558,7 +563,16 @@ fn is_bound_at(bound: &UnixAddr, address: &Address) -> Result<bool, Errno> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::{fs::symlink, net::UnixListener};
+    use std::{
+        fs::Permissions,
+        os::unix::{
+            fs::{PermissionsExt, symlink},
+            net::UnixListener,
+        },
+        thread,
+    };
+
+    use nix::unistd::{Uid, setfsuid};
 
     use super::*;
 
@@ -579,6 +593,26 @@ mod tests {
         assert!(error.to_string().contains("its socket was removed"), "{error}");
         named.remove();
         assert!(place.exists());
+    }
+
+    #[test]
+    fn host_is_refused_for_a_path_that_may_not_be_followed() {
+        let folder = tempfile::tempdir().unwrap();
+        let closed = folder.path().join("closed");
+        std::fs::create_dir(&closed).unwrap();
+        let listener = UnixListener::bind(closed.join("socket")).unwrap();
+        let set_mode = |mode| std::fs::set_permissions(&closed, Permissions::from_mode(mode)).unwrap();
+        set_mode(0);
+        let address = Address::path(folder.path().join("socket")).unwrap();
+        let accept = move || {
+            // Root is denied nothing.
+            setfsuid(Uid::from_raw(65534));
+            let passed = vec![UncheckedFd::new(listener.into())];
+            Inheritance::accept(&address, passed, &mut EvidenceLog::default()).map(drop)
+        };
+        let error = thread::spawn(accept).join().unwrap().unwrap_err();
+        set_mode(0o700);
+        assert_eq!(error.code(), "PEER_REFUSED", "{error}");
     }
 
     #[test]
