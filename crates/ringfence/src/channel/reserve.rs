@@ -339,8 +339,8 @@ pub struct Keeper {
 
 /// Messages that become visible to the readers together, at [`Batch::publish`] or when this is dropped.
 ///
-/// If a panic interrupts its use or it is forgotten ([`std::mem::forget`]), the message that was reserved last is not sent: the program may not have
-/// written all of it.
+/// If a panic interrupts its use, or it is forgotten ([`std::mem::forget`]), the message that was reserved last is not sent: the program may
+/// not have written all of it.
 pub struct Batch<'a, R: Outlet = Spsc> {
     writing: &'a mut Writing<R>,
     limits: Limits,
