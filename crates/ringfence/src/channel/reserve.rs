@@ -379,9 +379,9 @@ impl<R: Outlet> Batch<'_, R> {
     #[inline(always)]
     pub fn reserve(&mut self, size: usize) -> Result<Option<&mut [u8]>> {
         self.limits.check(size, self.limits.at_once)?;
-        self.finish();
         // A channel that has closed wipes the range that was handed out before: its borrow has ended.
         self.writing.check_open().inspect_err(|_| self.release())?;
+        self.finish();
         let at = match self.writing.ring.claim_fast(size as u64) {
             Some(at) => at,
             None => match self.claim(size)? {
@@ -429,12 +429,10 @@ impl<R: Outlet> Batch<'_, R> {
         Ok(found)
     }
 
-    /// Adds the message that was handed out to the batch: its borrow has ended. On a channel that has closed, it is dropped.
+    /// Adds the message that was handed out to the batch: its borrow has ended.
     #[inline]
     fn finish(&mut self) {
-        if let Some((at, size)) = self.reserved.take()
-            && self.writing.is_open()
-        {
+        if let Some((at, size)) = self.reserved.take() {
             self.writing.ring.finish(at, size, size);
         }
     }
@@ -442,7 +440,10 @@ impl<R: Outlet> Batch<'_, R> {
     /// The range that was handed out is no longer written.
     #[inline]
     fn release(&mut self) {
-        self.finish();
+        // A channel that has closed sends nothing more.
+        if self.writing.is_open() {
+            self.finish();
+        }
         self.writing.ring.own().unprotect();
     }
 
