@@ -27,8 +27,8 @@ use nix::{
         wait::{WaitStatus, waitpid},
     },
     unistd::{
-        ForkResult, Gid, Pid, Uid, fork, ftruncate, getgid, getpid, getppid, getuid, linkat, pipe2, read,
-        setgroups, setresgid, setresuid,
+        ForkResult, Gid, Pid, Uid, fork, ftruncate, getgid, getpid, getppid, gettid, getuid, linkat, pipe2,
+        read, setgroups, setresgid, setresuid,
     },
 };
 
@@ -551,21 +551,36 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
         return Err("the child did not connect".into());
     }
     println!("pid {wanted}");
+    let limit = fs::read_to_string("/proc/sys/kernel/pid_max").map_err(|error| error.to_string())?;
+    let numbers: i32 = number(limit.trim())?;
     let mut count = 0;
+    let mut is_near = false;
     loop {
         count += 1;
-        // SAFETY: this process has one thread, and the child makes a few system calls and then exits or
-        // executes.
-        match unsafe { fork() }.map_err(failed("fork"))? {
-            ForkResult::Child if getpid() == wanted => {
-                let error = Command::new(genuine).args(["role", "idle"]).exec();
-                return Err(error.to_string());
+        let last = if is_near {
+            // SAFETY: this process has one thread, and the child makes a few system calls and then exits or
+            // executes.
+            match unsafe { fork() }.map_err(failed("fork"))? {
+                ForkResult::Child if getpid() == wanted => {
+                    let error = Command::new(genuine).args(["role", "idle"]).exec();
+                    return Err(error.to_string());
+                }
+                // SAFETY: as above.
+                ForkResult::Child => unsafe { libc::_exit(0) },
+                ForkResult::Parent { child } if child == wanted => break,
+                ForkResult::Parent { child } => {
+                    waitpid(child, None).map_err(failed("waitpid"))?;
+                    child
+                }
             }
-            // SAFETY: as above.
-            ForkResult::Child => unsafe { libc::_exit(0) },
-            ForkResult::Parent { child } if child == wanted => break,
-            ForkResult::Parent { child } => drop(waitpid(child, None).map_err(failed("waitpid"))?),
-        }
+        } else {
+            // A thread takes the next number as well, in a tenth of the time.
+            thread::spawn(gettid)
+                .join()
+                .map_err(|_| "a thread has panicked")?
+        };
+        // Further on only a process may take it. After the largest number, the kernel leaves out the first 300.
+        is_near = (1..=600).contains(&(wanted.as_raw() - last.as_raw()).rem_euclid(numbers));
     }
     let looks = stat(genuine).map_err(failed("stat"))?;
     until("the number is the genuine program's", || {
