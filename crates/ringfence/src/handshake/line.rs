@@ -25,6 +25,8 @@ use crate::{
 
 /// The maximum for any frame.
 pub(super) const MAX_DESCRIPTORS: usize = 3;
+/// The most frames of one side: HELLO, OFFER, READY and a refusal.
+const MAX_FRAMES: usize = 4;
 
 /// A stream socket on which frames are exchanged with one identified process, until a deadline.
 pub(crate) struct FrameLine<'a> {
@@ -148,13 +150,15 @@ impl FrameLine<'_> {
 
     /// Returns the reason that a disconnected peer has sent, if it sent one.
     pub(crate) fn read_refusal(&self) -> Option<Error> {
-        loop {
+        // Frames that have arrived are read after the deadline, too, and a peer may send them without end.
+        for _ in 0..MAX_FRAMES {
             match self.receive("the peer's reason", MAX_DESCRIPTORS) {
                 Ok((Frame::Refuse(refuse), _)) => return Some(refuse.into_error(self.address)),
                 Ok(_) => {}
                 Err(_) => return None,
             }
         }
+        None
     }
 
     /// Receives the next frame, with at most `max` descriptors. A refusal is returned as an error.
@@ -320,7 +324,7 @@ impl FrameReader<'_> {
 mod tests {
     use std::time::Duration;
 
-    use nix::sys::socket::send as send_bytes;
+    use nix::sys::socket::{Shutdown, send as send_bytes, shutdown};
 
     use super::*;
 
@@ -477,6 +481,26 @@ mod tests {
             refuse(&here, known);
             assert_eq!(sys::socket::unread(&there), Ok(0));
         }
+    }
+
+    /// A peer that no longer reads, and sends frame after frame, must not keep this side beyond its deadline.
+    #[test]
+    #[cfg_attr(miri, ignore = "Miri has no credentials of a socket")]
+    fn search_for_the_reason_ends_after_a_few_frames() {
+        let deadline = within(Duration::ZERO);
+        let (here, there) = ends();
+        shutdown(there.as_raw_fd(), Shutdown::Read).unwrap();
+        let mut sent = 0;
+        while send(there.as_fd(), &FRAME, &[]).is_ok() {
+            sent += 1;
+        }
+        let here = line(&here, this_process(), &deadline);
+        assert_eq!(here.send(&FRAME, &[]).unwrap_err().code(), "PEER_LOST");
+        let mut left = 0;
+        while here.receive("a frame", 0).is_ok() {
+            left += 1;
+        }
+        assert!(sent > MAX_FRAMES && left == sent - MAX_FRAMES, "{left} of {sent}");
     }
 
     #[test]
