@@ -12,17 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::{
-    errno::Errno,
-    sys::{
-        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
-        eventfd::{EfdFlags, EventFd},
-    },
-};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
 use crate::{
     error::{Error, OrSystem, Result},
-    wait::deadline::{RetryBudget, ready_by},
+    wait::deadline::{RetryBudget, Wakeup, ready_by},
     wake::doorbell::LineEnds,
 };
 
@@ -31,9 +25,12 @@ const WAKEUP_KEY: u64 = 0;
 /// The largest number of events that one wait returns.
 const MAX_EVENTS: usize = 32;
 
-/// The number of attempts to add a subscriber or to send a wakeup, and the pause after a failure.
+/// The number of attempts to add a subscriber, and the pause after a failure.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// Names the operation in errors.
+const WATCHING: &str = "watching a subscriber (epoll)";
 
 /// The numbers of the subscribers that a wait has found. An array, since a sender waits for each message that finds no room.
 #[derive(Debug, Default)]
@@ -54,28 +51,21 @@ impl Deref for SubscriberNumbers {
 struct EpollWatch {
     epoll: Epoll,
     /// Signalled by threads of this process.
-    wakeup: EventFd,
+    wakeup: Wakeup,
 }
 
 impl EpollWatch {
-    fn new() -> Result<Self, Errno> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let wakeup = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
-        epoll.add(&wakeup, EpollEvent::new(EpollFlags::EPOLLIN, WAKEUP_KEY))?;
-        Ok(Self { epoll, wakeup })
+    fn new() -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_system(WATCHING)?;
+        let wakeup = Wakeup::new()?;
+        let watch = Self { epoll, wakeup };
+        watch.add(watch.wakeup.as_fd(), EpollFlags::EPOLLIN, WAKEUP_KEY)?;
+        Ok(watch)
     }
 
     fn add(&self, descriptor: BorrowedFd<'_>, flags: EpollFlags, number: u64) -> Result<()> {
         let added = self.epoll.add(descriptor, EpollEvent::new(flags, number));
-        added.or_system("watching a subscriber (epoll)")
-    }
-
-    fn signal(&self) {
-        // The kernel does not refuse this, but a system call filter may, and then the sleeper would sleep on.
-        let mut left = TRIES;
-        while left > 0 && self.wakeup.write(1).is_err() {
-            left -= 1;
-        }
+        added.or_system(WATCHING)
     }
 
     /// Waits for events. Returns the numbers of their subscribers, or `None` if the deadline has passed.
@@ -92,8 +82,7 @@ impl EpollWatch {
         let mut numbers = SubscriberNumbers::default();
         for event in &events[..count] {
             if event.data() == WAKEUP_KEY {
-                // An error means that nothing is left to read.
-                let _ = self.wakeup.read();
+                self.wakeup.clear();
             } else if !numbers.contains(&event.data()) {
                 numbers.list[numbers.count] = event.data();
                 numbers.count += 1;
@@ -113,10 +102,9 @@ pub(crate) struct Watches {
 impl Watches {
     /// Fails with [`Error::NoSpace`] if descriptors have run out.
     pub(crate) fn new() -> Result<Self> {
-        let new = || EpollWatch::new().or_system("watching subscribers (epoll)");
         Ok(Self {
-            ends: new()?,
-            room: new()?,
+            ends: EpollWatch::new()?,
+            room: EpollWatch::new()?,
             over: AtomicBool::new(false),
         })
     }
@@ -183,18 +171,18 @@ impl Watches {
 
     /// Makes the watcher check again.
     pub(crate) fn wake_watcher(&self) {
-        self.ends.signal();
+        self.ends.wakeup.signal();
     }
 
     /// Makes the sender check again.
     pub(crate) fn wake_sender(&self) {
-        self.room.signal();
+        self.room.wakeup.signal();
     }
 
     /// Ends the watcher.
     pub(crate) fn stop(&self) {
         self.over.store(true, Ordering::Release);
-        self.ends.signal();
+        self.ends.wakeup.signal();
     }
 }
 
