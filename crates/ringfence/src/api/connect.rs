@@ -24,7 +24,6 @@ use crate::{
     sys::lock::Mutex,
     wait::deadline::{Backoff, Deadline},
     wait::threads::{Permits, ThreadQuota},
-    wake::attachments::PeerSocket,
 };
 
 /// Connects to the service at an address, which it never binds. A process may connect several times, and gets a channel
@@ -55,14 +54,7 @@ use crate::{
 pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
     let options = options.clone().checked()?;
     let address = &address.absolute();
-    let parts = connect_with(
-        address,
-        &options,
-        ("listens", "service"),
-        |stream, record, deadline| {
-            Side::new(address, &options, deadline, Meeting::Service).guest(stream, record)
-        },
-    )?;
+    let parts = connect_with(address, &options, Meeting::Service, ("listens", "service"))?;
     Ok(Channel::assemble(parts, None, &options))
 }
 
@@ -79,16 +71,7 @@ pub fn connect(address: &Address, options: &Options) -> Result<Channel> {
 pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     let options = options.clone().checked_to_subscribe()?;
     let address = &address.absolute();
-    let mut parts = connect_with(
-        address,
-        &options,
-        ("publishes", "publisher"),
-        |stream, record, deadline| {
-            Side::new(address, &options, deadline, Meeting::Broadcast)
-                .subscribing()
-                .guest(stream, record)
-        },
-    )?;
+    let mut parts = connect_with(address, &options, Meeting::Broadcast, ("publishes", "publisher"))?;
     match mem::replace(&mut parts.objects.ring, RingPart::PerSide) {
         RingPart::Subscriber(ring, beginning) => {
             let opened = open(parts, None, &options);
@@ -100,21 +83,20 @@ pub fn subscribe(address: &Address, options: &Options) -> Result<Subscription> {
     }
 }
 
-/// Connects to an address until a handshake is complete. `verb` and `host` appear in an error: "listens", "service". `run_handshake`
-/// returns `None` if the host hung up without an answer.
+/// Connects to an address until a handshake is complete. `verb` and `host` appear in an error: "listens", "service".
 ///
 /// With [`Options::wait`], waits for a host that is missing, full or about to close.
 fn connect_with(
     address: &Address,
     options: &Options,
+    meeting: Meeting,
     (verb, host): (&str, &str),
-    run_handshake: impl Fn(PeerSocket, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<Parts> {
     barriers::register_early();
     let deadline = options.deadline();
     let mut backoff = Backoff::new(&deadline);
     loop {
-        match try_connect(address, options, &deadline, &run_handshake) {
+        match try_connect(address, options, meeting, &deadline) {
             Ok(ConnectAttempt::Ready(parts)) => return Ok(*parts),
             // The host is closing, and the next attempt finds no host.
             Ok(ConnectAttempt::HungUp) => backoff.hung_up(None)?,
@@ -140,8 +122,8 @@ enum ConnectAttempt {
 fn try_connect(
     address: &Address,
     options: &Options,
+    meeting: Meeting,
     deadline: &Deadline,
-    run_handshake: &impl Fn(PeerSocket, EvidenceLog, &Deadline) -> Result<Option<Parts>>,
 ) -> Result<ConnectAttempt> {
     let permits = permits(address)?;
     let _permit = permits.acquire(deadline)?;
@@ -150,7 +132,7 @@ fn try_connect(
     let Some(stream) = election::find(address, within, &mut record)? else {
         return Ok(ConnectAttempt::NoHost);
     };
-    let parts = run_handshake(stream, record, within)?;
+    let parts = Side::new(address, options, within, meeting).guest(stream, record)?;
     Ok(parts.map_or(ConnectAttempt::HungUp, |parts| {
         ConnectAttempt::Ready(Box::new(parts))
     }))

@@ -83,23 +83,6 @@ impl Side<'_> {
         self.agree_as_host(session, || slots.claim(peer), map_abort)
     }
 
-    /// Runs steps 2 to 8 as the parent. Sets `identified` once the kernel has named the process that answers, and
-    /// not by that process's claim alone.
-    pub(crate) fn parent(
-        &self,
-        stream: OwnedFd,
-        expected: ExpectedChild<'_>,
-        identified: &mut Option<(i32, Option<OwnedFd>)>,
-        record: EvidenceLog,
-    ) -> Result<Parts> {
-        self.traced("host", || self.parent_steps(stream, expected, identified, record))
-    }
-
-    /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
-    pub(crate) fn guest(&self, stream: PeerSocket, record: EvidenceLog) -> Result<Option<Parts>> {
-        self.traced("guest", || self.guest_steps(stream, record))
-    }
-
     /// Traces a handshake and its refusal. The acceptor traces the handshakes of a host with its guests.
     fn traced<T>(&self, role: &'static str, steps: impl FnOnce() -> Result<T>) -> Result<T> {
         trace::Handshake::begin(&self.address, role, None).within(|| {
@@ -111,82 +94,94 @@ impl Side<'_> {
         })
     }
 
-    /// The kernel reports this process as the creator of both ends of the socket that the child has
-    /// inherited. So this side identifies the child by the credentials of its message, and by the line that
-    /// the child creates and sends. The credentials alone could be forged below a new pid namespace; the
-    /// creator of the line cannot.
-    ///
-    /// A child that may not make a line gets one from this side.
-    fn parent_steps(
+    /// Runs steps 2 to 8 as the parent. Sets `identified` once the kernel has named the process that answers, and
+    /// not by that process's claim alone.
+    pub(crate) fn parent(
         &self,
         stream: OwnedFd,
         expected: ExpectedChild<'_>,
         identified: &mut Option<(i32, Option<OwnedFd>)>,
-        mut record: EvidenceLog,
+        record: EvidenceLog,
     ) -> Result<Parts> {
-        let result = (|| {
-            let step = SILENT_CHILD;
-            let (sender, frame, descriptors) =
-                line::first_frame(stream.as_fd(), self.deadline, &self.address, step)?;
-            check_child(sender, expected, &mut record)?;
-            let policy = &self.options.policy;
-            let is_made_by_child = !descriptors.is_empty();
-            let (line, child_end, peer);
-            if is_made_by_child {
-                let [own, other] = exactly(descriptors)?;
-                line = check_line(own, sender)?;
-                child_end = check_line(other, sender)?;
-                *identified = Some((sender.pid, creator_pidfd(&line)));
-                peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
-            } else {
-                // The child may not make a line. A claim does not suffice to kill a descendant.
-                (line, child_end) = sys::socket::new_line().or_system(NEW_LINE)?;
-                let started = match expected {
-                    ExpectedChild::Process(_, pidfd) => pidfd,
-                    ExpectedChild::Descendant | ExpectedChild::Unknown => None,
-                };
-                peer = Peer::named_by_message(sender, started, policy.may_hide(), &mut record)?;
-            }
-            // The child may not be allowed to set options.
-            for end in [&line, &child_end] {
-                prepare_socket(end)?;
-            }
-            // Once the child was waited for, another process can have its number.
-            if let ExpectedChild::Process(_, Some(pidfd)) = expected
-                && sys::is_ready(&pidfd, PollFlags::POLLIN)
-                    .map_err(|errno| Error::poll("whether the child has exited", errno))?
-            {
-                return Err(Error::PeerLost("the child has exited".into()));
-            }
-            let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
-            let (socket, passed) = if is_made_by_child {
-                (&line, None)
-            } else {
-                (&stream, Some(child_end.as_fd()))
+        self.traced("host", || {
+            let session = self.hello_of_child(&stream, expected, identified, record);
+            let session = session.map_err(|error| refuse(&stream, error))?;
+            // A further process that answers reads the refusal after it has found its own line closed.
+            let answered = session.peer.credentials.pid;
+            let wanted = format!("pid {answered}, which has already answered on this line");
+            refuse(
+                &stream,
+                Refusal::new(Check::Child, wanted, "another process").into(),
+            );
+            drop(stream);
+            let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
+            Ok(parts)
+        })
+    }
+
+    /// Runs steps 2 to 4 as the parent. The kernel reports this process as the creator of both ends of the socket that the
+    /// child has inherited. So this side identifies the child by the credentials of its message, and by the line that
+    /// the child creates and sends. The credentials alone could be forged below a new pid namespace; the
+    /// creator of the line cannot.
+    ///
+    /// A child that may not make a line gets one from this side.
+    fn hello_of_child(
+        &self,
+        stream: &OwnedFd,
+        expected: ExpectedChild<'_>,
+        identified: &mut Option<(i32, Option<OwnedFd>)>,
+        mut record: EvidenceLog,
+    ) -> Result<PeerSession> {
+        let step = SILENT_CHILD;
+        let (sender, frame, descriptors) =
+            line::first_frame(stream.as_fd(), self.deadline, &self.address, step)?;
+        check_child(sender, expected, &mut record)?;
+        let policy = &self.options.policy;
+        let is_made_by_child = !descriptors.is_empty();
+        let (line, child_end, peer);
+        if is_made_by_child {
+            let [own, other] = exactly(descriptors)?;
+            line = check_line(own, sender)?;
+            child_end = check_line(other, sender)?;
+            *identified = Some((sender.pid, creator_pidfd(&line)));
+            peer = Peer::attest(&line, policy.may_hide(), &mut record)?;
+        } else {
+            // The child may not make a line. A claim does not suffice to kill a descendant.
+            (line, child_end) = sys::socket::new_line().or_system(NEW_LINE)?;
+            let started = match expected {
+                ExpectedChild::Process(_, pidfd) => pidfd,
+                ExpectedChild::Descendant | ExpectedChild::Unknown => None,
             };
-            let socket = self.line(socket, sender);
-            let (own, hello) = self.answer(&socket, passed.as_slice(), &frame, &mut record)?;
-            Ok(PeerSession {
-                line,
-                peer,
-                identity,
-                own,
-                hello,
-                prepared: None,
-                record,
-            })
-        })();
-        let session = result.map_err(|error| refuse(&stream, error))?;
-        // A further process that answers reads the refusal after it has found its own line closed.
-        let answered = session.peer.credentials.pid;
-        let wanted = format!("pid {answered}, which has already answered on this line");
-        refuse(
-            &stream,
-            Refusal::new(Check::Child, wanted, "another process").into(),
-        );
-        drop(stream);
-        let (parts, ()) = self.agree_as_host(session, || Ok(()), |error| error)?;
-        Ok(parts)
+            peer = Peer::named_by_message(sender, started, policy.may_hide(), &mut record)?;
+        }
+        // The child may not be allowed to set options.
+        for end in [&line, &child_end] {
+            prepare_socket(end)?;
+        }
+        // Once the child was waited for, another process can have its number.
+        if let ExpectedChild::Process(_, Some(pidfd)) = expected
+            && sys::is_ready(&pidfd, PollFlags::POLLIN)
+                .map_err(|errno| Error::poll("whether the child has exited", errno))?
+        {
+            return Err(Error::PeerLost("the child has exited".into()));
+        }
+        let identity = policy.check(&peer, "executable", self.deadline, &mut record)?;
+        let (socket, passed) = if is_made_by_child {
+            (&line, None)
+        } else {
+            (stream, Some(child_end.as_fd()))
+        };
+        let socket = self.line(socket, sender);
+        let (own, hello) = self.answer(&socket, passed.as_slice(), &frame, &mut record)?;
+        Ok(PeerSession {
+            line,
+            peer,
+            identity,
+            own,
+            hello,
+            prepared: None,
+            record,
+        })
     }
 
     /// Runs steps 5 to 8 as the host.
@@ -213,30 +208,33 @@ impl Side<'_> {
         Ok((self.finish(Role::Host, session, objects, identity, None), slot))
     }
 
-    fn guest_steps(&self, stream: PeerSocket, record: EvidenceLog) -> Result<Option<Parts>> {
-        let connection = match self.inspect(stream, record) {
-            Ok(connection) => connection,
-            // The socket of the previous host, which has ended.
-            Err(Error::PeerLost(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let Some(mut session) = self.hello_of_host(connection)? else {
-            return Ok(None);
-        };
-        let result = (|| {
-            self.authorize(&mut session)?;
-            // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
-            let (mut objects, before) = self.exchange(&mut session)?;
-            let agreed = self.agree_as_guest(&mut session, before);
-            if matches!(agreed, Err(Error::Aborted)) && !self.is_destroyed() {
-                objects.own.give_up();
-            }
-            let (identity, inheritance) = agreed?;
-            Ok((objects, identity, inheritance))
-        })();
-        let (objects, identity, inheritance) = result.map_err(|error| refuse(&session.line, error))?;
-        let parts = self.finish(Role::Guest, session, objects, identity, inheritance);
-        Ok(Some(parts))
+    /// Runs steps 2 to 8 as the guest. Returns `None` if the host has disconnected without an answer.
+    pub(crate) fn guest(&self, stream: PeerSocket, record: EvidenceLog) -> Result<Option<Parts>> {
+        self.traced("guest", || {
+            let connection = match self.inspect(stream, record) {
+                Ok(connection) => connection,
+                // The socket of the previous host, which has ended.
+                Err(Error::PeerLost(_)) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let Some(mut session) = self.hello_of_host(connection)? else {
+                return Ok(None);
+            };
+            let result = (|| {
+                self.authorize(&mut session)?;
+                // The peer is checked while it makes its object, before this side's READY, and again after the host's READY.
+                let (mut objects, before) = self.exchange(&mut session)?;
+                let agreed = self.agree_as_guest(&mut session, before);
+                if matches!(agreed, Err(Error::Aborted)) && !self.is_destroyed() {
+                    objects.own.give_up();
+                }
+                let (identity, inheritance) = agreed?;
+                Ok((objects, identity, inheritance))
+            })();
+            let (objects, identity, inheritance) = result.map_err(|error| refuse(&session.line, error))?;
+            let parts = self.finish(Role::Guest, session, objects, identity, inheritance);
+            Ok(Some(parts))
+        })
     }
 
     /// Runs step 8 as the guest. `before`: the identity of the host at the check before it.

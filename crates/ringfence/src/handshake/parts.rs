@@ -138,22 +138,22 @@ impl Drop for Unopened {
 
 /// One side of a handshake.
 pub(crate) struct Side<'a> {
-    pub(super) options: &'a Options,
-    pub(super) deadline: &'a Deadline,
-    pub(super) meeting: Meeting,
-    pub(super) address: String,
+    pub(crate) options: &'a Options,
+    pub(crate) deadline: &'a Deadline,
+    pub(crate) meeting: Meeting,
+    pub(crate) address: String,
     /// The descriptors that the host of a membership passes with READY.
-    pub(super) shares: &'a [Arc<OwnedFd>],
+    pub(crate) shares: &'a [Arc<OwnedFd>],
     /// The address for which the guest of a membership receives those descriptors.
-    pub(super) inherits: Option<&'a Address>,
+    pub(crate) inherits: Option<&'a Address>,
     /// Whether the guest of a membership was destroyed, and must not end cleanly.
-    pub(super) destroyed: Option<&'a AtomicBool>,
-    pub(super) role: RingRole<'a>,
+    pub(crate) destroyed: Option<&'a AtomicBool>,
+    pub(crate) role: RingRole<'a>,
     /// This process can issue membarrier(2) and receives it, or will, so a peer that goes to sleep costs no fence in
     /// this side's sends.
-    pub(super) supports_barriers: bool,
+    pub(crate) supports_barriers: bool,
     /// This process may not create memory, and its parent does it.
-    pub(super) lacks_memory: bool,
+    pub(crate) lacks_memory: bool,
 }
 
 /// The process that may answer on the line that a child has inherited.
@@ -170,7 +170,7 @@ pub(crate) enum ExpectedChild<'a> {
 
 /// Which side has a ring.
 #[derive(Clone, Copy)]
-pub(super) enum RingRole<'a> {
+pub(crate) enum RingRole<'a> {
     /// Each side has one, in its object.
     PerSide,
     /// This side has one, which all its subscribers read.
@@ -224,7 +224,11 @@ impl<'a> Side<'a> {
             shares: &[],
             inherits: None,
             destroyed: None,
-            role: RingRole::PerSide,
+            role: match meeting {
+                // A publisher sets its ring.
+                Meeting::Broadcast => RingRole::Subscriber,
+                _ => RingRole::PerSide,
+            },
             supports_barriers: barriers::is_offered(),
             lacks_memory: false,
         }
@@ -238,24 +242,6 @@ impl<'a> Side<'a> {
         self
     }
 
-    /// Makes this the host of a membership, which passes these descriptors to its guest.
-    pub(crate) fn sharing(mut self, shares: &'a [Arc<OwnedFd>]) -> Self {
-        self.shares = shares;
-        self
-    }
-
-    /// Makes this the guest of a membership at this address.
-    pub(crate) fn inheriting(mut self, address: &'a Address) -> Self {
-        self.inherits = Some(address);
-        self
-    }
-
-    /// Makes this the guest of a membership that is destroyed once this is set.
-    pub(crate) fn unless_destroyed(mut self, destroyed: &'a AtomicBool) -> Self {
-        self.destroyed = Some(destroyed);
-        self
-    }
-
     pub(super) fn is_destroyed(&self) -> bool {
         self.destroyed
             .is_some_and(|destroyed| destroyed.load(Ordering::Acquire))
@@ -264,12 +250,6 @@ impl<'a> Side<'a> {
     /// Makes this a publisher with this ring.
     pub(crate) fn publishing(mut self, ring: Option<&'a Arc<PublishedRing>>) -> Self {
         self.role = ring.map_or(self.role, RingRole::Publisher);
-        self
-    }
-
-    /// Makes this a subscriber.
-    pub(crate) fn subscribing(mut self) -> Self {
-        self.role = RingRole::Subscriber;
         self
     }
 

@@ -511,7 +511,7 @@ impl Side<'_> {
             stated: offer.size,
             owner: session.peer.credentials.uid,
         };
-        let (peers_region, ring) = self.accept_objects(&descriptors, agreed, &offer, &mut session.record)?;
+        let (peers_region, ring) = accept_objects(&descriptors, agreed, &offer, &mut session.record)?;
         // Its descriptor is closed here: the peer's copy is on the line or with it.
         let OwnObject { object, inbox, .. } = own;
         if let RingPart::Subscriber(_, ReportedStart { start, .. }) = &ring {
@@ -642,37 +642,38 @@ impl Side<'_> {
             .passed("offer", "received", descriptors_text(wanted), size);
         Ok((offer, descriptors?))
     }
-
-    /// Checks and maps the objects of an OFFER. `agreed` describes the peer's ring, if it has one.
-    fn accept_objects(
-        &self,
-        descriptors: &[CloseOnForkFd],
-        agreed: Agreed,
-        offer: &Offer,
-        record: &mut EvidenceLog,
-    ) -> Result<(PeerRegion, RingPart)> {
-        let first = descriptors.first().ok_or_else(missing_object)?;
-        let RingRole::Subscriber = self.role else {
-            return Ok((accept(first, &agreed, record)?, RingPart::PerSide));
-        };
-        let second = descriptors.get(1).ok_or_else(missing_object)?;
-        let control = Agreed {
-            capacity: 0,
-            stated: region_size(0),
-            ..agreed
-        };
-        let region = accept(first, &control, record)?;
-        let ring = accept(second, &agreed, record)?;
-        let reported = ReportedStart {
-            start: offer.start,
-            tail: ring.load(TAIL, Ordering::Acquire),
-        };
-        Ok((region, RingPart::Subscriber(ring, reported)))
-    }
 }
 
 fn missing_object() -> Error {
     Error::Protocol("an OFFER without an object".into())
+}
+
+/// Checks and maps the objects of an OFFER: one, or of a publisher its control object and its ring. `agreed` describes the peer's
+/// ring, if it has one.
+fn accept_objects(
+    descriptors: &[CloseOnForkFd],
+    agreed: Agreed,
+    offer: &Offer,
+    record: &mut EvidenceLog,
+) -> Result<(PeerRegion, RingPart)> {
+    match descriptors {
+        [object] => Ok((accept(object, &agreed, record)?, RingPart::PerSide)),
+        [control, ring] => {
+            let terms = Agreed {
+                capacity: 0,
+                stated: region_size(0),
+                ..agreed
+            };
+            let region = accept(control, &terms, record)?;
+            let ring = accept(ring, &agreed, record)?;
+            let reported = ReportedStart {
+                start: offer.start,
+                tail: ring.load(TAIL, Ordering::Acquire),
+            };
+            Ok((region, RingPart::Subscriber(ring, reported)))
+        }
+        _ => Err(missing_object()),
+    }
 }
 
 fn token_sender(peer: &Peer, offer: &Offer) -> Result<TokenSender> {

@@ -237,9 +237,10 @@ impl Acceptor<'_> {
 
     /// On a thread of its own: checks the client's process, and runs the handshake once the client has sent something.
     fn run_handshake<H: Host>(&self, client: Client, host: &H) -> Attempt<H::Slot> {
-        let side = Side::new(self.address, self.options, &client.deadline, self.meeting)
-            .sharing(self.shares)
-            .publishing(self.ring);
+        let side = Side {
+            shares: self.shares,
+            ..Side::new(self.address, self.options, &client.deadline, self.meeting).publishing(self.ring)
+        };
         let handshake = &client.handshake;
         let connection = match client.stage {
             ClientStage::Silent(connection) => connection,

@@ -275,9 +275,11 @@ impl MemberWorker {
             MeetOutcome::Guest(stream) => stream,
         };
         let within = deadline.within(options.handshake_timeout);
-        let side = Side::new(&endpoint.address, options, &within, Member::MEETING)
-            .inheriting(&endpoint.address)
-            .unless_destroyed(&endpoint.destroyed);
+        let side = Side {
+            inherits: Some(&endpoint.address),
+            destroyed: Some(&endpoint.destroyed),
+            ..Side::new(&endpoint.address, options, &within, Member::MEETING)
+        };
         let Some(mut parts) = side.guest(stream, record)? else {
             return Ok(None);
         };

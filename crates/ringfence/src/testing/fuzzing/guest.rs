@@ -85,11 +85,9 @@ pub fn guest(bytes: &[u8]) {
     };
     // The deadline never expires: the host closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
-    let side = Side::new(&address, &options, &deadline, purpose.meeting());
-    let side = match purpose {
-        Purpose::For(_) => side,
-        Purpose::AsMember { .. } => side.inheriting(&address),
-        Purpose::Subscribing => side.subscribing(),
+    let side = Side {
+        inherits: matches!(purpose, Purpose::AsMember { .. }).then_some(&address),
+        ..Side::new(&address, &options, &deadline, purpose.meeting())
     };
     let made = side.guest(
         PeerSocket::new(begun.stream).expect("memory"),

@@ -59,9 +59,10 @@ pub fn host(bytes: &[u8]) {
         .collect();
     // The deadline never expires: the guest closes its ends once it has finished.
     let deadline = Deadline::endless(Vec::new(), Duration::from_secs(600));
-    let side = Side::new(&"@address", &options, &deadline, meeting)
-        .publishing(ring.as_ref())
-        .sharing(&shares);
+    let side = Side {
+        shares: &shares,
+        ..Side::new(&"@address", &options, &deadline, meeting).publishing(ring.as_ref())
+    };
     let slots = Few {
         refuses: NO_SLOT.map(|at| wrong.as_deref() == Some(at)),
         taken: Cell::new(0),
