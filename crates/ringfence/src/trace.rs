@@ -208,55 +208,35 @@ mod off {
     pub(crate) struct Handshake;
 
     impl Handshake {
-        #[inline]
-        pub(crate) fn begin(
-            _address: &impl Display,
-            _role: &'static str,
-            _peer: Option<Credentials>,
-        ) -> Self {
+        pub(crate) fn begin(_: &impl Display, _: &'static str, _: Option<Credentials>) -> Self {
             Self
         }
 
-        #[inline]
         pub(crate) fn within<T>(&self, steps: impl FnOnce() -> T) -> T {
             steps()
         }
     }
 
-    #[inline]
-    pub(crate) fn step(_step: &str, _check: &str, _wanted: &str, _found: &str, _outcome: &str) {}
+    pub(crate) fn step(_: &str, _: &str, _: &str, _: &str, _: &str) {}
 
-    #[inline]
-    pub(crate) fn refused(
-        _address: &impl Display,
-        _role: &'static str,
-        _error: &Error,
-        _identity: Option<&Identity>,
-    ) {
-    }
+    pub(crate) fn refused(_: &impl Display, _: &'static str, _: &Error, _: Option<&Identity>) {}
 
     #[derive(Debug, Clone)]
     pub(crate) struct TraceContext;
 
     impl TraceContext {
-        #[inline]
-        pub(crate) fn with(_address: &str, _peer: &Identity) -> Self {
+        pub(crate) fn with(_: &str, _: &Identity) -> Self {
             Self
         }
 
-        #[inline]
-        pub(crate) fn opened(&self, _role: &impl Display) {}
+        pub(crate) fn opened(&self, _: &impl Display) {}
 
-        #[inline]
-        pub(crate) fn closed(&self, _reason: &impl Display) {}
+        pub(crate) fn closed(&self, _: &impl Display) {}
 
-        #[inline]
-        pub(crate) fn refused(&self, _error: &Error) {}
+        pub(crate) fn refused(&self, _: &Error) {}
 
-        #[inline]
-        pub(crate) fn call_failed(&self, _name: &str, _code: Option<&str>, _error: &str) {}
+        pub(crate) fn call_failed(&self, _: &str, _: Option<&str>, _: &str) {}
 
-        #[inline]
-        pub(crate) fn evicted(&self, _lag: u64, _stall: Duration) {}
+        pub(crate) fn evicted(&self, _: u64, _: Duration) {}
     }
 }
