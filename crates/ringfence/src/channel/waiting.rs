@@ -158,7 +158,7 @@ pub(crate) trait SpinThenPark {
 
     /// Waits until the thing is there, or never will be. `false`: the deadline has passed.
     fn wait_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
-        if self.spin_until(what, deadline)? {
+        if self.spin_until(what, deadline, || false)? {
             return Ok(true);
         }
         loop {
@@ -193,8 +193,14 @@ pub(crate) trait SpinThenPark {
         }
     }
 
-    /// The first part of [`SpinThenPark::wait_until`]. `false`: the time for it is over.
-    fn spin_until(&mut self, what: Self::For, deadline: Option<Instant>) -> Result<bool> {
+    /// The first part of [`SpinThenPark::wait_until`]. `false`: the time for it is over. `is_woken`: whether another thread has
+    /// ended it.
+    fn spin_until(
+        &mut self,
+        what: Self::For,
+        deadline: Option<Instant>,
+        is_woken: impl Fn() -> bool,
+    ) -> Result<bool> {
         let time = self.spin_time();
         if time.is_zero() || !self.spin_pacer().must_spin() {
             return Ok(false);
@@ -207,7 +213,7 @@ pub(crate) trait SpinThenPark {
         let mut checks = 1;
         loop {
             for _ in 0..checks {
-                if self.spin_check(what)? {
+                if is_woken() || self.spin_check(what)? {
                     self.spin_pacer().hit();
                     return Ok(true);
                 }
@@ -410,7 +416,7 @@ mod tests {
         let mut half = Half::spinning_for(Duration::from_secs(3600));
         let past = Instant::now();
         for _ in 0..10 {
-            assert!(!half.spin_until((), Some(past)).unwrap());
+            assert!(!half.spin_until((), Some(past), || false).unwrap());
         }
         assert!(half.wait(true));
     }
@@ -421,7 +427,7 @@ mod tests {
         let past = Instant::now();
         let skips = (0..10_000).any(|_| {
             half.checks = 0;
-            assert!(!half.spin_until((), Some(past)).unwrap());
+            assert!(!half.spin_until((), Some(past), || false).unwrap());
             half.checks == 0
         });
         assert!(skips);

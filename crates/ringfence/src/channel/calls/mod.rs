@@ -31,7 +31,7 @@ use crate::{
     channel::stats::ChannelStats,
     channel::tokens::Tokens,
     channel::verify::Verifier,
-    channel::waiting::{Slept, SpinPacer, SpinThenPark},
+    channel::waiting::SpinThenPark,
     error::{Error, Result},
     evidence::Evidence,
     identity::Identity,
@@ -147,40 +147,6 @@ impl Wake for DriverWaker {
     fn wake(self: Arc<Self>) {
         self.is_woken.store(true, Ordering::Relaxed);
         self.wakeup.signal();
-    }
-}
-
-/// A driver that spins until there is something to read, or until another thread has changed the state.
-struct DriverSpin<'a> {
-    receiver: &'a mut Receiver,
-    is_woken: &'a AtomicBool,
-}
-
-impl SpinThenPark for DriverSpin<'_> {
-    type For = ();
-
-    fn spin_time(&mut self) -> Duration {
-        self.receiver.spin_time()
-    }
-
-    fn spin_pacer(&mut self) -> &mut SpinPacer {
-        self.receiver.spin_pacer()
-    }
-
-    fn spin_check(&mut self, (): ()) -> Result<bool> {
-        Ok(self.is_woken.load(Ordering::Relaxed) || self.receiver.spin_check(())?)
-    }
-
-    fn is_finished(&mut self) -> Result<bool> {
-        self.receiver.is_finished()
-    }
-
-    fn check_line(&mut self) -> Result<()> {
-        self.receiver.check_line()
-    }
-
-    fn park_until(&mut self, (): (), deadline: Option<Instant>) -> Result<Slept> {
-        self.receiver.park_until((), deadline)
     }
 }
 
@@ -536,12 +502,9 @@ impl CallsHandle<Threads> {
         }
         drop(inner);
         if spins {
-            let mut spin = DriverSpin {
-                receiver: &mut *receiver,
-                is_woken: &self.driver.waker.is_woken,
-            };
+            let is_woken = || self.driver.waker.is_woken.load(Ordering::Relaxed);
             // The end of the channel is found by the next read.
-            if spin.spin_until((), deadline).unwrap_or(true) {
+            if receiver.spin_until((), deadline, is_woken).unwrap_or(true) {
                 return Ok(());
             }
         }

@@ -178,5 +178,5 @@ pub fn was_closed_by_peer(source: &mut impl Source) -> bool {
 /// For the binding, which sleeps in an event loop: spins as long as the options of the channel allow. Returns whether there is something
 /// to read, or never will be.
 pub fn spin(source: &mut impl Source) -> Result<bool> {
-    source.spin_until((), None)
+    source.spin_until((), None, || false)
 }
