@@ -485,6 +485,22 @@ test.serial('a peer that exits without a close leaves its messages readable, and
   }
 })
 
+test.serial('an end or a close is clean if the process exits before it resolves', async (t) => {
+  for (const call of ['end', 'close'] as const) {
+    const { channel, partner } = await pair(t)
+    partner.mayFail()
+    void partner.run((kit, name: typeof call) => {
+      void kit.channel.send('the last')
+      void kit.channel[name]()
+      process.exit(0)
+    }, call)
+    t.is(String(await channel.receive()), 'the last', call)
+    t.is(await channel.receive(), undefined, call)
+    t.is((await channel.closed).reason, 'closed', call)
+    await partner.exited
+  }
+})
+
 for (const kind of kinds) {
   test.serial(`once closed has resolved, ${kind} addresses are free: the host may join there at once`, async (t) => {
     const address = addressOf(kind, t)

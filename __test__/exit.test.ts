@@ -108,6 +108,26 @@ for (const [way, end, code] of ends) {
   })
 }
 
+test('a publisher that has ended is not lost if its process exits before the end resolves', async (t) => {
+  const address = namedAddress(t)
+  const partner = await Partner.start(t)
+  partner.mayFail()
+  await partner.run(async (kit, where) => {
+    const publisher = await kit.ringfence.publish(where)
+    publisher.once('connection', () => {
+      void publisher.send('the last')
+      void publisher.end()
+      process.exit(3)
+    })
+  }, address)
+  const subscription = await subscribe(address)
+  t.is(String(await subscription.receive()), 'the last')
+  t.is(await subscription.receive(), undefined)
+  t.is((await subscription.closed).reason, 'closed')
+  t.deepEqual(await partner.exited, { code: 3, signal: null })
+  t.deepEqual(readdirSync(dirname(address)), [])
+})
+
 test('a worker thread that exits leaves no files, and its process goes on', async (t) => {
   const address = namedAddress(t)
   const partner = await Partner.start(t)

@@ -3,7 +3,7 @@
 import { RingfenceError, fromFailure } from '../errors.js'
 import { FAILED, type NativeChannel } from '../native.js'
 import type { ChannelSettings } from '../endpoint/handshake.js'
-import { runInMicrotask } from '../runtime/deferred.js'
+import { RESOLVED, runInMicrotask } from '../runtime/deferred.js'
 import { timers } from '../runtime/timers.js'
 import type { Closed } from '../types.js'
 import { Calls } from './calls.js'
@@ -148,11 +148,10 @@ export class ChannelCore extends SourceCore {
   /** Ends this side's sending. `afterPeer`: because the peer has ended its own. */
   end(afterPeer = false): Promise<void> {
     if (this.#ending === null) {
-      const reason = afterPeer ? endedWithPeerError : endedError
-      this.#makeSendEndError = reason
-      this.queue.rejectNew(reason, afterPeer)
-      this.#ending = this.queue.drained().then(() => {
-        this.queue.stop(reason, false)
+      if (afterPeer) this.#makeSendEndError = endedWithPeerError
+      // The callback may be called at once, and finds that the end was called.
+      this.#ending = RESOLVED
+      this.#ending = this.queue.end(this.#makeSendEndError, afterPeer, () => {
         if (this.closed === null) this.settle(this.native.end(), this.#makeSendEndError)
       })
     }

@@ -531,6 +531,26 @@ export class SendQueue {
     return settledWithin(milliseconds, drained)
   }
 
+  /**
+   * Rejects new messages, and calls `finish` once earlier ones are in the ring, or never will be. If they are there, it does so before it
+   * returns, so that an exit right after it loses nothing.
+   *
+   * @param isQuiet - The peer has ended. `finish` is not called before this returns, since a reader is looking at that end.
+   */
+  end(reason: () => RingfenceError, isQuiet: boolean, finish: () => void): Promise<void> {
+    // `fill` cancels a message when the program's function returns, and needs the ring for that.
+    const waits = isQuiet || this.#makeBlockError !== null
+    this.rejectNew(reason, isQuiet)
+    const drained = this.drained()
+    const stop = () => {
+      this.stop(reason, false)
+      finish()
+    }
+    if (waits || drained !== RESOLVED) return drained.then(stop)
+    stop()
+    return RESOLVED
+  }
+
   /** Handles a wakeup from the peer. */
   handleWakeup(): void {
     this.#roomPoller.handleWakeup()

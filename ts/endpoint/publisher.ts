@@ -2,7 +2,7 @@
 
 import type { Codec } from '../adapters/codec.js'
 import { WebStreams } from '../adapters/web.js'
-import { Deferred, tryPromise, untilAborted } from '../runtime/deferred.js'
+import { Deferred, RESOLVED, tryPromise, untilAborted } from '../runtime/deferred.js'
 import { trackOpen, openResources, reportEvicted, reportSubscribed } from '../runtime/diagnostics.js'
 import { Endpoint, type EndpointEvents } from './endpoint.js'
 import { KEY, RingfenceError, fromFailure, invalid } from '../errors.js'
@@ -273,9 +273,9 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
 
   #end(): Promise<void> {
     if (this.#ending === null) {
-      this.#queue.rejectNew(endedError, false)
-      this.#ending = this.#queue.drained().then(() => {
-        this.#queue.stop(endedError, false)
+      // The callback may be called at once, and finds that the end was called.
+      this.#ending = RESOLVED
+      this.#ending = this.#queue.end(endedError, false, () => {
         if (this[internal.ended] !== null) return
         this.#native.end()
         this[internal.poll]()
