@@ -51,6 +51,7 @@ fn role() {
     let address: Address = arguments[0].parse().unwrap();
     match role.as_str() {
         "verify" => verify(&address),
+        "sends beside calls" => send_beside_calls(&address),
         "accepts after shortage" => accepts_after_shortage(&address, &arguments[1]),
         "cancelled during shortage" => cancelled_during_shortage(&address),
         "takes over" => takes_over_after_shortage(&address),
@@ -143,6 +144,40 @@ fn verify_without_descriptors_keeps_the_channel() {
         channel.sender().send(&message[..length]).unwrap();
     }
     actor.expect("verified");
+    actor.finish();
+}
+
+/// Sends a message beside calls through a full ring, without descriptors to wait with, and then another one.
+fn send_beside_calls(address: &Address) {
+    let mut channel = join(address, &small()).unwrap();
+    while channel.sender().try_send(b"filler").unwrap() {}
+    let calls = channel.into_calls().unwrap();
+    let short = DescriptorLimit::new(0);
+    let failed = calls.send(b"failed");
+    drop(short);
+    assert_eq!(failed.unwrap_err().code(), "NO_SPACE");
+    report("failed");
+    calls.send(b"repeat").unwrap();
+    calls.end().unwrap();
+    report("sent");
+    wait_for_test();
+}
+
+#[test]
+fn message_beside_calls_whose_wait_fails_is_not_sent() {
+    let (address, _keep) = fresh_address(false);
+    let actor = Actor::start("sends beside calls", &[&address.to_string()]);
+    wait_for_host(&address);
+    let mut channel = join(&address, &small()).unwrap();
+    actor.expect("failed");
+    let mut messages = Vec::new();
+    while let Some(message) = channel.receiver().receive_vec().unwrap() {
+        if message != b"filler" {
+            messages.push(message);
+        }
+    }
+    assert_eq!(messages, [b"repeat"]);
+    actor.expect("sent");
     actor.finish();
 }
 

@@ -384,8 +384,7 @@ struct WaitingMessage<'a>(&'a Core, Place);
 impl Drop for WaitingMessage<'_> {
     fn drop(&mut self) {
         if let Ok(mut inner) = self.0.lock() {
-            let has_started = inner.written > 0;
-            inner.state.retract(self.1, has_started);
+            inner.retract(self.1);
         }
     }
 }

@@ -156,6 +156,11 @@ impl Inner {
         let _ = self.flush();
     }
 
+    /// Removes a message whose sender has stopped waiting, unless it has started to enter the ring.
+    pub(crate) fn retract(&mut self, place: Place) {
+        self.state.retract(place, self.written > 0);
+    }
+
     /// Puts the queue into the ring, as far as there is room. Fails only for local reasons.
     pub(crate) fn flush(&mut self) -> Result<()> {
         while let Some((bytes, tag)) = self.state.front(self.written == 0) {

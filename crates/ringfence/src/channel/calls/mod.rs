@@ -332,10 +332,15 @@ impl Calls {
     /// Sends a message beside the calls, and waits until it is in the ring.
     ///
     /// # Errors
-    /// As [`Sender::send`](crate::Sender::send).
+    /// As [`Sender::send`](crate::Sender::send). If the waiting fails ([`Error::NoSpace`]), the message is not sent, unless it has started
+    /// to enter the ring.
     pub fn send(&self, message: &[u8]) -> Result<()> {
         let place = self.0.core.lock()?.state.send(message)?;
-        self.wait_flushed(place)?
+        let sent = self.wait_flushed(place);
+        if sent.is_err() {
+            self.0.core.lock()?.retract(place);
+        }
+        sent?
     }
 
     /// Waits for the next message beside the calls. `None`: the peer has ended its sending.

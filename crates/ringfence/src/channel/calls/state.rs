@@ -307,8 +307,7 @@ impl State {
     }
 
     /// Removes a message whose sender has stopped waiting, unless it is the front and has started to enter the ring.
-    #[cfg(feature = "tokio")]
-    pub(crate) fn retract(&mut self, place: Place, has_started: bool) {
+    pub(super) fn retract(&mut self, place: Place, has_started: bool) {
         if let Ok(at) = self.queue.binary_search_by_key(&place, |queued| queued.place)
             && (at > 0 || !has_started)
         {
