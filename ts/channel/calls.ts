@@ -109,19 +109,21 @@ class Request extends ListNode {
     if (this.#controller === null) {
       const controller = (this.#controller = new AbortController())
       this.#abortSignal = inThisContext((reason) => controller.abort(reason))
-      const remaining = this.#expiresAt - timers.now()
       if (this.#reason !== null) controller.abort(this.#reason)
-      else if (remaining < Infinity) {
-        const expire = () => this.abort(deadlineError())
-        this.#timer = timers.setTimeout(expire, Math.min(Math.max(remaining, 0), LONGEST_TIMER)).unref()
-      }
+      else if (this.#expiresAt < Infinity) this.#abortWhenExpired()
     }
     return this.#controller.signal
   }
 
+  #abortWhenExpired(): void {
+    const remaining = this.#expiresAt - timers.now()
+    if (remaining <= 0) return this.abort(deadlineError())
+    // A timer may fire a millisecond early, when the caller still waits.
+    this.#timer = timers.setTimeout(() => this.#abortWhenExpired(), Math.min(remaining, LONGEST_TIMER)).unref()
+  }
+
   get hasExpired(): boolean {
-    if (this.#expiresAt === Infinity) return false
-    return timers.now() >= this.#expiresAt || this.#reason?.code === 'ERR_RINGFENCE_TIMEOUT'
+    return this.#expiresAt < Infinity && timers.now() >= this.#expiresAt
   }
 
   abort(reason: RingfenceError): void {
@@ -541,8 +543,7 @@ export class Calls {
 
 /** The error of a call whose handler has failed. The deadline of the handler is that of the caller. */
 function callError(call: Call, error: RemoteError): Error {
-  // A timer may fire a millisecond early.
-  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() + 1 >= call.expiresAt ? timeoutError() : error
+  return error.code === 'ERR_RINGFENCE_TIMEOUT' && timers.now() >= call.expiresAt ? timeoutError() : error
 }
 
 /** Whether one more request may be unanswered. */

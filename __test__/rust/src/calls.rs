@@ -1,6 +1,7 @@
 //! Calls between a Rust process and a Node process, for `__test__/calls-rust.test.ts`.
 
 use std::{
+    collections::BTreeSet,
     thread,
     time::{Duration, Instant},
 };
@@ -76,8 +77,15 @@ pub(crate) fn ask(channel: Channel, sizes: &[usize]) -> Outcome {
     say(&format!("asked {}", sizes.len()));
     say(&text_of(ask(b"fail")));
     say(&text_of(ask(b"due")));
-    let soon = Instant::now() + Duration::from_millis(50);
-    say(&text_of(calls.call_until(b"hang", soon)));
+    // The peer's timers round to milliseconds.
+    let late: Vec<_> = (0..100)
+        .map(|number| {
+            let soon = Instant::now() + Duration::from_micros(50_000 + 370 * number);
+            calls.start(b"hang", Some(soon))
+        })
+        .collect::<Result<_, _>>()?;
+    let outcomes: BTreeSet<_> = late.into_iter().map(|call| text_of(call.wait())).collect();
+    say(&Vec::from_iter(outcomes).join(", "));
     let pending = calls.start(b"hang", None)?;
     say(&text_of(ask(b"the first hangs")));
     drop(pending);
