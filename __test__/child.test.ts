@@ -485,6 +485,30 @@ test('disposing kills the child, the process that answered, and what it has star
   }
 })
 
+test('disposing kills what a child has started that exits when the channel ends', async (t) => {
+  const code = `
+    import { fromParent } from 'ringfence'
+    import { spawn } from 'node:child_process'
+    const channel = await fromParent({ handshakeTimeout: 60_000 })
+    const sleeping = spawn('sleep', ['1000'], { stdio: 'ignore' })
+    sleeping.unref()
+    await channel.send(String(sleeping.pid))
+    for await (const message of channel);
+  `
+  const spawned = await spawn(process.execPath, ['--input-type=module', '-e', code], PATIENT)
+  const { channel, child: started } = spawned
+  const pid = Number(await channel.receive())
+  t.true(isRunning(pid))
+  const close = channel.close.bind(channel)
+  channel.close = async () => {
+    await close()
+    if (!hasEnded(started)) await once(started, 'exit')
+  }
+  await spawned[Symbol.asyncDispose]()
+  t.is(started.exitCode, 0, 'it was not killed')
+  await until(() => !isRunning(pid), 'its child is killed')
+})
+
 test('a descendant that dies in the handshake is not blamed on its launcher', async (t) => {
   const shell = begin('/bin/sh', ['-c', `${NODE}; exit 3`, REPORT], {
     ...PATIENT,

@@ -92,6 +92,8 @@ export async function spawn(
     // A later dispose can still kill descendants: it finds them in /proc, without a descriptor.
     void Promise.all([exited, channel.closed]).then(() => line.release())
     const dispose = async () => {
+      // A child that exits when the channel ends leaves its own children behind.
+      line.list()
       await channel.close()
       await killAll(line, child)
       await settledWithin(EXIT_TIMEOUT, exited)

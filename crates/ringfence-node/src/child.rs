@@ -81,6 +81,12 @@ impl PrivateLine {
         self.processes.kill().unwrap_or(false)
     }
 
+    /// Lists the processes of the child, so that `kill` finds those whose parents exit before it is called.
+    #[napi]
+    pub fn list(&self) {
+        self.processes.list();
+    }
+
     /// Closes the descriptors of the processes that have exited.
     #[napi]
     pub fn release(&self) {

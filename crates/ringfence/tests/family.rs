@@ -676,6 +676,22 @@ fn kill_ends_the_childs_processes_and_no_others() {
     assert!(processes.kill().unwrap(), "a second kill succeeds");
 }
 
+#[test]
+fn kill_ends_what_a_child_that_has_exited_left() {
+    if support::role().is_some() {
+        return;
+    }
+    let script = r#"sleep 1000 <&- >&- 2>&- 3>&- & echo "@@ $!"; exec "$0" "$@""#;
+    let (mut child, line) = Actor::spawn_command(shell(script), "stays", &[]);
+    let processes = line.processes();
+    let sleeping = child.next_line().parse().unwrap();
+    let _channel = line.channel(&small()).unwrap();
+    child.kill();
+    assert!(is_running(sleeping));
+    assert!(processes.kill().unwrap());
+    wait_until("all are killed", || !is_running(sleeping));
+}
+
 /// A stopped process cannot notice that its parent is gone.
 #[test]
 fn killed_parent_leaves_at_most_one_process_stopped() {

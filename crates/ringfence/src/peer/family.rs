@@ -43,6 +43,8 @@ struct Family {
     started: OnceLock<Started>,
     /// The process that answered, once the handshake has succeeded.
     peer: OnceLock<(i32, Pidfd)>,
+    /// The descendants that were running when they were listed. Those that run still are found after their parents have exited.
+    known: Mutex<BTreeSet<ProcessId>>,
     /// The cgroup that the policy names.
     cgroup: OnceLock<String>,
     /// A forked child of this process has a copy, and must kill nothing.
@@ -109,6 +111,12 @@ impl Pidfd {
     }
 }
 
+/// The number of a process, and the time of its start: no other process has both.
+type ProcessId = (i32, u64);
+
+/// The processor time for a list of descendants.
+const LIST_TIME: Duration = Duration::from_millis(10);
+
 /// The most searches of /proc. Each finds the processes whose parent has exited since the last one.
 const SEARCHES: usize = 32;
 
@@ -130,6 +138,7 @@ impl ChildProcesses {
             line,
             started: OnceLock::new(),
             peer: OnceLock::new(),
+            known: Mutex::new(BTreeSet::new()),
             cgroup: OnceLock::new(),
             owner,
         }))
@@ -153,6 +162,34 @@ impl ChildProcesses {
         let process = find_in_proc(pid, Some(&pidfd)).ok().flatten();
         let process = process.filter(|_| is_alive(&pidfd));
         let _ = self.0.peer.set((pid, Pidfd::new(pidfd, process)));
+        // Launchers keep a process that ends their sandbox, and that does not hold the line.
+        self.list();
+    }
+
+    /// Lists the descendants of the child and of the process that answered, so that [`ChildProcesses::kill`] finds those whose
+    /// parents exit before it is called.
+    #[doc(hidden)]
+    pub fn list(&self) {
+        let until = processor_time().saturating_add(LIST_TIME);
+        let peer = self.0.peer.get().map(|(pid, pidfd)| (*pid, pidfd));
+        let started = self
+            .started()
+            .and_then(|started| Some((started.pid, started.pidfd.as_ref()?)));
+        let pids = started.into_iter().chain(peer);
+        // Alive after it was read, so the number there was its own.
+        let read = pids.filter_map(|(pid, pidfd)| Process::read(pid).filter(|_| pidfd.is_alive()));
+        let mut next: Vec<_> = read.collect();
+        let mut found = BTreeSet::new();
+        while let Some(process) = next.pop()
+            && processor_time() < until
+        {
+            let children = process.children();
+            // It had its number while its children were read.
+            if process.is_running() && found.insert(process.id()) {
+                next.extend(children);
+            }
+        }
+        self.0.known.lock().extend(found);
     }
 
     /// Closes the descriptors of processes, once the child has exited and the channel has ended: the program may keep this for long.
@@ -180,9 +217,10 @@ impl ChildProcesses {
     /// it is killed at once (`cgroup.kill`, Linux 5.14). A cgroup belongs to the child if it holds no process that is older than the
     /// child, and if no other live child of this process names it.
     ///
-    /// Without such a cgroup, this kills the descendants that /proc shows. Those whose parent has exited are included if they still hold
-    /// the line and have stayed in the session, unless this process has become their parent (as process 1 of a container, for
-    /// one): then they look like its other children. A process that is not found ends with its cgroup or pid namespace.
+    /// Without such a cgroup, this kills the descendants that /proc shows, and those that were running when the handshake succeeded. Others
+    /// whose parent has exited are included if they still hold the line and have stayed in the session, unless this process has become
+    /// their parent (as process 1 of a container, for one): then they look like its other children. A process that is not found ends with
+    /// its cgroup or pid namespace.
     /// No process that is older than the child is killed. The search takes half a second of processor time at most.
     ///
     /// Does not wait for the processes. Returns `false` if the child may still run, because it is another user's or because
@@ -206,7 +244,7 @@ impl ChildProcesses {
                     break;
                 }
                 while let Some(process) = next.pop() {
-                    if found.insert(process.pid) {
+                    if found.insert(process.id()) {
                         next.extend(process.kill(until));
                     }
                 }
@@ -237,7 +275,7 @@ impl Family {
         &self,
         started: &Started,
         start_time: u64,
-        before: &BTreeSet<i32>,
+        before: &BTreeSet<ProcessId>,
         until: Duration,
     ) -> Vec<Process> {
         let processes: BTreeMap<i32, Process> = Process::all().collect();
@@ -262,6 +300,16 @@ impl Family {
                 .filter(|(pid, pidfd)| *pid > 0 && pidfd.is_alive())
                 .map(|peer| peer.0),
         );
+        // The number of a session stays its own until all members have exited. Those of a leader that was killed a moment ago are found.
+        for (pid, start_time) in self.known.lock().union(before) {
+            match processes.get(pid) {
+                Some(process) if process.start_time == *start_time => next.push(*pid),
+                None if before.contains(&(*pid, *start_time)) => {
+                    next.extend(related.get(pid).into_iter().flatten());
+                }
+                _ => {}
+            }
+        }
         // The child may have passed the line to a process that it did not start. The parent of such a process is alive and in the
         // same session.
         let is_orphan = |process: &Process| {
@@ -290,7 +338,7 @@ impl Family {
         }
         let found = processes.into_values().rev();
         found
-            .filter(|process| members.contains(&process.pid) && !before.contains(&process.pid))
+            .filter(|process| members.contains(&process.pid) && !before.contains(&process.id()))
             .collect()
     }
 
@@ -417,6 +465,10 @@ struct Process {
 }
 
 impl Process {
+    const fn id(&self) -> ProcessId {
+        (self.pid, self.start_time)
+    }
+
     fn read(pid: i32) -> Option<Self> {
         let stat = sys::file::read_whole(AT_FDCWD, &format!("/proc/{pid}/stat")).ok()?;
         Self::parse(pid, &String::from_utf8_lossy(&stat))
@@ -545,6 +597,11 @@ fn collect_processes(directory: &OwnedFd, depth: usize, found: &mut BTreeSet<i32
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -593,6 +650,39 @@ mod tests {
         ] {
             assert_eq!(is_younger(pid, start_time), wanted, "{pid} {start_time}");
         }
+    }
+
+    #[test]
+    fn search_finds_the_session_of_a_process_that_was_killed_before_it() {
+        let script = "sleep 1000 <&- >&- 2>&- & echo $!; exec sleep 1000";
+        let mut command = Command::new("setsid");
+        let mut leader = command
+            .args(["sh", "-c", script])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut pid = String::new();
+        let output = leader.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut pid).unwrap();
+        let orphan = Process::read(pid.trim().parse().unwrap()).unwrap();
+        let processes = ChildProcesses::new(0, OwnerProcess::current().unwrap());
+        processes.start(leader.id()).unwrap();
+        let started = processes.started().unwrap();
+        let start_time = started.start_time.unwrap();
+        leader.kill().unwrap();
+        leader.wait().unwrap();
+        let found = |before: &[ProcessId]| {
+            let before = before.iter().copied().collect();
+            let found = processes
+                .0
+                .descendants(started, start_time, &before, Duration::MAX);
+            found.iter().map(|process| process.pid).collect::<Vec<_>>()
+        };
+        let with_session = found(&[(started.pid, start_time)]);
+        let without = found(&[]);
+        assert!(orphan.kill(Duration::MAX).is_empty());
+        assert_eq!(with_session, [orphan.pid]);
+        assert_eq!(without, []);
     }
 
     #[test]
