@@ -73,6 +73,21 @@ for (const [title, filter] of Object.entries(FILTERS)) {
   })
 }
 
+available('a parent that its own filter denies a line reports that as UNSUPPORTED', async (t) => {
+  const file = join(temporaryDirectory(t), 'filter')
+  writeFileSync(file, program('deny', ['setsockopt']))
+  const descriptor = openSync(file, 'r')
+  t.teardown(() => closeSync(descriptor))
+  const code = `
+    import { spawn } from 'ringfence'
+    await spawn('true').catch((error) => console.log(error.code, error.message))
+  `
+  const args = ['--seccomp', '3', process.execPath, '--input-type=module', '--eval', code]
+  const stdio = ['ignore', 'pipe', 'inherit', descriptor] as const
+  const output = execFileSync(BWRAP[0]!, [...BWRAP.slice(1), ...args], { encoding: 'utf8', stdio: [...stdio] })
+  t.regex(output, /^ERR_RINGFENCE_UNSUPPORTED .*setsockopt/)
+})
+
 const SANDBOXES: [title: string, launcher: string[]][] = [
   ['no_new_privs', ['setpriv', '--no-new-privs']],
   ['a network namespace of its own', ['unshare', '-Urn']],

@@ -257,7 +257,7 @@ interface Binding {
     address: string,
     ...given: HandshakeArgs<Endpoints[Name]>
   ): Joining
-  privateLine(): PrivateLine
+  privateLine(): PrivateLine | Failure
   adopt(line: PrivateLine, ...given: HandshakeArgs<RawChannel>): Joining
   fromParent(...given: HandshakeArgs<RawChannel>): Joining
   /** Duplicates the descriptors. */

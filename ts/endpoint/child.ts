@@ -5,7 +5,7 @@ import type { Readable } from 'node:stream'
 import { runHandshake } from './handshake.js'
 import type { Codec } from '../adapters/codec.js'
 import { openChannel, type Channel } from '../channel/channel.js'
-import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, orThrowNoSpace, show } from '../errors.js'
+import { RingfenceError, aborted, fromFailure, invalid, isResourceShortage, ok, show } from '../errors.js'
 import { builtin, native, type PrivateLine } from '../native.js'
 import { ignore, settledWithin } from '../runtime/deferred.js'
 import { checkOptions } from './options.js'
@@ -140,10 +140,7 @@ export function fromParent(options: LineOptions = {}): Promise<Channel> {
 }
 
 function startChild(command: string, args: readonly string[], { spawn: settings = {}, line: option }: ChildOptions) {
-  const line = orThrowNoSpace(
-    (reason) => `no line can be made: ${reason}`,
-    () => native.privateLine(),
-  )
+  const line = ok<PrivateLine>(native.privateLine())
   try {
     const stdio = stdioList(settings.stdio)
     const descriptor = option === 'stdin' ? 0 : stdio.length

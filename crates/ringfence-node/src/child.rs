@@ -102,18 +102,16 @@ impl PrivateLine {
 }
 
 /// Creates a private line.
-///
-/// # Errors
-/// Throws a plain `Error` if no descriptors are left.
 #[napi]
-pub fn private_line() -> napi::Result<PrivateLine> {
-    let (parent, child) =
-        ringfence::private_line().map_err(|error| napi::Error::from_reason(error.to_string()))?;
-    Ok(PrivateLine {
-        processes: parent.processes(),
-        parent: Some(parent),
-        child: Some(child),
-    })
+pub fn private_line() -> Either<PrivateLine, Failure> {
+    match ringfence::private_line() {
+        Ok((parent, child)) => Either::A(PrivateLine {
+            processes: parent.processes(),
+            parent: Some(parent),
+            child: Some(child),
+        }),
+        Err(error) => Either::B(Failure::from(&error)),
+    }
 }
 
 /// Opens the channel with the child. Otherwise like `join`.
