@@ -357,6 +357,24 @@ test('disconnect ends one subscriber, which gets what was published before', asy
   t.deepEqual({ count, wrong, error, reason }, { count: 100, wrong: '', error: '', reason: 'closed' })
 })
 
+test('a message that was sent without waiting counts for its subscribers before they are disconnected', async (t) => {
+  const address = abstractAddress()
+  const publisher = await publishHere(t, address)
+  const there = await subscriber(t, address)
+  await until(() => publisher.subscribers.length === 1, 'the publisher knows of it')
+  const [one] = publisher.subscribers
+  void publisher.send('the first')
+  t.true(one!.stats().lag > 0)
+  void publisher.send('the last')
+  await one!.disconnect()
+  const texts = await there.run(async (kit) => {
+    const read = []
+    for await (const message of kit.keep['subscription'] as Subscription) read.push(String(message))
+    return read
+  })
+  t.deepEqual(texts, ['the first', 'the last'])
+})
+
 /** Ways in which a publisher ends a subscription, and the reason that both sides report. */
 const endings = {
   disconnect: 'closed',

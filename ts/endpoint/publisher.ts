@@ -373,7 +373,7 @@ export class Publisher<Out = MessageInput> extends Endpoint<Subscriber, Endpoint
     }
     if (typeof event === 'number') return false
     if ('number' in event) {
-      const subscriber = makeSubscriber(event)
+      const subscriber = makeSubscriber(event, () => this.#queue.flush())
       this.#subscribers.set(event.number, subscriber)
       this[internal.counts].accepted += 1
       reportSubscribed(subscriber, this.address, `a subscriber (${subscriber.delivery})`)

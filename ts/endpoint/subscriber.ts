@@ -6,7 +6,7 @@ import type { SubscriberStats } from '../channel/stats.js'
 import type { Closed, Delivery, Evidence, Identity, WaitOptions } from '../types.js'
 
 /** Makes the handle of a subscriber. Only publishers call it. */
-export let makeSubscriber: (native: NativeSubscriber) => Subscriber
+export let makeSubscriber: (native: NativeSubscriber, flush: () => void) => Subscriber
 
 /** Marks a subscriber as disconnected. */
 export let closeSubscriber: (subscriber: Subscriber, closed: Closed) => void
@@ -19,21 +19,24 @@ export class Subscriber {
   readonly closed: Promise<Closed>
 
   readonly #native: NativeSubscriber
+  /** Publishes messages that were sent and for which there is room. */
+  readonly #flush: () => void
   readonly #view: PeerView
   #isGone = false
   readonly #ending = new Deferred<Closed>()
 
   static {
-    makeSubscriber = (native) => new Subscriber(KEY, native)
+    makeSubscriber = (native, flush) => new Subscriber(KEY, native, flush)
     closeSubscriber = (subscriber, closed) => {
       subscriber.#isGone = true
       subscriber.#ending.resolve(closed)
     }
   }
 
-  private constructor(key: symbol, native: NativeSubscriber) {
+  private constructor(key: symbol, native: NativeSubscriber, flush: () => void) {
     if (key !== KEY) throw invalid('subscribers are made by a publisher')
     this.#native = native
+    this.#flush = flush
     this.#view = new PeerView({
       peer: native.peer,
       evidence: () => native.evidence(),
@@ -63,6 +66,7 @@ export class Subscriber {
    * ```
    */
   stats(): SubscriberStats {
+    this.#flush()
     return { lag: this.#isGone ? 0 : this.#native.lag() }
   }
 
@@ -95,6 +99,7 @@ export class Subscriber {
    * ```
    */
   async disconnect(): Promise<void> {
+    this.#flush()
     if (this.#isGone) return
     this.#native.disconnect()
     await this.closed
