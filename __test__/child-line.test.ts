@@ -5,7 +5,7 @@ import type { ChildProcess } from 'node:child_process'
 import { text } from 'node:stream/consumers'
 
 import test, { type ExecutionContext } from 'ava'
-import { RingfenceError } from 'ringfence'
+import type { RingfenceError } from 'ringfence'
 
 import { native } from './support/binding.js'
 import { internals } from './support/internals.js'
@@ -21,17 +21,10 @@ function linesAre(t: ExecutionContext, make: () => unknown): void {
 }
 
 test.serial('if no line can be created, no child is started, and the error says why', async (t) => {
-  const short = new Error('no descriptor')
-  const own = new RingfenceError('UNSUPPORTED', 'no binding')
-  for (const [thrown, code, cause] of [
-    [short, 'NO_SPACE', short],
-    [own, 'UNSUPPORTED', undefined],
-  ] as const) {
-    linesAre(t, () => {
-      throw thrown
-    })
+  for (const code of ['NO_SPACE', 'UNSUPPORTED'] as const) {
+    linesAre(t, () => ({ code, message: 'no descriptor' }))
     const error = await t.throwsAsync<RingfenceError>(spawn('/bin/true'), codeOf(code))
-    t.is(error!.cause, cause)
+    t.is(error!.message, 'no descriptor')
   }
 })
 
