@@ -10,11 +10,17 @@ use std::{
     time::Instant,
 };
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::{
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        eventfd::{EfdFlags, EventFd},
+    },
+};
 
 use crate::{
     error::{OrSystem, Result},
-    wait::deadline::{Wakeup, ready_by},
+    wait::deadline::ready_by,
 };
 
 /// The source of an epoll event.
@@ -22,51 +28,51 @@ const LINE: u64 = 0;
 const PEER: u64 = 1;
 const NOTIFIED: u64 = 2;
 
-/// Names the operation in errors.
-const WAITING: &str = "threads beside an event loop (epoll)";
-
-/// Makes an epoll that reports the line, the wakeup that it returns, and the end of the peer's process. The line alone is not
-/// enough, because another process may hold the peer's end open. `edge`: see [`events`].
-fn new_epoll(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>, edge: bool) -> Result<(Epoll, Wakeup)> {
-    let notified = Wakeup::new()?;
-    let notification = EpollEvent::new(events(edge), NOTIFIED);
-    let watched = [(line, line_event(edge)), (notified.as_fd(), notification)];
-    let peer = pidfd.map(|pidfd| (pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER)));
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).or_system(WAITING)?;
-    for (descriptor, event) in watched.into_iter().chain(peer) {
-        epoll.add(descriptor, event).or_system(WAITING)?;
+/// Makes an epoll that reports this event of the line, these of the descriptor that it returns, and the end of the peer's process.
+/// The line alone is not enough, because another process may hold the peer's end open.
+fn new_epoll(
+    line: BorrowedFd<'_>,
+    line_event: EpollEvent,
+    notified_events: EpollFlags,
+    pidfd: Option<BorrowedFd<'_>>,
+) -> Result<(Epoll, EventFd), Errno> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let notified = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+    epoll.add(line, line_event)?;
+    epoll.add(&notified, EpollEvent::new(notified_events, NOTIFIED))?;
+    if let Some(pidfd) = pidfd {
+        epoll.add(pidfd, EpollEvent::new(EpollFlags::EPOLLIN, PEER))?;
     }
     Ok((epoll, notified))
 }
 
-/// `edge`: each change is reported once. Otherwise a descriptor is reported as long as it is readable.
-fn events(edge: bool) -> EpollFlags {
-    let mut events = EpollFlags::EPOLLIN;
-    events.set(EpollFlags::EPOLLET, edge);
-    events
-}
-
+/// `edge`: each change of the line is reported once. Otherwise it is reported as long as the line is readable.
 fn line_event(edge: bool) -> EpollEvent {
-    EpollEvent::new(events(edge) | EpollFlags::EPOLLRDHUP, LINE)
+    let mut events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
+    events.set(EpollFlags::EPOLLET, edge);
+    EpollEvent::new(events, LINE)
 }
 
 /// The epoll of a thread that leaves every wakeup on the line.
 pub(super) struct ThreadPoll {
     epoll: Epoll,
-    /// Signalled to wake the thread that sleeps here, and never cleared: each signal is an event.
-    notified: Wakeup,
+    /// Written to wake the thread that sleeps here, and never read: each write is an event.
+    notified: EventFd,
 }
 
 impl ThreadPoll {
     /// Fails with [`Error::NoSpace`](crate::error::Error::NoSpace) if the two descriptors are not available.
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let (epoll, notified) = new_epoll(line, pidfd, true)?;
+        let once = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        let (epoll, notified) =
+            new_epoll(line, line_event(true), once, pidfd).or_system("waiting beside an event loop")?;
         Ok(Self { epoll, notified })
     }
 
     /// Wakes the thread that sleeps here, or the next one.
     pub(super) fn notify(&self) {
-        self.notified.signal();
+        // A failed write to a full eventfd would still be an event.
+        let _ = self.notified.write(1);
     }
 
     /// Sleeps until a new event or the deadline.
@@ -77,7 +83,7 @@ impl ThreadPoll {
             count = self.epoll.wait(&mut polled, timeout)?;
             Ok(count > 0)
         })
-        .or_system(WAITING)?;
+        .or_system("waiting on the line (epoll_wait)")?;
         let mut events = LineEvents::default();
         for event in &polled[..count] {
             match event.data() {
@@ -105,15 +111,16 @@ pub(super) struct LineEvents {
 /// ends that read, which consumes it, and it may be the loop's.
 pub(super) struct LoopPoll {
     epoll: Epoll,
-    /// Signalled by the thread that has consumed a wakeup. It stays readable until the loop clears it.
-    notified: Wakeup,
+    /// Written by the thread that has consumed a wakeup. It stays readable until the loop reads it.
+    notified: EventFd,
     /// Only a change of the line wakes the loop.
     edge: AtomicBool,
 }
 
 impl LoopPoll {
     pub(super) fn new(line: BorrowedFd<'_>, pidfd: Option<BorrowedFd<'_>>) -> Result<Self> {
-        let (epoll, notified) = new_epoll(line, pidfd, false)?;
+        let (epoll, notified) = new_epoll(line, line_event(false), EpollFlags::EPOLLIN, pidfd)
+            .or_system("an event loop beside a thread that reads the line")?;
         Ok(Self {
             epoll,
             notified,
@@ -134,7 +141,8 @@ impl LoopPoll {
 
     /// Notifies the loop of a consumed wakeup, which may be the loop's.
     pub(super) fn notify(&self) {
-        self.notified.signal();
+        // As above.
+        let _ = self.notified.write(1);
     }
 
     /// Clears the notification. To be called before the line is read.
@@ -143,7 +151,8 @@ impl LoopPoll {
             // The loop polls the epoll, which is readable until it has reported the change (EPOLLET).
             let _ = self.epoll.wait(&mut [EpollEvent::empty(); 3], EpollTimeout::ZERO);
         }
-        self.notified.clear();
+        // The read fails if there is no notification.
+        let _ = self.notified.read();
     }
 }
 
