@@ -343,10 +343,18 @@ const BLAMES: &[&str] = &[
     "RING_CORRUPT",
 ];
 
+/// Calls on sockets. No peer can have them denied.
+const ON_SOCKETS: &[&str] = &["getpeername", "getsockname", "getsockopt", "recvmsg", "sendmsg"];
+
 /// Returns a report if a local error is blamed on the peer. A shortage or an interruption is a local error,
 /// and the peer of these scenarios meets the policy.
 fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
-    let is_local = matches!(ERRORS[fault.error].0, "EINTR" | "EMFILE" | "ENOMEM");
+    let call = CALLS[fault.row].name;
+    let is_local = match ERRORS[fault.error].0 {
+        "EINTR" | "EMFILE" | "ENOMEM" => true,
+        "EACCES" => ON_SOCKETS.iter().any(|name| call.starts_with(name)),
+        _ => false,
+    };
     if !is_local || scenario.must_refuse() {
         return None;
     }

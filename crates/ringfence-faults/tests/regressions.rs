@@ -33,6 +33,13 @@ fn local_shortage_is_not_attributed_to_the_peer() {
     run_case("member, second", "getsockopt(SO_TYPE)", "all", "ENOMEM");
 }
 
+/// A call on a passed socket that was denied once was blamed on the peer.
+#[test]
+fn denied_call_on_a_socket_is_not_attributed_to_the_peer() {
+    run_case("member, second", "recvmsg", "1", "EACCES");
+    run_case("member, second", "getsockopt(SO_ACCEPTCONN)", "1", "EACCES");
+}
+
 /// An interrupted check of the seals was blamed on the peer.
 #[test]
 fn interrupted_seal_check_is_retried() {

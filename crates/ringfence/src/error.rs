@@ -299,29 +299,34 @@ impl Error {
         }
     }
 
-    /// Makes a system call on a descriptor that the peer has passed. If it fails, see [`Error::unless_local`].
+    /// As [`Error::unless_short`]. A call that is denied is local as well: no peer can have this process's call denied, except one
+    /// on a file that it has passed.
+    pub(crate) fn unless_denied(
+        what: impl Into<String>,
+        errno: Errno,
+        otherwise: impl FnOnce(Errno) -> Self,
+    ) -> Self {
+        if is_denied(errno) {
+            Self::system(what, errno)
+        } else {
+            Self::unless_short(what, errno, otherwise)
+        }
+    }
+
+    /// Makes a system call on a file that the peer has passed. If that is denied, the peer may have chosen a file that denies it, or
+    /// a filter denies it on every descriptor, also on one that is not open: only then the error is local.
     pub(crate) fn or_local<'a, T>(
         what: &str,
         passed: &'a OwnedFd,
         call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
         otherwise: impl FnOnce(Errno) -> Self,
     ) -> Result<T> {
-        let result = uninterrupted(|| call(passed.as_fd()));
-        result.map_err(|errno| Self::unless_local(what, errno, call, otherwise))
-    }
-
-    /// As [`Error::unless_short`], for a call on a descriptor that the peer has passed. A filter of this process denies the call on
-    /// every descriptor, also on one that is not open: then the error is local.
-    pub(crate) fn unless_local<'a, T>(
-        what: &str,
-        errno: Errno,
-        call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
-        otherwise: impl FnOnce(Errno) -> Self,
-    ) -> Self {
-        if is_denied(errno) && uninterrupted(|| call(sys::NOT_OPEN)).err() == Some(errno) {
-            return Self::system(what, errno);
-        }
-        Self::unless_short(what, errno, otherwise)
+        uninterrupted(|| call(passed.as_fd())).map_err(|errno| {
+            if is_denied(errno) && uninterrupted(|| call(sys::NOT_OPEN)).err() == Some(errno) {
+                return Self::system(what, errno);
+            }
+            Self::unless_short(what, errno, otherwise)
+        })
     }
 }
 
@@ -454,9 +459,9 @@ pub(crate) const fn is_shortage(errno: Errno) -> bool {
     )
 }
 
-/// Whether a sandbox or a security module denies a system call, or the kernel lacks it.
+/// Whether a sandbox or a security module denies a system call, or the kernel lacks it. EINTR: see `sys::uninterrupted`.
 pub(crate) const fn is_denied(errno: Errno) -> bool {
-    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
+    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS | Errno::EINTR)
 }
 
 /// Returns the errno behind an error of the standard library. Errors without an errno were raised before the
@@ -599,16 +604,12 @@ impl Refusal {
         }
     }
 
-    /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_short`]. A lookup that is denied is local too,
-    /// because it uses no descriptor that the peer has passed.
+    /// Makes the refusal for a failed lookup, or a local error: see [`Error::unless_denied`].
     pub(crate) fn of_lookup(what: impl Into<String>, check: Check, wanted: &str, errno: Errno) -> Error {
-        if is_denied(errno) {
-            return Error::system(what, errno);
-        }
-        Error::unless_short(what, errno, |errno| Self::new(check, wanted, errno.desc()).into())
+        Error::unless_denied(what, errno, |errno| Self::new(check, wanted, errno.desc()).into())
     }
 
-    /// Makes a system call on a descriptor that the peer has passed: see [`Error::or_local`].
+    /// Makes a system call on a file that the peer has passed: see [`Error::or_local`].
     pub(crate) fn or_local<'a, T>(
         what: &str,
         check: Check,

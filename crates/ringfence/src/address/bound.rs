@@ -501,7 +501,8 @@ fn ask<'a, T>(
     wanted: &str,
     call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>,
 ) -> Result<T> {
-    Refusal::or_local(INSPECTING_SOCKET, Check::Address, wanted, listener, call)
+    sys::uninterrupted(|| call(listener.as_fd()))
+        .map_err(|errno| Refusal::of_lookup(INSPECTING_SOCKET, Check::Address, wanted, errno))
 }
 
 /// Checks the lock that the host has passed. It must be the file next to the path, and locked through this

@@ -139,12 +139,9 @@ impl FrameLine<'_> {
                 .unwrap_or_else(|| Error::PeerLost(format!("it closed the line ({})", errno.desc()))),
             Errno::EAGAIN => Error::PeerLost("it does not read what this side sends".into()),
             // The peer passed this line, so its defects are not the fault of this system.
-            errno => Error::unless_local(
-                "writing to the peer's line (sendmsg)",
-                errno,
-                |line| send(line, frame, descriptors),
-                |errno| Error::Protocol(format!("its line cannot be written to ({})", errno.desc())),
-            ),
+            errno => Error::unless_denied("writing to the peer's line (sendmsg)", errno, |errno| {
+                Error::Protocol(format!("its line cannot be written to ({})", errno.desc()))
+            }),
         })
     }
 
@@ -259,10 +256,9 @@ impl FrameReader<'_> {
                 }
                 Err(Errno::ECONNRESET) => return Err(self.disconnected()),
                 Err(errno) => {
-                    return Err(Error::unless_local(
+                    return Err(Error::unless_denied(
                         "reading the peer's line (recvmsg)",
                         errno,
-                        |line| sys::socket::receive(line, &mut [0]),
                         |errno| Error::Protocol(format!("its line cannot be read ({})", errno.desc())),
                     ));
                 }

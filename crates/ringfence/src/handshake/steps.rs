@@ -402,7 +402,8 @@ pub(super) fn check_line(line: UncheckedFd, sender: Credentials) -> Result<Owned
     const LINE: &str = "inspecting the line that the peer has passed";
     const WANTED: &str = "a Unix stream socket pair made by the process that connected";
     fn ask<'a, T>(line: &'a OwnedFd, call: impl Fn(BorrowedFd<'a>) -> Result<T, Errno>) -> Result<T> {
-        Refusal::or_local(LINE, Check::Line, WANTED, line, call)
+        sys::uninterrupted(|| call(line.as_fd()))
+            .map_err(|errno| Refusal::of_lookup(LINE, Check::Line, WANTED, errno))
     }
     let kind = ask(&line, |line| getsockopt(&line, sockopt::SockType))?;
     ask(&line, |line| getsockname::<UnixAddr>(line.as_raw_fd()))?;

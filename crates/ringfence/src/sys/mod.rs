@@ -23,14 +23,16 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 
 /// Repeats a call that a signal has interrupted (EINTR, signal(7)), because an interrupted call has no
-/// result.
+/// result. A call that is always interrupted is denied, by a filter or a tracer, and this does not go on forever.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
-    loop {
+    const MOST: usize = 10_000;
+    for _ in 1..MOST {
         match call() {
             Err(Errno::EINTR) => {}
             other => return other,
         }
     }
+    call()
 }
 
 /// A descriptor that is never open: the kernel allows no number as high (`fs.nr_open`). Unlike `AT_FDCWD`, it reaches the kernel: C
@@ -42,4 +44,14 @@ pub(crate) const NOT_OPEN: BorrowedFd<'static> = unsafe { BorrowedFd::borrow_raw
 pub(crate) fn is_ready(descriptor: &impl AsFd, events: PollFlags) -> Result<bool, Errno> {
     let mut polled = [PollFd::new(descriptor.as_fd(), events)];
     uninterrupted(|| poll(&mut polled, PollTimeout::ZERO)).map(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_that_is_always_interrupted_fails() {
+        assert_eq!(uninterrupted(|| Err::<(), _>(Errno::EINTR)), Err(Errno::EINTR));
+    }
 }
