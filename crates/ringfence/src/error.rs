@@ -285,14 +285,14 @@ impl Error {
     }
 
     /// Makes the error for a failed system call about the peer or an address. A shortage of descriptors or
-    /// memory is a local error ([`Error::NoSpace`]): the call found out nothing, so the peer is not blamed.
-    /// `otherwise` converts every other errno.
+    /// memory is a local error ([`Error::NoSpace`]): the call found out nothing, so the peer is not blamed. So is a call that is
+    /// interrupted each time (see `sys::uninterrupted`). `otherwise` converts every other errno.
     pub(crate) fn unless_short(
         what: impl Into<String>,
         errno: Errno,
         otherwise: impl FnOnce(Errno) -> Self,
     ) -> Self {
-        if is_shortage(errno) {
+        if is_shortage(errno) || errno == Errno::EINTR {
             Self::system(what, errno)
         } else {
             otherwise(errno)
@@ -459,9 +459,9 @@ pub(crate) const fn is_shortage(errno: Errno) -> bool {
     )
 }
 
-/// Whether a sandbox or a security module denies a system call, or the kernel lacks it. EINTR: see `sys::uninterrupted`.
+/// Whether a sandbox or a security module denies a system call, or the kernel lacks it.
 pub(crate) const fn is_denied(errno: Errno) -> bool {
-    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS | Errno::EINTR)
+    matches!(errno, Errno::EPERM | Errno::EACCES | Errno::ENOSYS)
 }
 
 /// Returns the errno behind an error of the standard library. Errors without an errno were raised before the

@@ -23,7 +23,7 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 
 /// Repeats a call that a signal has interrupted (EINTR, signal(7)), because an interrupted call has no
-/// result. A call that is always interrupted is denied, by a filter or a tracer, and this does not go on forever.
+/// result. A filter or a tracer may interrupt a call each time, so this does not go on forever.
 pub(crate) fn uninterrupted<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
     const MOST: usize = 10_000;
     for _ in 1..MOST {
