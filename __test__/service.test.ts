@@ -610,7 +610,7 @@ test.serial('a service works without libuv, watched by a thread', async (t) => {
   })
 })
 
-test.serial('a service in a worker may be terminated at any moment, 60 times', async (t) => {
+test.serial('a service in a worker may be terminated at any moment, 30 times', async (t) => {
   const stage = await Partner.start(t, { node: ['--expose-gc'] })
   const agent = await Partner.start(t)
   const address = abstractAddress()
@@ -638,7 +638,7 @@ test.serial('a service in a worker may be terminated at any moment, 60 times', a
     for (let number = 0; number < 5; number += 1) void talk()
   }, address)
   const before = await terminateWorkers(stage, address, 'serving', 0, 10)
-  const after = await terminateWorkers(stage, address, 'serving', 10, 50)
+  const after = await terminateWorkers(stage, address, 'serving', 10, 20)
   t.true(after <= before, `${before} descriptors before, ${after} after`)
   await until(() => !isBound(address), 'the address is free')
   const listener = await listenHere(t, address, { capacity: 16_384 })

@@ -284,7 +284,7 @@ function testChurn([channels = '1000000', kills = '10000', seed = String(Date.no
   run(`${channels} channels and ${kills} kills, seed ${seed}`, 'cargo', [...program, '--', channels, kills, seed])
 }
 
-/** Terminates workers at random moments. `npm test` does the same a few hundred times. */
+/** Terminates workers at random moments. `npm test` does the same a hundred times. */
 function testTorture([count = '10000']) {
   const times = Number(count)
   if (!Number.isInteger(times) || times < 200) fail('✗ The number of workers must be a whole number of at least 200.')
