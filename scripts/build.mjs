@@ -88,11 +88,16 @@ function keepNames(file) {
   writeFileSync(file, code)
 }
 
-/** Compiles __test__/ to build/test, where ava runs it, and builds the Rust programs that tests start. */
-export function buildTests() {
+/** Compiles __test__/ to build/test, where ava runs it. */
+export function compileTests() {
   // The output of a deleted test must not run.
   rmSync(join(root, 'build', 'test'), { recursive: true, force: true })
   run('compile the tests', tool('tsc'), ['-p', 'tsconfig.test.json'])
+}
+
+/** Compiles the tests in Node, and builds the Rust programs that they start. */
+export function buildTests() {
+  compileTests()
   const partners = ['ringfence-partner', 'ringfence-frames', 'ringfence-ticker']
   run('build the Rust programs', 'cargo', ['build', '--quiet', ...partners.flatMap((name) => ['-p', name])])
 }

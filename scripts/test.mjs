@@ -26,7 +26,7 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, rmSync } from 'node:fs'
 import { delimiter, join } from 'node:path'
-import { build, buildTests } from './build.mjs'
+import { build, buildTests, compileTests } from './build.mjs'
 import { testTypeScriptMutants } from './lib/ts-mutants.mjs'
 import { testFuzz } from './lib/fuzz.mjs'
 import { testLoad } from './lib/load.mjs'
@@ -53,13 +53,16 @@ const NATS_SERVER = 'github.com/nats-io/nats-server/v2@v2.15.2'
 function testAll() {
   const started = performance.now()
   // The models have a step of their own, `npm run test:models`, which leaves `npm test` time on slow machines.
-  const tests = ['test', '--workspace', '--exclude', 'ringfence-model', ...features]
-  // Compiles them beside the binding, the last part of which uses one core. `Rust tests` waits for this, and reports its errors.
-  const compiling = spawn('cargo', [...tests, '--no-run'], { cwd: root, stdio: 'ignore' }).on('error', () => {})
+  const packages = ['--workspace', '--exclude', 'ringfence-model', ...features]
+  // One build for the tests and the programs that the tests in Node start: apart, their dependencies have other features.
+  const programs = ['build', '--tests', '--bins', '--examples', ...packages]
+  // Runs beside the build of the binding, the last part of which uses one core. The step waits for this, and reports its errors.
+  const compiling = spawn('cargo', programs, { cwd: root, stdio: 'ignore' }).on('error', () => {})
   process.once('exit', () => compiling.kill())
   build('--release')
-  run('Rust tests', 'cargo', tests)
-  buildTests()
+  run('build the Rust tests', 'cargo', programs)
+  run('Rust tests', 'cargo', ['test', ...packages])
+  compileTests()
   run('tests in Node', tool('ava'))
   // Like Electron, which forbids external memory. Only the code that copies messages depends on that.
   const copying = ['reserve', 'sending', 'reading'].map((name) => `build/test/${name}.test.js`)
