@@ -229,7 +229,7 @@ test.serial(
         first,
         first + count,
       )
-    // Each task twice and more: what is made once is there afterwards.
+    // Each task runs at least twice, so that what is made once exists afterwards.
     const first = Math.max(20, times / 10)
     const before = await rounds(0, first)
     const after = await rounds(first, times - first)

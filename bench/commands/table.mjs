@@ -69,7 +69,7 @@ const ROWS = {
   '64 B in place, Rust': [{ ...inPlace(64), figure: 'messages_per_second' }, [1, 'rivals'], [...SHARED, 'unix']],
   '1 MiB in place, Rust': [inPlace(MIB), [1, 'rivals'], SHARED],
   '16 MiB in place, Rust': [inPlace(16 * MIB), [1, 'rivals'], LARGE],
-  // Each way takes two transfers of a line, the second of which the first one announces. A tenth is for the rest.
+  // Each way moves two lines, one after the other: the word that publishes, then the record. A tenth is for the rest.
   'round trip, polled, Rust': [roundTrip('rust', 'rtt-polled'), [2 * 1.1, 'cache-line'], SHARED, ['cache-line']],
   'round trip, blocking calls, Rust': [roundTrip('rust', 'rtt-spin'), [1, 'rivals'], BLOCKING],
   'round trip, asleep, Rust': [roundTrip('rust', 'rtt-parked'), [1, 'rivals'], SLEEPERS, WAKEUPS],

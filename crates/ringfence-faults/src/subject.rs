@@ -328,7 +328,7 @@ fn start_child(codes: &mut Codes, evidence: &mut Vec<Evidence>) -> Outcome {
     let mut command = Command::new(program);
     command
         .args(["partner", "child", "@"])
-        // The list is of this process, and nobody reads what the child reports.
+        // The list describes this process, and what the child reports is not read.
         .env_remove("RINGFENCE_FAULTS_RESOURCES")
         .stdin(Stdio::null())
         .stdout(Stdio::null());

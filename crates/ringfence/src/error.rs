@@ -299,8 +299,8 @@ impl Error {
         }
     }
 
-    /// As [`Error::unless_short`]. A call that is denied is local as well: no peer can have this process's call denied, except one
-    /// on a file that it has passed.
+    /// As [`Error::unless_short`]. A denied call is a local error as well: a peer cannot make the kernel deny a call of this process,
+    /// except on a file that it has passed.
     pub(crate) fn unless_denied(
         what: impl Into<String>,
         errno: Errno,

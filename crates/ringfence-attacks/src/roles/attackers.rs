@@ -558,7 +558,7 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
     loop {
         count += 1;
         let last = if is_near {
-            // SAFETY: this process has one thread, and the child makes a few system calls and then exits or
+            // SAFETY: each thread was joined, so this process has one, and the child makes a few system calls and then exits or
             // executes.
             match unsafe { fork() }.map_err(failed("fork"))? {
                 ForkResult::Child if getpid() == wanted => {
@@ -579,7 +579,8 @@ fn wrap(address: &str, victim: &str, genuine: &str) -> Result<(), String> {
                 .join()
                 .map_err(|_| "a thread has panicked")?
         };
-        // Further on only a process may take it. After the largest number, the kernel leaves out the first 300.
+        // Close to the number, a thread could take it, so only processes are started. After the largest number, the kernel leaves out
+        // the first 300.
         is_near = (1..=600).contains(&(wanted.as_raw() - last.as_raw()).rem_euclid(numbers));
     }
     let looks = stat(genuine).map_err(failed("stat"))?;

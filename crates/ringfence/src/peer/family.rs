@@ -162,7 +162,7 @@ impl ChildProcesses {
         let process = find_in_proc(pid, Some(&pidfd)).ok().flatten();
         let process = process.filter(|_| is_alive(&pidfd));
         let _ = self.0.peer.set((pid, Pidfd::new(pidfd, process)));
-        // Launchers keep a process that ends their sandbox, and that does not hold the line.
+        // A launcher may keep a process that ends its sandbox and does not hold the line.
         self.list();
     }
 
@@ -176,7 +176,7 @@ impl ChildProcesses {
             .started()
             .and_then(|started| Some((started.pid, started.pidfd.as_ref()?)));
         let pids = started.into_iter().chain(peer);
-        // Alive after it was read, so the number there was its own.
+        // It was alive after the read, so the number was still its own.
         let read = pids.filter_map(|(pid, pidfd)| Process::read(pid).filter(|_| pidfd.is_alive()));
         let mut next: Vec<_> = read.collect();
         let mut found = BTreeSet::new();
@@ -184,7 +184,7 @@ impl ChildProcesses {
             && processor_time() < until
         {
             let children = process.children();
-            // It had its number while its children were read.
+            // It still had its number after its children were read.
             if process.is_running() && found.insert(process.id()) {
                 next.extend(children);
             }
@@ -300,7 +300,7 @@ impl Family {
                 .filter(|(pid, pidfd)| *pid > 0 && pidfd.is_alive())
                 .map(|peer| peer.0),
         );
-        // The number of a session stays its own until all members have exited. Those of a leader that was killed a moment ago are found.
+        // A session keeps its number until its last member has exited, so the members of a leader that was just killed are found.
         for (pid, start_time) in self.known.lock().union(before) {
             match processes.get(pid) {
                 Some(process) if process.start_time == *start_time => next.push(*pid),
