@@ -589,6 +589,7 @@ test('posted messages are sent, with no transfer list or an empty one', async (t
   t.deepEqual(core.sent, Array(7).fill('1'))
   for (const list of [[new ArrayBuffer(8)], { transfer: [new ArrayBuffer(8)] }])
     t.throws(() => port.postMessage(1, list), { ...invalid, message: /nor a MessagePort can be transferred/ })
+  t.throws(() => Reflect.apply(port.postMessage, port, []), { ...invalid, message: 'postMessage needs a message' })
   t.is(core.sent.length, 7)
 })
 

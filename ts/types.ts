@@ -36,7 +36,7 @@ export interface CallOptions extends WaitOptions {
 /** Options of `serve`. */
 export interface ServeOptions {
   /**
-   * Handlers that run at a time at most. Further requests wait until a handler has returned.
+   * Handlers that run at a time at most. Further requests wait until a handler has returned. `Infinity` sets no limit.
    *
    * @defaultValue 100
    */

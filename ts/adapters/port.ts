@@ -95,6 +95,8 @@ export class Port<C extends PortChannel> extends EventEmitter {
   }
 
   postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void {
+    // `undefined` is a message too, but a call without one is a mistake, as for Node's ports.
+    if (arguments.length === 0) throw invalid('postMessage needs a message')
     const list = Array.isArray(transfer)
       ? transfer
       : (transfer as { transfer?: readonly unknown[] } | undefined)?.transfer
