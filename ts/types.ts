@@ -43,7 +43,7 @@ export interface ServeOptions {
   concurrency?: number | undefined
 }
 
-/** What a handler of `serve` knows about its request. */
+/** The second argument of a handler of `serve`: it describes the request. */
 export interface CallContext {
   /**
    * Aborted once no caller waits for the reply. The reason is a {@link RingfenceError}: ABORT_ERR if the caller has aborted the call or has
@@ -121,8 +121,8 @@ export interface Policy {
    */
   namespace?: 'same' | 'any' | undefined
   /**
-   * What the kernel must deny the peer. This process reads it in /proc for each thread of the peer, before anything is shared and at each
-   * later check.
+   * Operations that the kernel must deny the peer. This process reads the restrictions of each of the peer's threads in /proc, before
+   * anything is shared and at each later check.
    *
    * @defaultValue not checked
    */
