@@ -1,15 +1,16 @@
 // A process that exits leaves no files beside its path.
 
-import { readdirSync } from 'node:fs'
-import { dirname } from 'node:path'
+import { readdirSync, writeFileSync } from 'node:fs'
+import { dirname, join as joinPath } from 'node:path'
 
-import test from 'ava'
-import { member, subscribe } from 'ringfence'
+import test, { type ExecutionContext } from 'ava'
+import { member, subscribe, type Channel, type Subscription } from 'ringfence'
 
-import { namedAddress, untilBound } from './support/address.js'
+import { namedAddress, temporaryDirectory, untilBound } from './support/address.js'
 import { urlOf } from './support/internals.js'
 import { joinHere, pair, Partner } from './support/partner.js'
 import type { Kit } from './support/partner-process.js'
+import { until } from './support/until.js'
 
 /** Resources at an address, and whether the test needs a partner. */
 const places: [title: string, open: (kit: Kit, address: string) => Promise<unknown> | void, partner: boolean][] = [
@@ -271,3 +272,100 @@ test('writes to a duplex right before the exit, or by a listener of it, are in t
   await t.throwsAsync(reading, { code: 'ERR_RINGFENCE_PEER_LOST' })
   t.regex(text, /^a+bc$/)
 })
+
+/** A sender in the partner, and its reader here. Each end is called while a message waits for room. */
+const enders: [
+  call: string,
+  open: (kit: Kit, address: string) => Promise<void>,
+  read: (t: ExecutionContext, address: string) => Promise<Channel | Subscription>,
+][] = [
+  [
+    'the end of a channel',
+    async ({ keep, join: joinThere }, address) => {
+      const channel = await joinThere(address, { capacity: 65_536 })
+      Object.assign(keep, { sender: channel, end: () => channel.end() })
+    },
+    joinHere,
+  ],
+  [
+    'the close of a channel',
+    async ({ keep, join: joinThere }, address) => {
+      const channel = await joinThere(address, { capacity: 65_536 })
+      Object.assign(keep, { sender: channel, end: () => channel.close() })
+    },
+    joinHere,
+  ],
+  [
+    'the close of a membership',
+    async ({ keep, ringfence }, address) => {
+      const membership = await ringfence.member(address, { capacity: 65_536 })
+      const { value: channel } = await membership[Symbol.asyncIterator]().next()
+      Object.assign(keep, { sender: channel, end: () => membership.close() })
+    },
+    async (t, address) => {
+      const membership = await member(address, { wait: true })
+      t.teardown(() => membership.close())
+      return (await membership[Symbol.asyncIterator]().next()).value!
+    },
+  ],
+  [
+    'the end of a publisher',
+    async ({ keep, ringfence }, address) => {
+      const publisher = await ringfence.publish(address, { capacity: 65_536 })
+      await new Promise((resolve) => publisher.once('connection', resolve))
+      Object.assign(keep, { sender: publisher, end: () => publisher.end() })
+    },
+    (_, address) => subscribe(address, { wait: true }),
+  ],
+]
+for (const [call, open, read] of enders) {
+  for (const hasRoom of [true, false]) {
+    const title = hasRoom
+      ? `${call} is clean if there is room for all messages when the process exits`
+      : `${call} is no clean end if the process exits before there is room for all messages`
+    test(title, async (t) => {
+      const address = namedAddress(t)
+      const directory = temporaryDirectory(t)
+      const [full, drained] = [joinPath(directory, 'full'), joinPath(directory, 'drained')]
+      const partner = await Partner.start(t)
+      partner.mayFail()
+      const opened = partner.run(open, address)
+      const source = await read(t, address)
+      await opened
+      void partner.run(
+        ({ keep, require, until: { blockUntil } }, here, there) => {
+          const { existsSync, writeFileSync: write } = require('node:fs') as typeof import('node:fs')
+          const { sender, end } = keep as { sender: Channel; end(): Promise<void> }
+          while (sender.trySend(Buffer.alloc(4096))) {}
+          void sender.send(Buffer.alloc(4096))
+          void sender.send(Buffer.alloc(7000, 1))
+          void end()
+          write(here, '')
+          // The event loop is blocked during that time.
+          if (there !== null) blockUntil(() => existsSync(there), 'the reader has made room')
+          process.exit(3)
+        },
+        full,
+        hasRoom ? drained : null,
+      )
+      await until(() => readdirSync(directory).length > 0, 'the ring is full')
+      let received: Buffer | undefined
+      if (hasRoom) {
+        while (source.tryReceive() !== undefined) {}
+        writeFileSync(drained, '')
+      }
+      t.deepEqual(await partner.exited, { code: 3, signal: null })
+      const reading = (async () => {
+        for await (const message of source) received = message
+      })()
+      if (hasRoom) {
+        await reading
+        t.deepEqual(received, Buffer.alloc(7000, 1))
+      } else {
+        await t.throwsAsync(reading, { code: 'ERR_RINGFENCE_PEER_LOST' })
+        t.deepEqual(received, Buffer.alloc(4096))
+      }
+      t.is((await source.closed).reason, hasRoom ? 'closed' : 'lost')
+    })
+  }
+}

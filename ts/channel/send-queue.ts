@@ -100,7 +100,7 @@ export class SendQueue {
   #hasEnded = false
   readonly #failed: (error: RingfenceError) => void
   readonly #process = watchExit()
-  /** Cancels the flush at exit, without which messages that were sent or filled right before it would be lost. */
+  /** Cancels the work at exit, without which messages that were sent or filled right before it, or their end, would be lost. */
   #cancelExitFlush: (() => void) | null = null
 
   /** @param failed - Called with failures of the binding that are not the caller's fault. */
@@ -714,7 +714,8 @@ export class SendQueue {
   }
 
   /**
-   * Rejects new messages. Earlier messages are still sent.
+   * Rejects new messages. Earlier messages are still sent. If the process exits first, the sending ends there, provided that all of
+   * them are in the ring.
    *
    * @param isQuiet - The caller did not end its own sending, so the rejections of later sends need no handler.
    */
@@ -722,6 +723,12 @@ export class SendQueue {
     if (this.#hasEnded) return
     this.#makeBlockError = reason
     this.#isQuiet ||= isQuiet
+    this.#cancelExitFlush?.()
+    this.#cancelExitFlush = flushAtExit(() => {
+      this.pump()
+      // Promises no longer settle, so nothing else ends the sending. Without this end, the peer finds a lost peer.
+      if (this.isEmpty && !this.#hasEnded) this.#native.end()
+    })
   }
 }
 
