@@ -6,14 +6,16 @@ import { EventEmitter, once } from 'node:events'
 import { closeSync, existsSync, openSync, readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
+import { Worker } from 'node:worker_threads'
 
 import test, { type ExecutionContext } from 'ava'
 import { fromParent, spawn, type ChildOptions, type LineOptions, type RingfenceError } from 'ringfence'
 
 import { temporaryDirectory } from './support/address.js'
+import { internals } from './support/internals.js'
 import { Partner } from './support/partner.js'
 import { RustPartner, rustPartner } from './support/rust.js'
-import { until } from './support/until.js'
+import { blockUntil, until } from './support/until.js'
 
 /** Node's arguments to run a script. Imports are resolved from here. */
 const script = (code: string) => ['--input-type=module', '--eval', code]
@@ -249,6 +251,44 @@ test('an exception of onSpawn kills the child, and spawn rejects with it', async
   await until(() => started.signalCode === 'SIGKILL', 'the child is killed')
 })
 
+test('an exception of onSpawn kills what the child has started before', async (t) => {
+  const file = join(temporaryDirectory(t), 'pid')
+  const written = () => (existsSync(file) ? readFileSync(file, 'utf8') : '')
+  const onSpawn = () => {
+    blockUntil(() => written().endsWith('\n'), 'the shell has started the process')
+    throw new Error('of the callback')
+  }
+  const run = 'sleep 1000 & echo $! > "$0"; wait'
+  await t.throwsAsync(spawn('/bin/sh', ['-c', run, file], { spawn: { stdio: 'ignore' }, onSpawn }), {
+    message: 'of the callback',
+  })
+  await until(() => !isRunning(Number(written())), 'the process is killed')
+})
+
+for (const [moment, call] of [
+  ['during the handshake', 'setImmediate(report, child)'],
+  ['in onSpawn', 'report(child); Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0)'],
+]) {
+  test(`a worker that is terminated ${moment} leaves no processes of its child`, async (t) => {
+    const worker = new Worker(
+      `const { parentPort } = require('node:worker_threads')
+       import('ringfence').then(({ spawn }) => {
+         const report = ({ pid }) => parentPort.postMessage(pid)
+         const onSpawn = (child) => { ${call} }
+         spawn('/bin/sh', ['-c', 'sleep 1000 & wait'], { handshakeTimeout: 1e6, spawn: { stdio: 'ignore' }, onSpawn })
+       })`,
+      { eval: true },
+    )
+    const [pid] = (await once(worker, 'message')) as [number]
+    const children = () => readFileSync(`/proc/${pid}/task/${pid}/children`, 'utf8')
+    await until(() => children() !== '', 'the shell has started a process')
+    const descendant = Number(children())
+    t.true(isRunning(pid) && isRunning(descendant))
+    await worker.terminate()
+    await until(() => !isRunning(pid) && !isRunning(descendant), 'both are killed')
+  })
+}
+
 test('a failure to kill the child does not hide the original error', async (t) => {
   const thrown = new Error('of the callback')
   const onSpawn = (process: ChildProcess) => {
@@ -260,8 +300,17 @@ test('a failure to kill the child does not hide the original error', async (t) =
     }
     throw thrown
   }
+  interface Line {
+    kill(done: (nothing: null, killed: boolean) => void): void
+  }
+  const { native } = await internals<{ native: { privateLine(): Line } }>('native.js')
+  const { privateLine } = native
+  native.privateLine = () =>
+    Object.assign(privateLine(), { kill: (done: Parameters<Line['kill']>[0]) => done(null, false) })
   const settings: SpawnOptions = { stdio: 'ignore' }
-  t.is(await t.throwsAsync(spawn(process.execPath, script(NEVER_ANSWERS), { spawn: settings, onSpawn })), thrown)
+  const spawning = spawn(process.execPath, script(NEVER_ANSWERS), { spawn: settings, onSpawn })
+  native.privateLine = privateLine
+  t.is(await t.throwsAsync(spawning), thrown)
 })
 
 test.serial('a user at the process limit gets NO_SPACE', async (t) => {

@@ -87,8 +87,11 @@ export async function spawn(
   const exited = new Promise<void>((resolve) => child.once('exit', () => resolve()))
   const output = bufferOutput(child)
   try {
+    // Before `onSpawn`, which may throw: descendants of the child can be killed from now on.
+    const failure = line.started(child.pid, options.admit ?? 'child')
     onSpawn?.(child)
-    const channel = await adopt(line, child.pid, options)
+    if (failure !== null) throw fromFailure(failure)
+    const channel = await runHandshake('spawn', (...given) => native.adopt(line, ...given), options, openChannel)
     // A later dispose can still kill descendants: it finds them in /proc, without a descriptor.
     void Promise.all([exited, channel.closed]).then(() => line.release())
     const dispose = async () => {
@@ -158,12 +161,6 @@ function stdioList(stdio: SpawnOptions['stdio']): Exclude<SpawnOptions['stdio'],
   if (!Array.isArray(stdio)) return [stdio, stdio, stdio]
   const missing = Array.from({ length: Math.max(0, 3 - stdio.length) }, () => undefined)
   return [...stdio, ...missing]
-}
-
-function adopt(line: PrivateLine, pid: number, options: ChildOptions): Promise<Channel> {
-  const failure = line.started(pid, options.admit ?? 'child')
-  if (failure !== null) return Promise.reject(fromFailure(failure))
-  return runHandshake('spawn', (...args) => native.adopt(line, ...args), options, openChannel)
 }
 
 /** Kills the child, the process that answered, and their descendants. */

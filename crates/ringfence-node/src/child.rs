@@ -19,12 +19,15 @@ use crate::{
     task,
 };
 
-/// Both ends of a line, until each is passed on, and the processes of the child. Dropping it closes the ends that are still here.
+/// Both ends of a line, until each is passed on, and the processes of the child. Dropping it closes the ends that are still here, and
+/// kills the processes unless [`PrivateLine::close`] was called: the environment has ended in the middle of a `spawn`.
 #[napi]
 pub struct PrivateLine {
     parent: Option<ParentLine>,
     child: Option<ChildLine>,
     processes: ChildProcesses,
+    /// A child was started, and the outcome of its `spawn` is not known yet. Only the environment's thread uses it.
+    is_starting: bool,
 }
 
 #[napi]
@@ -41,6 +44,7 @@ impl PrivateLine {
     #[napi]
     pub fn started(&mut self, pid: u32, admit: String) -> Option<Failure> {
         self.child = None;
+        self.is_starting = true;
         let parent = self.parent.take()?;
         let started = admit
             .parse()
@@ -93,11 +97,21 @@ impl PrivateLine {
         self.processes.release();
     }
 
-    /// Closes the ends that are still here.
+    /// Closes the ends that are still here. The `spawn` has an outcome: from now on, the child is left to the program.
     #[napi]
     pub fn close(&mut self) {
+        self.is_starting = false;
         self.child = None;
         self.parent = None;
+    }
+}
+
+impl Drop for PrivateLine {
+    fn drop(&mut self) {
+        if self.is_starting {
+            // Best effort, as `kill`.
+            let _ = self.processes.kill();
+        }
     }
 }
 
@@ -109,6 +123,7 @@ pub fn private_line() -> Either<PrivateLine, Failure> {
             processes: parent.processes(),
             parent: Some(parent),
             child: Some(child),
+            is_starting: false,
         }),
         Err(error) => Either::B(Failure::from(&error)),
     }
