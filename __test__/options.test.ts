@@ -149,6 +149,14 @@ test('an error says what was found, and which values are possible', (t) => {
     t.throws(() => checkOptions(call, options), { ...invalid, message })
 })
 
+test('a list with holes is refused', (t) => {
+  const holes: never[] = []
+  holes.length = 2
+  for (const policy of [{ uid: holes }, { gid: holes }, { executable: holes }])
+    t.throws(() => checkOptions('join', { policy }), invalid, JSON.stringify(policy))
+  t.throws(() => checkOptions('publish', { deliveries: holes }), invalid)
+})
+
 test('what attachments are accepted is checked by name', (t) => {
   const attachments = { sealed: undefined, descriptors: true, maxBytes: 1, maxCount: 1024 }
   t.deepEqual(given('join', { attachments }), {

@@ -115,8 +115,8 @@ const OPTIONS = declare({
   deliveries: {
     calls: ['publish'],
     native: (name, value) => {
-      const isValid =
-        Array.isArray(value) && value.length > 0 && value.every((delivery) => DELIVERIES.includes(delivery))
+      const list: readonly Delivery[] = Array.isArray(value) ? withoutHoles(value) : []
+      const isValid = list.length > 0 && list.every((delivery) => DELIVERIES.includes(delivery))
       return must(isValid, name, `a list of one or more of ${alternatives(DELIVERIES)}`, value as Delivery[])
     },
   },
@@ -277,7 +277,7 @@ function absolute(name: string, value: unknown): string {
   return must(isAbsolute(path), name, 'an absolute path', path)
 }
 
-function abortSignal(name: string, value: unknown): void {
+export function abortSignal(name: string, value: unknown): void {
   // Like Node, accepts those of another realm (node:vm, Jest) and of libraries (jsdom).
   const signal = (value ?? {}) as Partial<AbortSignal>
   const isSignal =
@@ -318,7 +318,12 @@ function alternatives(names: readonly string[]): string {
 }
 
 function toArray<T>(value: T | readonly T[]): readonly T[] {
-  return Array.isArray(value) ? value : [value as T]
+  return Array.isArray(value) ? withoutHoles(value) : [value as T]
+}
+
+/** `map` and `every` skip the holes of a sparse array, which would then reach the binding. */
+function withoutHoles<T>(list: readonly T[]): T[] {
+  return Array.from(list)
 }
 
 function ids(name: string, value: unknown): number[] {
