@@ -582,6 +582,13 @@ test('a signal removes an event listener, and one that is already aborted adds n
   t.is(port.listenerCount('close'), 0)
 })
 
+test('a signal that is none is refused, and nothing is added', (t) => {
+  const { port } = portOf()
+  for (const signal of [null, 5, 'signal', {}, new EventTarget()])
+    t.throws(() => port.addEventListener('message', () => {}, { signal } as never), { ...invalid, message: /signal/ })
+  t.is(port.listenerCount('message'), 0)
+})
+
 test('posted messages are sent, with no transfer list or an empty one', async (t) => {
   const { port, core } = portOf()
   for (const list of [undefined, null, [], {}, { transfer: undefined }, { transfer: null }, { transfer: [] }])
@@ -589,6 +596,10 @@ test('posted messages are sent, with no transfer list or an empty one', async (t
   t.deepEqual(core.sent, Array(7).fill('1'))
   for (const list of [[new ArrayBuffer(8)], { transfer: [new ArrayBuffer(8)] }])
     t.throws(() => port.postMessage(1, list), { ...invalid, message: /nor a MessagePort can be transferred/ })
+  for (const list of [new Set([1]), { transfer: new Set([1]) }])
+    t.throws(() => port.postMessage(1, list as never), { ...invalid, message: /nor a MessagePort can be transferred/ })
+  for (const list of [5, 'text', true, { transfer: 5 }, { transfer: {} }])
+    t.throws(() => port.postMessage(1, list as never), { ...invalid, message: /^a transfer list must be an array/ })
   t.is(core.sent.length, 7)
 })
 

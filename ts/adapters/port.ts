@@ -7,6 +7,7 @@ import type { ChannelCore } from '../channel/core.js'
 import { decodeMessage, encodeMessage, type Codec } from './codec.js'
 import { LINGER } from './duplex.js'
 import { throwUncaught } from '../runtime/emit.js'
+import { abortSignal } from '../endpoint/options.js'
 import { RingfenceError, invalid, messageOf, show } from '../errors.js'
 import { timers } from '../runtime/timers.js'
 import type { Message } from '../types.js'
@@ -54,6 +55,15 @@ interface Handler extends Listener {
   handler: PortEventListener
 }
 
+/** Returns the items of a transfer list: an iterable, or the one in options. @throws {@link RingfenceError} INVALID_ARGUMENT for another value */
+function transferred(transfer: unknown): unknown[] {
+  let list = transfer ?? []
+  if (typeof list === 'object' && !(Symbol.iterator in list)) list = (list as { transfer?: unknown }).transfer ?? []
+  if (typeof list !== 'object' || !(Symbol.iterator in list))
+    throw invalid(`a transfer list must be an array, not ${show(list)}`)
+  return [...(list as Iterable<unknown>)]
+}
+
 /** The part of a channel's view that a port uses. */
 interface PortChannel {
   readonly closed: Promise<unknown>
@@ -97,10 +107,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
   postMessage(value: unknown, transfer?: readonly unknown[] | { transfer?: readonly unknown[] | undefined }): void {
     // `undefined` is a message too, but a call without one is a mistake, as for Node's ports.
     if (arguments.length === 0) throw invalid('postMessage needs a message')
-    const list = Array.isArray(transfer)
-      ? transfer
-      : (transfer as { transfer?: readonly unknown[] } | undefined)?.transfer
-    if (list !== undefined && list !== null && [...list].length > 0)
+    if (transferred(transfer).length > 0)
       throw invalid(
         'neither memory nor a MessagePort can be transferred to another process: without a transfer list, memory is copied',
       )
@@ -210,6 +217,7 @@ export class Port<C extends PortChannel> extends EventEmitter {
     options: boolean | { once?: boolean | undefined; signal?: AbortSignal | undefined } = {},
   ): void {
     const { once = false, signal } = (options ?? {}) as { once?: boolean; signal?: AbortSignal }
+    if (signal !== undefined) abortSignal('signal', signal)
     if (listener === null || signal?.aborted) return
     if (typeof listener !== 'function' && typeof listener !== 'object')
       throw invalid(`a listener must be a function or an object with handleEvent, not ${show(listener)}`)
