@@ -270,6 +270,7 @@ test.serial('closing and destroying a merge settle `closed` and emit close once'
     ['close', (merged) => merged.close(), { reason: 'closed' }],
     ['await using', (merged) => merged[Symbol.asyncDispose](), { reason: 'closed' }],
     ['destroy', (merged) => merged.destroy(), { reason: 'closed' }],
+    ['destroy without an error', (merged) => merged.destroy(null as never), { reason: 'closed' }],
     ['destroy with an error', (merged) => merged.destroy(failure), { reason: 'failed', error: failure }],
   ]
   for (const [name, end, wanted] of ways) {

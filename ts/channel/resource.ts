@@ -198,8 +198,9 @@ export function counted(count: number, one: string, many = `${one}s`): string {
 }
 
 /** Returns the end of a resource after `destroy(error)`. */
-export function closedByDestroy(error: Error | undefined): Closed {
-  if (error === undefined) return { reason: 'closed' }
+export function closedByDestroy(error: Error | null | undefined): Closed {
+  // The callbacks of Node pass null if there is no error.
+  if (error === undefined || error === null) return { reason: 'closed' }
   if (error instanceof RingfenceError) return { reason: 'failed', error }
   return { reason: 'failed', error: new RingfenceError('CLOSED', `destroyed: ${messageOf(error)}`, { cause: error }) }
 }
