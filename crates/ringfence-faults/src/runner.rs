@@ -256,7 +256,7 @@ impl Findings {
         for what in result
             .failures
             .iter()
-            .chain(&blamed_on_peer(baseline.scenario, fault, result))
+            .chain(&blamed_on_others(baseline.scenario, fault, result))
         {
             if is_forced_by_kernel(fault, what, &result.failures) {
                 continue;
@@ -333,8 +333,9 @@ fn brief(codes: &[String]) -> String {
         .map_or("none".into(), |first| format!("{} × {first}", codes.len()))
 }
 
-/// Codes that blame the peer: it did something unexpected, or is not the expected process.
+/// Codes that blame the peer, which did something unexpected or is not the expected process, or the address.
 const BLAMES: &[&str] = &[
+    "ADDRESS_INVALID",
     "MALFORMED",
     "OBJECT_EXPOSED",
     "OBJECT_UNSOUND",
@@ -346,9 +347,9 @@ const BLAMES: &[&str] = &[
 /// Calls on sockets. No peer can have them denied.
 const ON_SOCKETS: &[&str] = &["getpeername", "getsockname", "getsockopt", "recvmsg", "sendmsg"];
 
-/// Returns a report if a local error is blamed on the peer. A shortage or an interruption is a local error,
-/// and the peer of these scenarios meets the policy.
-fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
+/// Returns a report if a local error is blamed on others. A shortage or an interruption is a local error,
+/// the peer of these scenarios meets the policy, and the address is usable.
+fn blamed_on_others(scenario: &Scenario, fault: Fault, result: &Result) -> Option<String> {
     let call = CALLS[fault.row].name;
     let is_local = match ERRORS[fault.error].0 {
         "EINTR" | "EMFILE" | "ENOMEM" => true,
@@ -363,7 +364,9 @@ fn blamed_on_peer(scenario: &Scenario, fault: Fault, result: &Result) -> Option<
     let reported = |code: &&String| code.starts_with("PEER_REFUSED");
     let own = result.subject.codes.iter().find(blame);
     let code = own.or_else(|| result.partners.iter().flat_map(|it| &it.codes).find(reported))?;
-    Some(format!("a local error was blamed on the peer: {code}"))
+    Some(format!(
+        "a local error was blamed on the peer or the address: {code}"
+    ))
 }
 
 /// Returns whether a report follows from the forced answer of the kernel, and not from what the crate does.
@@ -448,7 +451,7 @@ fn run_one(program: &Path, scenario: &str, call: &str, first: &str, error: &str)
             lasts,
         };
         let mut result = run_case(program, scenario, Some(fault), &allowed);
-        result.failures.extend(blamed_on_peer(scenario, fault, &result));
+        result.failures.extend(blamed_on_others(scenario, fault, &result));
         println!("{fault}: {result:#?}");
         if !result.failures.is_empty() {
             return ExitCode::FAILURE;

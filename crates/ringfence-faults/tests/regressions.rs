@@ -53,6 +53,12 @@ fn every_interrupted_check_is_retried() {
     run_case("pair over shm, the guest", "fcntl(F_GETFL)", "1+", "EINTR");
 }
 
+/// An interrupted bind(2) was reported as an unusable address.
+#[test]
+fn interrupted_bind_is_retried() {
+    run_case("pair, the host", "bind", "1", "EINTR");
+}
+
 /// A name that could not be removed for lack of memory was reported as one that others had opened.
 #[test]
 fn failed_unlink_is_a_local_error() {

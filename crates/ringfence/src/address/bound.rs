@@ -197,14 +197,14 @@ impl SocketFile {
         }
         if let Some(group) = access.group {
             let group = Some(Gid::from_raw(group));
-            fchownat(&file, "", None::<Uid>, group, AtFlags::AT_EMPTY_PATH)
+            uninterrupted(|| fchownat(&file, "", None::<Uid>, group, AtFlags::AT_EMPTY_PATH))
                 .map_err(|errno| refused("its group cannot be set", errno))?;
         }
         // bind applied the umask; the requested mode must win. chmod does not accept an `O_PATH` descriptor,
         // but it accepts the kernel's link to it.
         let link = format!("/proc/self/fd/{}", file.as_raw_fd());
         let mode = mode_bits(access.mode);
-        fchmodat(AT_FDCWD, link.as_str(), mode, FchmodatFlags::FollowSymlink)
+        uninterrupted(|| fchmodat(AT_FDCWD, link.as_str(), mode, FchmodatFlags::FollowSymlink))
             .map_err(|errno| refused("its mode cannot be set", errno))
     }
 }

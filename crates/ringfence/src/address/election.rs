@@ -218,7 +218,8 @@ fn try_bind(address: &Address, access: Access, backlog: i32) -> Result<BindOutco
 
 fn try_bind_name(address: &Address, backlog: i32) -> Result<BindOutcome> {
     let place = new_place()?;
-    match bind(place.listener.as_raw_fd(), &address.to_socket()?) {
+    let socket = address.to_socket()?;
+    match uninterrupted(|| bind(place.listener.as_raw_fd(), &socket)) {
         Ok(()) => place.start_listening(backlog)?,
         Err(Errno::EADDRINUSE) => return Ok(BindOutcome::Busy),
         Err(errno) => return Err(address.invalid("it cannot be bound", Some(errno))),
@@ -241,13 +242,14 @@ fn try_bind_path(address: &Address, path: &Path, access: Access, backlog: i32) -
     let socket = address.to_socket()?;
     // A file that already has the name is not this socket's file.
     let mut before = named.socket_inode(address)?;
-    let bound = match bind(listener.as_raw_fd(), &socket) {
+    let bind = || uninterrupted(|| bind(listener.as_raw_fd(), &socket));
+    let bound = match bind() {
         Err(Errno::EADDRINUSE) => {
             if let Some(taken) = remove_stale(address, &named.files)? {
                 return Ok(taken);
             }
             before = named.socket_inode(address)?;
-            bind(listener.as_raw_fd(), &socket)
+            bind()
         }
         other => other,
     };

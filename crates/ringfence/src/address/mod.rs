@@ -18,7 +18,7 @@ use std::{
 
 use nix::{errno::Errno, sys::socket::UnixAddr};
 
-use crate::error::{self, Error, Result};
+use crate::error::{Error, Result};
 
 /// `sun_path` has 108 bytes (unix(7)). A path needs one of them for its terminating NUL, an abstract name for
 /// its leading NUL.
@@ -145,13 +145,15 @@ impl Address {
     pub(crate) fn invalid(&self, reason: impl Into<String>, errno: Option<Errno>) -> Error {
         let reason = reason.into();
         let address = self.to_string();
-        match errno.filter(|errno| error::is_shortage(*errno)) {
-            Some(errno) => Error::system(format!("the address {address:?}: {reason}"), errno),
-            None => Error::AddressInvalid {
-                address,
-                reason,
-                source: errno.map(Into::into),
-            },
+        let what = format!("the address {address:?}: {reason}");
+        let unusable = |errno: Option<Errno>| Error::AddressInvalid {
+            address,
+            reason,
+            source: errno.map(Into::into),
+        };
+        match errno {
+            Some(errno) => Error::unless_short(what, errno, |errno| unusable(Some(errno))),
+            None => unusable(None),
         }
     }
 
