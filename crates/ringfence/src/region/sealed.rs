@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     slice,
     sync::Arc,
+    thread,
+    time::Duration,
 };
 
 use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
@@ -209,11 +211,11 @@ impl Draft {
                 // SAFETY: only this process has the object. Another process could open it in /proc only if it could
                 // write this process's memory as well.
                 let map = unsafe { MmapOptions::new().len(size).map_mut(&object) }?;
-                // Before Linux 5.14, each page is mapped when it is filled. `MAP_POPULATE` takes half as long again.
-                let _ = map.advise(Advice::PopulateWrite);
                 // A forked child's copy of the mapping would forbid the seal.
                 map.advise(Advice::DontFork)?;
                 map.advise(Advice::DontDump)?;
+                // Before Linux 5.14, each page is mapped when it is filled. `MAP_POPULATE` takes half as long again.
+                let _ = map.advise(Advice::PopulateWrite);
                 Ok(Arc::new(map))
             })
             .transpose()
@@ -245,7 +247,7 @@ impl Draft {
         if let Some(map) = self.memory {
             detach(map, &self.object)?;
         }
-        uninterrupted(|| fcntl(&self.object, FcntlArg::F_ADD_SEALS(seals()))).map_err(|errno| match errno {
+        unless_busy(|| fcntl(&self.object, FcntlArg::F_ADD_SEALS(seals()))).map_err(|errno| match errno {
             Errno::EBUSY => Error::invalid(
                 "a sealed buffer: something still uses its memory (a mapping, io_uring or vmsplice); wait for that to end before `write` returns",
             ),
@@ -254,6 +256,18 @@ impl Draft {
         let map = SealedBuffer::map(&self.object, self.size)?;
         Ok(SealedBuffer::new(self.object, map))
     }
+}
+
+/// Repeats a call for a few milliseconds while the memory is in use (EBUSY): the kernel holds a page while it moves it, and a child that
+/// another thread has forked may have the mapping until it executes its program.
+fn unless_busy<T>(mut call: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    for exponent in 1..5 {
+        match uninterrupted(&mut call) {
+            Err(Errno::EBUSY) => thread::sleep(Duration::from_millis(1 << exponent)),
+            result => return result,
+        }
+    }
+    uninterrupted(call)
 }
 
 /// Ends a shared mapping of an object, since a writable one forbids the seal. If others keep the mapping, a private one
@@ -380,6 +394,16 @@ mod tests {
         assert_eq!(error.code(), "INVALID_ARGUMENT");
         assert!(error.to_string().contains("still uses its memory"), "{error}");
         drop(map);
+    }
+
+    #[test]
+    fn memory_in_use_for_a_moment_is_sealed() {
+        let mut calls = 0;
+        let sealed = unless_busy(|| {
+            calls += 1;
+            if calls < 4 { Err(Errno::EBUSY) } else { Ok(calls) }
+        });
+        assert_eq!(sealed, Ok(4));
     }
 
     #[cfg_attr(miri, ignore = "Miri has no memfd")]
