@@ -15,8 +15,8 @@ use std::{
 };
 
 use ringfence::{
-    Address, Arrival, Audience, Broadcaster, CallError, Channel, Channels, CloseReason, Error, Listener,
-    Policy, PublisherEvent, RemoteError, connect, join, listen, member, publish, subscribe,
+    Address, Arrival, Audience, Broadcaster, CallError, Calls, Channel, Channels, CloseReason, Error,
+    Listener, Policy, PublisherEvent, RemoteError, connect, join, listen, member, publish, subscribe,
 };
 use support::{
     Actor, TIME_LIMIT, accepted, fresh_address, handshakes_of, report, small, wait_for_test, wire,
@@ -665,6 +665,35 @@ fn tracing_subscriber_can_drop_an_ended_channel() {
     assert!(matches!(token, Ok(None)), "{token:?}");
     let token = waiting.join().unwrap();
     assert!(matches!(token, Ok(None)), "{token:?}");
+}
+
+#[test]
+fn tracing_subscriber_can_use_the_calls_that_have_ended() {
+    install_recorder();
+    let ends: [fn(&Calls, &mut Actor); 4] = [
+        |calls, _| calls.close(),
+        |calls, _| calls.destroy(),
+        |_, agent| agent.proceed(),
+        |_, agent| agent.kill(),
+    ];
+    for end in ends {
+        let (address, _keep) = fresh_address(false);
+        let listener = listen(&address, &small()).unwrap();
+        let mut agent = Actor::start("connects and leaves", &[&address.to_string()]);
+        let calls = channel_with(&listener, &agent).into_calls().unwrap();
+        let the_calls = calls.clone();
+        let called = run_on_event(
+            &address,
+            |_, fields| fields.contains_key("reason"),
+            move || (the_calls.call(b"").is_err(), the_calls.in_flight()),
+        );
+        let reader = calls.clone();
+        let reading = thread::spawn(move || while let Ok(Some(_)) = reader.receive() {});
+        let ending = thread::spawn(move || end(&calls, &mut agent));
+        assert_eq!(called.recv_timeout(TIME_LIMIT), Ok((true, 0)));
+        reading.join().unwrap();
+        ending.join().unwrap();
+    }
 }
 
 #[test]

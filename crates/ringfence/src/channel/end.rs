@@ -7,6 +7,7 @@
 //! - [`Shared::state`]: under that lock, after the phase word. Calls read it without the lock.
 
 use std::{
+    cell::RefCell,
     os::fd::BorrowedFd,
     sync::{
         Arc, OnceLock, Weak,
@@ -299,6 +300,25 @@ impl Drop for UnreportedEnd {
     }
 }
 
+thread_local! {
+    /// The ends that this thread reports later. `None` unless it defers them.
+    static DEFERRED: RefCell<Option<Vec<UnreportedEnd>>> = const { RefCell::new(None) };
+}
+
+/// Called by a thread that has taken a lock for which a tracing subscriber may wait: until [`report_deferred`], what
+/// [`Shared::finish`] ends on this thread is not reported.
+pub(crate) fn defer_reports() {
+    // A thread that exits has destroyed the list. It reports at once.
+    let _ = DEFERRED.try_with(|deferred| {
+        deferred.borrow_mut().get_or_insert_default();
+    });
+}
+
+/// Reports the ends that this thread has deferred.
+pub(crate) fn report_deferred() {
+    drop(DEFERRED.try_with(RefCell::take));
+}
+
 /// The owner of the place of a member that has left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handover {
@@ -419,9 +439,17 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends the channel, once. When this returns, the address is free, and the line is closed to both sides.
+    /// Ends the channel, once, and reports that, now or in [`report_deferred`]. When this returns, the address is free, and the line
+    /// is closed to both sides.
     pub(crate) fn finish(&self, end: ChannelState) {
-        drop(self.end(end));
+        let mut unreported = self.end(end);
+        if unreported.is_some() {
+            let _ = DEFERRED.try_with(|deferred| {
+                if let Some(ends) = &mut *deferred.borrow_mut() {
+                    ends.extend(unreported.take());
+                }
+            });
+        }
     }
 
     /// As [`Shared::finish`]. Returns the error of the state in which the channel is then.

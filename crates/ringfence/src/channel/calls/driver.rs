@@ -16,7 +16,7 @@ use crate::{
     channel::Channel,
     channel::calls::envelope::RemoteError,
     channel::calls::state::{MAX_REQUESTS, Place, State, Ticket},
-    channel::end::{CloseReason, Shared},
+    channel::end::{CloseReason, Shared, defer_reports, report_deferred},
     channel::receiver::Receiver,
     channel::sender::Sender,
     channel::tokens::Tokens,
@@ -105,11 +105,14 @@ impl Core {
 
     /// Fails in a forked child.
     pub(crate) fn lock(&self) -> Result<Locked<'_>> {
-        self.inner.lock().map(|guard| Locked(Some(guard)))
+        let guard = self.inner.lock()?;
+        defer_reports();
+        Ok(Locked(Some(guard)))
     }
 }
 
-/// The locked state. Dropping it calls the wakers, and drops those that were replaced, after it has released the lock.
+/// The locked state. Dropping it releases the lock, and then reports the channel's end, calls the wakers, and drops those that were
+/// replaced.
 pub(crate) struct Locked<'a>(Option<MutexGuard<'a, Option<Inner>>>);
 
 impl Deref for Locked<'_> {
@@ -135,6 +138,7 @@ impl Drop for Locked<'_> {
         let State { woken, discarded, .. } = &mut self.state;
         let (woken, discarded) = (mem::take(woken), mem::take(discarded));
         self.0 = None;
+        report_deferred();
         drop(discarded);
         woken.into_iter().chain(driver).for_each(Waker::wake);
     }
