@@ -37,8 +37,10 @@ const { loop } = await internals<{
 const { settledWithin } = await internals<{
   settledWithin(milliseconds: number, promise: Promise<unknown>): Promise<void>
 }>('runtime/deferred.js')
-const { timers } = await internals<{
-  timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'>
+const { timers, atDeadline, LONGEST_TIMER } = await internals<{
+  timers: Pick<typeof globalThis, 'setTimeout' | 'clearTimeout'> & Pick<typeof process, 'nextTick'> & { now(): number }
+  atDeadline(expiresAt: number, expire: () => void): () => void
+  LONGEST_TIMER: number
 }>('runtime/timers.js')
 const { emit } = await internals<{ emit(emitter: unknown, name: string, ...what: unknown[]): void }>('runtime/emit.js')
 
@@ -219,6 +221,39 @@ test('a loop takes available values, waits for others, and abandons only its own
   there.push('three')
   t.deepEqual(await each.next(), over)
   t.deepEqual(there, ['three'])
+})
+
+test.serial('a deadline: a timer that fires early or is too long is started again', (t) => {
+  const real = { ...timers }
+  t.teardown(() => void Object.assign(timers, real))
+  const started: { fire(): void; milliseconds: number }[] = []
+  const cleared: unknown[] = []
+  let now = 0
+  let expired = 0
+  timers.now = () => now
+  timers.setTimeout = ((fire: () => void, milliseconds: number) => {
+    const timer = { fire, milliseconds, unref: () => timer }
+    started.push(timer)
+    return timer
+  }) as unknown as typeof setTimeout
+  timers.clearTimeout = (timer) => void cleared.push(timer)
+  const fireAt = (time: number) => {
+    now = time
+    started.at(-1)!.fire()
+  }
+  const cancel = atDeadline(LONGEST_TIMER + 10.5, () => (expired += 1))
+  fireAt(LONGEST_TIMER)
+  fireAt(LONGEST_TIMER + 10)
+  t.is(expired, 0)
+  t.deepEqual(
+    started.map((timer) => timer.milliseconds),
+    [LONGEST_TIMER, 11, 1],
+  )
+  cancel()
+  t.deepEqual(cleared, [started[2]])
+  fireAt(LONGEST_TIMER + 10.5)
+  t.is(expired, 1)
+  t.is(started.length, 3)
 })
 
 test.serial('a wait with a timeout: the first result counts, and no timer is left', async (t) => {

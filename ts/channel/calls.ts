@@ -9,7 +9,7 @@ import { inThisContext } from '../runtime/context.js'
 import { fairness } from '../runtime/fairness.js'
 import { Deferred, ignore, rejection, runInMicrotask } from '../runtime/deferred.js'
 import { onAbort } from '../runtime/aborts.js'
-import { LONGEST_TIMER, timers } from '../runtime/timers.js'
+import { atDeadline, timers } from '../runtime/timers.js'
 import type { CallContext, CallOptions, Identity } from '../types.js'
 import { ById } from './by-id.js'
 import * as envelope from './envelope.js'
@@ -61,7 +61,7 @@ class Call extends ListNode {
   readonly expiresAt: number
   /** Settles the promise of the caller. Null once it is settled. */
   settle: ((reply: Buffer | Promise<never>) => void) | null
-  timer: NodeJS.Timeout | undefined = undefined
+  clearTimer: (() => void) | undefined = undefined
   removeAbortListener: (() => void) | undefined = undefined
 
   constructor(body: Uint8Array, expiresAt: number, settle: (reply: Buffer | Promise<never>) => void) {
@@ -86,7 +86,7 @@ class Request extends ListNode {
   #controller: AbortController | null = null
   /** Aborts the signal. Its listeners run in the async context of the handler. */
   #abortSignal: ((reason: RingfenceError) => void) | null = null
-  #timer: NodeJS.Timeout | undefined
+  #clearTimer: (() => void) | undefined
   #reason: RingfenceError | null = null
 
   /** Dropped when the handler is called: a handler may keep its context, which holds the request. */
@@ -110,16 +110,11 @@ class Request extends ListNode {
       const controller = (this.#controller = new AbortController())
       this.#abortSignal = inThisContext((reason) => controller.abort(reason))
       if (this.#reason !== null) controller.abort(this.#reason)
-      else if (this.#expiresAt < Infinity) this.#abortWhenExpired()
+      else if (this.hasExpired) this.abort(deadlineError())
+      else if (this.#expiresAt < Infinity)
+        this.#clearTimer = atDeadline(this.#expiresAt, () => this.abort(deadlineError()))
     }
     return this.#controller.signal
-  }
-
-  #abortWhenExpired(): void {
-    const remaining = this.#expiresAt - timers.now()
-    if (remaining <= 0) return this.abort(deadlineError())
-    // A timer may fire a millisecond early, when the caller still waits.
-    this.#timer = timers.setTimeout(() => this.#abortWhenExpired(), Math.min(remaining, LONGEST_TIMER)).unref()
   }
 
   get hasExpired(): boolean {
@@ -134,7 +129,7 @@ class Request extends ListNode {
   }
 
   clearTimer(): void {
-    if (this.#timer !== undefined) timers.clearTimeout(this.#timer)
+    this.#clearTimer?.()
   }
 
   /** Returns the body for the handler. @throws {@link RingfenceError} INVALID_ARGUMENT if its memory is gone */
@@ -251,8 +246,7 @@ export class Calls {
         if (call.id >= 0) this.#transport.readNow()
         this.#abandon(call, timeoutError())
       }
-      call.timer = timers.setTimeout(expire, Math.min(Math.ceil(timeout), LONGEST_TIMER))
-      call.timer.unref()
+      call.clearTimer = atDeadline(expiresAt, expire)
     }
     if (signal !== undefined) call.removeAbortListener = onAbort(signal, () => this.#abandon(call, aborted(signal)))
     this.#transport.read()
@@ -316,7 +310,7 @@ export class Calls {
     const settle = call.settle!
     this.inFlight -= 1
     call.settle = call.body = null
-    if (call.timer !== undefined) timers.clearTimeout(call.timer)
+    call.clearTimer?.()
     call.removeAbortListener?.()
     settle(outcome)
   }

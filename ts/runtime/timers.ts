@@ -24,3 +24,17 @@ export const timers = {
 
 /** Milliseconds of the longest timer. Node fires a longer one after 1 ms. */
 export const LONGEST_TIMER = 2 ** 31 - 1
+
+/**
+ * Calls `expire` once `timers.now()` has reached `expiresAt`: Node may fire a timer a millisecond early, and holds none for longer than
+ * {@link LONGEST_TIMER}. Does not keep the process running. Returns a function that cancels it.
+ */
+export function atDeadline(expiresAt: number, expire: () => void): () => void {
+  const wait = () => timers.setTimeout(check, Math.min(Math.ceil(expiresAt - timers.now()), LONGEST_TIMER)).unref()
+  const check = () => {
+    if (timers.now() < expiresAt) timer = wait()
+    else expire()
+  }
+  let timer = wait()
+  return () => timers.clearTimeout(timer)
+}
