@@ -3,12 +3,13 @@
 use std::{
     mem,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use super::{Packed, Pair, SMALLEST, Tag, WHOLE, header, packed_size, pair};
 use crate::{
     region::{copy::Readable, layout::as_offset, own::OwnRegion},
-    ring::read::WantedLengths,
+    ring::read::{Prefetching, WantedLengths},
     ring::spsc::Tally,
 };
 
@@ -238,5 +239,49 @@ fn pull_ends_before_an_unwanted_length() {
         assert_eq!(pulled, Packed::Bytes(as_offset(two)));
         let pulled = pair.consumer.pull_retained(&mut into, &wanted).unwrap();
         assert_eq!(pulled, Packed::Large(lengths[2]));
+    }
+}
+
+/// Visits for this many periods. A visit takes `with` nanoseconds with prefetching, else `without`. Returns how many prefetched.
+fn visits_that_prefetch(state: &mut Prefetching, periods: u32, with: u64, without: u64) -> u32 {
+    let mut count = 0;
+    for _ in 0..periods * Prefetching::PERIOD {
+        let (prefetches, timed) = state.next();
+        count += u32::from(prefetches);
+        if timed {
+            let nanos = if prefetches { with } else { without };
+            state.visited(Duration::from_nanos(nanos), 1 << 20);
+        }
+    }
+    count
+}
+
+#[test]
+fn long_visits_prefetch_where_that_is_faster() {
+    let mut state = Prefetching::default();
+    assert_eq!(visits_that_prefetch(&mut state, 10, 200, 100), 10);
+    visits_that_prefetch(&mut state, 10, 100, 200);
+    let most = 10 * (Prefetching::PERIOD - 1);
+    assert_eq!(visits_that_prefetch(&mut state, 10, 100, 200), most);
+    assert_eq!(
+        visits_that_prefetch(&mut state, 10, 100, 100),
+        most,
+        "no change without a gain"
+    );
+    visits_that_prefetch(&mut state, 10, 200, 100);
+    assert_eq!(visits_that_prefetch(&mut state, 10, 200, 100), 10);
+}
+
+#[test]
+fn long_visits_are_compared_by_the_byte() {
+    let mut state = Prefetching::default();
+    for _ in 0..10 * Prefetching::PERIOD {
+        let (prefetches, timed) = state.next();
+        // A longer message takes longer, and is no reason to choose.
+        let bytes = if prefetches { 1 << 16 } else { 1 << 20 };
+        assert!(timed || !prefetches);
+        if timed {
+            state.visited(Duration::from_nanos(bytes as u64), bytes);
+        }
     }
 }
