@@ -53,7 +53,7 @@ const SHORT_RECORD: u64 = 512;
 /// Bytes of a message for which the reader chooses whether to prefetch. A row of visits ends after one of this size.
 const LONG_VISIT: usize = 64 * 1024;
 
-/// Chooses whether the visits of long messages prefetch. On some cores that doubles the speed; on others it is in the way of the
+/// Chooses whether the visits of long messages prefetch. On some cores that makes them faster; on others it is in the way of the
 /// processor's own prefetching. So of each [`Self::PERIOD`] messages one is visited the other way, and timed beside the next one.
 #[derive(Debug, Default)]
 pub(super) struct Prefetching {
@@ -62,7 +62,7 @@ pub(super) struct Prefetching {
     number: u32,
     /// Nanoseconds and bytes of the visit with the other choice.
     other: (u128, u128),
-    /// How many more comparisons the other choice has won than lost, as far as that counts.
+    /// Comparisons that the other choice has won, less those that it has lost: from -[`Self::LEAD`] to [`Self::LEAD`].
     lead: i32,
 }
 

@@ -273,6 +273,27 @@ fn long_visits_prefetch_where_that_is_faster() {
 }
 
 #[test]
+fn one_long_visit_of_a_period_prefetches() {
+    let capacity = 64 * SMALLEST;
+    let long = vec![0; as_offset(capacity / 4)];
+    let mut pair = pair(capacity, capacity);
+    let mut prefetched = Vec::new();
+    for number in 1..=Prefetching::PERIOD {
+        // A record that follows would make the row longer if it could.
+        assert!(pair.send(&long) && pair.send(&[0; 64]));
+        let first = pair.consumer.next_record().unwrap().expect("a long message");
+        let count = pair.consumer.visit_in_row(first, usize::MAX, |_, record| {
+            if record.end > record.at {
+                prefetched.push(number);
+            }
+        });
+        assert_eq!(count, 1, "a long message ends the row");
+        assert!(pair.take().is_some());
+    }
+    assert_eq!(prefetched, [Prefetching::PERIOD]);
+}
+
+#[test]
 fn long_visits_are_compared_by_the_byte() {
     let mut state = Prefetching::default();
     for _ in 0..10 * Prefetching::PERIOD {
