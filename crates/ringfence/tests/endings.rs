@@ -89,9 +89,10 @@ fn role() {
             if arguments[1] == "its peer" {
                 assert_eq!(receiver.receive(&mut [0; 8]).unwrap(), None);
                 // If the end of the sending came first, the close is a second event.
-                while sender.close_reason().is_none() {
-                    sender.poll_line();
+                while receiver.close_reason().is_none() {
+                    receiver.poll_line().unwrap();
                 }
+                sender.refresh();
             } else {
                 sender.close();
                 receiver.close();
